@@ -1,0 +1,277 @@
+"""`fedfactory ...`: parses, calls, prints; no logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import __version__
+from .errors import FedFactoryError, UsageError
+
+app = typer.Typer(
+    help="Train a data factory across hospitals, draw labelled synthetic volumes, adapt a segmenter to each site.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+site = typer.Typer(help="What a site's administrator does with its Fed-BioMed node.", no_args_is_help=True)
+app.add_typer(site, name="site")
+console = Console(highlight=False, soft_wrap=True)
+
+Seed = Annotated[int, typer.Option(min=0, help="Repeats a run.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; every error the user can act on becomes one line and an exit code."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="fedfactory")
+    except FedFactoryError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"fedfactory: {message}", markup=False)
+    sys.exit(code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="New folder for everything; default: fedfactory-demo-N.")] = None,
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Hospitals; the first one is labelled.")] = 3,
+    seed: Seed = 0,
+    preset: Annotated[str, typer.Option(help="Factory size: tiny (about 5 minutes) or small.")] = "tiny",
+) -> None:
+    """A whole federation on this machine, from simulated subjects to a report with Dice tables."""
+    from .researcher.demo import run_demo
+
+    result = run_demo(out, sites=sites, seed=seed, preset=preset)
+    table = Table("site", "no adaptation", "augmentation only", "adapted", "oracle", title="mean foreground Dice")
+    for name, row in result.dice.items():
+        table.add_row(name, *(f"{row[k]:.3f}" for k in ("no_adaptation", "augmentation_only", "adapted", "oracle")))
+    console.print(table)
+    for what, path in result.files.items():
+        console.print(f"{what:<18} {path}")
+    console.print(f"{'seconds':<18} {result.seconds:.0f}")
+
+
+@app.command()
+def prepare(  # noqa: PLR0913
+    source: Annotated[Path, typer.Argument(help="SUBJECT/MODALITY/*.nii.gz, an nnU-Net data set, or NIfTI files.")],
+    out: Annotated[Path, typer.Option(help="New slice store.")],
+    domain: Annotated[str, typer.Option(help="Name of the scanner, modality or organ.")],
+    size: Annotated[int, typer.Option(min=8, help="Pixels per side; the factory's image size.")] = 256,
+    z_bins: Annotated[int, typer.Option(min=1, help="Height bins; as the factory's.")] = 29,
+    spacing: Annotated[float | None, typer.Option(help="Millimetres per pixel; default: the widest fits.")] = None,
+    image_key: Annotated[str, typer.Option(help="Modality folder of the images, or nnU-Net channel number.")] = "image",
+    label_key: Annotated[str, typer.Option(help="Modality folder of the label maps.")] = "label",
+    label_kind: Annotated[str, typer.Option(help="dense, or none to leave labels out.")] = "dense",
+) -> None:
+    """Turn a site's volumes into a slice store. The store stays at the site."""
+    from .node.prepare import prepare as run
+
+    store = run(
+        source, out, domain=domain, size=size, z_bins=z_bins, spacing=spacing,
+        image_key=image_key, label_key=label_key, label_kind=label_kind,
+    )  # fmt: skip
+    labelled = sum(case.labelled for case in store.cases)
+    console.print(f"{out}: {len(store.cases)} cases, {labelled} labelled, {len(store)} slices of {size} px")
+
+
+@site.command("add")
+def site_add(
+    node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
+    store: Annotated[Path, typer.Option(help="Slice store made by `fedfactory prepare`.")],
+    tag: Annotated[str, typer.Option(help="Tag by which the researcher finds the data.")],
+) -> None:
+    """Register a slice store with a Fed-BioMed node."""
+    from .node.sites import add_store
+
+    _quiet_framework()
+    add_store(node_dir, store, tag)
+    console.print(f"{node_dir}: offers {store} under tag '{tag}'")
+
+
+@site.command("approve")
+def site_approve(
+    node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking; the source is still shown.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a plan to arrive.")] = 0,
+) -> None:
+    """Show the source of the training plans that wait at a node, and approve them."""
+    from .node.sites import approve_plans
+
+    _quiet_framework()
+
+    def confirm(name: str, source: str) -> bool:
+        console.rule(name)
+        console.print(source, markup=False)
+        return yes or typer.confirm("Approve this training plan?")
+
+    for name in approve_plans(node_dir, confirm=confirm, wait=wait):
+        console.print(f"{node_dir}: approved {name}")
+
+
+@app.command()
+def train(  # noqa: PLR0913
+    researcher: Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher.")],
+    tag: Annotated[str, typer.Option(help="Tag of the sites' data.")],
+    out: Annotated[Path, typer.Option(help="New experiment folder.")],
+    domains: Annotated[str, typer.Option(help="The sites' domain names, with commas between them.")] = "",
+    preset: Annotated[str, typer.Option(help="tiny or small.")] = "tiny",
+    config: Annotated[Path | None, typer.Option(help="JSON file with a factory configuration, instead.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often the generators are averaged.")] = 60,
+    updates_per_round: Annotated[int, typer.Option(min=1, help="Local updates in between.")] = 10,
+    min_nodes: Annotated[int | None, typer.Option(min=1, help="Nodes to wait for; default: one per domain.")] = None,
+    node_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the nodes.")] = 60,
+    approval_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' approval.")] = 0,
+    seed: Seed = 0,
+) -> None:
+    """Phase one: train the factory's generator with the connected nodes."""
+    from .researcher.training import factory_config, train as run
+
+    _quiet_framework()
+    chosen = factory_config(domains, preset, config)
+    folder = run(
+        chosen, out, researcher=researcher, tag=tag, rounds=rounds, updates_per_round=updates_per_round,
+        min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout, seed=seed,
+    )  # fmt: skip
+    console.print(f"{folder}: {rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
+    # The framework's server thread would keep the process alive for seconds; everything is written.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+@app.command()
+def export(
+    experiment: Annotated[Path, typer.Argument(help="Folder that `fedfactory train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Factory file, .safetensors.")],
+) -> None:
+    """The trained factory as one file, with a JSON card."""
+    from .researcher.training import export as run
+
+    factory = run(experiment, out)
+    console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts['rounds']} rounds")
+
+
+@app.command()
+def label(
+    factory: Annotated[Path, typer.Option(help="Exported factory.")],
+    store: Annotated[Path, typer.Option(help="The site's slice store, with labels.")],
+    out: Annotated[Path, typer.Option(help="Labelled factory file, .safetensors.")],
+    classes: Annotated[int | None, typer.Option(help="Label values including background, to be checked.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """At a labelled site: teach the factory to draw labels with its slices."""
+    from .node.phase_two import label_factory
+
+    made = label_factory(factory, store, out, classes=classes, seed=seed)
+    console.print(f"{out}: {made.card['classes']} classes, agreement with the teacher {made.card['agreement']:.3f} Dice")
+
+
+@app.command("generate-volumes")
+def generate_volumes(  # noqa: PLR0913
+    factory: Annotated[Path | None, typer.Option(help="Labelled factory file.")] = None,
+    ckpt_dir: Annotated[Path | None, typer.Option("--ckpt_dir", help="Folder that holds it, instead.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain to show.")] = None,
+    label: Annotated[int | None, typer.Option("--label", min=0, help="Number of the domain, instead.")] = None,
+    n_volumes: Annotated[int, typer.Option("--n_volumes", "--n-volumes", min=1, help="How many subjects.")] = 1,
+    slices_in_one_z: Annotated[
+        int, typer.Option("--slices_in_one_z", "--slices-in-one-z", min=1, help="Slices per height bin.")
+    ] = 2,
+    n_segmentation_labels: Annotated[
+        int | None, typer.Option("--n_segmentation_labels", help="Classes, to be checked.")
+    ] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out_dir", "--out", help="New folder.")] = None,
+    clip_mean: Annotated[Path | None, typer.Option("--clip_mean", help="CLIP mean of the site.")] = None,
+    z_depth: Annotated[int | None, typer.Option("--z_depth", help="Height bins to walk; default: all.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Slices at once.")] = 32,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    n_domains: Annotated[int | None, typer.Option("--n_domains", help="Domains, to be checked.")] = None,
+    remove_largest_components: Annotated[
+        bool, typer.Option("--remove_largest_components", help="Keep only each class's largest part.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Draw labelled synthetic volumes (NIfTI pairs and a manifest). Underscored options are the original program's."""
+    from .generate_volumes import choose_factory, generate_volumes as run
+
+    file, name = choose_factory(
+        factory=factory, ckpt_dir=ckpt_dir, domain=domain, label=label, classes=n_segmentation_labels,
+        domains=n_domains, clip_mean=clip_mean,
+    )  # fmt: skip
+    if out_dir is None:
+        raise UsageError("give the new folder with --out_dir")
+    folders = run(
+        file, out_dir, domain=name, volumes=n_volumes, slices_per_bin=slices_in_one_z, z_depth=z_depth,
+        batch_size=batch_size, device=device, largest_component=remove_largest_components, seed=seed,
+    )  # fmt: skip
+    console.print(f"{out_dir}: {len(folders)} labelled volumes of domain {name}")
+
+
+@app.command()
+def adapt(  # noqa: PLR0913
+    store: Annotated[Path, typer.Option(help="The site's own slice store; labels are not needed.")],
+    out: Annotated[Path, typer.Option(help="Segmenter file, .safetensors.")],
+    factory: Annotated[Path | None, typer.Option(help="Labelled factory to draw from, or ...")] = None,
+    synthetic: Annotated[Path | None, typer.Option(help="... volumes made by generate-volumes.")] = None,
+    network: Annotated[str, typer.Option(help="unet or segresnet.")] = "unet",
+    updates: Annotated[int, typer.Option(min=1, help="Training steps.")] = 300,
+    seed: Seed = 0,
+) -> None:
+    """Phase two at any site, alone: train a segmenter for its own images."""
+    from .adaptation.segmenter import SegmenterConfig
+    from .node.phase_two import adapt_site
+
+    config = SegmenterConfig(network=network, updates=updates, seed=seed)
+    made = adapt_site(store, out, factory_file=factory, synthetic=synthetic, config=config)
+    console.print(f"{out}: {network} for {made.card['domain']}, from {made.card['slices']} synthetic slices")
+
+
+@app.command()
+def segment(
+    images: Annotated[list[Path], typer.Argument(help="NIfTI images.")],
+    model: Annotated[list[Path], typer.Option(help="Segmenter file; several are averaged.")],
+    out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
+) -> None:
+    """Label maps of new images, on the images' own grid."""
+    from .adaptation.inference import segment as run
+
+    for path in run(images, model, out):
+        console.print(str(path), markup=False)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Label map, or folder of label maps.")],
+    references: Annotated[Path, typer.Argument(help="The same, or CASE/label/*.nii.gz.")],
+    out: Annotated[Path, typer.Option(help="CSV file.")],
+) -> None:
+    """Dice, 95 % Hausdorff distance, surface distance and volume error per case and class."""
+    from .adaptation.evaluation import evaluate as run, mean_dice
+
+    scores = run(predictions, references, out)
+    console.print(f"{out}: {len({s.case for s in scores})} cases, mean foreground Dice {mean_dice(scores):.3f}")
+
+
+@app.command()
+def version() -> None:
+    """Version of this package."""
+    console.print(json.dumps({"fedfactory": __version__}))
+
+
+def _quiet_framework() -> None:
+    """Fed-BioMed's log stays in its own files; on the terminal only errors."""
+    from fedbiomed.common.logger import logger
+
+    logger.setLevel("ERROR")

@@ -1,0 +1,41 @@
+"""The errors a user may meet: one clear line each, saying what is wrong, where, and what to do."""
+
+
+class FedFactoryError(Exception):
+    """Something went wrong that the user can act on. The command line prints it and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(FedFactoryError):
+    """The request itself makes no sense (missing folder, unknown name). Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value is out of range."""
+
+
+class VolumeError(FedFactoryError):
+    """A medical volume cannot be read, or is not a usable 3-D image."""
+
+
+class StoreError(FedFactoryError):
+    """A slice store is missing, damaged or does not fit its use."""
+
+
+class CheckpointError(FedFactoryError):
+    """A weights file is truncated, foreign, or of another configuration."""
+
+
+class TrainingError(FedFactoryError):
+    """Training met a value it must not continue from."""
+
+
+class NodeDataError(FedFactoryError):
+    """A node's data cannot be trained on. The text may travel to the researcher: counts only, no names."""
+
+
+class FederationError(FedFactoryError):
+    """Nodes or researcher cannot work together: port taken, plan not approved, too few nodes."""

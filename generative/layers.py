@@ -1,0 +1,76 @@
+"""Building blocks of StyleGAN2 (Karras et al. 2020): equalised weights, modulated convolution, pixel norm."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def activate(x: Tensor) -> Tensor:
+    """sqrt(2) * leaky ReLU with slope 0.2: keeps the variance of a unit normal input near one."""
+    return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+def pixel_norm(x: Tensor) -> Tensor:
+    """x divided by its root mean square over dimension 1."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class EqualisedLinear(nn.Module):
+    """y = (g / sqrt(n_in)) W x + g b, with g the learning-rate multiplier. (B, n_in) -> (B, n_out)."""
+
+    def __init__(self, n_in: int, n_out: int, *, bias: float = 0.0, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_out, n_in) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((n_out,), bias))
+        self.scale, self.lr_multiplier = lr_multiplier / math.sqrt(n_in), lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
+
+
+class EqualisedConv(nn.Module):
+    """k x k convolution with weights scaled by 1 / sqrt(c_in k^2) and same-size zero padding."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out)) if bias else None
+        self.scale, self.padding = 1 / math.sqrt(c_in * kernel**2), kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+
+
+class ModulatedConv(nn.Module):
+    """Convolution whose input channels are scaled by a style and whose output variance is restored.
+
+    Scaling the input by s and the output by the demodulation factor gives the same numbers as one kernel per
+    sample, without the grouped convolution.
+    """
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, *, demodulate: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(c_out))
+        self.modulation = EqualisedLinear(style_dim, c_in, bias=1.0)
+        self.scale, self.padding = 1 / math.sqrt(c_in * kernel**2), kernel // 2
+        self.demodulate = demodulate
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x: (B, c_in, H, W); w: (B, style_dim). Returns (B, c_out, H, W), bias added, not activated."""
+        style = self.modulation(w)  # (B, c_in)
+        weight = self.weight * self.scale
+        y = F.conv2d(x * style[:, :, None, None], weight, padding=self.padding)
+        if self.demodulate:
+            power = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, c_out)
+            y = y * torch.rsqrt(power + 1e-8)[:, :, None, None]
+        return y + self.bias[:, None, None]
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the side, linear between pixels: the (1, 3, 3, 1) filter of StyleGAN2 away from the border."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,72 @@
+"""The anatomy bottleneck: every domain paints the same soft tissue maps with its own few grey levels.
+
+A published generator that knows the domain everywhere may put different tissue under the same outline, and then
+labels do not carry over from one domain to another. Here no domain enters before this head, so one latent is one
+anatomy in every domain.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .layers import EqualisedLinear
+
+LEVELS = (-1.0, 0.0, 1.0)  # dark, middle and bright on the [-1, 1] scale of slices
+FACTORIAL_DOMAINS = 3  # up to here all combinations of levels are affordable: 3^3 + 1 = 28 maps
+ROW_CORRELATION = 0.2
+
+
+def palette_table(num_domains: int, generator: torch.Generator) -> Tensor:
+    """Initial grey levels, (num_domains, maps); map 0 is background, -1 everywhere.
+
+    Up to three domains get every combination of three levels, so that any pair of polarities exists from the
+    start: two rows that begin correlated keep the same polarity through training and labels then fail to carry
+    over. For more domains, balanced random rows are drawn until no two correlate beyond 0.2.
+
+    Raises: ConfigError if no such table was found.
+    """
+    if num_domains <= FACTORIAL_DOMAINS:
+        table = torch.tensor(list(itertools.product(LEVELS, repeat=num_domains))).t()
+    else:
+        table = _uncorrelated_rows(num_domains, generator)
+    return torch.cat([torch.full((num_domains, 1), -1.0), table], dim=1)
+
+
+def _uncorrelated_rows(num_domains: int, generator: torch.Generator) -> Tensor:
+    repeats = 3 * num_domains  # 9 maps a domain: wide enough for low correlations to exist
+    balanced = torch.tensor(LEVELS).repeat(repeats)
+    rows: list[Tensor] = []
+    for _ in range(20_000):
+        row = balanced[torch.randperm(len(balanced), generator=generator)]
+        if all(abs(torch.corrcoef(torch.stack([row, other]))[0, 1]) <= ROW_CORRELATION for other in rows):
+            rows.append(row)
+        if len(rows) == num_domains:
+            return torch.stack(rows)
+    raise ConfigError(f"no palette found for {num_domains} domains; train fewer domains together")
+
+
+class PaletteHead(nn.Module):
+    """image = sum_k p_k (m[domain, k] + 0.1 lin_k(w)) + sigma[domain] noise,  p = softmax(2 logits + bias)."""
+
+    def __init__(self, num_domains: int, latent_dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+        table = palette_table(num_domains, generator)
+        self.num_maps = table.shape[1]
+        self.grey = nn.Parameter(table)  # (domains, maps)
+        self.log_sigma = nn.Parameter(torch.full((num_domains,), -3.0))  # e^-3 = 0.05 on the [-1, 1] scale
+        self.bias = nn.Parameter(torch.zeros(self.num_maps))
+        self.shade = EqualisedLinear(latent_dim, self.num_maps)
+
+    def anatomy(self, logits: Tensor) -> Tensor:
+        """(B, maps, H, W) logits to soft tissue maps that sum to one over dimension 1."""
+        return torch.softmax(2 * logits + self.bias[:, None, None], dim=1)
+
+    def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, noise: Tensor) -> Tensor:
+        """(B, maps, H, W), (B, latent), (B,) integer, (B, 1, H, W) -> slices (B, 1, H, W), about [-1, 1]."""
+        level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
+        image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
+        return image + self.log_sigma[domain].exp()[:, None, None, None] * noise

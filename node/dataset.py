@@ -1,0 +1,48 @@
+"""A site's slice store as a Fed-BioMed dataset."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fedbiomed.common.dataset import CustomDataset
+from fedbiomed.common.logger import logger
+from torch import Tensor
+
+from ..errors import FedFactoryError, NodeDataError
+from ..generative.config import FactoryConfig
+from .store import SliceStore
+
+
+class SliceDataset(CustomDataset):
+    """Slices of one site. Set `config` on the instance before the framework calls `read`.
+
+    Items: {"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64}.
+    """
+
+    config: FactoryConfig
+
+    def read(self) -> None:
+        """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
+        try:
+            self.store = SliceStore(self.path)
+            self.store.require(size=self.config.image_size, z_bins=self.config.z_bins)
+        except FedFactoryError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError(
+                f"this site's slice store cannot be used with {self.config.image_size} px and {self.config.z_bins} "
+                "bins; see the node's log"
+            ) from None
+        if self.store.domain not in self.config.domains:
+            raise NodeDataError(
+                f"this site's domain '{self.store.domain}' is not among the experiment's: "
+                f"{', '.join(self.config.domains)}"
+            )
+        if len(self.store) < self.config.batch_size:
+            raise NodeDataError(f"{len(self.store)} slices are fewer than one batch of {self.config.batch_size}")
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def get_item(self, index: int) -> dict[str, Tensor]:
+        image = torch.from_numpy(self.store.images[index].astype(np.float32))[None]
+        return {"image": image, "z_bin": torch.tensor(self.store.z_bin[index])}

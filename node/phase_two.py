@@ -1,0 +1,86 @@
+"""What a site does with its store besides federated training: the label branch, and its own segmenter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..adaptation.adapt import adapt, draw_slices, read_synthetic
+from ..adaptation.label_branch import LabelledFactory, train_label_branch
+from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
+from ..errors import UsageError
+from ..generative.factory_file import load_factory
+from .store import SliceStore
+
+
+def labelled_slices(store: SliceStore) -> LabelledSlices:
+    """All slices of a store's labelled cases. Raises StoreError if it has none."""
+    chosen = store.labelled_slices()
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
+
+
+def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
+    """A segmenter of a site's own labelled slices, with no other site's help."""
+    card = {"domain": store.domain, "slices": len(store)}
+    return train_segmenter(
+        labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card
+    )
+
+
+def label_factory(
+    factory_file: str | Path, store_dir: str | Path, out: str | Path, *, classes: int | None = None, seed: int = 0
+) -> LabelledFactory:
+    """Add the label branch at a labelled site.
+
+    Args:
+        factory_file: exported factory. store_dir: the site's store, with labels.
+        out: labelled factory file.
+        classes: number of label values including background, if it is to be checked against the store's.
+
+    Raises: UsageError, StoreError or CheckpointError; then nothing is written.
+    """
+    factory, store = load_factory(factory_file), SliceStore(store_dir)
+    factory.config.domain_index(store.domain)
+    store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
+    if classes is not None and classes != store.classes:
+        raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
+    teacher = train_on_store(store, SegmenterConfig(seed=seed, mirror=factory.config.mirror))
+    labelled = train_label_branch(factory, teacher, domain=store.domain, seed=seed)
+    labelled.save(out)
+    return labelled
+
+
+def adapt_site(  # noqa: PLR0913
+    store_dir: str | Path,
+    out: str | Path,
+    *,
+    factory_file: str | Path | None = None,
+    synthetic: str | Path | None = None,
+    volumes: int = 90,
+    config: SegmenterConfig | None = None,
+) -> Segmenter:
+    """Phase two at a site.
+
+    Args:
+        store_dir: the site's own store; its labels, if it has any, are not read.
+        factory_file: labelled factory to draw from, or
+        synthetic: folder written by `generate-volumes` for the site's domain. Exactly one of the two.
+        volumes: synthetic subjects to draw from the factory.
+
+    Raises: UsageError, StoreError or CheckpointError; then nothing is written.
+    """
+    if (factory_file is None) == (synthetic is None):
+        raise UsageError("give either a labelled factory (--factory) or synthetic volumes (--synthetic)")
+    store, config = SliceStore(store_dir), config or SegmenterConfig()
+    if factory_file is not None:
+        labelled = LabelledFactory.load(factory_file)
+        labelled.factory.config.domain_index(store.domain)
+        store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
+        data = draw_slices(labelled, store.domain, volumes=volumes, seed=config.seed)
+    else:
+        data = read_synthetic(synthetic, store.domain)
+    source = {"source": "factory" if factory_file is not None else "synthetic volumes"}
+    segmenter = adapt(store.format, store.domain, data, config, facts=source)
+    segmenter.save(out)
+    return segmenter
+
+

@@ -1,0 +1,60 @@
+"""What a site's administrator does: register a store with the node, read a training plan, approve it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import FederationError, UsageError
+from .fedbiomed_hooks import open_node, pending_plans
+from .store import SliceStore
+
+MIN_TAG = 3  # Fed-BioMed's own limit
+
+
+def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
+    """Register a slice store with the node at `node_dir`; a running node sees it at once.
+
+    What a researcher's search can see: the tag, and a description with domain and size. No path, no case.
+
+    Raises: UsageError or StoreError if node or store are not usable, or the tag is taken.
+    """
+    opened = SliceStore(store)
+    if len(tag) < MIN_TAG or "," in tag or tag != tag.strip():
+        raise UsageError(f"tag '{tag}': use at least {MIN_TAG} characters, no comma, no space around it")
+    node = open_node(node_dir)
+    try:
+        node.dataset_manager.add_database(
+            name=f"fedfactory {opened.domain}",
+            data_type="custom",
+            tags=[tag],
+            description=f"slice store, domain {opened.domain}, {opened.format.size} px",
+            path=str(opened.path.resolve()),
+        )
+    except Exception as error:  # the framework raises many kinds here, each with a readable text
+        raise UsageError(f"{node_dir}: the node refused the store ({error})") from None
+
+
+def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:
+    """Approve the training plans that wait at a node.
+
+    Args:
+        confirm: called with name and source text of each plan; True approves.
+        wait: seconds to wait for a plan to arrive.
+
+    Returns: names of the approved plans.
+    Raises: FederationError if none waits.
+    """
+    node = open_node(node_dir)
+    deadline = time.monotonic() + wait
+    while not (plans := pending_plans(node)):
+        if time.monotonic() >= deadline:
+            raise FederationError(f"{node_dir}: no training plan waits for approval")
+        time.sleep(0.5)
+    approved = []
+    for plan in plans:
+        if confirm(plan["name"], plan["training_plan"]):
+            node.tp_security_manager.approve_training_plan(plan["training_plan_id"])
+            approved.append(plan["name"])
+    return approved

@@ -1,0 +1,23 @@
+"""Progress bars for everything that takes longer than a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate over `items` with a bar on standard error; silent where rich is not installed.
+
+    Args:
+        total: number of items, where `len(items)` is not defined.
+    """
+    try:
+        from rich.console import Console  # noqa: PLC0415  (the networks must run where only PyTorch is)
+        from rich.progress import track as rich_track  # noqa: PLC0415
+    except ImportError:
+        yield from items
+        return
+    yield from rich_track(items, description, total=total, console=Console(stderr=True), transient=True)

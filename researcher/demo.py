@@ -1,0 +1,228 @@
+"""The demonstration: a whole federation on this machine, both phases, and a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from .. import __version__
+from ..adaptation.evaluation import Score, evaluate, mean_dice
+from ..adaptation.inference import segment
+from ..adaptation.segmenter import Segmenter, SegmenterConfig
+
+from ..files import refuse_existing, write_json
+from ..generate_volumes import generate_volumes
+from ..generative.config import FactoryConfig
+from ..node.phase_two import adapt_site, label_factory, train_on_store
+from ..node.prepare import prepare
+from ..node.store import SliceStore
+from ..progress import track
+from .local_federation import LocalFederation
+from .report import write_report
+from .simulate import CONTRASTS, simulate_site
+from .training import export
+
+TAG = "fedfactory-demo"
+METHODS = ("no_adaptation", "augmentation_only", "adapted", "oracle")
+PACKAGES = ("fedbiomed", "torch", "monai", "batchgenerators", "nibabel", "nilearn", "numpy", "scipy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How much the demonstration does; the end-to-end test does less of everything."""
+
+    train_subjects: int = 16  # per site
+    test_subjects: int = 6  # per site, held out
+    rounds: int = 60
+    updates_per_round: int = 10
+    segmenter_updates: int = 300
+    synthetic_volumes: int = 90
+
+
+@dataclass
+class DemoResult:
+    """What the run measured, and where everything lies."""
+
+    dice: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, list[Score]]]  # site -> method -> scores
+    seconds: float
+    seed: int
+    versions: dict[str, str]
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DemoSite:
+    """One hospital of the demonstration."""
+
+    name: str
+    store: Path  # for training; without labels except at the first site
+    oracle_store: Path  # the same subjects with labels, for the oracle alone
+    images: list[Path]  # held-out subjects
+    test: Path  # their folder, with reference labels
+
+
+def run_demo(
+    out: Path | None, *, sites: int = 3, seed: int = 0, preset: str = "tiny", size: DemoSize | None = None
+) -> DemoResult:
+    """Run everything below `out` and write `report.html` and `results.json` there.
+
+    Args:
+        out: new folder; default: the first free `fedfactory-demo-N` here.
+        sites: 2 or 3; the first one is labelled.
+        preset: of the factory.
+        size: how many subjects, rounds and updates.
+
+    Raises: UsageError for a used folder; FederationError if a process of the federation fails. All processes are
+        ended in any case.
+    """
+    start, size, out = time.monotonic(), size or DemoSize(), out or _free_folder()
+    refuse_existing(out)
+    out = out.resolve()
+    names = list(CONTRASTS)[:sites]
+    config = FactoryConfig.preset(preset, tuple(names))
+    out.mkdir(parents=True, exist_ok=True)
+    with _terminate_as_interrupt():
+        _say("1/4 simulated subjects from the MNI152 template")
+        hospitals = [
+            _make_site(out / "sites" / name, name, number, size, config, seed) for number, name in enumerate(names)
+        ]
+        _say("2/4 phase one: federated training of the factory")
+        experiment = _phase_one(out, hospitals, config, size, seed)
+        _say("3/4 phase two: labels, synthetic volumes, each site's segmenter")
+        factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
+        factory = export(experiment, factory_file)
+        label_factory(factory_file, hospitals[0].store, labelled_file, seed=seed)
+        for hospital in hospitals:
+            generate_volumes(
+                labelled_file, out / "synthetic" / hospital.name, domain=hospital.name, volumes=4, seed=seed
+            )
+        models = _train_segmenters(out / "models", hospitals, labelled_file, size, seed)
+        _say("4/4 held-out subjects: label maps, scores, report")
+        scores = {site.name: _score_site(out, site, models[site.name]) for site in hospitals}
+    dice = {name: {method: mean_dice(rows[method]) for method in METHODS} for name, rows in scores.items()}
+    seconds = time.monotonic() - start
+    result = DemoResult(dice, scores, seconds, seed, versions())
+    result.files = {"report": out / "report.html", "results": out / "results.json", "labelled factory": labelled_file}
+    result.files |= {f"segmenter {name}": paths["adapted"] for name, paths in models.items()}
+    write_report(result, factory, labelled_file, {site.name: site.test for site in hospitals}, out / "synthetic")
+    facts = {"dice": dice, "seconds": round(seconds, 1), "seed": seed, "versions": result.versions}
+    write_json(result.files["results"], facts)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and what it computes with."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"fedfactory": __version__, "python": platform.python_version(), **found}
+
+
+def _make_site(folder: Path, name: str, number: int, size: DemoSize, config: FactoryConfig, seed: int) -> DemoSite:
+    base = 10_000 * seed + 1_000 * number
+    side = config.image_size
+    parts = (("train", size.train_subjects, base), ("test", size.test_subjects, base + 500))
+    for part, subjects, part_seed in track(parts, f"simulating {name}"):
+        simulate_site(folder / part, CONTRASTS[name], subjects, side, part_seed, prefix=f"{name}_{part}")
+    options = {"domain": name, "size": side, "z_bins": config.z_bins}
+    labelled = number == 0
+    store, oracle_store = folder / "store", folder / ("store" if labelled else "oracle_store")
+    prepare(folder / "train", store, label_kind="dense" if labelled else "none", **options)
+    if not labelled:
+        prepare(folder / "train", oracle_store, **options)
+    images = sorted((folder / "test").glob("*/image/*.nii.gz"))
+    return DemoSite(name, store, oracle_store, images, folder / "test")
+
+
+def _phase_one(out: Path, hospitals: list[DemoSite], config: FactoryConfig, size: DemoSize, seed: int) -> Path:
+    experiment = out / "experiment"
+    configuration = out / "factory_config.json"
+    write_json(configuration, config.to_dict())
+    with LocalFederation(out / "federation", [site.name for site in hospitals]) as federation:
+        federation.create()
+        add = {
+            site.name: federation.site_command(
+                "add", str(federation.nodes[site.name]), "--store", str(site.store), "--tag", TAG
+            )
+            for site in hospitals
+        }
+        federation.run_together("register data", add)
+        federation.start_nodes()
+        train = ["train", "--researcher", federation.researcher, "--tag", TAG, "--out", experiment]
+        train += ["--config", configuration, "--rounds", size.rounds, "--updates-per-round", size.updates_per_round]
+        train += ["--seed", seed, "--node-timeout", 120, "--approval-timeout", 180]
+        approve = {
+            name: federation.site_command("approve", str(path), "--yes", "--wait", "180")
+            for name, path in federation.nodes.items()
+        }
+        with federation.background("train", [str(word) for word in train]):
+            federation.run_together("approve plan", approve)
+    shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
+    return experiment
+
+
+def _train_segmenters(
+    folder: Path, hospitals: list[DemoSite], labelled_file: Path, size: DemoSize, seed: int
+) -> dict[str, dict[str, Path]]:
+    """Segmenter file of every method at every site."""
+    plain = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
+    remapped = SegmenterConfig(updates=size.segmenter_updates, seed=seed, remap_contrast=1.0)
+    source = SliceStore(hospitals[0].store)
+    shared = {"no_adaptation": train_on_store(source, plain), "augmentation_only": train_on_store(source, remapped)}
+    models: dict[str, dict[str, Path]] = {}
+    for site in hospitals:
+        paths = {method: folder / site.name / f"{method}.safetensors" for method in METHODS}
+        store = SliceStore(site.store)
+        for method, model in shared.items():
+            # The network is the labelled site's; the window that scales images is the applying site's own.
+            Segmenter(model.network, store.format, model.card).save(paths[method])
+        adapt_site(
+            site.store, paths["adapted"], factory_file=labelled_file, volumes=size.synthetic_volumes, config=plain
+        )
+        oracle = shared["no_adaptation"] if site is hospitals[0] else train_on_store(SliceStore(site.oracle_store), plain)
+        oracle.save(paths["oracle"])
+        models[site.name] = paths
+    return models
+
+
+def _score_site(out: Path, site: DemoSite, models: dict[str, Path]) -> dict[str, list[Score]]:
+    scores = {}
+    for method in METHODS:
+        folder = out / "predictions" / site.name / method
+        segment(site.images, [models[method]], folder)
+        scores[method] = evaluate(folder, site.test, folder.parent / f"{method}.csv")
+    return scores
+
+
+def _free_folder() -> Path:
+    number = 1
+    while (folder := Path(f"fedfactory-demo-{number}")).exists():
+        number += 1
+    return folder
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False).print(text)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the run as Ctrl-C does, so that every process is stopped."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

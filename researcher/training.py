@@ -1,0 +1,146 @@
+"""Phase one from start to factory file: rounds, previews, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import CheckpointError, UsageError
+from ..files import atomic_file, refuse_existing, write_json
+from ..generative.config import FactoryConfig
+from ..generative.factory_file import TrainedFactory, load_factory
+from ..generative.generator import Generator
+from ..progress import track
+from .experiment import factory_experiment, request_approval, run_round, use_researcher, wait_for_nodes
+
+if TYPE_CHECKING:
+    from fedbiomed.researcher.federated_workflows import Experiment
+
+CHECKPOINT, SUMMARY = "checkpoint.safetensors", "experiment.json"
+PREVIEWS = "previews"
+PREVIEW_COLUMNS = 8
+SHARED_PREFIX = "generator."
+
+
+def train(  # noqa: PLR0913
+    config: FactoryConfig,
+    out: str | Path,
+    *,
+    researcher: str | Path,
+    tag: str,
+    rounds: int,
+    updates_per_round: int = 10,
+    min_nodes: int | None = None,
+    node_timeout: float = 60,
+    approval_timeout: float = 0,
+    seed: int = 0,
+    save_every: int = 10,
+) -> Path:
+    """Run phase one and leave an experiment folder: newest checkpoint, previews, summary.
+
+    Args:
+        out: new experiment folder.
+        researcher: Fed-BioMed researcher component.
+        min_nodes: nodes to wait for; default: one per domain.
+        node_timeout: seconds to wait for them.
+        approval_timeout: seconds to wait for the sites' approval of the training plan.
+        save_every: rounds from one checkpoint and preview to the next.
+
+    Returns: the experiment folder.
+    Raises: UsageError, FederationError, see `wait_for_nodes`, `request_approval` and `run_round`.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    use_researcher(researcher)
+    wait_for_nodes(min_nodes or len(config.domains), node_timeout, tag)
+    experiment = factory_experiment(
+        config, tag=tag, rounds=rounds, updates_per_round=updates_per_round, seed=seed, tensorboard=True
+    )
+    request_approval(experiment, approval_timeout)
+    out.mkdir(parents=True, exist_ok=True)
+    history: dict[str, list[dict[str, float]]] = {domain: [] for domain in config.domains}
+    facts = {"tag": tag, "seed": seed, "updates_per_round": updates_per_round, "rounds_planned": rounds}
+    for number in track(range(1, rounds + 1), "training the factory"):
+        reports = run_round(experiment)
+        for domain, report in reports.items():
+            history[domain].append({"round": number, **_losses(report)})
+        if number % save_every == 0 or number == rounds:
+            factory = _trained(experiment, config, reports, history, {**facts, "rounds": number})
+            factory.save(out / CHECKPOINT)
+            write_json(out / SUMMARY, {"checkpoint": CHECKPOINT, **factory.facts})
+            save_preview(factory.generator, out / PREVIEWS / f"round_{number:04d}.png", seed)
+    return out
+
+
+def factory_config(domains: str, preset: str, config: Path | None) -> FactoryConfig:
+    """From domain names with commas between them and a preset, or from a JSON file.
+
+    Raises: UsageError if neither or both are given, or the file is not readable.
+    """
+    if (config is None) == (not domains):
+        raise UsageError("give either --domains A,B,... (with --preset) or --config FILE")
+    if config is None:
+        return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")))
+    try:
+        return FactoryConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{config}: not readable as a JSON configuration ({error})") from None
+
+
+def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
+    """The newest checkpoint of an experiment folder as a factory file.
+
+    Raises: UsageError if the folder is none, CheckpointError if its checkpoint is missing or damaged.
+    """
+    folder = Path(experiment)
+    if not (folder / SUMMARY).is_file():
+        raise UsageError(f"{folder}: no experiment here ({SUMMARY} is missing); `fedfactory train --out` makes one")
+    try:
+        checkpoint = folder / json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["checkpoint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / SUMMARY}: not readable ({error})") from None
+    factory = load_factory(checkpoint)
+    factory.save(out)
+    return factory
+
+
+@torch.no_grad()
+def save_preview(generator: Generator, path: Path, seed: int) -> None:
+    """A picture with one row per domain and one column per latent, columns at rising heights.
+
+    Latents come from a private generator: previews of all rounds show the same subjects, and training does not
+    notice that they were drawn.
+    """
+    import matplotlib.image  # noqa: PLC0415  (slow to import)
+
+    config = generator.config
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(PREVIEW_COLUMNS, config.latent_dim, generator=rng)
+    height = torch.linspace(0, config.z_bins - 1, PREVIEW_COLUMNS)
+    noise = torch.randn(PREVIEW_COLUMNS, 1, config.image_size, config.image_size, generator=rng)
+    w, constant = generator.latent_at(z, height), generator.constant_at(height)
+    rows = []
+    for domain in range(len(config.domains)):
+        image = generator.synthesise(w, constant, torch.full((PREVIEW_COLUMNS,), domain), noise).image
+        rows.append(np.concatenate([np.rot90(one[0].numpy()) for one in image], axis=1))
+    with atomic_file(path) as temporary:
+        matplotlib.image.imsave(temporary, np.concatenate(rows), cmap="gray", vmin=-1, vmax=1)
+
+
+def _losses(report: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in report.items() if key.startswith("loss_")}
+
+
+def _trained(experiment: Experiment, config: FactoryConfig, reports: dict, history: dict, facts: dict) -> TrainedFactory:
+    average = experiment.aggregator().ema
+    generator = Generator(config)
+    generator.load_state_dict({k.removeprefix(SHARED_PREFIX): v.float() for k, v in average.items()})
+    latest = {k: v.detach().clone() for k, v in experiment.training_plan().model().generator.state_dict().items()}
+    # Sites agree on size and bins by construction; spacing and height are the middle of what they report.
+    spacing = float(np.median([report["spacing"] for report in reports.values()]))
+    height = float(np.median([report["height"] for report in reports.values()]))
+    return TrainedFactory(generator.eval(), latest, spacing, height, history, facts)
