@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over `items` with a bar on standard error; silent where rich is not installed.
+    """Iterate over `items` with a bar on standard error; silent where that is no terminal, or rich is not installed.
 
     Args:
         total: number of items, where `len(items)` is not defined.
@@ -20,4 +20,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     except ImportError:
         yield from items
         return
-    yield from rich_track(items, description, total=total, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a log file wants no bars
+        yield from items
+        return
+    yield from rich_track(items, description, total=total, console=console, transient=True)

@@ -40,9 +40,9 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         return {"local", "persistent"} if name.startswith("discriminator.") else set()
 
     def training_data(self) -> DataManager:
-        dataset = SliceDataset()
-        dataset.config = self.config
-        return DataManager(dataset, shuffle=True, drop_last=True)
+        self.dataset = SliceDataset()
+        self.dataset.config = self.config
+        return DataManager(self.dataset, shuffle=True, drop_last=True)
 
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("a factory is trained by `training_routine`: it has two losses, not one")
@@ -50,7 +50,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Run the round's updates. Returns the number of slices seen."""
         device = self.enter_training(node_args)
-        store = self.training_data_loader.dataset.store
+        store = self.dataset.store
         domain = self.config.domain_index(store.domain)
         rng, updates_done = self._resume_random_state(domain, device)
         trainer = FactoryTrainer(self.model(), self.optimizers().optimizer, rng, updates_done=updates_done)

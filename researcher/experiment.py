@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FederationError, UsageError
+from ..errors import FederationError, FedFactoryError, UsageError
 from ..generative.config import FactoryConfig
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
+DEBUG_VARIABLE = "FBM_DEBUG"
 ROOT_VARIABLE = "FBM_RESEARCHER_COMPONENT_ROOT"
 
 
@@ -31,6 +32,10 @@ def use_researcher(root: str | Path) -> None:
     if "fedbiomed.researcher.config" in sys.modules and os.environ.get(ROOT_VARIABLE) != str(root):
         raise UsageError("Fed-BioMed is imported already with another researcher component; start a new process")
     os.environ[ROOT_VARIABLE] = str(root)
+    import fedbiomed.researcher.config  # noqa: F401, PLC0415  (opens the component, and sets the log level)
+    from fedbiomed.common.logger import logger  # noqa: PLC0415
+
+    logger.setLevel("ERROR")  # the terminal belongs to the progress bar; errors still show
 
 
 def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
@@ -154,12 +159,23 @@ def _not_approved(experiment: Experiment) -> list[str]:
 
 
 def _guarded(call: Callable[[], Any], what: str) -> Any:
-    """Fed-BioMed turns its errors into SystemExit; here they become errors again."""
+    """Run one of Fed-BioMed's experiment methods and turn its failure into one line.
+
+    It ends the program on any error; only in its debug mode, asked for at each call, do errors come through.
+    """
+    kept = os.environ.get(DEBUG_VARIABLE)
+    os.environ[DEBUG_VARIABLE] = "1"
     try:
         return call()
-    except SystemExit as error:
-        cause = error.__context__
-        raise FederationError(f"{what}: {_reason(cause) if cause else 'see the log above'}") from None
+    except FedFactoryError:
+        raise
+    except Exception as error:
+        raise FederationError(f"{what}: {_reason(error)}") from None
+    finally:
+        if kept is None:
+            del os.environ[DEBUG_VARIABLE]
+        else:
+            os.environ[DEBUG_VARIABLE] = kept
 
 
 def _reason(error: BaseException) -> str:

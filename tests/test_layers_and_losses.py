@@ -1,0 +1,143 @@
+"""The mathematics of the factory against plain twins in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fedfactory.generative.discriminator import Discriminator, minibatch_statistic
+from fedfactory.generative.generator import Generator
+from fedfactory.generative.layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
+from fedfactory.generative.losses import discriminator_logistic, generator_non_saturating, r1_penalty
+from fedfactory.generative.palette import PaletteHead, palette_table
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+def test_modulated_convolution_equals_one_kernel_per_sample(demodulate):
+    torch.manual_seed(0)
+    layer = ModulatedConv(3, 5, 3, 4, demodulate=demodulate).double()
+    x, w = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 4).double()
+    style = layer.modulation(w)
+    for sample in range(2):
+        kernel = layer.weight / math.sqrt(3 * 9) * style[sample][None, :, None, None]
+        if demodulate:
+            kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        expected = F.conv2d(x[sample : sample + 1], kernel, padding=1)[0]
+        torch.testing.assert_close(layer(x, w)[sample], expected)
+
+
+def test_equalised_linear_starts_with_unit_variance_whatever_its_learning_rate_multiplier():
+    torch.manual_seed(0)
+    x = torch.randn(4096, 256)
+    for multiplier in (1.0, 0.01):
+        assert EqualisedLinear(256, 64, lr_multiplier=multiplier)(x).std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_activation_and_pixel_norm_follow_their_formulas():
+    x = torch.tensor([[-2.0, 1.0]])
+    torch.testing.assert_close(activate(x), torch.tensor([[-0.4, 1.0]]) * math.sqrt(2))
+    torch.testing.assert_close(pixel_norm(x), x / math.sqrt(2.5), atol=1e-6, rtol=0)
+
+
+def test_upsampling_is_the_1331_filter_away_from_the_border():
+    x = torch.randn(1, 1, 6, 6).double()
+    zeros = torch.zeros(1, 1, 12, 12).double()
+    zeros[:, :, ::2, ::2] = x
+    tap = torch.tensor([1.0, 3.0, 3.0, 1.0]).double() / 4
+    expected = F.conv2d(F.pad(zeros, (2, 1, 2, 1)), torch.outer(tap, tap)[None, None])
+    torch.testing.assert_close(upsample(x)[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
+
+
+def test_minibatch_statistic_groups_samples_by_their_number_modulo_the_group_count():
+    x = torch.zeros(8, 1, 2, 2)
+    x[[1, 3, 5, 7]] = torch.tensor([0.0, 0.0, 2.0, 2.0])[:, None, None, None]
+    spread = minibatch_statistic(x)[:, 1, 0, 0]
+    # neighbours in one group, as a reshape the other way round would have it, give 0, 1, 0, 1 differently
+    torch.testing.assert_close(spread, torch.tensor([1e-4, 1.0] * 4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 6, 7])
+def test_minibatch_statistic_takes_any_batch_size(batch):
+    assert minibatch_statistic(torch.randn(batch, 3, 4, 4)).shape == (batch, 4, 4, 4)
+
+
+def test_adversarial_losses_equal_their_closed_forms():
+    real, fake = torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.0]).double()
+    expected = sum(math.log(1 + math.exp(-r)) for r in (0.5, -1.0)) / 2
+    expected += sum(math.log(1 + math.exp(f)) for f in (2.0, 0.0)) / 2
+    assert discriminator_logistic(real, fake).item() == pytest.approx(expected)
+    assert generator_non_saturating(fake).item() == pytest.approx(
+        sum(math.log(1 + math.exp(-f)) for f in (2.0, 0.0)) / 2
+    )
+
+
+def test_r1_penalty_and_its_own_gradient_are_right_for_a_quadratic_score():
+    a = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    real = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    penalty = r1_penalty(a * real.square().sum(dim=(1, 2, 3)), real)
+    torch.testing.assert_close(penalty, (2 * 3 * real).square().sum(dim=(1, 2, 3)))
+    (slope,) = torch.autograd.grad(penalty.sum(), a)
+    torch.testing.assert_close(slope, 8 * 3 * real.square().sum())
+
+
+def test_r1_penalty_passes_a_numerical_second_derivative_check(config):
+    torch.manual_seed(0)
+    network = Discriminator(config).double()
+    z_bin, domain = torch.tensor([0, 3]), torch.tensor([0, 1])
+    real = torch.rand(2, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    weight = network.blocks[0].conv1.weight
+    r1_penalty(network(real, z_bin, domain), real).sum().backward()
+    slope, step = weight.grad[0, 0, 1, 1].item(), 1e-5
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight[0, 0, 1, 1] += sign * step
+        values.append(r1_penalty(network(real, z_bin, domain), real).sum().item())
+        with torch.no_grad():
+            weight[0, 0, 1, 1] -= sign * step
+    assert slope == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+
+
+@pytest.mark.parametrize("domains", [1, 2, 3, 4, 6])
+def test_palette_rows_of_different_domains_start_uncorrelated(domains):
+    table = palette_table(domains, torch.Generator().manual_seed(0))
+    assert (table[:, 0] == -1).all()
+    if domains > 1:
+        off_diagonal = torch.corrcoef(table[:, 1:]) - torch.eye(domains)
+        assert off_diagonal.abs().max() <= 0.2 + 1e-6
+
+
+def test_palette_of_three_domains_holds_every_combination_of_levels():
+    table = palette_table(3, torch.Generator())
+    assert table.shape == (3, 28)
+    assert len({tuple(column.tolist()) for column in table[:, 1:].t()}) == 27
+
+
+def test_painting_mixes_grey_levels_by_the_tissue_maps():
+    head = PaletteHead(2, 4, torch.Generator())
+    anatomy = head.anatomy(torch.randn(3, head.num_maps, 5, 5))
+    torch.testing.assert_close(anatomy.sum(dim=1), torch.ones(3, 5, 5))
+    w, domain = torch.randn(3, 4), torch.tensor([0, 1, 1])
+    image = head.paint(anatomy, w, domain, torch.zeros(3, 1, 5, 5))
+    level = head.grey[domain] + 0.1 * head.shade(w)
+    expected = sum(anatomy[:, k] * level[:, k, None, None] for k in range(head.num_maps))
+    torch.testing.assert_close(image[:, 0], expected)
+
+
+def test_one_latent_has_the_same_anatomy_in_every_domain(config):
+    generator = Generator(config)
+    z, bins = torch.randn(2, 8), torch.tensor([1, 2])
+    w, constant, noise = generator.latent(z, bins), generator.constant[bins], torch.zeros(2, 1, 16, 16)
+    first, second = (generator.synthesise(w, constant, torch.full((2,), d), noise) for d in (0, 1))
+    torch.testing.assert_close(first.anatomy, second.anatomy)
+    assert not torch.allclose(first.image, second.image)
+
+
+def test_a_fractional_height_lies_between_its_bins(config):
+    generator = Generator(config)
+    z = torch.randn(3, 8)
+    at = generator.latent_at(z, torch.tensor([0.0, 1.25, 3.0]))
+    low, high = generator.latent(z, torch.tensor([0, 1, 3])), generator.latent(z, torch.tensor([0, 2, 3]))
+    torch.testing.assert_close(at, torch.stack([low[0], 0.75 * low[1] + 0.25 * high[1], low[2]]))

@@ -1,0 +1,269 @@
+"""Label branch, synthetic volumes, adaptation, inference and evaluation, on tiny networks."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from fedfactory.adaptation.augmentation import augmentation
+from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
+from fedfactory.adaptation.inference import segment
+from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, seeded, train_segmenter
+from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.generate_volumes import generate_volumes
+from fedfactory.generative.synthesis import slice_heights
+from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
+from fedfactory.node.prepare import prepare
+from fedfactory.volumes import Volume, read_volume, write_volume
+
+from .conftest import ball_volume
+
+
+@pytest.fixture
+def labelled(trained):
+    torch.manual_seed(1)
+    branch = LabelBranch.for_generator(trained.generator, 3).eval()
+    return LabelledFactory(trained, branch, {"classes": 3, "labelled_domain": "bright", "agreement": 1.0})
+
+
+@pytest.fixture
+def labelled_file(labelled, tmp_path):
+    labelled.save(tmp_path / "labelled.safetensors")
+    return tmp_path / "labelled.safetensors"
+
+
+def test_a_segmenter_learns_a_ball_and_labels_a_new_image_on_its_own_grid(store, tmp_path):
+    model = train_on_store(store, SegmenterConfig(updates=60, batch_size=8))
+    model.save(tmp_path / "m.safetensors")
+    image, label = ball_volume(seed=9)
+    turned = Volume(image.data[::-1, :, :], image.affine @ np.diag([-1.0, 1, 1, 1]))
+    write_volume(tmp_path / "new.nii.gz", turned)
+    (path,) = segment([tmp_path / "new.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "pred")
+    found = read_volume(path, integer=True)
+    assert found.data.shape == image.data.shape
+    np.testing.assert_allclose(found.affine, turned.affine)
+    scores = score_case("new", found, Volume(label.data[::-1, :, :], turned.affine))
+    assert mean_dice(scores) > 0.8  # labels that are not turned back give less than 0.5 for an off-centre ball
+
+
+def test_the_same_seed_trains_the_same_segmenter(store):
+    def weights(seed):
+        return next(iter(train_on_store(store, SegmenterConfig(updates=3, seed=seed)).network.parameters()))
+
+    torch.manual_seed(int(torch.randint(1000, (1,))))  # the caller's random state must not matter
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_seeding_a_training_leaves_the_callers_random_state_alone():
+    np.random.seed(3)
+    torch.manual_seed(3)
+    expected = np.random.rand(), torch.rand(1)
+    np.random.seed(3)
+    torch.manual_seed(3)
+    with seeded(0):
+        np.random.rand()
+        torch.rand(1)
+    assert (np.random.rand(), torch.rand(1)) == expected
+
+
+def test_augmentation_keeps_background_dark_and_labels_whole():
+    rng = np.random.default_rng(0)
+    image = np.full((8, 1, 16, 16), -1.0, np.float32)
+    image[:, :, 4:12, 4:12] = rng.uniform(-0.5, 1, (8, 1, 8, 8))
+    label = (image > -1).astype(np.float32)
+    with seeded(0):
+        batch = augmentation(mirror=True, remap_contrast=1.0)(data=image.copy(), seg=label.copy())
+    assert set(np.unique(batch["seg"])) == {0.0, 1.0}
+    outside = batch["data"][batch["seg"] == 0]
+    assert np.median(outside) < -0.9
+    assert not np.allclose(batch["data"], image)
+
+
+def test_a_volume_does_not_depend_on_the_batch_size_but_on_its_seed(labelled):
+    heights = slice_heights(4, 3)
+    first, labels = labelled.draw_volume("bright", heights, seed=7, batch_size=2)
+    again, _ = labelled.draw_volume("bright", heights, seed=7, batch_size=100)
+    other, _ = labelled.draw_volume("bright", heights, seed=8)
+    np.testing.assert_allclose(first, again, atol=1e-5)
+    assert not np.allclose(first, other, atol=0.01)
+    assert first.shape == labels.shape == (9, 16, 16)
+    assert labels.dtype == np.uint8
+
+
+def test_the_same_latent_has_the_same_labels_in_every_domain(labelled):
+    heights = slice_heights(4, 2)
+    bright, one = labelled.draw_volume("bright", heights, seed=7)
+    dark, two = labelled.draw_volume("dark", heights, seed=7)
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(bright, dark, atol=0.01)
+
+
+def test_heights_are_evenly_spaced_from_the_lowest_bin_to_the_highest():
+    heights = slice_heights(29, 10)
+    assert len(heights) == 280
+    assert (heights[0], heights[-1]) == (0, 28)
+    torch.testing.assert_close(heights.diff(), torch.full((279,), 28 / 279))
+    with pytest.raises(UsageError):
+        slice_heights(1, 10)
+
+
+def test_generated_volumes_are_nifti_pairs_with_a_manifest_that_makes_them_again(labelled_file, tmp_path):
+    out = tmp_path / "syn"
+    folders = generate_volumes(labelled_file, out, domain="dark", volumes=2, slices_per_bin=2, seed=5)
+    image = read_volume(folders[1] / "image" / "synthetic_0001.nii.gz")
+    label = read_volume(folders[1] / "label" / "synthetic_0001.nii.gz", integer=True)
+    assert image.data.shape == label.data.shape == (16, 16, 6)
+    np.testing.assert_allclose(image.spacing, [6.0, 6.0, 100 / 6], rtol=1e-5)
+    np.testing.assert_allclose(image.affine @ [7.5, 7.5, 2.5, 1], [0, 0, 0, 1], atol=1e-4)
+    entry = json.loads((out / "manifest.json").read_text())["volumes"][1]
+    (again,) = generate_volumes(labelled_file, tmp_path / "again", domain="dark", volumes=1, seed=entry["seed"])
+    np.testing.assert_array_equal(read_volume(again / "image" / "synthetic_0000.nii.gz").data, image.data)
+
+
+def test_keeping_largest_components_removes_islands(labelled_file, tmp_path):
+    from scipy import ndimage
+
+    (folder,) = generate_volumes(labelled_file, tmp_path / "k", domain="bright", volumes=1, largest_component=True)
+    label = read_volume(folder / "label" / "synthetic_0000.nii.gz", integer=True).data
+    for value in (1, 2):
+        assert ndimage.label(label == value, np.ones((3, 3, 3)))[1] <= 1
+
+
+def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
+    trained.save(tmp_path / "f.safetensors")
+    made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3)
+    assert 0 <= made.card["agreement"] <= 1
+    generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", domain="bright", volumes=2)
+    config = SegmenterConfig(updates=2)
+    adapt_site(store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config)
+    adapt_site(store.path, tmp_path / "b.safetensors", synthetic=tmp_path / "syn", config=config)
+    for name in "ab":
+        assert Segmenter.load(tmp_path / f"{name}.safetensors").format == store.format
+
+
+def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path):
+    (store.path / "labels.npy").write_bytes((store.path / "labels.npy").read_bytes()[:-10] + b"\xff" * 10)
+    config = SegmenterConfig(updates=2)
+    first = adapt_site(store.path, tmp_path / "a.safetensors", factory_file=labelled_file, volumes=1, config=config)
+    index = json.loads((store.path / "store.json").read_text())
+    (store.path / "store.json").write_text(json.dumps({**index, "label_kind": "none"}))
+    second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, volumes=1, config=config)
+    for one, two in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labelled_file, store, site, tmp_path):
+    factory = tmp_path / "f.safetensors"
+    trained.save(factory)
+    foreign = prepare(site, tmp_path / "foreign", domain="other", size=16, z_bins=4)
+    small = prepare(site, tmp_path / "small", domain="bright", size=8, z_bins=4)
+    bare = prepare(site, tmp_path / "bare", domain="bright", size=16, z_bins=4, label_kind="none")
+    out = tmp_path / "out.safetensors"
+    for call, error, message in [
+        (lambda: label_factory(factory, foreign.path, out), ConfigError, "knows bright, dark"),
+        (lambda: label_factory(factory, small.path, out), StoreError, "--size 16"),
+        (lambda: label_factory(factory, bare.path, out), StoreError, "no case"),
+        (lambda: label_factory(factory, store.path, out, classes=4), UsageError, "3 values"),
+        (lambda: label_factory(labelled_file, store.path, out), CheckpointError, "expected a factory"),
+        (lambda: adapt_site(foreign.path, out, factory_file=labelled_file), ConfigError, "unknown domain"),
+        (lambda: adapt_site(small.path, out, factory_file=labelled_file), StoreError, "--size 16"),
+        (lambda: adapt_site(store.path, out), UsageError, "either"),
+        (lambda: adapt_site(store.path, out, synthetic=tmp_path), UsageError, "manifest"),
+        (lambda: generate_volumes(labelled_file, out, domain="x", volumes=1), ConfigError, "unknown domain"),
+        (lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, z_depth=9), UsageError, "4 bins"),
+        (lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, device="cuda:77"), UsageError, "device"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+        assert not out.exists()
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -50])
+def test_a_truncated_weights_file_is_refused(labelled_file, cut):
+    labelled_file.write_bytes(labelled_file.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match="not a readable"):
+        LabelledFactory.load(labelled_file)
+
+
+def test_a_file_that_pickles_code_is_not_executed(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (tmp_path.joinpath("exploded").touch, ())
+
+    torch.save({"g": Bomb()}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError):
+        LabelledFactory.load(tmp_path / "f.safetensors")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_bad_images_stop_segmentation_before_anything_is_written(store, tmp_path):
+    train_on_store(store, SegmenterConfig(updates=1)).save(tmp_path / "m.safetensors")
+    image, _ = ball_volume()
+    write_volume(tmp_path / "good.nii.gz", image)
+    nib.save(nib.Nifti1Image(image.data[:, :, 0], image.affine), tmp_path / "flat.nii.gz")
+    (tmp_path / "text.nii.gz").write_text("hello")
+    for bad in ("flat", "text", "absent"):
+        with pytest.raises(FedFactoryError, match=bad):
+            segment([tmp_path / "good.nii.gz", tmp_path / f"{bad}.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "p")
+        assert not (tmp_path / "p").exists()
+
+
+def test_scores_of_shifted_boxes_are_those_worked_out_by_hand(tmp_path):
+    reference, predicted = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
+    reference[5:15, 5:15, 5:15] = 1
+    predicted[7:17, 5:15, 5:15] = 1
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])
+    (score,) = score_case("c", Volume(predicted, affine), Volume(reference, affine))
+    assert score.dice == pytest.approx(0.8)
+    assert score.hd95 == pytest.approx(4.0)  # two voxels of 2 mm
+    assert score.volume_error == 0
+    assert 0 < score.assd < 4
+
+
+def test_a_class_that_is_missed_or_invented_scores_zero():
+    empty, box = np.zeros((6, 6, 6), np.uint8), np.zeros((6, 6, 6), np.uint8)
+    box[2:4, 2:4, 2:4] = 1
+    for predicted, reference in ((empty, box), (box, empty)):
+        (score,) = score_case("c", Volume(predicted, np.eye(4)), Volume(reference, np.eye(4)))
+        assert score.dice == 0
+        assert np.isnan(score.hd95)
+
+
+def test_evaluation_writes_one_row_per_case_and_class(site, tmp_path):
+    for number in range(3):
+        mask = read_volume(site / f"case{number}" / "label" / "mask.nii.gz", integer=True)
+        write_volume(tmp_path / "pred" / f"case{number}.nii.gz", mask)
+    scores = evaluate(tmp_path / "pred", site, tmp_path / "m.csv")
+    assert mean_dice(scores) == 1.0
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == 1 + 3 * 2
+    write_volume(tmp_path / "pred" / "stranger.nii.gz", mask)
+    with pytest.raises(UsageError, match="stranger"):
+        evaluate(tmp_path / "pred", site)
+    shifted = Volume(mask.data, mask.affine + np.eye(4))
+    write_volume(tmp_path / "other" / "case0.nii.gz", shifted)
+    with pytest.raises(VolumeError, match="another grid"):
+        evaluate(tmp_path / "other", site)
+
+
+def test_a_segmenter_whose_loss_is_not_finite_stops():
+    from fedfactory.errors import TrainingError
+    from fedfactory.slicing import SliceFormat
+
+    images = np.full((4, 16, 16), np.nan, np.float32)
+    data = LabelledSlices(images, np.zeros((4, 16, 16), np.uint8), 2)
+    fmt = SliceFormat(size=16, spacing=1.0, window=(0.0, 1.0), z_bins=1)
+    with pytest.raises(TrainingError, match="loss"):
+        train_segmenter(data, fmt, SegmenterConfig(updates=1, batch_size=2), title="t", card={})
+
+
+def test_labelled_slices_leave_out_cases_without_labels(site, tmp_path):
+    import shutil
+
+    shutil.rmtree(site / "case1" / "label")
+    store = prepare(site, tmp_path / "s", domain="bright", size=16, z_bins=4)
+    assert len(labelled_slices(store).images) == 16

@@ -1,0 +1,153 @@
+"""The training step and the averaging of sites."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fedfactory.errors import FederationError, TrainingError
+from fedfactory.generative import Factory, FactoryTrainer, load_factory
+from fedfactory.generative.trainer import make_optimizers
+from fedfactory.researcher.aggregator import FactoryAverage
+
+
+def batch(size=4):
+    return torch.rand(size, 1, 16, 16) * 2 - 1, torch.arange(size) % 4, torch.zeros(size, dtype=torch.long)
+
+
+def trainer(config, seed=0):
+    torch.manual_seed(seed)
+    factory = Factory(config)
+    return FactoryTrainer(factory, make_optimizers(factory), torch.Generator().manual_seed(seed))
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_does_not(config):
+    runs = []
+    for seed in (0, 0, 1):
+        one = trainer(config)
+        one.rng.manual_seed(seed)
+        torch.manual_seed(5)
+        for _ in range(3):
+            one.train_step(*batch())
+        runs.append(one.factory.generator.constant.detach().clone())
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_the_penalty_comes_on_every_second_update_and_keeps_its_rhythm_after_a_break(config):
+    one = trainer(config)
+    assert [one.train_step(*batch()).r1 is not None for _ in range(3)] == [True, False, True]
+    later = FactoryTrainer(one.factory, one.optimizers, one.rng, updates_done=one.updates_done)
+    assert later.train_step(*batch()).r1 is None  # a counter that restarts would penalise here
+
+
+def test_a_generator_update_leaves_the_discriminator_as_it_is(config):
+    one = trainer(config)
+    before = {k: v.clone() for k, v in one.factory.discriminator.state_dict().items()}
+    one.optimizers["discriminator"].param_groups[0]["lr"] = 0.0
+    one.train_step(*batch())
+    assert all(torch.equal(v, before[k]) for k, v in one.factory.discriminator.state_dict().items())
+    assert all(p.requires_grad for p in one.factory.discriminator.parameters())
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(config):
+    one = trainer(config)
+    real, z_bin, domain = batch()
+    before = {k: v.clone() for k, v in one.factory.state_dict().items()}
+    with pytest.raises(TrainingError, match="discriminator loss"):
+        one.train_step(real * float("inf"), z_bin, domain)
+    assert all(torch.equal(v, before[k]) for k, v in one.factory.state_dict().items())
+
+
+def test_without_mirroring_real_slices_are_only_shifted(config):
+    from dataclasses import replace
+
+    one = trainer(replace(config, mirror=False))
+    real = batch()[0]
+    shifted = one.jitter(real)
+    candidates = [torch.roll(real, (i, j), (2, 3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    assert any(torch.equal(shifted, c) for c in candidates)
+
+
+def replies(**domains):
+    return {node: {"optimizer_args": {"domain": domain}} for node, domain in domains.items()}
+
+
+def test_sites_are_averaged_by_their_number_of_slices(config):
+    params = {"a": {"generator.w": torch.tensor([0.0])}, "b": {"generator.w": torch.tensor([4.0])}}
+    merged = FactoryAverage(config, 1).aggregate(
+        params,
+        {"a": 0.25, "b": 0.75},
+        training_replies=replies(a="bright", b="dark"),
+        global_model={"generator.w": torch.tensor([0.0])},
+    )
+    assert merged["generator.w"].item() == 3.0  # a plain mean gives 2.0, swapped weights give 1.0
+
+
+def test_a_palette_row_comes_from_the_sites_of_its_domain_alone(config):
+    name = "generator.head.grey"
+    params = {n: {name: torch.full((2, 3), v)} for n, v in (("a", 1.0), ("b", 2.0), ("c", 4.0))}
+    merged = FactoryAverage(config, 1).aggregate(
+        params,
+        {"a": 1 / 3, "b": 1 / 3, "c": 1 / 3},
+        training_replies=replies(a="bright", b="dark", c="dark"),
+        global_model={name: torch.zeros(2, 3)},
+    )
+    assert merged[name].tolist() == [[1.0] * 3, [3.0] * 3]
+
+
+def test_a_row_whose_site_did_not_answer_stays_as_the_others_hold_it(config):
+    name = "generator.head.grey"
+    merged = FactoryAverage(config, 1).aggregate(
+        {"a": {name: torch.tensor([[5.0], [7.0]])}},
+        {"a": 1.0},
+        training_replies=replies(a="bright"),
+        global_model={name: torch.zeros(2, 1)},
+    )
+    assert merged[name].tolist() == [[5.0], [7.0]]
+
+
+def test_the_average_does_not_depend_on_the_order_of_the_replies(config):
+    torch.manual_seed(0)
+    params = {n: {"generator.w": torch.randn(1000)} for n in "abc"}
+    options = {
+        "training_replies": replies(a="bright", b="dark", c="dark"),
+        "global_model": {"generator.w": torch.zeros(1000)},
+    }
+    weights = {"a": 0.2, "b": 0.3, "c": 0.5}
+    first = FactoryAverage(config, 1).aggregate(params, weights, **options)
+    turned = dict(reversed(params.items()))
+    assert torch.equal(first["generator.w"], FactoryAverage(config, 1).aggregate(turned, weights, **options)["generator.w"])
+
+
+def test_the_moving_average_decays_once_per_update_of_every_site(config):
+    average = FactoryAverage(config, updates_per_round=10)
+    average.aggregate(
+        {"a": {"generator.w": torch.ones(1)}, "b": {"generator.w": torch.ones(1)}},
+        {"a": 0.5, "b": 0.5},
+        training_replies=replies(a="bright", b="dark"),
+        global_model={"generator.w": torch.zeros(1)},
+    )
+    assert average.ema["generator.w"].item() == pytest.approx(1 - 0.995**20)
+
+
+@pytest.mark.parametrize(
+    ("value", "domain", "message"), [(float("nan"), "bright", "NaN"), (1.0, "other", "unknown domain")]
+)
+def test_a_broken_reply_is_refused_with_its_reason(config, value, domain, message):
+    with pytest.raises(FederationError, match=message):
+        FactoryAverage(config, 1).aggregate(
+            {"a": {"generator.w": torch.tensor([value])}},
+            {"a": 1.0},
+            training_replies=replies(a=domain),
+            global_model={"generator.w": torch.zeros(1)},
+        )
+
+
+def test_a_saved_factory_comes_back_equal(trained, tmp_path):
+    trained.save(tmp_path / "f.safetensors")
+    loaded = load_factory(tmp_path / "f.safetensors")
+    assert loaded.config == trained.config
+    assert loaded.history == trained.history
+    own = trained.generator.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in loaded.generator.state_dict().items())
+    assert (tmp_path / "f.json").is_file()
