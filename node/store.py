@@ -62,7 +62,7 @@ class SliceStore:
             has_labels = self.label_kind != "none"
             self.labels = np.load(self.path / LABELS, mmap_mode="r", allow_pickle=False) if has_labels else None
             self.z_bin = np.asarray(index["z_bin"], dtype=np.int64)
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
         self._check()
 

@@ -37,7 +37,7 @@ def labelled_file(labelled, tmp_path):
 
 
 def test_a_segmenter_learns_a_ball_and_labels_a_new_image_on_its_own_grid(store, tmp_path):
-    model = train_on_store(store, SegmenterConfig(updates=60, batch_size=8))
+    model = train_on_store(store, SegmenterConfig(updates=120, batch_size=8))
     model.save(tmp_path / "m.safetensors")
     image, label = ball_volume(seed=9)
     turned = Volume(image.data[::-1, :, :], image.affine @ np.diag([-1.0, 1, 1, 1]))
