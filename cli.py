@@ -66,7 +66,7 @@ def demo(
 
 
 @app.command()
-def prepare(  # noqa: PLR0913
+def prepare(
     source: Annotated[Path, typer.Argument(help="SUBJECT/MODALITY/*.nii.gz, an nnU-Net data set, or NIfTI files.")],
     out: Annotated[Path, typer.Option(help="New slice store.")],
     domain: Annotated[str, typer.Option(help="Name of the scanner, modality or organ.")],
@@ -123,7 +123,7 @@ def site_approve(
 
 
 @app.command()
-def train(  # noqa: PLR0913
+def train(
     researcher: Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher.")],
     tag: Annotated[str, typer.Option(help="Tag of the sites' data.")],
     out: Annotated[Path, typer.Option(help="New experiment folder.")],
@@ -138,7 +138,8 @@ def train(  # noqa: PLR0913
     seed: Seed = 0,
 ) -> None:
     """Phase one: train the factory's generator with the connected nodes."""
-    from .researcher.training import factory_config, train as run
+    from .researcher.training import factory_config
+    from .researcher.training import train as run
 
     _quiet_framework()
     chosen = factory_config(domains, preset, config)
@@ -176,11 +177,13 @@ def label(
     from .node.phase_two import label_factory
 
     made = label_factory(factory, store, out, classes=classes, seed=seed)
-    console.print(f"{out}: {made.card['classes']} classes, agreement with the teacher {made.card['agreement']:.3f} Dice")
+    console.print(
+        f"{out}: {made.card['classes']} classes, agreement with the teacher {made.card['agreement']:.3f} Dice"
+    )
 
 
 @app.command("generate-volumes")
-def generate_volumes(  # noqa: PLR0913
+def generate_volumes(
     factory: Annotated[Path | None, typer.Option(help="Labelled factory file.")] = None,
     ckpt_dir: Annotated[Path | None, typer.Option("--ckpt_dir", help="Folder that holds it, instead.")] = None,
     domain: Annotated[str | None, typer.Option(help="Domain to show.")] = None,
@@ -204,7 +207,8 @@ def generate_volumes(  # noqa: PLR0913
     seed: Seed = 0,
 ) -> None:
     """Draw labelled synthetic volumes (NIfTI pairs and a manifest). Underscored options are the original program's."""
-    from .generate_volumes import choose_factory, generate_volumes as run
+    from .generate_volumes import choose_factory
+    from .generate_volumes import generate_volumes as run
 
     file, name = choose_factory(
         factory=factory, ckpt_dir=ckpt_dir, domain=domain, label=label, classes=n_segmentation_labels,
@@ -220,7 +224,7 @@ def generate_volumes(  # noqa: PLR0913
 
 
 @app.command()
-def adapt(  # noqa: PLR0913
+def adapt(
     store: Annotated[Path, typer.Option(help="The site's own slice store; labels are not needed.")],
     out: Annotated[Path, typer.Option(help="Segmenter file, .safetensors.")],
     factory: Annotated[Path | None, typer.Option(help="Labelled factory to draw from, or ...")] = None,
@@ -258,7 +262,8 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="CSV file.")],
 ) -> None:
     """Dice, 95 % Hausdorff distance, surface distance and volume error per case and class."""
-    from .adaptation.evaluation import evaluate as run, mean_dice
+    from .adaptation.evaluation import evaluate as run
+    from .adaptation.evaluation import mean_dice
 
     scores = run(predictions, references, out)
     console.print(f"{out}: {len({s.case for s in scores})} cases, mean foreground Dice {mean_dice(scores):.3f}")

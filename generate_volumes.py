@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.transforms import KeepLargestConnectedComponent
-
 from fedfactory import __version__
 from fedfactory.adaptation.adapt import MANIFEST
 from fedfactory.adaptation.label_branch import LabelledFactory
@@ -18,9 +16,10 @@ from fedfactory.files import atomic_folder, refuse_existing
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.progress import track
 from fedfactory.volumes import Volume, write_volume
+from monai.transforms import KeepLargestConnectedComponent
 
 
-def generate_volumes(  # noqa: PLR0913
+def generate_volumes(
     factory_file: str | Path,
     out: str | Path,
     *,
@@ -86,7 +85,7 @@ def generate_volumes(  # noqa: PLR0913
     return [Path(out) / entry["name"] for entry in entries]
 
 
-def choose_factory(  # noqa: PLR0913
+def choose_factory(
     *,
     factory: Path | None,
     ckpt_dir: Path | None,

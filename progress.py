@@ -15,8 +15,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         total: number of items, where `len(items)` is not defined.
     """
     try:
-        from rich.console import Console  # noqa: PLC0415  (the networks must run where only PyTorch is)
-        from rich.progress import track as rich_track  # noqa: PLC0415
+        from rich.console import Console  # the networks must run where only PyTorch is
+        from rich.progress import track as rich_track
     except ImportError:
         yield from items
         return

@@ -61,7 +61,7 @@ def standardise(volume: Volume) -> Volume:
     """Zero mean and unit variance over all voxels. Raises VolumeError for a constant image."""
     data = volume.data.astype(np.float64)
     deviation = data.std()
-    if deviation < 1e-8 * max(1.0, abs(data.mean())):  # noqa: PLR2004
+    if deviation < 1e-8 * max(1.0, abs(data.mean())):
         raise VolumeError("all voxels have the same value")
     return Volume(((data - data.mean()) / deviation).astype(np.float32), volume.affine)
 
@@ -88,7 +88,7 @@ class SliceGrid:
         """(slices, size, size) float32 of a volume on this grid, linear between voxels; NaN outside of it."""
         data = volume.to_canonical().data.astype(np.float32)
         # Without the blur, voxels between coarser pixels would be skipped (aliasing).
-        blur = [0.42 * step if step > 1.01 else 0.0 for step in self.matrix]  # noqa: PLR2004
+        blur = [0.42 * step if step > 1.01 else 0.0 for step in self.matrix]
         data = ndimage.gaussian_filter(data, blur, mode="nearest")
         slices = self._resample(data, cval=np.nan)
         return np.moveaxis(slices, 2, 0)

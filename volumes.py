@@ -85,7 +85,7 @@ def read_volume(path: str | os.PathLike, *, integer: bool = False) -> Volume:
         raise
     except Exception as error:  # nibabel raises many kinds for a damaged file; each is the same fact for the user
         raise VolumeError(f"{path}: cannot be read as NIfTI ({_first_line(error)})") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:  # noqa: PLR2004
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise VolumeError(f"{path}: its affine cannot be inverted; repair the header")
     bad = int(np.size(data) - np.isfinite(data).sum())
     if bad:

@@ -52,7 +52,5 @@ def segment_volume(volume: Volume, segmenters: Sequence[Segmenter], batch_size: 
     fmt = segmenters[0].format
     grid = SliceGrid(volume, fmt.size, fmt.spacing)
     slices = torch.from_numpy(fmt.scale(grid.image_slices(standardise(volume))))[:, None]
-    parts = [
-        torch.stack([one.probabilities(part) for one in segmenters]).mean(0) for part in slices.split(batch_size)
-    ]
+    parts = [torch.stack([one.probabilities(part) for one in segmenters]).mean(0) for part in slices.split(batch_size)]
     return grid.labels_to_volume(torch.cat(parts).numpy())

@@ -103,15 +103,13 @@ class LabelledFactory:
         index = self.factory.config.domain_index(domain)
         rng = torch.Generator().manual_seed(seed)
         images, labels = [], []
-        for part in synthesise_volume(
-            self.factory.generator, heights, domain=index, rng=rng, batch_size=batch_size
-        ):
+        for part in synthesise_volume(self.factory.generator, heights, domain=index, rng=rng, batch_size=batch_size):
             images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())
             labels.append(self.branch(part).argmax(1).to(torch.uint8).cpu().numpy())
         return np.concatenate(images), np.concatenate(labels)
 
 
-def train_label_branch(  # noqa: PLR0913
+def train_label_branch(
     factory: TrainedFactory,
     teacher: Segmenter,
     *,

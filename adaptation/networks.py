@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import UNet, SegResNet
+from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
 from ..errors import UsageError
@@ -19,5 +19,7 @@ def build_network(name: str, classes: int) -> nn.Module:
         # Instance norm: the statistics of a batch of synthetic slices would not hold at another site.
         return UNet(2, 1, classes, channels=(16, 32, 64), strides=(2, 2), num_res_units=1, norm="instance")
     if name == "segresnet":
-        return SegResNet(2, init_filters=16, in_channels=1, out_channels=classes, blocks_down=(1, 2, 2), blocks_up=(1, 1))
+        return SegResNet(
+            2, init_filters=16, in_channels=1, out_channels=classes, blocks_down=(1, 2, 2), blocks_up=(1, 1)
+        )
     raise UsageError(f"unknown network '{name}': choose from {', '.join(NETWORKS)}")

@@ -22,7 +22,7 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, 
     Args:
         tensors: name to tensor. card: JSON-able, with "kind" naming what the file is.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415  (the networks must import without it)
+    from safetensors.torch import save_file  # the networks must import without it
 
     path = Path(path)
     card = {**card, "made_by": f"fedfactory {__version__}", "torch": torch.__version__}
@@ -37,7 +37,7 @@ def read_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
 
     Raises: UsageError if there is no such file; CheckpointError if it is truncated, foreign or of another kind.
     """
-    from safetensors import safe_open  # noqa: PLC0415
+    from safetensors import safe_open
 
     path = Path(path)
     if not path.is_file():

@@ -53,9 +53,7 @@ class FactoryConfig:
                 f"image_size is {self.image_size}; choose a power of two from {self.start_size} up, such as 32"
             )
         if len(self.channels) != len(self.resolutions):
-            raise ConfigError(
-                f"channels has {len(self.channels)} widths; sizes {list(self.resolutions)} need one each"
-            )
+            raise ConfigError(f"channels has {len(self.channels)} widths; sizes {list(self.resolutions)} need one each")
         for name in ("z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")

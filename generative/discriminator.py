@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -53,9 +54,7 @@ class Discriminator(nn.Module):
             side //= 2
         last = widths[-1]
         self.stem = EqualisedConv(1, widths[0], 1)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(narrow, wide) for narrow, wide in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(narrow, wide) for narrow, wide in itertools.pairwise(widths))
         self.final_conv = EqualisedConv(last + 1, last, 3)
         self.final_linear = EqualisedLinear(last * SMALLEST_MAP**2, last)
         self.score = EqualisedLinear(last, 1)

@@ -64,12 +64,12 @@ def load_factory(path: str | Path) -> TrainedFactory:
         generator = Generator(config)
         load_strictly(generator, _without_prefix(tensors, "g_ema."), path)
         load_strictly(Generator(config), latest := _without_prefix(tensors, "g."), path)
-        return TrainedFactory(
-            generator.eval(), latest, card["spacing"], card["height"], card["history"], card["facts"]
-        )
+        return TrainedFactory(generator.eval(), latest, card["spacing"], card["height"], card["history"], card["facts"])
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path}: its card is not usable ({error})") from None
 
 
 def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor.to(torch.float32) for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name[len(prefix) :]: tensor.to(torch.float32) for name, tensor in tensors.items() if name.startswith(prefix)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,7 @@ class Generator(nn.Module):
         )
         self.constant = nn.Parameter(torch.randn(config.z_bins, widths[0], config.start_size, config.start_size))
         self.first = ModulatedConv(widths[0], widths[0], 3, d)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList(ModulatedConv(wide, narrow, 3, d) for wide, narrow in pairs)
         self.refine = nn.ModuleList(ModulatedConv(narrow, narrow, 3, d) for _, narrow in pairs)
         # The palette's own generator: adding a layer above must not change which palette a seed gives.

@@ -17,7 +17,7 @@ def slice_heights(z_depth: int, slices_per_bin: int) -> Tensor:
     Raises: UsageError if that is less than two slices.
     """
     count = (z_depth - 1) * slices_per_bin
-    if z_depth < 2 or slices_per_bin < 1 or count < 2:  # noqa: PLR2004
+    if z_depth < 2 or slices_per_bin < 1 or count < 2:
         raise UsageError(f"{z_depth} bins with {slices_per_bin} slices each make no volume; at least two are needed")
     return torch.linspace(0, z_depth - 1, count)
 

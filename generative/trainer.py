@@ -109,9 +109,7 @@ class FactoryTrainer:
         """Fresh slices (B, 1, S, S) with the given conditions."""
         config, device = self.factory.config, z_bin.device
         z = torch.randn(len(z_bin), config.latent_dim, generator=self.rng, device=device)
-        noise = torch.randn(
-            len(z_bin), 1, config.image_size, config.image_size, generator=self.rng, device=device
-        )
+        noise = torch.randn(len(z_bin), 1, config.image_size, config.image_size, generator=self.rng, device=device)
         return self.factory.generator(z, z_bin, domain, noise)
 
     def jitter(self, real: Tensor) -> Tensor:
@@ -122,7 +120,7 @@ class FactoryTrainer:
         down, right = torch.randint(-1, 2, (2,), generator=self.rng, device=real.device).tolist()
         real = torch.roll(real, shifts=(down, right), dims=(2, 3))
         if self.factory.config.mirror:
-            flip = torch.rand(len(real), 1, 1, 1, generator=self.rng, device=real.device) < 0.5  # noqa: PLR2004
+            flip = torch.rand(len(real), 1, 1, 1, generator=self.rng, device=real.device) < 0.5
             real = torch.where(flip, real.flip(2), real)
         return real
 

@@ -94,7 +94,9 @@ def open_node(root: str | Path) -> Node:
     """
     root = Path(root).resolve()
     if not (root / "etc" / "config.ini").is_file():
-        raise UsageError(f"{root}: no Fed-BioMed node here; make one with `fedbiomed component create -c node -p {root}`")
+        raise UsageError(
+            f"{root}: no Fed-BioMed node here; make one with `fedbiomed component create -c node -p {root}`"
+        )
     global _opened  # noqa: PLW0603
     if _opened not in (None, root):
         raise UsageError(f"this process already works on node {_opened}; use one process per node")

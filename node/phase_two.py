@@ -21,9 +21,7 @@ def labelled_slices(store: SliceStore) -> LabelledSlices:
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     """A segmenter of a site's own labelled slices, with no other site's help."""
     card = {"domain": store.domain, "slices": len(store)}
-    return train_segmenter(
-        labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card
-    )
+    return train_segmenter(labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card)
 
 
 def label_factory(
@@ -49,7 +47,7 @@ def label_factory(
     return labelled
 
 
-def adapt_site(  # noqa: PLR0913
+def adapt_site(
     store_dir: str | Path,
     out: str | Path,
     *,
@@ -82,5 +80,3 @@ def adapt_site(  # noqa: PLR0913
     segmenter = adapt(store.format, store.domain, data, config, facts=source)
     segmenter.save(out)
     return segmenter
-
-

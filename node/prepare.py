@@ -11,14 +11,14 @@ from ..errors import ConfigError, StoreError, UsageError, VolumeError
 from ..files import atomic_folder, refuse_existing
 from ..progress import track
 from ..slicing import WINDOW_BINS, SliceFormat, SliceGrid, intensity_window, standardise, z_bins_of
-from ..volumes import Volume, read_volume
 from ..sources import CaseFiles, find_cases
+from ..volumes import Volume, read_volume
 from .store import IMAGES, LABELS, Case, SliceStore, write_index
 
 MAX_CLASSES = 255  # labels are stored in one byte
 
 
-def prepare(  # noqa: PLR0913
+def prepare(
     source: str | Path,
     out: str | Path,
     *,

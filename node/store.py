@@ -47,7 +47,9 @@ class SliceStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not (self.path / INDEX).is_file():
-            raise UsageError(f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`")
+            raise UsageError(
+                f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
+            )
         try:
             index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             if index["version"] != FORMAT_VERSION:

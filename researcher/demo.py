@@ -18,7 +18,6 @@ from .. import __version__
 from ..adaptation.evaluation import Score, evaluate, mean_dice
 from ..adaptation.inference import segment
 from ..adaptation.segmenter import Segmenter, SegmenterConfig
-
 from ..files import refuse_existing, write_json
 from ..generate_volumes import generate_volumes
 from ..generative.config import FactoryConfig
@@ -187,7 +186,9 @@ def _train_segmenters(
         adapt_site(
             site.store, paths["adapted"], factory_file=labelled_file, volumes=size.synthetic_volumes, config=plain
         )
-        oracle = shared["no_adaptation"] if site is hospitals[0] else train_on_store(SliceStore(site.oracle_store), plain)
+        oracle = (
+            shared["no_adaptation"] if site is hospitals[0] else train_on_store(SliceStore(site.oracle_store), plain)
+        )
         oracle.save(paths["oracle"])
         models[site.name] = paths
     return models

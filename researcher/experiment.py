@@ -32,8 +32,7 @@ def use_researcher(root: str | Path) -> None:
     if "fedbiomed.researcher.config" in sys.modules and os.environ.get(ROOT_VARIABLE) != str(root):
         raise UsageError("Fed-BioMed is imported already with another researcher component; start a new process")
     os.environ[ROOT_VARIABLE] = str(root)
-    import fedbiomed.researcher.config  # noqa: F401, PLC0415  (opens the component, and sets the log level)
-    from fedbiomed.common.logger import logger  # noqa: PLC0415
+    from fedbiomed.common.logger import logger
 
     logger.setLevel("ERROR")  # the terminal belongs to the progress bar; errors still show
 
@@ -43,9 +42,9 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
 
     Raises: FederationError if the port is taken or too few nodes answer in time.
     """
-    from fedbiomed.common.exceptions import FedbiomedError  # noqa: PLC0415  (opens the component, see use_researcher)
-    from fedbiomed.researcher.config import config  # noqa: PLC0415
-    from fedbiomed.researcher.requests import Requests  # noqa: PLC0415
+    from fedbiomed.common.exceptions import FedbiomedError  # opens the component, see use_researcher
+    from fedbiomed.researcher.config import config
+    from fedbiomed.researcher.requests import Requests
 
     host, port = config.get("server", "host"), config.get("server", "port")
     try:
@@ -89,10 +88,10 @@ def factory_experiment(
 
     Raises: FederationError if no node offers data with `tag`.
     """
-    from fedbiomed.researcher.federated_workflows import Experiment  # noqa: PLC0415  (opens the component)
+    from fedbiomed.researcher.federated_workflows import Experiment  # opens the component
 
-    from .aggregator import FactoryAverage  # noqa: PLC0415
-    from .wire_plan import FactoryPlan  # noqa: PLC0415
+    from .aggregator import FactoryAverage
+    from .wire_plan import FactoryPlan
 
     if rounds < 1 or updates_per_round < 1:
         raise UsageError("rounds and updates per round must be at least 1")

@@ -132,7 +132,7 @@ def _legend() -> str:
 
 
 def _picture(draw: Callable[[], Figure], description: str) -> str:
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     figure, buffer = draw(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
@@ -141,7 +141,7 @@ def _picture(draw: Callable[[], Figure], description: str) -> str:
 
 
 def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     columns = 8
     figure, axes = plt.subplots(2 * len(tests), columns, figsize=(columns * 1.3, 2.6 * len(tests)))
@@ -161,8 +161,8 @@ def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
 
 
 def _three_planes(folder: Path) -> Figure:
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-    from matplotlib.colors import ListedColormap  # noqa: PLC0415
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
 
     subject = sorted(path for path in folder.iterdir() if path.is_dir())[0]
     image, label = (next(iter((subject / kind).glob("*.nii.gz"))) for kind in ("image", "label"))
@@ -194,7 +194,7 @@ def _aspect(volume: Volume, axis: int) -> float:
 
 
 def _curves(factory: TrainedFactory) -> Figure:
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
     for axis, name in zip(axes, ("loss_discriminator", "loss_generator"), strict=True):

@@ -117,7 +117,7 @@ def _smooth_field(shape: tuple[int, ...], knots: tuple[int, ...], deviation: flo
 @functools.lru_cache(maxsize=2)
 def _template(spacing: float) -> tuple[list[np.ndarray], np.ndarray]:
     """T1, grey, white and brain maps at 2 mm, blurred for sampling at `spacing`; and millimetres to index."""
-    from nilearn import datasets  # noqa: PLC0415  (slow to import, and only the demo needs it)
+    from nilearn import datasets  # slow to import, and only the demo needs it
 
     images = [
         datasets.load_mni152_template(resolution=2),

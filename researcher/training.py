@@ -26,7 +26,7 @@ PREVIEW_COLUMNS = 8
 SHARED_PREFIX = "generator."
 
 
-def train(  # noqa: PLR0913
+def train(
     config: FactoryConfig,
     out: str | Path,
     *,
@@ -115,7 +115,7 @@ def save_preview(generator: Generator, path: Path, seed: int) -> None:
     Latents come from a private generator: previews of all rounds show the same subjects, and training does not
     notice that they were drawn.
     """
-    import matplotlib.image  # noqa: PLC0415  (slow to import)
+    import matplotlib.image  # slow to import
 
     config = generator.config
     rng = torch.Generator().manual_seed(seed)
@@ -135,7 +135,9 @@ def _losses(report: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in report.items() if key.startswith("loss_")}
 
 
-def _trained(experiment: Experiment, config: FactoryConfig, reports: dict, history: dict, facts: dict) -> TrainedFactory:
+def _trained(
+    experiment: Experiment, config: FactoryConfig, reports: dict, history: dict, facts: dict
+) -> TrainedFactory:
     average = experiment.aggregator().ema
     generator = Generator(config)
     generator.load_state_dict({k.removeprefix(SHARED_PREFIX): v.float() for k, v in average.items()})

@@ -140,7 +140,9 @@ def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
     assert 0 <= made.card["agreement"] <= 1
     generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", domain="bright", volumes=2)
     config = SegmenterConfig(updates=2)
-    adapt_site(store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config)
+    adapt_site(
+        store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config
+    )
     adapt_site(store.path, tmp_path / "b.safetensors", synthetic=tmp_path / "syn", config=config)
     for name in "ab":
         assert Segmenter.load(tmp_path / f"{name}.safetensors").format == store.format
@@ -176,7 +178,11 @@ def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labe
         (lambda: adapt_site(store.path, out, synthetic=tmp_path), UsageError, "manifest"),
         (lambda: generate_volumes(labelled_file, out, domain="x", volumes=1), ConfigError, "unknown domain"),
         (lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, z_depth=9), UsageError, "4 bins"),
-        (lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, device="cuda:77"), UsageError, "device"),
+        (
+            lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, device="cuda:77"),
+            UsageError,
+            "device",
+        ),
     ]:
         with pytest.raises(error, match=message):
             call()
@@ -209,7 +215,9 @@ def test_bad_images_stop_segmentation_before_anything_is_written(store, tmp_path
     (tmp_path / "text.nii.gz").write_text("hello")
     for bad in ("flat", "text", "absent"):
         with pytest.raises(FedFactoryError, match=bad):
-            segment([tmp_path / "good.nii.gz", tmp_path / f"{bad}.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "p")
+            segment(
+                [tmp_path / "good.nii.gz", tmp_path / f"{bad}.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "p"
+            )
         assert not (tmp_path / "p").exists()
 
 

@@ -24,9 +24,7 @@ AXES = ["".join(o) for p in itertools.permutations(("RL", "AP", "SI")) for o in 
 
 def oriented(volume: Volume, codes: str) -> Volume:
     """The same anatomy in another axis order."""
-    change = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
-    )
+    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
     data = nib.orientations.apply_orientation(volume.data, change)
     return Volume(data, volume.affine @ nib.orientations.inv_ornt_aff(change, volume.data.shape))
 

@@ -116,7 +116,9 @@ def test_the_average_does_not_depend_on_the_order_of_the_replies(config):
     weights = {"a": 0.2, "b": 0.3, "c": 0.5}
     first = FactoryAverage(config, 1).aggregate(params, weights, **options)
     turned = dict(reversed(params.items()))
-    assert torch.equal(first["generator.w"], FactoryAverage(config, 1).aggregate(turned, weights, **options)["generator.w"])
+    assert torch.equal(
+        first["generator.w"], FactoryAverage(config, 1).aggregate(turned, weights, **options)["generator.w"]
+    )
 
 
 def test_the_moving_average_decays_once_per_update_of_every_site(config):
