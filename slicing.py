@@ -122,10 +122,8 @@ class SliceGrid:
         return self.volume.from_canonical(best)
 
     def _resample(self, data: np.ndarray, cval: float) -> np.ndarray:
-        if np.allclose(self.matrix, 1) and np.allclose(self.offset, np.round(self.offset)):
-            order = 0  # pixels meet voxels: copying keeps values exactly
-        else:
-            order = 1
+        meets = np.allclose(self.matrix, 1) and np.allclose(self.offset, np.round(self.offset))
+        order = 0 if meets else 1  # where pixels meet voxels, copying keeps values exactly
         shape = (self.size, self.size, self.shape[2])
         # mode "grid-constant" would blend half a pixel of padding into the border
         return ndimage.affine_transform(
