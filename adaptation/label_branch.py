@@ -134,7 +134,7 @@ def train_label_branch(
         branch = LabelBranch.for_generator(generator, teacher.classes)
     optimizer = torch.optim.Adam(branch.parameters(), lr=4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=updates)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     for _ in track(range(updates), "training the label branch"):
         synthesis = _draw(generator, index, batch_size, rng)
         target = teacher.probabilities(synthesis.image).argmax(1, keepdim=True)

@@ -104,7 +104,8 @@ def train_segmenter(
         network = build_network(config.network, data.classes).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.updates)
-        loss_function = DiceCELoss(to_onehot_y=True, softmax=True)
+        # Dice over the whole batch: a class that is absent from most slices has no gradient in a slice's own Dice.
+        loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
         batches = _batches(data, config)
         for update in track(range(config.updates), title):
             images, labels = next(batches)

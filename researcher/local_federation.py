@@ -43,6 +43,7 @@ class LocalFederation:
     Attributes:
         researcher: folder of the researcher component.
         nodes: name to folder of the node component.
+        port: of the researcher's server.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
@@ -50,7 +51,7 @@ class LocalFederation:
         self.researcher = folder / "researcher"
         self.nodes = {name: folder / name for name in nodes}
         self._children: dict[str, subprocess.Popen] = {}
-        self._port = _free_port()
+        self.port = _free_port()
 
     def __enter__(self) -> LocalFederation:
         return self
@@ -86,6 +87,10 @@ class LocalFederation:
                     raise FederationError(f"node {name} was not ready in {READY_TIMEOUT:.0f} s; see {self._log(name)}")
                 time.sleep(NAP)
 
+    def pid_of(self, name: str) -> int:
+        """Process (and process group) id of a running node or background command."""
+        return self._children[name].pid
+
     def check_nodes(self) -> None:
         """Raises FederationError if a started node is not running any more."""
         for name in self.nodes:
@@ -101,7 +106,7 @@ class LocalFederation:
 
         Raises: FederationError if it fails, or a node stops in the meantime.
         """
-        child = self._spawn(name, _fedfactory(*arguments), show_errors=True)
+        child = self._spawn(name, _fedfactory(*arguments))
         yield
         while child.poll() is None:
             self.check_nodes()
@@ -164,7 +169,7 @@ class LocalFederation:
 
     def _environment(self) -> dict[str, str]:
         own = {key: value for key, value in os.environ.items() if not key.startswith("FBM_")}
-        port = str(self._port)
+        port = str(self.port)
         return {
             **own,
             "FBM_SERVER_HOST": "localhost",

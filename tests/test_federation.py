@@ -1,0 +1,196 @@
+"""Real Fed-BioMed nodes and researcher on this machine: approval, training, persistence, endings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from fedfactory.errors import FederationError, UsageError
+from fedfactory.generative import load_factory
+from fedfactory.generative.checkpoint import read_weights
+from fedfactory.node.prepare import prepare
+from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
+from fedfactory.researcher.local_federation import LocalFederation
+from fedfactory.researcher.training import export
+
+from .conftest import DOMAINS, write_site
+
+TAG = "balls"
+SMALL = DemoSize(
+    train_subjects=2, test_subjects=1, rounds=2, updates_per_round=2, segmenter_updates=3, synthetic_volumes=2
+)
+
+
+def processes_of(folder) -> list[psutil.Process]:
+    """Living processes that were started with `folder` in their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            if str(folder) in text and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def port_is_free(port) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) != 0
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """Two running nodes with a store each, nothing approved yet."""
+    folder = tmp_path_factory.mktemp("federation")
+    with LocalFederation(folder, DOMAINS) as running:
+        running.create()
+        for domain in DOMAINS:
+            write_site(folder / "volumes" / domain)
+            prepare(folder / "volumes" / domain, folder / f"{domain}.store", domain=domain, size=16, z_bins=4)
+        running.run_together(
+            "add",
+            {
+                name: running.site_command("add", str(path), "--store", str(folder / f"{name}.store"), "--tag", TAG)
+                for name, path in running.nodes.items()
+            },
+        )
+        running.start_nodes()
+        yield running
+    assert not processes_of(folder)
+    assert port_is_free(running.port)
+
+
+def train(federation, config, out, *extra):
+    path = federation.folder / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", out]
+    words += ["--rounds", 3, "--updates-per-round", 3, "--node-timeout", 60, *extra]
+    with federation.background(f"train-{out.name}", [str(word) for word in words]):
+        pass
+
+
+def test_the_thread_from_withheld_approval_to_a_trained_factory(federation, config, tmp_path):
+    with pytest.raises(FederationError, match="failed with code 1") as caught:
+        train(federation, config, tmp_path / "withheld")
+    assert not (tmp_path / "withheld").exists()
+    assert "fedfactory site approve" in str(caught.value)
+
+    approve = {n: federation.site_command("approve", str(p), "--yes") for n, p in federation.nodes.items()}
+    federation.run_together("approve", approve)
+    shown = (federation.folder / "logs" / f"approve-{DOMAINS[0]}.log").read_text()
+    assert "class FactoryPlan(FactoryTrainingPlan)" in shown  # the administrator sees what will run
+
+    train(federation, config, tmp_path / "run")
+    factory = export(tmp_path / "run", tmp_path / "factory.safetensors")
+    assert [len(rounds) for rounds in factory.history.values()] == [3, 3]
+    assert factory.spacing == pytest.approx(72 / 16)
+    assert factory.height == pytest.approx(40)
+    assert (tmp_path / "run" / "previews" / "round_0003.png").is_file()
+    tensors, _ = read_weights(tmp_path / "factory.safetensors", kind="factory")
+    assert not [name for name in tensors if "discriminator" in name or name.startswith("d.")]
+    assert load_factory(tmp_path / "factory.safetensors").config == config
+
+    # The second run repeats the first to the last bit: same seed, other process, replies in any order.
+    train(federation, config, tmp_path / "again")
+    again, _ = read_weights(tmp_path / "again" / "checkpoint.safetensors", kind="factory")
+    assert all((again[name] == tensor).all() for name, tensor in tensors.items())
+
+
+def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(federation, config, tmp_path):
+    from fedbiomed.common.serializer import Serializer
+
+    train(federation, config, tmp_path / "state")
+    states = sorted(
+        (federation.nodes[DOMAINS[0]] / "var").rglob("optim_state_*"), key=lambda path: path.stat().st_mtime
+    )[-3:]
+    kept = [Serializer.load(str(path)) for path in states]
+    assert [state["extra"]["updates_done"] for state in kept] == [3, 6, 9]  # 3, 3, 3 if they were forgotten
+    moments = kept[-1]["optimizers"]["discriminator"]["state"]
+    assert {int(one["step"]) for one in moments.values()} == {9}
+
+
+def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(federation, config, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(FederationError):
+        train(federation, replace(config, domains=("bright", "grey")), tmp_path / "wrong")
+    log = (federation.folder / "logs" / "train-wrong.log").read_text()
+    assert "'dark' is not among the experiment's" in log
+    assert str(federation.folder / "dark.store") not in log  # no path of the site reaches the researcher
+
+
+def test_a_taken_port_and_a_missing_component_give_one_line(federation, config, tmp_path):
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # earlier connections linger
+        other.bind(("localhost", federation.port))
+        other.listen()
+        with pytest.raises(FederationError, match="cannot listen"):
+            train(federation, config, tmp_path / "port")
+    with pytest.raises(FederationError, match="no Fed-BioMed node here"):
+        federation.run_together("nowhere", {"x": federation.site_command("approve", str(tmp_path))})
+
+
+def test_a_killed_node_ends_the_run_with_its_name(federation, config, tmp_path):
+    path = federation.folder / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", tmp_path / "k"]
+    with (
+        pytest.raises(FederationError, match="node dark stopped"),
+        federation.background("train-killed", [str(word) for word in [*words, "--rounds", 500]]),
+    ):
+        while not (tmp_path / "k").exists():
+            time.sleep(0.2)
+        os.killpg(federation.pid_of("dark"), signal.SIGKILL)
+
+
+def test_the_demo_runs_from_subjects_to_report(tmp_path):
+    result = run_demo(tmp_path / "demo", sites=2, seed=3, size=SMALL)
+    saved = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert set(saved) == {"dice", "seconds", "seed", "versions"}
+    assert saved["seed"] == 3
+    assert saved["dice"] == result.dice
+    for row in saved["dice"].values():
+        assert set(row) == set(METHODS)
+        assert all(0 <= value <= 1 for value in row.values())
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "simulated" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert f"{saved['dice']['t2']['adapted']:.3f}" in page
+    assert not processes_of(tmp_path / "demo")
+
+
+def test_a_used_folder_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        run_demo(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
+    out = tmp_path / "demo"
+    code = (
+        "from fedfactory.researcher.demo import *; from pathlib import Path; import sys;"
+        "run_demo(Path(sys.argv[1]), sites=2, size=DemoSize(train_subjects=1, test_subjects=1))"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        demo = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(processes_of(out / "federation")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(processes_of(out / "federation")) >= 2, (tmp_path / "log").read_text()
+    demo.send_signal(number)
+    demo.wait(30)
+    deadline = time.monotonic() + 10
+    while processes_of(out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(out)
