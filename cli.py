@@ -146,6 +146,8 @@ def train(
     folder = run(
         chosen, out, researcher=researcher, tag=tag, rounds=rounds, updates_per_round=updates_per_round,
         min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout, seed=seed,
+        # a log file has no bar, but lines
+        report_round=None if sys.stderr.isatty() else lambda number: print(f"round {number} of {rounds}", flush=True),
     )  # fmt: skip
     console.print(f"{folder}: {rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
     # The framework's server thread would keep the process alive for seconds; everything is written.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,3 +26,22 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         yield from items
         return
     yield from rich_track(items, description, total=total, console=console, transient=True)
+
+
+def watch(description: str, total: int, *, completed: Callable[[], int], running: Callable[[], bool]) -> None:
+    """A bar over work that another process does, until it does not run any more.
+
+    Args:
+        total: amount of work. completed: how much of it is done. running: False ends the watch; may raise.
+    """
+
+    def moments() -> Iterator[None]:
+        done = 0
+        while running():
+            for _ in range(completed() - done):
+                done += 1
+                yield
+            time.sleep(0.2)
+
+    for _ in track(moments(), description, total):
+        pass

@@ -162,7 +162,7 @@ def _phase_one(out: Path, hospitals: list[DemoSite], config: FactoryConfig, size
             name: federation.site_command("approve", str(path), "--yes", "--wait", "180")
             for name, path in federation.nodes.items()
         }
-        with federation.background("train", [str(word) for word in train]):
+        with federation.background("train", [str(word) for word in train], rounds=size.rounds):
             federation.run_together("approve plan", approve)
     shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
     return experiment

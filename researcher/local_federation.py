@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import FederationError
-from ..progress import track
+from ..progress import track, watch
 
 READY = b"Starting task manager"  # the node's last line before it takes requests
 READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
@@ -99,18 +99,22 @@ class LocalFederation:
                 raise FederationError(f"node {name} stopped with code {child.returncode}; see {self._log(name)}")
 
     @contextlib.contextmanager
-    def background(self, name: str, arguments: Sequence[str]) -> Iterator[None]:
-        """A `fedfactory` command beside the block; afterwards waits for its end.
-
-        Its progress bars go to this program's standard error.
+    def background(self, name: str, arguments: Sequence[str], *, rounds: int) -> Iterator[None]:
+        """A `fedfactory train` command beside the block; afterwards a bar of its rounds until it ends.
 
         Raises: FederationError if it fails, or a node stops in the meantime.
         """
         child = self._spawn(name, _fedfactory(*arguments))
         yield
-        while child.poll() is None:
+
+        def running() -> bool:
             self.check_nodes()
-            time.sleep(NAP)
+            return child.poll() is None
+
+        def completed() -> int:
+            return self._log(name).read_bytes().count(b"\nround ")
+
+        watch("training the factory", rounds, completed=completed, running=running)
         self._finish(name)
 
     def run_together(self, step: str, commands: dict[str, Sequence[str]]) -> None:
@@ -141,14 +145,14 @@ class LocalFederation:
             child.wait()
         self._children.clear()
 
-    def _spawn(self, name: str, command: Sequence[str], *, show_errors: bool = False) -> subprocess.Popen:
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen:
         log = self._log(name).open("wb")
         try:
             child = subprocess.Popen(
                 [sys.executable, "-c", TIED, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=None if show_errors else subprocess.STDOUT,
+                stderr=subprocess.STDOUT,
                 env=self._environment(),
                 start_new_session=True,  # Ctrl-C reaches this program alone, which then stops the others in order
             )

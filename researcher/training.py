@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def train(
     approval_timeout: float = 0,
     seed: int = 0,
     save_every: int = 10,
+    report_round: Callable[[int], None] | None = None,
 ) -> Path:
     """Run phase one and leave an experiment folder: newest checkpoint, previews, summary.
 
@@ -49,6 +51,7 @@ def train(
         node_timeout: seconds to wait for them.
         approval_timeout: seconds to wait for the sites' approval of the training plan.
         save_every: rounds from one checkpoint and preview to the next.
+        report_round: called with the number of every finished round.
 
     Returns: the experiment folder.
     Raises: UsageError, FederationError, see `wait_for_nodes`, `request_approval` and `run_round`.
@@ -66,6 +69,8 @@ def train(
     facts = {"tag": tag, "seed": seed, "updates_per_round": updates_per_round, "rounds_planned": rounds}
     for number in track(range(1, rounds + 1), "training the factory"):
         reports = run_round(experiment)
+        if report_round is not None:
+            report_round(number)
         for domain, report in reports.items():
             history[domain].append({"round": number, **_losses(report)})
         if number % save_every == 0 or number == rounds:

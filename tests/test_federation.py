@@ -73,7 +73,7 @@ def train(federation, config, out, *extra):
     path.write_text(json.dumps(config.to_dict()))
     words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", out]
     words += ["--rounds", 3, "--updates-per-round", 3, "--node-timeout", 60, *extra]
-    with federation.background(f"train-{out.name}", [str(word) for word in words]):
+    with federation.background(f"train-{out.name}", [str(word) for word in words], rounds=3):
         pass
 
 
@@ -144,7 +144,7 @@ def test_a_killed_node_ends_the_run_with_its_name(federation, config, tmp_path):
     words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", tmp_path / "k"]
     with (
         pytest.raises(FederationError, match="node dark stopped"),
-        federation.background("train-killed", [str(word) for word in [*words, "--rounds", 500]]),
+        federation.background("train-killed", [str(word) for word in [*words, "--rounds", 500]], rounds=500),
     ):
         while not (tmp_path / "k").exists():
             time.sleep(0.2)
