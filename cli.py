@@ -176,9 +176,10 @@ def label(
     seed: Seed = 0,
 ) -> None:
     """At a labelled site: teach the factory to draw labels with its slices."""
+    from .adaptation.segmenter import SegmenterConfig
     from .node.phase_two import label_factory
 
-    made = label_factory(factory, store, out, classes=classes, seed=seed)
+    made = label_factory(factory, store, out, classes=classes, config=SegmenterConfig(seed=seed))
     console.print(
         f"{out}: {made.card['classes']} classes, agreement with the teacher {made.card['agreement']:.3f} Dice"
     )

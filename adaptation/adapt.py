@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import slice_heights
@@ -40,6 +41,29 @@ def adapt(
         raise StoreError(f"synthetic slices are {data.images.shape[1]} px, the site's store has {fmt.size} px")
     card = {"domain": domain, "slices": len(data.images), **facts}
     return train_segmenter(data, fmt, config, title=f"adapting to {domain}", card=card)
+
+
+def pseudo_label(images: np.ndarray, robust: Segmenter, batch_size: int = 64) -> LabelledSlices:
+    """A site's own slices (N, S, S) with the labels that another site's robust segmenter gives them."""
+    images = images.astype(np.float32)
+    parts = torch.from_numpy(images)[:, None].split(batch_size)
+    labels = [robust.probabilities(part).argmax(1).to(torch.uint8).numpy() for part in parts]
+    return LabelledSlices(images, np.concatenate(labels), robust.classes)
+
+
+def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
+    """Both together, the smaller set repeated so that each makes about half of the training.
+
+    Raises: StoreError if the slices' sides differ.
+    """
+    if synthetic.images.shape[1] != own.images.shape[1]:
+        raise StoreError(
+            f"synthetic slices are {synthetic.images.shape[1]} px, the site's are {own.images.shape[1]} px"
+        )
+    longer = max(len(synthetic.images), len(own.images))
+    parts = [part for one in (synthetic, own) for part in [one] * max(1, round(longer / len(one.images)))]
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return LabelledSlices(images, labels, synthetic.classes)
 
 
 def draw_slices(factory: LabelledFactory, domain: str, *, volumes: int, seed: int) -> LabelledSlices:

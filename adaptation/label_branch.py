@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory
@@ -54,16 +54,20 @@ class LabelledFactory:
     Attributes:
         factory: the generator it draws with.
         branch: its labels.
+        robust: the labelled site's segmenter, trained with random contrasts; gives every site's own images a first
+            guess.
         card: labelled domain, classes, agreement, and the factory's own card entries.
     """
 
     factory: TrainedFactory
     branch: LabelBranch
+    robust: Segmenter
     card: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
         tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
         tensors |= {f"branch.{name}": tensor for name, tensor in self.branch.state_dict().items()}
+        tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
         factory = self.factory
         card = {
             "kind": KIND,
@@ -71,6 +75,7 @@ class LabelledFactory:
             "spacing": factory.spacing,
             "height": factory.height,
             "facts": factory.facts,
+            "robust": {"format": self.robust.format.to_dict(), **self.robust.card},
             **self.card,
         }
         write_weights(path, tensors, card)
@@ -82,13 +87,14 @@ class LabelledFactory:
         try:
             generator = Generator(FactoryConfig.from_dict(card["config"])).eval()
             branch = LabelBranch.for_generator(generator, card["classes"]).eval()
-            for network, prefix in ((generator, "g_ema."), (branch, "branch.")):
+            robust = Segmenter.from_card(card["robust"])
+            for network, prefix in ((generator, "g_ema."), (branch, "branch."), (robust.network, "robust.")):
                 own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 load_strictly(network, own, path)
             factory = TrainedFactory(generator, {}, card["spacing"], card["height"], {}, card["facts"])
-        except (KeyError, TypeError, ConfigError) as error:
+        except (KeyError, TypeError, ConfigError, UsageError) as error:
             raise CheckpointError(f"{path}: its card is not usable ({error})") from None
-        return cls(factory, branch, {k: card[k] for k in ("classes", "labelled_domain", "agreement")})
+        return cls(factory, branch, robust, {k: card[k] for k in ("classes", "labelled_domain", "agreement")})
 
     @torch.no_grad()
     def draw_volume(
@@ -112,6 +118,7 @@ class LabelledFactory:
 def train_label_branch(
     factory: TrainedFactory,
     teacher: Segmenter,
+    robust: Segmenter,
     *,
     domain: str,
     updates: int = 250,
@@ -122,6 +129,7 @@ def train_label_branch(
 
     Args:
         teacher: trained on the labelled site's own slices.
+        robust: the same with random contrasts; kept in the labelled factory.
         domain: the labelled domain.
 
     Returns: the labelled factory; its card says how often branch and teacher agree on fresh slices (mean
@@ -145,7 +153,7 @@ def train_label_branch(
         schedule.step()
     agreement = _agreement(branch.eval(), teacher, generator, index, rng)
     card = {"classes": teacher.classes, "labelled_domain": domain, "agreement": agreement}
-    return LabelledFactory(factory, branch, card)
+    return LabelledFactory(factory, branch, robust, card)
 
 
 @torch.no_grad()

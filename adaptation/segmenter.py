@@ -14,8 +14,8 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError, TrainingError
-from ..generative.checkpoint import read_weights, write_weights
+from ..errors import CheckpointError, ConfigError, TrainingError, UsageError
+from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..progress import track
 from ..slicing import SliceFormat
 from .augmentation import augmentation
@@ -74,18 +74,24 @@ class Segmenter:
         return torch.softmax(self.network(images), dim=1)
 
     def save(self, path: str | Path) -> None:
-        write_weights(path, self.network.state_dict(), {"kind": KIND, "format": self.format.to_dict(), **self.card})
+        write_weights(path, self.network.state_dict(), {**self.card, "kind": KIND, "format": self.format.to_dict()})
 
     @classmethod
     def load(cls, path: str | Path) -> Segmenter:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or no segmenter."""
         weights, card = read_weights(path, kind=KIND)
         try:
-            network = build_network(card["config"]["network"], card["classes"])
-            network.load_state_dict(weights)
-            return cls(network, SliceFormat.from_dict(card["format"]), card)
-        except (KeyError, RuntimeError, ConfigError) as error:
-            raise CheckpointError(f"{path}: card and weights do not fit together ({str(error)[:200]})") from None
+            segmenter = cls.from_card(card)
+        except (KeyError, TypeError, ConfigError, UsageError) as error:
+            raise CheckpointError(f"{path}: its card is not usable ({error})") from None
+        load_strictly(segmenter.network, weights, path)
+        return segmenter
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Segmenter:
+        """An untrained segmenter of the card's kind, to load weights into. Raises KeyError for a card that lacks it."""
+        network = build_network(card["config"]["network"], card["classes"])
+        return cls(network, SliceFormat.from_dict(card["format"]), card)
 
 
 def train_segmenter(

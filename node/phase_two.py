@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from ..adaptation.adapt import adapt, draw_slices, read_synthetic
+from ..adaptation.adapt import adapt, draw_slices, mix, pseudo_label, read_synthetic
 from ..adaptation.label_branch import LabelledFactory, train_label_branch
 from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
 from ..errors import UsageError
@@ -25,7 +26,12 @@ def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
 
 
 def label_factory(
-    factory_file: str | Path, store_dir: str | Path, out: str | Path, *, classes: int | None = None, seed: int = 0
+    factory_file: str | Path,
+    store_dir: str | Path,
+    out: str | Path,
+    *,
+    classes: int | None = None,
+    config: SegmenterConfig | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
 
@@ -33,6 +39,8 @@ def label_factory(
         factory_file: exported factory. store_dir: the site's store, with labels.
         out: labelled factory file.
         classes: number of label values including background, if it is to be checked against the store's.
+        config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
+            gives other sites' images a first guess.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
@@ -41,8 +49,10 @@ def label_factory(
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
     if classes is not None and classes != store.classes:
         raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
-    teacher = train_on_store(store, SegmenterConfig(seed=seed, mirror=factory.config.mirror))
-    labelled = train_label_branch(factory, teacher, domain=store.domain, seed=seed)
+    config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
+    teacher = train_on_store(store, config)
+    robust = train_on_store(store, replace(config, remap_contrast=1.0))
+    labelled = train_label_branch(factory, teacher, robust, domain=store.domain, seed=config.seed)
     labelled.save(out)
     return labelled
 
@@ -57,6 +67,10 @@ def adapt_site(
     config: SegmenterConfig | None = None,
 ) -> Segmenter:
     """Phase two at a site.
+
+    With a factory: half of the training is synthetic slices of the site's domain with the factory's labels, half the
+    site's own slices with the robust segmenter's labels. The first know the tissue, the second the scanner. With
+    synthetic volumes: those alone.
 
     Args:
         store_dir: the site's own store; its labels, if it has any, are not read.
@@ -73,7 +87,8 @@ def adapt_site(
         labelled = LabelledFactory.load(factory_file)
         labelled.factory.config.domain_index(store.domain)
         store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
-        data = draw_slices(labelled, store.domain, volumes=volumes, seed=config.seed)
+        drawn = draw_slices(labelled, store.domain, volumes=volumes, seed=config.seed)
+        data = mix(drawn, pseudo_label(store.images, labelled.robust))
     else:
         data = read_synthetic(synthetic, store.domain)
     source = {"source": "factory" if factory_file is not None else "synthetic volumes"}

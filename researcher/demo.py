@@ -17,6 +17,7 @@ from rich.console import Console
 from .. import __version__
 from ..adaptation.evaluation import Score, evaluate, mean_dice
 from ..adaptation.inference import segment
+from ..adaptation.label_branch import LabelledFactory
 from ..adaptation.segmenter import Segmenter, SegmenterConfig
 from ..files import refuse_existing, write_json
 from ..generate_volumes import generate_volumes
@@ -100,12 +101,13 @@ def run_demo(
         _say("3/4 phase two: labels, synthetic volumes, each site's segmenter")
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
-        label_factory(factory_file, hospitals[0].store, labelled_file, seed=seed)
+        segmenter = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
+        label_factory(factory_file, hospitals[0].store, labelled_file, config=segmenter)
         for hospital in hospitals:
             generate_volumes(
                 labelled_file, out / "synthetic" / hospital.name, domain=hospital.name, volumes=4, seed=seed
             )
-        models = _train_segmenters(out / "models", hospitals, labelled_file, size, seed)
+        models = _train_segmenters(out / "models", hospitals, labelled_file, size, segmenter)
         _say("4/4 held-out subjects: label maps, scores, report")
         scores = {site.name: _score_site(out, site, models[site.name]) for site in hospitals}
     dice = {name: {method: mean_dice(rows[method]) for method in METHODS} for name, rows in scores.items()}
@@ -169,26 +171,24 @@ def _phase_one(out: Path, hospitals: list[DemoSite], config: FactoryConfig, size
 
 
 def _train_segmenters(
-    folder: Path, hospitals: list[DemoSite], labelled_file: Path, size: DemoSize, seed: int
+    folder: Path, hospitals: list[DemoSite], labelled_file: Path, size: DemoSize, config: SegmenterConfig
 ) -> dict[str, dict[str, Path]]:
-    """Segmenter file of every method at every site."""
-    plain = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
-    remapped = SegmenterConfig(updates=size.segmenter_updates, seed=seed, remap_contrast=1.0)
-    source = SliceStore(hospitals[0].store)
-    shared = {"no_adaptation": train_on_store(source, plain), "augmentation_only": train_on_store(source, remapped)}
+    """Segmenter file of every method at every site; all have the same network and number of updates."""
+    shared = {
+        "no_adaptation": train_on_store(SliceStore(hospitals[0].store), config),
+        "augmentation_only": LabelledFactory.load(labelled_file).robust,
+    }
     models: dict[str, dict[str, Path]] = {}
     for site in hospitals:
         paths = {method: folder / site.name / f"{method}.safetensors" for method in METHODS}
-        store = SliceStore(site.store)
         for method, model in shared.items():
             # The network is the labelled site's; the window that scales images is the applying site's own.
-            Segmenter(model.network, store.format, model.card).save(paths[method])
+            Segmenter(model.network, SliceStore(site.store).format, model.card).save(paths[method])
         adapt_site(
-            site.store, paths["adapted"], factory_file=labelled_file, volumes=size.synthetic_volumes, config=plain
+            site.store, paths["adapted"], factory_file=labelled_file, volumes=size.synthetic_volumes, config=config
         )
-        oracle = (
-            shared["no_adaptation"] if site is hospitals[0] else train_on_store(SliceStore(site.oracle_store), plain)
-        )
+        labelled = site is hospitals[0]
+        oracle = shared["no_adaptation"] if labelled else train_on_store(SliceStore(site.oracle_store), config)
         oracle.save(paths["oracle"])
         models[site.name] = paths
     return models

@@ -27,7 +27,7 @@ COLOURS = ["#000000", "#4477aa", "#ccbb44", "#ee6677"]  # background, then one a
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site, applied as it is",
     "augmentation_only": "augmentation only: the same with strong random contrast augmentation",
-    "adapted": "adapted: trained on labelled synthetic volumes of the site's own domain",
+    "adapted": "adapted: trained on synthetic volumes of the site's domain, and on its own images with pseudo-labels",
     "oracle": "oracle: trained on the site's own labels (not available in practice)",
 }
 STYLE = """

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig, Generator, TrainedFactory
+from fedfactory.slicing import SliceFormat
 from fedfactory.volumes import Volume, write_volume
 
 DOMAINS = ("bright", "dark")
@@ -35,6 +37,12 @@ def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) 
     label = (distance < radius).astype(np.uint8) + (distance < radius / 2)
     image = np.array([10.0, 60.0, 100.0], np.float32)[label] + rng.normal(0, 2, shape).astype(np.float32)
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
+
+
+def untrained_segmenter() -> Segmenter:
+    """A segmenter of three classes for slices of 16 px, with random weights."""
+    fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
+    return Segmenter.from_card({"classes": 3, "config": {"network": "unet"}, "format": fmt.to_dict()})
 
 
 def write_site(folder, cases=3, **options) -> None:

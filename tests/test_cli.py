@@ -12,7 +12,7 @@ import torch
 from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
 from fedfactory.cli import main
 
-from .conftest import ball_volume, write_site
+from .conftest import ball_volume, untrained_segmenter, write_site
 
 COMMANDS = [
     ["demo"], ["prepare"], ["site", "add"], ["site", "approve"], ["train"], ["export"], ["label"],
@@ -31,7 +31,7 @@ def labelled_file(trained, tmp_path):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    LabelledFactory(trained, branch, card).save(tmp_path / "factory" / "labelled.safetensors")
+    LabelledFactory(trained, branch, untrained_segmenter(), card).save(tmp_path / "factory" / "labelled.safetensors")
     return tmp_path / "factory" / "labelled.safetensors"
 
 

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from fedfactory.adaptation.adapt import mix, pseudo_label
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
 from fedfactory.adaptation.inference import segment
@@ -20,14 +21,15 @@ from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices
 from fedfactory.node.prepare import prepare
 from fedfactory.volumes import Volume, read_volume, write_volume
 
-from .conftest import ball_volume
+from .conftest import ball_volume, untrained_segmenter
 
 
 @pytest.fixture
 def labelled(trained):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
-    return LabelledFactory(trained, branch, {"classes": 3, "labelled_domain": "bright", "agreement": 1.0})
+    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
+    return LabelledFactory(trained, branch, untrained_segmenter(), card)
 
 
 @pytest.fixture
@@ -136,16 +138,33 @@ def test_keeping_largest_components_removes_islands(labelled_file, tmp_path):
 
 def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
     trained.save(tmp_path / "f.safetensors")
-    made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3)
+    config = SegmenterConfig(updates=2)
+    made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3, config=config)
     assert 0 <= made.card["agreement"] <= 1
     generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", domain="bright", volumes=2)
-    config = SegmenterConfig(updates=2)
     adapt_site(
         store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config
     )
     adapt_site(store.path, tmp_path / "b.safetensors", synthetic=tmp_path / "syn", config=config)
     for name in "ab":
         assert Segmenter.load(tmp_path / f"{name}.safetensors").format == store.format
+
+
+def test_a_site_learns_in_equal_parts_from_synthetic_slices_and_its_own():
+    synthetic = LabelledSlices(np.zeros((30, 8, 8)), np.zeros((30, 8, 8), np.uint8), 2)
+    own = LabelledSlices(np.ones((7, 8, 8)), np.ones((7, 8, 8), np.uint8), 2)
+    for first, second in ((synthetic, own), (own, synthetic)):
+        both = mix(first, second)
+        assert both.images.mean() == pytest.approx(0.5, abs=0.05)
+        np.testing.assert_array_equal(both.images, both.labels)
+    with pytest.raises(StoreError, match="8 px"):
+        mix(synthetic, LabelledSlices(np.ones((7, 4, 4)), np.ones((7, 4, 4), np.uint8), 2))
+
+
+def test_the_robust_segmenter_travels_in_the_labelled_factory(labelled, labelled_file, store):
+    loaded = LabelledFactory.load(labelled_file)
+    expected = pseudo_label(store.images, labelled.robust)
+    np.testing.assert_array_equal(pseudo_label(store.images, loaded.robust).labels, expected.labels)
 
 
 def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path):
