@@ -11,8 +11,7 @@ import pytest
 import torch
 from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
 from fedfactory.cli import main
-
-from .conftest import ball_volume, untrained_segmenter, write_site
+from helpers import ball_volume, untrained_segmenter, write_site
 
 COMMANDS = [
     ["demo"], ["prepare"], ["site", "add"], ["site", "approve"], ["train"], ["export"], ["label"],

@@ -19,8 +19,7 @@ from fedfactory.node.prepare import prepare
 from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
 from fedfactory.researcher.local_federation import LocalFederation
 from fedfactory.researcher.training import export
-
-from .conftest import DOMAINS, write_site
+from helpers import DOMAINS, write_site
 
 TAG = "balls"
 SMALL = DemoSize(

@@ -20,8 +20,7 @@ from fedfactory.generative.synthesis import slice_heights
 from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.volumes import Volume, read_volume, write_volume
-
-from .conftest import ball_volume, untrained_segmenter
+from helpers import ball_volume, untrained_segmenter
 
 
 @pytest.fixture

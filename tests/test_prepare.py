@@ -14,10 +14,9 @@ from fedfactory.node.store import SliceStore
 from fedfactory.slicing import SliceFormat, SliceGrid, intensity_window, z_bins_of
 from fedfactory.sources import find_cases
 from fedfactory.volumes import Volume, read_volume, write_volume
+from helpers import ball_volume, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from .conftest import ball_volume, write_site
 
 AXES = ["".join(o) for p in itertools.permutations(("RL", "AP", "SI")) for o in itertools.product(*p)]
 

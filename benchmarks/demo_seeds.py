@@ -1,0 +1,51 @@
+"""The demonstration over several seeds, as one JSON file.
+
+    uv run python benchmarks/demo_seeds.py --work demo-seeds --seeds 0 1 2 --out benchmarks/results/demo_seeds.json
+
+A seed whose `results.json` is in the work folder already is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+from fedfactory.files import write_json
+from fedfactory.researcher.demo import METHODS, run_demo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder with one demo folder per seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    arguments = parser.parse_args()
+    runs = []
+    for seed in arguments.seeds:
+        folder = arguments.work / f"seed{seed}"
+        if not (folder / "results.json").is_file():
+            run_demo(folder, seed=seed)
+        runs.append(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    sites = list(runs[0]["dice"])
+    dice = {site: {m: [run["dice"][site][m] for run in runs] for m in METHODS} for site in sites}
+    summary = {site: {m: float(np.mean(values)) for m, values in rows.items()} for site, rows in dice.items()}
+    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "system": platform.system()}
+    content = {
+        "seeds": arguments.seeds,
+        "dice": dice,
+        "mean_dice": summary,
+        "seconds": [run["seconds"] for run in runs],
+        "machine": machine,
+        "versions": runs[0]["versions"],
+    }
+    write_json(arguments.out, content)
+    for site, rows in summary.items():
+        print(site, {method: round(value, 3) for method, value in rows.items()})
+
+
+if __name__ == "__main__":
+    main()
