@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -53,7 +52,8 @@ def demo(
     preset: Annotated[str, typer.Option(help="Factory size: tiny (about 5 minutes) or small.")] = "tiny",
 ) -> None:
     """A whole federation on this machine, from simulated subjects to a report with Dice tables."""
-    from .researcher.demo import run_demo
+    with console.status("loading"):
+        from .researcher.demo import run_demo
 
     result = run_demo(out, sites=sites, seed=seed, preset=preset)
     table = Table("site", "no adaptation", "augmentation only", "adapted", "oracle", title="mean foreground Dice")
@@ -150,9 +150,6 @@ def train(
         report_round=None if sys.stderr.isatty() else lambda number: print(f"round {number} of {rounds}", flush=True),
     )  # fmt: skip
     console.print(f"{folder}: {rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
-    # The framework's server thread would keep the process alive for seconds; everything is written.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 @app.command()

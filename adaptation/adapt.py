@@ -94,7 +94,7 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         raise UsageError(f"{folder}: shows domain '{shown}', the store is of '{domain}'")
     images, labels = [], []
     for name in track(names, "reading synthetic volumes"):
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", ".", ".."):
             raise UsageError(f"{folder / MANIFEST}: '{name}' is no plain name")
         image = read_volume(folder / name / "image" / f"{name}.nii.gz")
         label = read_volume(folder / name / "label" / f"{name}.nii.gz", integer=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import signal
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from .. import __version__
@@ -91,7 +93,7 @@ def run_demo(
     names = list(CONTRASTS)[:sites]
     config = FactoryConfig.preset(preset, tuple(names))
     out.mkdir(parents=True, exist_ok=True)
-    with _terminate_as_interrupt():
+    with _terminate_as_interrupt(), _half_the_cores():
         _say("1/4 simulated subjects from the MNI152 template")
         hospitals = [
             _make_site(out / "sites" / name, name, number, size, config, seed) for number, name in enumerate(names)
@@ -212,6 +214,20 @@ def _free_folder() -> Path:
 
 def _say(text: str) -> None:
     Console(stderr=True, highlight=False).print(text)
+
+
+@contextmanager
+def _half_the_cores() -> Iterator[None]:
+    """PyTorch on half the cores: its threads wait in loops, and beside another program all become many times slower.
+
+    For slices of 32 px a second thread gains 15 % on a quiet machine of two cores.
+    """
+    kept = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(kept)
 
 
 @contextmanager

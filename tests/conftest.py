@@ -8,7 +8,7 @@ from fedfactory.generative import FactoryConfig, Generator, TrainedFactory
 from helpers import DOMAINS, write_site
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> FactoryConfig:
     return FactoryConfig(
         domains=DOMAINS, image_size=16, z_bins=4, channels=(8, 8), latent_dim=8, batch_size=4, r1_every=2

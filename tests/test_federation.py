@@ -76,17 +76,37 @@ def train(federation, config, out, *extra):
         pass
 
 
-def test_the_thread_from_withheld_approval_to_a_trained_factory(federation, config, tmp_path):
-    with pytest.raises(FederationError, match="failed with code 1") as caught:
-        train(federation, config, tmp_path / "withheld")
-    assert not (tmp_path / "withheld").exists()
-    assert "fedfactory site approve" in str(caught.value)
-
+@pytest.fixture(scope="module")
+def withheld(federation, config) -> tuple[str, bool]:
+    """What a run said that came before anyone approved the plan, and whether it left a folder; then approval."""
+    out = federation.folder / "withheld"
+    with pytest.raises(FederationError) as caught:
+        train(federation, config, out)
     approve = {n: federation.site_command("approve", str(p), "--yes") for n, p in federation.nodes.items()}
     federation.run_together("approve", approve)
-    shown = (federation.folder / "logs" / f"approve-{DOMAINS[0]}.log").read_text()
-    assert "class FactoryPlan(FactoryTrainingPlan)" in shown  # the administrator sees what will run
+    return str(caught.value), out.exists()
 
+
+@pytest.fixture
+def approved(withheld, federation) -> LocalFederation:
+    """The federation, with the plan approved at both nodes."""
+    return federation
+
+
+def test_without_approval_a_run_says_what_to_do_and_leaves_nothing(withheld):
+    message, left = withheld
+    assert "fedfactory site approve" in message
+    assert "bright, dark" in message
+    assert not left
+
+
+def test_the_administrator_sees_the_source_that_will_run(approved):
+    shown = (approved.folder / "logs" / f"approve-{DOMAINS[0]}.log").read_text()
+    assert "class FactoryPlan(FactoryTrainingPlan)" in shown
+
+
+def test_a_run_gives_a_factory_and_the_same_seed_gives_it_again(approved, config, tmp_path):
+    federation = approved
     train(federation, config, tmp_path / "run")
     factory = export(tmp_path / "run", tmp_path / "factory.safetensors")
     assert [len(rounds) for rounds in factory.history.values()] == [3, 3]
@@ -103,7 +123,8 @@ def test_the_thread_from_withheld_approval_to_a_trained_factory(federation, conf
     assert all((again[name] == tensor).all() for name, tensor in tensors.items())
 
 
-def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(federation, config, tmp_path):
+def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(approved, config, tmp_path):
+    federation = approved
     from fedbiomed.common.serializer import Serializer
 
     train(federation, config, tmp_path / "state")
@@ -116,7 +137,8 @@ def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(federa
     assert {int(one["step"]) for one in moments.values()} == {9}
 
 
-def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(federation, config, tmp_path):
+def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(approved, config, tmp_path):
+    federation = approved
     from dataclasses import replace
 
     with pytest.raises(FederationError):
@@ -126,18 +148,20 @@ def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(federation, 
     assert str(federation.folder / "dark.store") not in log  # no path of the site reaches the researcher
 
 
-def test_a_taken_port_and_a_missing_component_give_one_line(federation, config, tmp_path):
-    with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # earlier connections linger
-        other.bind(("localhost", federation.port))
-        other.listen()
-        with pytest.raises(FederationError, match="cannot listen"):
-            train(federation, config, tmp_path / "port")
+def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tmp_path):
+    federation = approved
+    # Both families: a program that holds the port on one of them alone leaves "localhost" usable on the other.
+    with (
+        socket.create_server(("", federation.port), family=socket.AF_INET6, dualstack_ipv6=True),
+        pytest.raises(FederationError, match="cannot listen"),
+    ):
+        train(federation, config, tmp_path / "port")
     with pytest.raises(FederationError, match="no Fed-BioMed node here"):
         federation.run_together("nowhere", {"x": federation.site_command("approve", str(tmp_path))})
 
 
-def test_a_killed_node_ends_the_run_with_its_name(federation, config, tmp_path):
+def test_a_killed_node_ends_the_run_with_its_name(approved, config, tmp_path):
+    federation = approved
     path = federation.folder / "config.json"
     path.write_text(json.dumps(config.to_dict()))
     words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", tmp_path / "k"]
@@ -145,7 +169,8 @@ def test_a_killed_node_ends_the_run_with_its_name(federation, config, tmp_path):
         pytest.raises(FederationError, match="node dark stopped"),
         federation.background("train-killed", [str(word) for word in [*words, "--rounds", 500]], rounds=500),
     ):
-        while not (tmp_path / "k").exists():
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "k").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         os.killpg(federation.pid_of("dark"), signal.SIGKILL)
 

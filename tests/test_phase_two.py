@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import mix, pseudo_label
+from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
 from fedfactory.adaptation.inference import segment
@@ -175,6 +175,14 @@ def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path)
     second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, volumes=1, config=config)
     for one, two in zip(first.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["../site/case0", "..", "/etc", ""])
+def test_a_manifest_cannot_point_out_of_its_folder(tmp_path, name):
+    manifest = {"volumes": [{"name": name}], "classes": 2, "domain": "bright"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match="no plain name"):
+        read_synthetic(tmp_path, "bright")
 
 
 def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labelled_file, store, site, tmp_path):
