@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import __version__
 from .errors import FedFactoryError, UsageError
 
 app = typer.Typer(
@@ -21,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-site = typer.Typer(help="What a site's administrator does with its Fed-BioMed node.", no_args_is_help=True)
+site = typer.Typer(help="Register data and approve plans at a node.", no_args_is_help=True)
 app.add_typer(site, name="site")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -51,7 +49,10 @@ def demo(
     seed: Seed = 0,
     preset: Annotated[str, typer.Option(help="Factory size: tiny (about 5 minutes) or small.")] = "tiny",
 ) -> None:
-    """A whole federation on this machine, from simulated subjects to a report with Dice tables."""
+    """Both phases on this machine, with a report.
+
+    Three real Fed-BioMed nodes and a researcher as local processes, simulated subjects, Dice tables.
+    """
     with console.status("loading"):
         from .researcher.demo import run_demo
 
@@ -118,8 +119,8 @@ def site_approve(
         console.print(source, markup=False)
         return yes or typer.confirm("Approve this training plan?")
 
-    for name in approve_plans(node_dir, confirm=confirm, wait=wait):
-        console.print(f"{node_dir}: approved {name}")
+    approved = approve_plans(node_dir, confirm=confirm, wait=wait)
+    console.print(f"{node_dir}: approved {', '.join(approved) or 'nothing; the plan goes on waiting'}")
 
 
 @app.command()
@@ -137,7 +138,7 @@ def train(
     approval_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' approval.")] = 0,
     seed: Seed = 0,
 ) -> None:
-    """Phase one: train the factory's generator with the connected nodes."""
+    """Phase one: train the factory with the nodes."""
     from .researcher.training import factory_config
     from .researcher.training import train as run
 
@@ -172,7 +173,7 @@ def label(
     classes: Annotated[int | None, typer.Option(help="Label values including background, to be checked.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """At a labelled site: teach the factory to draw labels with its slices."""
+    """Labelled site: teach the factory to draw labels."""
     from .adaptation.segmenter import SegmenterConfig
     from .node.phase_two import label_factory
 
@@ -206,7 +207,10 @@ def generate_volumes(
     ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Draw labelled synthetic volumes (NIfTI pairs and a manifest). Underscored options are the original program's."""
+    """Draw labelled synthetic volumes.
+
+    Writes pairs of NIfTI files and a manifest. Underscored options are the original program's.
+    """
     from .generate_volumes import choose_factory
     from .generate_volumes import generate_volumes as run
 
@@ -233,7 +237,7 @@ def adapt(
     updates: Annotated[int, typer.Option(min=1, help="Training steps.")] = 300,
     seed: Seed = 0,
 ) -> None:
-    """Phase two at any site, alone: train a segmenter for its own images."""
+    """Phase two: train the site's own segmenter."""
     from .adaptation.segmenter import SegmenterConfig
     from .node.phase_two import adapt_site
 
@@ -248,7 +252,7 @@ def segment(
     model: Annotated[list[Path], typer.Option(help="Segmenter file; several are averaged.")],
     out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
 ) -> None:
-    """Label maps of new images, on the images' own grid."""
+    """Label maps of new images, on their own grid."""
     from .adaptation.inference import segment as run
 
     for path in run(images, model, out):
@@ -261,18 +265,15 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="The same, or CASE/label/*.nii.gz.")],
     out: Annotated[Path, typer.Option(help="CSV file.")],
 ) -> None:
-    """Dice, 95 % Hausdorff distance, surface distance and volume error per case and class."""
+    """Score label maps against references.
+
+    Dice, 95 % Hausdorff distance, mean surface distance and volume error, per case and class.
+    """
     from .adaptation.evaluation import evaluate as run
     from .adaptation.evaluation import mean_dice
 
     scores = run(predictions, references, out)
     console.print(f"{out}: {len({s.case for s in scores})} cases, mean foreground Dice {mean_dice(scores):.3f}")
-
-
-@app.command()
-def version() -> None:
-    """Version of this package."""
-    console.print(json.dumps({"fedfactory": __version__}))
 
 
 def _quiet_framework() -> None:
