@@ -44,10 +44,10 @@ class DemoSize:
 
     train_subjects: int = 16  # per site
     test_subjects: int = 6  # per site, held out
-    rounds: int = 60
+    rounds: int = 50
     updates_per_round: int = 10
-    segmenter_updates: int = 300
-    synthetic_volumes: int = 90
+    segmenter_updates: int = 200
+    synthetic_volumes: int = 60
 
 
 @dataclass
@@ -94,12 +94,15 @@ def run_demo(
     config = FactoryConfig.preset(preset, tuple(names))
     out.mkdir(parents=True, exist_ok=True)
     with _terminate_as_interrupt(), _half_the_cores():
-        _say("1/4 simulated subjects from the MNI152 template")
-        hospitals = [
-            _make_site(out / "sites" / name, name, number, size, config, seed) for number, name in enumerate(names)
-        ]
-        _say("2/4 phase one: federated training of the factory")
-        experiment = _phase_one(out, hospitals, config, size, seed)
+        with LocalFederation(out / "federation", names) as federation:
+            federation.begin()
+            _say("1/4 simulated subjects from the MNI152 template")
+            hospitals = [
+                _make_site(out / "sites" / name, name, number, size, config, seed) for number, name in enumerate(names)
+            ]
+            _say("2/4 phase one: federated training of the factory")
+            experiment = _phase_one(out, federation, hospitals, config, size, seed)
+        shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
         _say("3/4 phase two: labels, synthetic volumes, each site's segmenter")
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
@@ -145,30 +148,30 @@ def _make_site(folder: Path, name: str, number: int, size: DemoSize, config: Fac
     return DemoSite(name, store, oracle_store, images, folder / "test")
 
 
-def _phase_one(out: Path, hospitals: list[DemoSite], config: FactoryConfig, size: DemoSize, seed: int) -> Path:
-    experiment = out / "experiment"
-    configuration = out / "factory_config.json"
+def _phase_one(
+    out: Path, federation: LocalFederation, hospitals: list[DemoSite], config: FactoryConfig, size: DemoSize, seed: int
+) -> Path:
+    """Register the stores, start the nodes, approve the plan, train. Returns the experiment folder."""
+    experiment, configuration = out / "experiment", out / "factory_config.json"
     write_json(configuration, config.to_dict())
-    with LocalFederation(out / "federation", [site.name for site in hospitals]) as federation:
-        federation.create()
-        add = {
-            site.name: federation.site_command(
-                "add", str(federation.nodes[site.name]), "--store", str(site.store), "--tag", TAG
-            )
-            for site in hospitals
-        }
-        federation.run_together("register data", add)
-        federation.start_nodes()
-        train = ["train", "--researcher", federation.researcher, "--tag", TAG, "--out", experiment]
-        train += ["--config", configuration, "--rounds", size.rounds, "--updates-per-round", size.updates_per_round]
-        train += ["--seed", seed, "--node-timeout", 120, "--approval-timeout", 180]
-        approve = {
-            name: federation.site_command("approve", str(path), "--yes", "--wait", "180")
-            for name, path in federation.nodes.items()
-        }
-        with federation.background("train", [str(word) for word in train], rounds=size.rounds):
-            federation.run_together("approve plan", approve)
-    shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
+    federation.wait_for("create")
+    add = {
+        site.name: federation.site_command(
+            "add", str(federation.nodes[site.name]), "--store", str(site.store), "--tag", TAG
+        )
+        for site in hospitals
+    }
+    federation.run_together("register data", add)
+    federation.start_nodes()
+    train = ["train", "--researcher", federation.researcher, "--tag", TAG, "--out", experiment]
+    train += ["--config", configuration, "--rounds", size.rounds, "--updates-per-round", size.updates_per_round]
+    train += ["--seed", seed, "--node-timeout", 120, "--approval-timeout", 180]
+    approve = {
+        name: federation.site_command("approve", str(path), "--yes", "--wait", "180")
+        for name, path in federation.nodes.items()
+    }
+    with federation.background("train", [str(word) for word in train], rounds=size.rounds):
+        federation.run_together("approve plan", approve)
     return experiment
 
 

@@ -59,8 +59,12 @@ class LocalFederation:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def create(self) -> None:
-        """Make the component folders, with plan approval switched on and a free port between them."""
+    def begin(self) -> None:
+        """Start making the component folders, with plan approval switched on and a free port between them.
+
+        Beside them one process imports what nodes need: in a new environment that compiles for half a minute, which
+        the caller can use for something else. `wait_for("create")` ends it.
+        """
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         (self.folder / "tmp").mkdir(exist_ok=True)
         commands = {
@@ -68,7 +72,8 @@ class LocalFederation:
             for name, path in self.nodes.items()
         }
         commands["researcher"] = _fedbiomed("component", "create", "-c", "researcher", "-p", str(self.researcher))
-        self.run_together("create", commands)
+        commands["imports"] = [sys.executable, "-c", "import fedbiomed.node.node_pm, fedfactory.node.plans"]
+        self._launch("create", commands)
 
     def start_nodes(self) -> None:
         """Start every node the way `fedbiomed node start` does, and wait until it takes requests.
@@ -119,9 +124,16 @@ class LocalFederation:
 
     def run_together(self, step: str, commands: dict[str, Sequence[str]]) -> None:
         """Run commands side by side, one process each. Raises FederationError if one fails."""
-        names = [f"{step}-{name}" for name in commands]
-        for name, command in zip(names, commands.values(), strict=True):
-            self._spawn(name, command)
+        self._launch(step, commands)
+        self.wait_for(step)
+
+    def _launch(self, step: str, commands: dict[str, Sequence[str]]) -> None:
+        for name, command in commands.items():
+            self._spawn(f"{step}-{name}", command)
+
+    def wait_for(self, step: str) -> None:
+        """Wait for the commands of a step. Raises FederationError if one fails."""
+        names = [name for name in self._children if name.startswith(f"{step}-")]
         for name in track(names, f"federation: {step}"):
             while self._children[name].poll() is None:
                 self.check_nodes()

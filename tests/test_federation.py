@@ -50,10 +50,11 @@ def federation(tmp_path_factory):
     """Two running nodes with a store each, nothing approved yet."""
     folder = tmp_path_factory.mktemp("federation")
     with LocalFederation(folder, DOMAINS) as running:
-        running.create()
+        running.begin()
         for domain in DOMAINS:
             write_site(folder / "volumes" / domain)
             prepare(folder / "volumes" / domain, folder / f"{domain}.store", domain=domain, size=16, z_bins=4)
+        running.wait_for("create")
         running.run_together(
             "add",
             {
