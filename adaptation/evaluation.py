@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -62,22 +63,26 @@ def score_case(case: str, predicted: Volume, reference: Volume) -> list[Score]:
     classes = [int(v) for v in np.union1d(np.unique(predicted.data), np.unique(reference.data)) if v > 0]
     scores = []
     for label in classes:
-        ours, theirs = predicted.data == label, reference.data == label
-        pair = [torch.from_numpy(mask)[None, None].float() for mask in (ours, theirs)]
-        options = {"include_background": True, "spacing": reference.spacing.tolist()}
-        both = ours.any() and theirs.any()
-        nan = float("nan")
-        scores.append(
-            Score(
-                case=case,
-                label=label,
-                dice=float(compute_dice(*pair, include_background=True)) if theirs.any() else 0.0,
-                hd95=float(compute_hausdorff_distance(*pair, percentile=95, **options)) if both else nan,
-                assd=float(compute_average_surface_distance(*pair, symmetric=True, **options)) if both else nan,
-                volume_error=float(ours.sum() / theirs.sum() - 1) if theirs.any() else nan,
-            )
-        )
+        scores.append(_score_class(case, label, predicted.data == label, reference.data == label, reference.spacing))
     return scores
+
+
+def _score_class(case: str, label: int, ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray) -> Score:
+    pair = [torch.from_numpy(mask)[None, None].float() for mask in (ours, theirs)]
+    options = {"include_background": True, "spacing": spacing.tolist()}
+    both, nan = ours.any() and theirs.any(), float("nan")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)  # MONAI's own
+        hd95 = float(compute_hausdorff_distance(*pair, percentile=95, **options)) if both else nan
+        assd = float(compute_average_surface_distance(*pair, symmetric=True, **options)) if both else nan
+    return Score(
+        case=case,
+        label=label,
+        dice=float(compute_dice(*pair, include_background=True)) if theirs.any() else 0.0,
+        hd95=hd95,
+        assd=assd,
+        volume_error=float(ours.sum() / theirs.sum() - 1) if theirs.any() else nan,
+    )
 
 
 def mean_dice(scores: list[Score]) -> float:
