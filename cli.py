@@ -129,7 +129,7 @@ def train(
     tag: Annotated[str, typer.Option(help="Tag of the sites' data.")],
     out: Annotated[Path, typer.Option(help="New experiment folder.")],
     domains: Annotated[str, typer.Option(help="The sites' domain names, with commas between them.")] = "",
-    preset: Annotated[str, typer.Option(help="tiny or small.")] = "tiny",
+    preset: Annotated[str, typer.Option(help="tiny, small or paper.")] = "tiny",
     config: Annotated[Path | None, typer.Option(help="JSON file with a factory configuration, instead.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the generators are averaged.")] = 60,
     updates_per_round: Annotated[int, typer.Option(min=1, help="Local updates in between.")] = 10,
@@ -163,6 +163,29 @@ def export(
 
     factory = run(experiment, out)
     console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts['rounds']} rounds")
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="RobustMedSeg weights, such as final_global_model.pt.")],
+    out: Annotated[Path, typer.Option(help="Factory file, .safetensors.")],
+    domains: Annotated[str, typer.Option(help="Names by index, with commas; default domain0,domain1,...")] = "",
+    z_bins: Annotated[int, typer.Option(min=1, help="Height bins it was trained with.")] = 29,
+    spacing: Annotated[float, typer.Option(min=0.01, help="Millimetres per pixel; not in such files.")] = 1.0,
+    height: Annotated[float, typer.Option(min=0.01, help="Millimetres from lowest to highest bin.")] = 145.0,
+) -> None:
+    """Original RobustMedSeg weights as a factory file. Nothing in the file is executed."""
+    from .generative.original_checkpoint import import_checkpoint as run
+
+    names = tuple(name.strip() for name in domains.split(",")) if domains else ()
+    factory = run(checkpoint, domains=names, z_bins=z_bins, spacing=spacing, height=height)
+    factory.save(out)
+    config = factory.config
+    scores = "with" if factory.discriminator else "without"
+    console.print(
+        f"{out}: {factory.facts['imported']}, {config.image_size} px, domains {', '.join(config.domains)}, "
+        f"{config.z_bins} height bins, {scores} discriminator"
+    )
 
 
 @app.command()

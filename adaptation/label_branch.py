@@ -17,6 +17,7 @@ from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory
 from ..generative.generator import Generator, Synthesis
+from ..generative.networks import make_generator
 from ..generative.synthesis import synthesise_volume
 from ..progress import track
 from .segmenter import Segmenter, seeded
@@ -38,7 +39,7 @@ class LabelBranch(nn.Module):
 
     @classmethod
     def for_generator(cls, generator: Generator, classes: int) -> LabelBranch:
-        return cls(sum(generator.config.channels) + generator.head.num_maps, classes)
+        return cls(sum(generator.feature_channels) + generator.num_maps, classes)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         """Logits (B, classes, S, S) of the slices that `synthesis` shows."""
@@ -85,7 +86,7 @@ class LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
         tensors, card = read_weights(path, kind=KIND)
         try:
-            generator = Generator(FactoryConfig.from_dict(card["config"])).eval()
+            generator = make_generator(FactoryConfig.from_dict(card["config"])).eval()
             branch = LabelBranch.for_generator(generator, card["classes"]).eval()
             robust = Segmenter.from_card(card["robust"])
             for network, prefix in ((generator, "g_ema."), (branch, "branch."), (robust.network, "robust.")):
@@ -161,9 +162,8 @@ def _draw(generator: Generator, domain: int, batch: int, rng: torch.Generator) -
     config = generator.config
     z = torch.randn(batch, config.latent_dim, generator=rng)
     height = torch.rand(batch, generator=rng) * (config.z_bins - 1)
-    noise = torch.randn(batch, 1, config.image_size, config.image_size, generator=rng)
-    w, constant = generator.latent_at(z, height), generator.constant_at(height)
-    return generator.synthesise(w, constant, torch.full((batch,), domain), noise)
+    noise = generator.draw_noise(batch, rng)
+    return generator.synthesise(generator.style_at(z, height, torch.full((batch,), domain)), noise)
 
 
 @torch.no_grad()

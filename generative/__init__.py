@@ -3,6 +3,16 @@
 from .config import FactoryConfig
 from .factory_file import TrainedFactory, load_factory
 from .generator import Generator
+from .networks import make_discriminator, make_generator
 from .trainer import Factory, FactoryTrainer
 
-__all__ = ["Factory", "FactoryConfig", "FactoryTrainer", "Generator", "TrainedFactory", "load_factory"]
+__all__ = [
+    "Factory",
+    "FactoryConfig",
+    "FactoryTrainer",
+    "Generator",
+    "TrainedFactory",
+    "load_factory",
+    "make_discriminator",
+    "make_generator",
+]

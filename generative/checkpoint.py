@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, 
     """Write tensors with `card` inside the file, and a readable copy of the card beside it (`.json`).
 
     Args:
-        tensors: name to tensor. card: JSON-able, with "kind" naming what the file is.
+        tensors: name to tensor. card: JSON-able, with "kind" naming what the file is; versions and the tensors'
+            SHA-256 are added.
     """
     from safetensors.torch import save_file  # the networks must import without it
 
     path = Path(path)
     card = {**card, "made_by": f"fedfactory {__version__}", "torch": torch.__version__}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    card["sha256"] = fingerprint(plain)
     with atomic_file(path) as temporary:
         save_file(plain, temporary, metadata={CARD: json.dumps(card)})
     write_json(path.with_suffix(".json"), card)
@@ -52,7 +55,19 @@ def read_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
         raise CheckpointError(f"{path}: was not written by fedfactory (it has no card)")
     if card["kind"] != kind:
         raise CheckpointError(f"{path}: is a {card['kind']}, expected a {kind}")
+    if fingerprint(tensors) != card.get("sha256"):
+        raise CheckpointError(f"{path}: its weights are not those that its card was written for")
     return tensors, card
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:

@@ -8,12 +8,52 @@ from typing import Any
 from ..errors import ConfigError
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
+LARGEST_IMAGE = 1024
+HEADS = ("palette", "image")
+COMPATIBILITY = ("none", "published")
+POSITIVE_INTEGERS = (
+    "z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every", "path_every", "path_batch_shrink",
+    "augment_length",
+)  # fmt: skip
+
+
+def channel_widths(image_size: int, *, multiplier: float = 2, limit: int = 512, start_size: int = 4) -> tuple[int, ...]:
+    """Widths from start_size up to image_size: the published rule, cut at `limit` for smaller machines.
+
+    512 up to side 32, then 16384 * multiplier / side: 256 M at 64, 128 M at 128, ..., 16 M at 1024.
+    """
+    widths, side = [], start_size
+    while side <= image_size:
+        widths.append(min(limit, 512 if side <= 32 else max(1, int(16384 * multiplier) // side)))
+        side *= 2
+    return tuple(widths)
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The two-core setting of the demo: a 32-pixel generator that trains in minutes.
     "tiny": {"image_size": 32, "z_bins": 12},
     # Twice the side and width; an evening on a workstation.
     "small": {"image_size": 64, "z_bins": 16, "channels": (96, 96, 64, 32), "latent_dim": 128},
+    # The published setting of RobustMedSeg: 512 pixels on a large GPU.
+    "paper": {
+        "head": "image",
+        "image_size": 512,
+        "z_bins": 29,
+        "start_size": 4,
+        "channels": channel_widths(512),
+        "latent_dim": 512,
+        "encoding_dim": 768,
+        "mapping_layers": 8,
+        "mapping_lr_multiplier": 0.01,
+        "learning_rate": 2e-3,
+        "r1_gamma": 10.0,
+        "path_weight": 2.0,
+        "style_mixing": 0.9,
+        "augment": True,
+        "ema_decay": 0.5 ** (32 / 10_000),
+        "mirror": False,
+        "shift": 0,
+    },
 }
 
 
@@ -25,19 +65,32 @@ class FactoryConfig:
     """
 
     domains: tuple[str, ...]  # names of the sites' scanners, modalities or organs; position = domain index
+    head: str = "palette"  # "palette": shared anatomy, a palette per domain; "image": the published networks
     image_size: int = 32  # pixels per side, a power of two times start_size
     z_bins: int = 12  # number of slice heights a volume is divided into
     start_size: int = 8  # side of the learnt constant the generator starts from
     channels: tuple[int, ...] = (48, 32, 16)  # generator widths, from start_size up to image_size
     latent_dim: int = 64  # numbers in z and in w
+    encoding_dim: int = 0  # width of the sites' mean image embedding (768 for CLIP ViT-L/14); 0 without
     mapping_layers: int = 2
     mapping_lr_multiplier: float = 0.1
     batch_size: int = 16
     learning_rate: float = 4e-3  # Adam, both networks
     r1_gamma: float = 0.5  # weight of the gradient penalty on real slices
     r1_every: int = 16  # updates from one penalty to the next
+    path_weight: float = 0.0  # weight of path length regularisation
+    path_every: int = 4  # updates from one path length step to the next
+    path_batch_shrink: int = 2  # that step uses the batch size divided by this
+    style_mixing: float = 0.0  # probability that a batch is made from two latents
+    augment: bool = False  # adaptive augmentation of all that the discriminator sees
+    augment_p: float = 0.0  # its strength in [0, 1]; 0 lets it adapt itself
+    augment_target: float = 0.6  # adaptive: share of signs of real scores to hold
+    augment_length: int = 500_000  # adaptive: slices for the strength to go from 0 to 1
+    clip_weight: float = 0.0  # weight of the guidance by a frozen image encoder
     ema_decay: float = 0.995  # per update of one site
     mirror: bool = True  # left-right flips of real slices (off for organs that are not symmetric)
+    shift: int = 1  # largest shift of real slices, pixels
+    compatibility: str = "none"  # "published": train as the published program did, its slips included
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -46,23 +99,39 @@ class FactoryConfig:
             raise ConfigError(f"domains are {list(self.domains)}; give at least one name, each once")
         if any(not isinstance(name, str) or not name.strip() for name in self.domains):
             raise ConfigError("a domain name is empty")
+        self._check_choice("head", HEADS)
+        self._check_choice("compatibility", COMPATIBILITY)
         if self.start_size < SMALLEST_MAP or self.start_size & (self.start_size - 1):
             raise ConfigError(f"start_size is {self.start_size}; choose a power of two from {SMALLEST_MAP} up")
-        if self.image_size < self.start_size or self.image_size & (self.image_size - 1):
+        smallest = max(self.start_size, 2 * SMALLEST_MAP)
+        if not smallest <= self.image_size <= LARGEST_IMAGE or self.image_size & (self.image_size - 1):
             raise ConfigError(
-                f"image_size is {self.image_size}; choose a power of two from {self.start_size} up, such as 32"
+                f"image_size is {self.image_size}; choose a power of two from {smallest} to {LARGEST_IMAGE}"
             )
+        if self.head == "image" and self.start_size != SMALLEST_MAP:
+            raise ConfigError(f"start_size is {self.start_size}; the published networks start at {SMALLEST_MAP}")
         if len(self.channels) != len(self.resolutions):
             raise ConfigError(f"channels has {len(self.channels)} widths; sizes {list(self.resolutions)} need one each")
-        for name in ("z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in (*POSITIVE_INTEGERS, "shift", "encoding_dim"):
+            lowest = int(name in POSITIVE_INTEGERS)
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
-        if self.learning_rate <= 0 or self.mapping_lr_multiplier <= 0 or self.r1_gamma < 0:
-            raise ConfigError("learning_rate and mapping_lr_multiplier must be positive, r1_gamma not negative")
+        if self.learning_rate <= 0 or self.mapping_lr_multiplier <= 0:
+            raise ConfigError("learning_rate and mapping_lr_multiplier must be positive")
+        for name in ("r1_gamma", "path_weight", "clip_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("style_mixing", "augment_p", "augment_target"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay is {self.ema_decay}; choose from 0 to below 1")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ConfigError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}")
 
     @property
     def resolutions(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,20 @@ class ResidualBlock(nn.Module):
         return (u + self.skip(F.avg_pool2d(x, 2))) / math.sqrt(2)
 
 
-class Discriminator(nn.Module):
-    """Residual discriminator with a projection on domain and bin (Miyato and Koyama 2018)."""
+class Discriminator(nn.Module, ABC):
+    """Scores slices under their conditions."""
+
+    @abstractmethod
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+        """Scores (B, 1), unbounded.
+
+        Args:
+            image: (B, 1, S, S) about [-1, 1]. z_bin, domain: (B,) integers. encoding: (B, encoding_dim) or None.
+        """
+
+
+class ProjectionDiscriminator(Discriminator):
+    """Small residual discriminator with a projection on domain and bin (Miyato and Koyama 2018)."""
 
     def __init__(self, config: FactoryConfig) -> None:
         super().__init__()
@@ -61,12 +74,11 @@ class Discriminator(nn.Module):
         self.domain_embedding = nn.Parameter(torch.randn(len(config.domains), last))
         self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, last))
 
-    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor) -> Tensor:
-        """image: (B, 1, S, S) about [-1, 1]; z_bin, domain: (B,) integers. Returns scores (B,), unbounded."""
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
         x = activate(self.stem(image))
         for block in self.blocks:
             x = block(x)
         x = activate(self.final_conv(minibatch_statistic(x)))
         x = activate(self.final_linear(x.flatten(1)))
         condition = self.domain_embedding[domain] + self.bin_embedding[z_bin]
-        return self.score(x)[:, 0] + (x * condition).sum(dim=1) / math.sqrt(x.shape[1])
+        return self.score(x) + (x * condition).sum(dim=1, keepdim=True) / math.sqrt(x.shape[1])

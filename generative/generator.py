@@ -1,16 +1,39 @@
-"""Noise and slice height to anatomy, anatomy and domain to a slice."""
+"""What every generator of the factory can do, whatever its architecture."""
 
 from __future__ import annotations
 
-import itertools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .config import FactoryConfig
-from .layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
-from .palette import PaletteHead
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a synthesis pass starts from.
+
+    Attributes:
+        w: (B, n_latent, latent_dim), one latent per styled layer (the space called W+).
+        constant: (B, c, s, s), the smallest feature map.
+        domain: (B,) domain indices.
+    """
+
+    w: Tensor
+    constant: Tensor
+    domain: Tensor
+
+    def mixed_with(self, other: Style, crossover: int) -> Style:
+        """This style's latents below layer `crossover`, the other's from there on (style mixing)."""
+        w = torch.cat([self.w[:, :crossover], other.w[:, crossover:]], dim=1)
+        return Style(w, self.constant, self.domain)
+
+    def between(self, other: Style, share: Tensor) -> Style:
+        """Linear interpolation: share (B,), 0 gives this style, 1 the other."""
+        w = torch.lerp(self.w, other.w, share[:, None, None])
+        return Style(w, torch.lerp(self.constant, other.constant, share[:, None, None, None]), self.domain)
 
 
 @dataclass(frozen=True)
@@ -19,7 +42,7 @@ class Synthesis:
 
     Attributes:
         image: (B, 1, S, S), about [-1, 1].
-        anatomy: (B, maps, S, S), soft tissue maps shared by all domains, summing to one.
+        anatomy: (B, maps, S, S), soft tissue maps shared by all domains, summing to one; no maps without a palette.
         features: activated feature maps, (B, c, r, r) for r = start_size .. S.
     """
 
@@ -28,63 +51,56 @@ class Synthesis:
     features: list[Tensor]
 
 
-class Generator(nn.Module):
-    """A small StyleGAN2 synthesis network with one learnt constant per slice height and a palette head."""
+class Generator(nn.Module, ABC):
+    """Noise, slice height and domain to a slice.
 
-    def __init__(self, config: FactoryConfig) -> None:
-        super().__init__()
-        self.config = config
-        d, widths = config.latent_dim, config.channels
-        self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, d))
-        self.mapping = nn.ModuleList(
-            EqualisedLinear(2 * d if layer == 0 else d, d, lr_multiplier=config.mapping_lr_multiplier)
-            for layer in range(config.mapping_layers)
-        )
-        self.constant = nn.Parameter(torch.randn(config.z_bins, widths[0], config.start_size, config.start_size))
-        self.first = ModulatedConv(widths[0], widths[0], 3, d)
-        pairs = list(itertools.pairwise(widths))
-        self.grow = nn.ModuleList(ModulatedConv(wide, narrow, 3, d) for wide, narrow in pairs)
-        self.refine = nn.ModuleList(ModulatedConv(narrow, narrow, 3, d) for _, narrow in pairs)
-        # The palette's own generator: adding a layer above must not change which palette a seed gives.
-        self.head = PaletteHead(len(config.domains), d, torch.Generator().manual_seed(len(config.domains)))
-        self.to_logits = nn.ModuleList(
-            ModulatedConv(width, self.head.num_maps, 1, d, demodulate=False) for width in widths
-        )
+    Attributes:
+        config: the factory's description.
+        n_latent: number of styled layers.
+        num_maps: channels of `Synthesis.anatomy`.
+        grain: whether noise is the scanner's grain, new in every slice, or part of the anatomy, one draw a volume.
+        feature_channels: width of every map in `Synthesis.features`.
+    """
 
-    def latent(self, z: Tensor, z_bin: Tensor) -> Tensor:
-        """z: (B, latent_dim) unit normal; z_bin: (B,) integer. Returns w, (B, latent_dim)."""
-        w = torch.cat([pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])], dim=1)
-        for layer in self.mapping:
-            w = activate(layer(w))
-        return w
+    config: FactoryConfig
+    n_latent: int
+    num_maps: int = 0
+    grain: bool = False
 
-    def latent_at(self, z: Tensor, height: Tensor) -> Tensor:
-        """As `latent` at a fractional height (B,) in [0, z_bins - 1]: linear between the neighbouring bins."""
-        low, high, share = self._neighbours(height)
-        return torch.lerp(self.latent(z, low), self.latent(z, high), share[:, None])
+    @abstractmethod
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+        """z: (B, latent_dim) unit normal; z_bin, domain: (B,) integers; encoding: (B, encoding_dim) or None."""
 
-    def constant_at(self, height: Tensor) -> Tensor:
-        """(B,) heights in [0, z_bins - 1] to the constant the network starts from, (B, c, start, start)."""
-        low, high, share = self._neighbours(height)
-        return torch.lerp(self.constant[low], self.constant[high], share[:, None, None, None])
+    @abstractmethod
+    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
+        """Slices of a style; `noise` as `draw_noise` or `fixed_noise` give it."""
 
-    def _neighbours(self, height: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    @abstractmethod
+    def noise_sides(self) -> list[int]:
+        """Side of every noise map, in the order of the layers."""
+
+    @abstractmethod
+    def fixed_noise(self) -> list[Tensor]:
+        """The maps that belong to the network, (1, 1, r, r) each: the same slices for the same style."""
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        return self.config.channels
+
+    def draw_noise(self, batch: int, rng: torch.Generator) -> list[Tensor]:
+        """Fresh unit normal maps, (B, 1, r, r) each, on the device of `rng`."""
+        return [torch.randn(batch, 1, r, r, generator=rng, device=rng.device) for r in self.noise_sides]
+
+    def style_at(self, z: Tensor, height: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+        """As `style_of` at fractional heights (B,) in [0, z_bins - 1]: linear between the neighbouring bins."""
         low = height.floor().long().clamp(0, self.config.z_bins - 1)
         high = (low + 1).clamp(max=self.config.z_bins - 1)
-        return low, high, height - low
+        below = self.style_of(z, low, domain, encoding)
+        return below.between(self.style_of(z, high, domain, encoding), height - low)
 
-    def synthesise(self, w: Tensor, constant: Tensor, domain: Tensor, noise: Tensor) -> Synthesis:
-        """w: (B, latent_dim); constant: (B, c, s, s); domain: (B,) integer; noise: (B, 1, S, S) unit normal."""
-        x = activate(self.first(constant, w))
-        features, logits = [x], self.to_logits[0](x, w)
-        for grow, refine, to_logits in zip(self.grow, self.refine, self.to_logits[1:], strict=True):
-            x = activate(grow(upsample(x), w))
-            x = activate(refine(x, w))
-            features.append(x)
-            logits = upsample(logits) + to_logits(x, w)
-        anatomy = self.head.anatomy(logits)
-        return Synthesis(self.head.paint(anatomy, w, domain, noise), anatomy, features)
-
-    def forward(self, z: Tensor, z_bin: Tensor, domain: Tensor, noise: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) from latents (B, latent_dim), bins (B,), domains (B,) and noise (B, 1, S, S)."""
-        return self.synthesise(self.latent(z, z_bin), self.constant[z_bin], domain, noise).image
+    def forward(
+        self, z: Tensor, z_bin: Tensor, domain: Tensor, noise: list[Tensor], encoding: Tensor | None = None
+    ) -> Tensor:
+        """Slices (B, 1, S, S)."""
+        return self.synthesise(self.style_of(z, z_bin, domain, encoding), noise).image

@@ -8,10 +8,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .resampling import blur
+
+LOW_PRECISION_SIDES = 4  # the published practice: the four largest sides may be half precision, the rest may not
+HALF_LIMIT = 256.0  # features are clamped to this in float16, whose largest number is 65504
+
+
+class MixedPrecision:
+    """For networks whose largest feature maps may be computed in half precision.
+
+    Attributes:
+        low_precision: torch.bfloat16, torch.float16 or None (float32 everywhere).
+    """
+
+    low_precision: torch.dtype | None = None
+
+    def precision_at(self, side: int, largest: int, device: torch.device) -> torch.autocast:
+        """Context for the layers of one side; weights stay float32."""
+        low = self.low_precision is not None and side > largest >> LOW_PRECISION_SIDES
+        return torch.autocast(device.type, dtype=self.low_precision or torch.bfloat16, enabled=low)
+
 
 def activate(x: Tensor) -> Tensor:
     """sqrt(2) * leaky ReLU with slope 0.2: keeps the variance of a unit normal input near one."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
+
+
+class BiasActivation(nn.Module):
+    """Adds one number per channel, then activates."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = activate(x + self.bias[:, None, None].to(x.dtype))
+        return x.clamp(-HALF_LIMIT, HALF_LIMIT) if x.dtype == torch.float16 else x
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -50,25 +82,34 @@ class ModulatedConv(nn.Module):
 
     Scaling the input by s and the output by the demodulation factor gives the same numbers as one kernel per
     sample, without the grouped convolution.
+
+    Args:
+        demodulate: divide by the expected standard deviation of the output.
+        upsample: double the side, by a transposed convolution of stride 2 and a low-pass filter.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, *, demodulate: bool = True) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, style_dim: int, *, demodulate: bool = True, upsample: bool = False
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(c_out))
         self.modulation = EqualisedLinear(style_dim, c_in, bias=1.0)
         self.scale, self.padding = 1 / math.sqrt(c_in * kernel**2), kernel // 2
-        self.demodulate = demodulate
+        self.demodulate, self.upsample = demodulate, upsample
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x: (B, c_in, H, W); w: (B, style_dim). Returns (B, c_out, H, W), bias added, not activated."""
+        """x: (B, c_in, H, W); w: (B, style_dim). Returns (B, c_out, H, W), or twice the side; no bias."""
         style = self.modulation(w)  # (B, c_in)
         weight = self.weight * self.scale
-        y = F.conv2d(x * style[:, :, None, None], weight, padding=self.padding)
+        x = x * style[:, :, None, None].to(x.dtype)
+        if self.upsample:
+            y = blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), pad=1, gain=4)
+        else:
+            y = F.conv2d(x, weight, padding=self.padding)
         if self.demodulate:
             power = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, c_out)
-            y = y * torch.rsqrt(power + 1e-8)[:, :, None, None]
-        return y + self.bias[:, None, None]
+            y = y * torch.rsqrt(power + 1e-8)[:, :, None, None].to(y.dtype)
+        return y
 
 
 def upsample(x: Tensor) -> Tensor:

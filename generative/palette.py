@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .layers import EqualisedLinear
+from .config import FactoryConfig
+from .generator import Generator, Style, Synthesis
+from .layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 
 LEVELS = (-1.0, 0.0, 1.0)  # dark, middle and bright on the [-1, 1] scale of slices
 FACTORIAL_DOMAINS = 3  # up to here all combinations of levels are affordable: 3^3 + 1 = 28 maps
@@ -70,3 +72,71 @@ class PaletteHead(nn.Module):
         level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
         image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
         return image + self.log_sigma[domain].exp()[:, None, None, None] * noise
+
+
+class StyledLayer(nn.Module):
+    """Modulated convolution and bias."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, *, demodulate: bool = True) -> None:
+        super().__init__()
+        self.conv = ModulatedConv(c_in, c_out, kernel, style_dim, demodulate=demodulate)
+        self.bias = nn.Parameter(torch.zeros(c_out))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.conv(x, w) + self.bias[:, None, None]
+
+
+class PaletteGenerator(Generator):
+    """A small StyleGAN2 synthesis network with one learnt constant per slice height and a palette head."""
+
+    grain = True
+
+    def __init__(self, config: FactoryConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, widths = config.latent_dim, config.channels
+        self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, d))
+        self.mapping = nn.ModuleList(
+            EqualisedLinear(2 * d if layer == 0 else d, d, lr_multiplier=config.mapping_lr_multiplier)
+            for layer in range(config.mapping_layers)
+        )
+        self.constant = nn.Parameter(torch.randn(config.z_bins, widths[0], config.start_size, config.start_size))
+        self.first = StyledLayer(widths[0], widths[0], 3, d)
+        pairs = list(itertools.pairwise(widths))
+        self.grow = nn.ModuleList(StyledLayer(wide, narrow, 3, d) for wide, narrow in pairs)
+        self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, d) for _, narrow in pairs)
+        # The palette's own generator: adding a layer above must not change which palette a seed gives.
+        self.head = PaletteHead(len(config.domains), d, torch.Generator().manual_seed(len(config.domains)))
+        self.to_logits = nn.ModuleList(
+            StyledLayer(width, self.head.num_maps, 1, d, demodulate=False) for width in widths
+        )
+        # Numbered as in the published network: a block's logits and the next block's first layer share a latent.
+        self.n_latent = 2 * len(widths)
+        self.num_maps = self.head.num_maps
+
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+        """Neither domain nor encoding changes the latents: one z is one anatomy in every domain."""
+        w = torch.cat([pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])], dim=1)
+        for layer in self.mapping:
+            w = activate(layer(w))
+        return Style(w[:, None].expand(-1, self.n_latent, -1), self.constant[z_bin], domain)
+
+    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
+        w = style.w.unbind(dim=1)
+        x = activate(self.first(style.constant, w[0]))
+        features, logits = [x], self.to_logits[0](x, w[1])
+        for block, (grow, refine, to_logits) in enumerate(zip(self.grow, self.refine, self.to_logits[1:], strict=True)):
+            x = activate(grow(upsample(x), w[2 * block + 1]))
+            x = activate(refine(x, w[2 * block + 2]))
+            features.append(x)
+            logits = upsample(logits) + to_logits(x, w[2 * block + 3])
+        anatomy = self.head.anatomy(logits)
+        return Synthesis(self.head.paint(anatomy, w[-1], style.domain, noise[0]), anatomy, features)
+
+    @property
+    def noise_sides(self) -> list[int]:
+        return [self.config.image_size]
+
+    def fixed_noise(self) -> list[Tensor]:
+        side = self.config.image_size
+        return [torch.zeros(1, 1, side, side, device=self.constant.device)]

@@ -24,23 +24,33 @@ def slice_heights(z_depth: int, slices_per_bin: int) -> Tensor:
 
 @torch.no_grad()
 def synthesise_volume(
-    generator: Generator, heights: Tensor, *, domain: int, rng: torch.Generator, batch_size: int
+    generator: Generator,
+    heights: Tensor,
+    *,
+    domain: int,
+    rng: torch.Generator,
+    batch_size: int,
+    encoding: Tensor | None = None,
 ) -> Iterator[Synthesis]:
     """One subject, slice by slice: one latent for the whole volume, only the height changes.
 
     Args:
         heights: (N,) in [0, z_bins - 1].
+        encoding: (1, encoding_dim), the domain's mean embedding, or None.
         rng: CPU generator; the result does not depend on `batch_size`.
 
     Yields: batches of at most `batch_size` slices, in order.
     """
-    config, device = generator.config, generator.constant.device
+    config, device = generator.config, next(generator.parameters()).device
     if heights.max() > config.z_bins - 1:
         raise UsageError(f"heights go up to {heights.max():.0f}, this factory has bins 0 to {config.z_bins - 1}")
     z = torch.randn(1, config.latent_dim, generator=rng).to(device)
-    noise = torch.randn(len(heights), 1, config.image_size, config.image_size, generator=rng)
-    for part, noise_part in zip(heights.split(batch_size), noise.split(batch_size), strict=True):
-        height = part.to(device)
-        w = generator.latent_at(z.expand(len(part), -1), height)
-        domains = torch.full((len(part),), domain, device=device)
-        yield generator.synthesise(w, generator.constant_at(height), domains, noise_part.to(device))
+    count = len(heights) if generator.grain else 1
+    noise = [one.to(device) for one in generator.draw_noise(count, rng)]
+    for start in range(0, len(heights), batch_size):
+        height = heights[start : start + batch_size].to(device)
+        domains = torch.full((len(height),), domain, device=device)
+        encodings = None if encoding is None else encoding.to(device).expand(len(height), -1)
+        style = generator.style_at(z.expand(len(height), -1), height, domains, encodings)
+        parts = [one[start : start + batch_size] if generator.grain else one for one in noise]
+        yield generator.synthesise(style, parts)

@@ -10,7 +10,7 @@ import torch
 from fedbiomed.common.datamanager import DataManager
 
 from ..generative.config import FactoryConfig
-from ..generative.trainer import Factory, FactoryTrainer, StepLosses, make_optimizers
+from ..generative.trainer import Factory, FactoryTrainer, StepLosses, TrainerState, make_optimizers, mean_losses
 from .dataset import SliceDataset
 from .fedbiomed_hooks import PersistentOptimizerPlan
 
@@ -24,7 +24,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
     training_args: num_updates (per round), loader_args with batch_size.
 
     Shared: the generator. Kept at the site, between rounds too: the discriminator (what remembers patients best),
-    both Adam states, the update counter and the random state.
+    both Adam states, augmentation strength, path-length mean, update counter and random state.
     """
 
     def init_model(self, model_args: dict[str, Any]) -> Factory:
@@ -52,8 +52,8 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         device = self.enter_training(node_args)
         store = self.dataset.store
         domain = self.config.domain_index(store.domain)
-        rng, updates_done = self._resume_random_state(domain, device)
-        trainer = FactoryTrainer(self.model(), self.optimizers().optimizer, rng, updates_done=updates_done)
+        rng, state = self._resume(domain, device)
+        trainer = FactoryTrainer(self.model(), self.optimizers().optimizer, rng, state=state)
         updates, losses, seen = self.training_args()["num_updates"], [], 0
         batches = self._batches(rng)
         for update in range(updates):
@@ -63,13 +63,12 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             losses.append(step)
             seen += len(image)
             self._report(history_monitor, step, update + 1, updates, len(image))
-        self.optimizers().extra = {"updates_done": trainer.updates_done, "random_state": rng.get_state()}
+        self.optimizers().extra = {"trainer": trainer.state.to_dict(), "random_state": rng.get_state()}
         self._summary = {
             "domain": store.domain,
             "spacing": store.format.spacing,
             "height": store.height,
-            "loss_discriminator": sum(step.discriminator for step in losses) / updates,
-            "loss_generator": sum(step.generator for step in losses) / updates,
+            **{f"loss_{name}": value for name, value in mean_losses(losses).items()},
         }
         self.leave_training()
         return seen
@@ -78,15 +77,15 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         """What the researcher learns besides weights: domain, pixel spacing, organ height, mean losses."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
-    def _resume_random_state(self, domain: int, device: str) -> tuple[torch.Generator, int]:
+    def _resume(self, domain: int, device: str) -> tuple[torch.Generator, TrainerState]:
         rng = torch.Generator(device)
         kept = self.optimizers().extra
         if kept:
             rng.set_state(kept["random_state"])
-            return rng, int(kept["updates_done"])
+            return rng, TrainerState.from_dict(kept["trainer"])
         # Different at every site, and the same again in a repeated run: node ids are random, domains are not.
         rng.manual_seed(zlib.crc32(f"{self.model_args()['seed']}/{domain}".encode()))
-        return rng, 0
+        return rng, TrainerState()
 
     def _batches(self, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches; the loader shuffles by PyTorch's global generator, which is seeded from ours."""
@@ -98,9 +97,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
     def _report(self, monitor: Any, step: StepLosses, update: int, updates: int, batch: int) -> None:
         if monitor is None or update not in (1, updates):
             return
-        metric = {"loss_discriminator": step.discriminator, "loss_generator": step.generator}
-        if step.r1 is not None:
-            metric["r1"] = step.r1
+        metric = {f"loss_{name}": value for name, value in mean_losses([step]).items()}
         monitor.add_scalar(
             metric=metric,
             iteration=update,

@@ -15,6 +15,7 @@ from ..files import atomic_file, refuse_existing, write_json
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.generator import Generator
+from ..generative.networks import make_generator
 from ..progress import track
 from .experiment import factory_experiment, request_approval, run_round, use_researcher, wait_for_nodes
 
@@ -126,11 +127,11 @@ def save_preview(generator: Generator, path: Path, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)
     z = torch.randn(PREVIEW_COLUMNS, config.latent_dim, generator=rng)
     height = torch.linspace(0, config.z_bins - 1, PREVIEW_COLUMNS)
-    noise = torch.randn(PREVIEW_COLUMNS, 1, config.image_size, config.image_size, generator=rng)
-    w, constant = generator.latent_at(z, height), generator.constant_at(height)
+    noise = generator.draw_noise(PREVIEW_COLUMNS, rng)
     rows = []
     for domain in range(len(config.domains)):
-        image = generator.synthesise(w, constant, torch.full((PREVIEW_COLUMNS,), domain), noise).image
+        style = generator.style_at(z, height, torch.full((PREVIEW_COLUMNS,), domain))
+        image = generator.synthesise(style, noise).image
         rows.append(np.concatenate([np.rot90(one[0].numpy()) for one in image], axis=1))
     with atomic_file(path) as temporary:
         matplotlib.image.imsave(temporary, np.concatenate(rows), cmap="gray", vmin=-1, vmax=1)
@@ -144,7 +145,7 @@ def _trained(
     experiment: Experiment, config: FactoryConfig, reports: dict, history: dict, facts: dict
 ) -> TrainedFactory:
     average = experiment.aggregator().ema
-    generator = Generator(config)
+    generator = make_generator(config)
     generator.load_state_dict({k.removeprefix(SHARED_PREFIX): v.float() for k, v in average.items()})
     latest = {k: v.detach().clone() for k, v in experiment.training_plan().model().generator.state_dict().items()}
     # Sites agree on size and bins by construction; spacing and height are the middle of what they report.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedfactory.generative import FactoryConfig, Generator, TrainedFactory
+from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
 from helpers import DOMAINS, write_site
 
 
@@ -18,7 +18,7 @@ def config() -> FactoryConfig:
 @pytest.fixture
 def trained(config) -> TrainedFactory:
     torch.manual_seed(0)
-    generator = Generator(config).eval()
+    generator = make_generator(config).eval()
     history = {domain: [{"round": 1, "loss_generator": 0.5, "loss_discriminator": 1.0}] for domain in DOMAINS}
     return TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, history, {"rounds": 1, "seed": 0})
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.generative import FactoryConfig
 from fedfactory.slicing import SliceFormat
 from fedfactory.volumes import Volume, write_volume
 
@@ -33,3 +36,10 @@ def write_site(folder, cases=3, **options) -> None:
         image, label = ball_volume(seed=number, **options)
         write_volume(folder / f"case{number}" / "image" / "scan.nii.gz", image)
         write_volume(folder / f"case{number}" / "label" / "mask.nii.gz", label)
+
+
+def with_head(config: FactoryConfig, head: str) -> FactoryConfig:
+    """The same small factory with the published networks, which start at 4 x 4."""
+    if head == config.head:
+        return config
+    return replace(config, head=head, start_size=4, channels=(config.channels[0], *config.channels))

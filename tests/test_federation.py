@@ -133,7 +133,7 @@ def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(approv
         (federation.nodes[DOMAINS[0]] / "var").rglob("optim_state_*"), key=lambda path: path.stat().st_mtime
     )[-3:]
     kept = [Serializer.load(str(path)) for path in states]
-    assert [state["extra"]["updates_done"] for state in kept] == [3, 6, 9]  # 3, 3, 3 if they were forgotten
+    assert [state["extra"]["trainer"]["updates_done"] for state in kept] == [3, 6, 9]  # 3, 3, 3 if they were forgotten
     moments = kept[-1]["optimizers"]["discriminator"]["state"]
     assert {int(one["step"]) for one in moments.values()} == {9}
 

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.generative.discriminator import Discriminator, minibatch_statistic
-from fedfactory.generative.generator import Generator
+from fedfactory.generative.discriminator import minibatch_statistic
 from fedfactory.generative.layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 from fedfactory.generative.losses import discriminator_logistic, generator_non_saturating, r1_penalty
+from fedfactory.generative.networks import make_discriminator, make_generator
 from fedfactory.generative.palette import PaletteHead, palette_table
+from helpers import with_head
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -84,7 +85,7 @@ def test_r1_penalty_and_its_own_gradient_are_right_for_a_quadratic_score():
 
 def test_r1_penalty_passes_a_numerical_second_derivative_check(config):
     torch.manual_seed(0)
-    network = Discriminator(config).double()
+    network = make_discriminator(config).double()
     z_bin, domain = torch.tensor([0, 3]), torch.tensor([0, 1])
     real = torch.rand(2, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     weight = network.blocks[0].conv1.weight
@@ -127,17 +128,19 @@ def test_painting_mixes_grey_levels_by_the_tissue_maps():
 
 
 def test_one_latent_has_the_same_anatomy_in_every_domain(config):
-    generator = Generator(config)
-    z, bins = torch.randn(2, 8), torch.tensor([1, 2])
-    w, constant, noise = generator.latent(z, bins), generator.constant[bins], torch.zeros(2, 1, 16, 16)
-    first, second = (generator.synthesise(w, constant, torch.full((2,), d), noise) for d in (0, 1))
+    generator = make_generator(config)
+    z, bins, noise = torch.randn(2, 8), torch.tensor([1, 2]), generator.fixed_noise()
+    first, second = (generator.synthesise(generator.style_of(z, bins, torch.full((2,), d)), noise) for d in (0, 1))
     torch.testing.assert_close(first.anatomy, second.anatomy)
     assert not torch.allclose(first.image, second.image)
 
 
-def test_a_fractional_height_lies_between_its_bins(config):
-    generator = Generator(config)
-    z = torch.randn(3, 8)
-    at = generator.latent_at(z, torch.tensor([0.0, 1.25, 3.0]))
-    low, high = generator.latent(z, torch.tensor([0, 1, 3])), generator.latent(z, torch.tensor([0, 2, 3]))
-    torch.testing.assert_close(at, torch.stack([low[0], 0.75 * low[1] + 0.25 * high[1], low[2]]))
+@pytest.mark.parametrize("head", ["palette", "image"])
+def test_a_fractional_height_lies_between_its_bins(config, head):
+    generator = make_generator(with_head(config, head))
+    z, domain = torch.randn(3, 8), torch.tensor([0, 1, 1])
+    at = generator.style_at(z, torch.tensor([0.0, 1.25, 3.0]), domain)
+    low, high = (generator.style_of(z, torch.tensor(bins), domain) for bins in ([0, 1, 3], [0, 2, 3]))
+    for name in ("w", "constant"):
+        mine, below, above = getattr(at, name), getattr(low, name), getattr(high, name)
+        torch.testing.assert_close(mine, torch.stack([below[0], 0.75 * below[1] + 0.25 * above[1], below[2]]))

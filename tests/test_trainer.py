@@ -36,7 +36,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_does_not(config):
 def test_the_penalty_comes_on_every_second_update_and_keeps_its_rhythm_after_a_break(config):
     one = trainer(config)
     assert [one.train_step(*batch()).r1 is not None for _ in range(3)] == [True, False, True]
-    later = FactoryTrainer(one.factory, one.optimizers, one.rng, updates_done=one.updates_done)
+    later = FactoryTrainer(one.factory, one.optimizers, one.rng, state=one.state)
     assert later.train_step(*batch()).r1 is None  # a counter that restarts would penalise here
 
 
@@ -53,7 +53,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(config):
     one = trainer(config)
     real, z_bin, domain = batch()
     before = {k: v.clone() for k, v in one.factory.state_dict().items()}
-    with pytest.raises(TrainingError, match="discriminator loss"):
+    with pytest.raises(TrainingError, match="logistic loss"):
         one.train_step(real * float("inf"), z_bin, domain)
     assert all(torch.equal(v, before[k]) for k, v in one.factory.state_dict().items())
 
