@@ -89,6 +89,20 @@ def prepare(
     console.print(f"{out}: {len(store.cases)} cases, {labelled} labelled, {len(store)} slices of {size} px")
 
 
+@app.command()
+def embed(
+    store: Annotated[Path, typer.Argument(help="Slice store made by `fedfactory prepare`.")],
+    encoder: Annotated[str, typer.Option(help="open_clip architecture, local-dir:FOLDER, or timm:NAME.")],
+    weights: Annotated[Path, typer.Option(help="Its weights, a local file.")],
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Mean image embedding of a site, for factories that use CLIP. It stays at the site."""
+    from .node.embedding import embed_store
+
+    mean = embed_store(store, encoder=encoder, weights=weights, device=device)
+    console.print(f"{store}: mean embedding of {len(mean)} numbers, length {float(mean.norm()):.3f}")
+
+
 @site.command("add")
 def site_add(
     node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
@@ -133,24 +147,33 @@ def train(
     config: Annotated[Path | None, typer.Option(help="JSON file with a factory configuration, instead.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often the generators are averaged.")] = 60,
     updates_per_round: Annotated[int, typer.Option(min=1, help="Local updates in between.")] = 10,
+    clip_weight: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the guidance by image embeddings.")
+    ] = None,
+    refine_rounds: Annotated[int, typer.Option(min=0, help="Rounds of refinement afterwards.")] = 0,
+    refine_updates: Annotated[int, typer.Option(min=1, help="Local updates in a round of refinement.")] = 200,
+    refine_clip_weight: Annotated[float, typer.Option(min=0, help="Weight of the guidance then.")] = 50.0,
     min_nodes: Annotated[int | None, typer.Option(min=1, help="Nodes to wait for; default: one per domain.")] = None,
     node_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the nodes.")] = 60,
     approval_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' approval.")] = 0,
     seed: Seed = 0,
 ) -> None:
     """Phase one: train the factory with the nodes."""
-    from .researcher.training import factory_config
+    from .researcher.training import Refinement, factory_config
     from .researcher.training import train as run
 
     _quiet_framework()
-    chosen = factory_config(domains, preset, config)
+    chosen = factory_config(domains, preset, config, clip_weight=clip_weight)
+    refinement = Refinement(refine_rounds, refine_updates, refine_clip_weight) if refine_rounds else None
+    total = rounds + refine_rounds
     folder = run(
         chosen, out, researcher=researcher, tag=tag, rounds=rounds, updates_per_round=updates_per_round,
         min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout, seed=seed,
+        refinement=refinement,
         # a log file has no bar, but lines
-        report_round=None if sys.stderr.isatty() else lambda number: print(f"round {number} of {rounds}", flush=True),
+        report_round=None if sys.stderr.isatty() else lambda number: print(f"round {number} of {total}", flush=True),
     )  # fmt: skip
-    console.print(f"{folder}: {rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
+    console.print(f"{folder}: {total} rounds; next: fedfactory export {folder} --out factory.safetensors")
 
 
 @app.command()
@@ -220,7 +243,9 @@ def generate_volumes(
         int | None, typer.Option("--n_segmentation_labels", help="Classes, to be checked.")
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out_dir", "--out", help="New folder.")] = None,
-    clip_mean: Annotated[Path | None, typer.Option("--clip_mean", help="CLIP mean of the site.")] = None,
+    clip_mean: Annotated[
+        Path | None, typer.Option("--clip_mean", help="Mean embedding of the domain, an array file.")
+    ] = None,
     z_depth: Annotated[int | None, typer.Option("--z_depth", help="Height bins to walk; default: all.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Slices at once.")] = 32,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
@@ -245,7 +270,8 @@ def generate_volumes(
         raise UsageError("give the new folder with --out_dir")
     folders = run(
         file, out_dir, domain=name, volumes=n_volumes, slices_per_bin=slices_in_one_z, z_depth=z_depth,
-        batch_size=batch_size, device=device, largest_component=remove_largest_components, seed=seed,
+        batch_size=batch_size, device=device, clip_mean=clip_mean, largest_component=remove_largest_components,
+        seed=seed,
     )  # fmt: skip
     console.print(f"{out_dir}: {len(folders)} labelled volumes of domain {name}")
 

@@ -13,6 +13,7 @@ from fedfactory.adaptation.adapt import MANIFEST
 from fedfactory.adaptation.label_branch import LabelledFactory
 from fedfactory.errors import UsageError
 from fedfactory.files import atomic_folder, refuse_existing
+from fedfactory.generative.image_encoder import read_embedding
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.progress import track
 from fedfactory.volumes import Volume, write_volume
@@ -29,6 +30,7 @@ def generate_volumes(
     z_depth: int | None = None,
     batch_size: int = 32,
     device: str = "cpu",
+    clip_mean: Path | None = None,
     largest_component: bool = False,
     seed: int = 0,
 ) -> list[Path]:
@@ -41,6 +43,7 @@ def generate_volumes(
         slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
         z_depth: height bins to walk from the lowest up; default: all.
         batch_size: slices synthesised at once; does not change the result.
+        clip_mean: array file with the domain's mean embedding, for a factory trained with embeddings.
         largest_component: keep only each class's largest 26-connected part.
         seed: volume n depends on seed + n alone.
 
@@ -53,6 +56,7 @@ def generate_volumes(
     labelled = LabelledFactory.load(factory_file)
     config = labelled.factory.config
     config.domain_index(domain)
+    encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
     heights = slice_heights(config.z_bins if z_depth is None else z_depth, slices_per_bin)
     if heights.max() > config.z_bins - 1:
         raise UsageError(f"z_depth is {z_depth}, this factory has {config.z_bins} bins")
@@ -60,10 +64,10 @@ def generate_volumes(
     extent = labelled.factory.height * float(heights.max()) / (config.z_bins - 1)
     affine = _affine(config.image_size, labelled.factory.spacing, extent / len(heights), len(heights))
     keep_largest = KeepLargestConnectedComponent(range(1, labelled.card["classes"]), independent=True, connectivity=3)
-    entries = []
+    entries, drawing = [], {"batch_size": batch_size, "encoding": encoding}
     with atomic_folder(out) as folder:
         for number in track(range(volumes), f"generating volumes of {domain}"):
-            images, labels = labelled.draw_volume(domain, heights, seed=seed + number, batch_size=batch_size)
+            images, labels = labelled.draw_volume(domain, heights, seed=seed + number, **drawing)
             if largest_component:
                 labels = np.asarray(keep_largest(torch.from_numpy(labels)[None]))[0]
             name = f"synthetic_{number:04d}"
@@ -106,7 +110,7 @@ def choose_factory(
     file = factory if factory is not None else find_factory_file(ckpt_dir)
     labelled = LabelledFactory.load(file)
     names = labelled.factory.config.domains
-    if clip_mean is not None:
+    if clip_mean is not None and not labelled.factory.config.encoding_dim:
         raise UsageError("this factory was trained without CLIP embeddings; leave --clip_mean out")
     if domains is not None and domains != len(names):
         raise UsageError(f"--n_domains is {domains}, this factory has {len(names)}: {', '.join(names)}")
@@ -126,6 +130,13 @@ def find_factory_file(folder: str | Path) -> Path:
     if len(found) != 1:
         raise UsageError(f"{folder}: holds {len(found)} .safetensors files, expected one labelled factory")
     return found[0]
+
+
+def _mean_embedding(path: Path, width: int) -> torch.Tensor:
+    mean = read_embedding(path)
+    if len(mean) != width:
+        raise UsageError(f"{path}: has {len(mean)} numbers, this factory takes {width}")
+    return mean
 
 
 def _move(labelled: LabelledFactory, device: str) -> None:

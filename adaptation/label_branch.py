@@ -99,18 +99,20 @@ class LabelledFactory:
 
     @torch.no_grad()
     def draw_volume(
-        self, domain: str, heights: Tensor, *, seed: int, batch_size: int = 32
+        self, domain: str, heights: Tensor, *, seed: int, batch_size: int = 32, encoding: Tensor | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """One synthetic subject: images (N, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
 
         Args:
             heights: (N,) in [0, z_bins - 1], see `slice_heights`.
+            encoding: (encoding_dim,), the domain's mean embedding, or None.
             seed: the same seed, factory and heights give the same volume, whatever the batch size.
         """
         index = self.factory.config.domain_index(domain)
         rng = torch.Generator().manual_seed(seed)
         images, labels = [], []
-        for part in synthesise_volume(self.factory.generator, heights, domain=index, rng=rng, batch_size=batch_size):
+        options = {"domain": index, "rng": rng, "batch_size": batch_size, "encoding": encoding}
+        for part in synthesise_volume(self.factory.generator, heights, **options):
             images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())
             labels.append(self.branch(part).argmax(1).to(torch.uint8).cpu().numpy())
         return np.concatenate(images), np.concatenate(labels)

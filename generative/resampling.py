@@ -66,9 +66,8 @@ def double(x: Tensor) -> Tensor:
 
 
 def _depthwise(x: Tensor, gain: float, *, pad: int, stride: int) -> Tensor:
-    """Rows, then columns: 8 instead of 16 products a sample."""
-    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device) * (gain**0.5 / sum(TAPS))
+    """One 4 x 4 convolution per channel: on CPUs faster than rows, then columns, although it multiplies more."""
+    taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device) / sum(TAPS)
+    kernel = torch.outer(taps, taps) * gain
     channels = x.shape[1]
-    rows, columns = taps.view(1, 1, 4, 1).expand(channels, 1, 4, 1), taps.view(1, 1, 1, 4).expand(channels, 1, 1, 4)
-    x = F.conv2d(x, rows, stride=(stride, 1), padding=(pad, 0), groups=channels)
-    return F.conv2d(x, columns, stride=(1, stride), padding=(0, pad), groups=channels)
+    return F.conv2d(x, kernel.expand(channels, 1, 4, 4), stride=stride, padding=pad, groups=channels)

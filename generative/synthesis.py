@@ -36,7 +36,7 @@ def synthesise_volume(
 
     Args:
         heights: (N,) in [0, z_bins - 1].
-        encoding: (1, encoding_dim), the domain's mean embedding, or None.
+        encoding: (encoding_dim,), the domain's mean embedding, or None.
         rng: CPU generator; the result does not depend on `batch_size`.
 
     Yields: batches of at most `batch_size` slices, in order.

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from ..errors import FedFactoryError, NodeDataError
 from ..generative.config import FactoryConfig
+from .embedding import load_guide, site_embedding
 from .store import SliceStore
 
 
 class SliceDataset(CustomDataset):
     """Slices of one site. Set `config` on the instance before the framework calls `read`.
+
+    With `config.encoding_dim` the site's mean embedding is `encoding`, with `config.clip_weight` its encoder `guide`.
 
     Items: {"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64}.
     """
@@ -37,8 +40,20 @@ class SliceDataset(CustomDataset):
                 f"this site's domain '{self.store.domain}' is not among the experiment's: "
                 f"{', '.join(self.config.domains)}"
             )
+        self._read_embedding()
         if len(self.store) < self.config.batch_size:
             raise NodeDataError(f"{len(self.store)} slices are fewer than one batch of {self.config.batch_size}")
+
+    def _read_embedding(self) -> None:
+        config = self.config
+        try:
+            self.encoding = site_embedding(self.store, config.encoding_dim) if config.encoding_dim else None
+            self.guide = load_guide(self.store) if config.clip_weight else None
+        except FedFactoryError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError(
+                "the experiment uses image embeddings, and this site's store has none that fits; see the node's log"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.store)

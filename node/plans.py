@@ -53,7 +53,14 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         store = self.dataset.store
         domain = self.config.domain_index(store.domain)
         rng, state = self._resume(domain, device)
-        trainer = FactoryTrainer(self.model(), self.optimizers().optimizer, rng, state=state)
+        trainer = FactoryTrainer(
+            self.model(),
+            self.optimizers().optimizer,
+            rng,
+            state=state,
+            encoding=None if self.dataset.encoding is None else self.dataset.encoding.to(device),
+            guide=None if self.dataset.guide is None else self.dataset.guide.to(device),
+        )
         updates, losses, seen = self.training_args()["num_updates"], [], 0
         batches = self._batches(rng)
         for update in range(updates):

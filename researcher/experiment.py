@@ -115,6 +115,21 @@ def factory_experiment(
     return experiment
 
 
+def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_round: int, seed: int) -> None:
+    """Go on with other loss weights and rounds; the plan, its approval and what the sites keep stay as they are.
+
+    Raises: FederationError if the framework refuses.
+    """
+
+    def change() -> None:
+        experiment.set_model_args({"factory": config.to_dict(), "seed": seed}, keep_weights=True)
+        arguments = experiment.training_args()
+        experiment.set_training_args({**arguments, "num_updates": updates_per_round})
+
+    _guarded(change, "the next stage could not be set up")
+    experiment.aggregator().config, experiment.aggregator().updates_per_round = config, updates_per_round
+
+
 def request_approval(experiment: Experiment, timeout: float) -> None:
     """Make sure that every node which demands approval has approved the plan; ask, and wait, if not.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.generator import Generator
 from ..generative.networks import make_generator
 from ..progress import track
-from .experiment import factory_experiment, request_approval, run_round, use_researcher, wait_for_nodes
+from .experiment import change_stage, factory_experiment, request_approval, run_round, use_researcher, wait_for_nodes
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -26,6 +27,15 @@ CHECKPOINT, SUMMARY = "checkpoint.safetensors", "experiment.json"
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
 SHARED_PREFIX = "generator."
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A second stage of the same experiment: stronger guidance, other rounds (published: 35 of 200 updates, 50)."""
+
+    rounds: int
+    updates_per_round: int
+    clip_weight: float
 
 
 def train(
@@ -40,6 +50,7 @@ def train(
     node_timeout: float = 60,
     approval_timeout: float = 0,
     seed: int = 0,
+    refinement: Refinement | None = None,
     save_every: int = 10,
     report_round: Callable[[int], None] | None = None,
 ) -> Path:
@@ -51,6 +62,7 @@ def train(
         min_nodes: nodes to wait for; default: one per domain.
         node_timeout: seconds to wait for them.
         approval_timeout: seconds to wait for the sites' approval of the training plan.
+        refinement: a second stage after `rounds`; sites keep their discriminators, moments and strengths.
         save_every: rounds from one checkpoint and preview to the next.
         report_round: called with the number of every finished round.
 
@@ -59,22 +71,27 @@ def train(
     """
     out = Path(out)
     refuse_existing(out)
+    total = rounds + (refinement.rounds if refinement else 0)
     use_researcher(researcher)
     wait_for_nodes(min_nodes or len(config.domains), node_timeout, tag)
     experiment = factory_experiment(
-        config, tag=tag, rounds=rounds, updates_per_round=updates_per_round, seed=seed, tensorboard=True
+        config, tag=tag, rounds=total, updates_per_round=updates_per_round, seed=seed, tensorboard=True
     )
     request_approval(experiment, approval_timeout)
     out.mkdir(parents=True, exist_ok=True)
     history: dict[str, list[dict[str, float]]] = {domain: [] for domain in config.domains}
-    facts = {"tag": tag, "seed": seed, "updates_per_round": updates_per_round, "rounds_planned": rounds}
-    for number in track(range(1, rounds + 1), "training the factory"):
+    facts = {"tag": tag, "seed": seed, "updates_per_round": updates_per_round, "rounds_planned": total}
+    for number in track(range(1, total + 1), "training the factory"):
+        if refinement and number == rounds + 1:
+            config = replace(config, clip_weight=refinement.clip_weight)
+            change_stage(experiment, config, refinement.updates_per_round, seed)
+            facts["refinement"] = asdict(refinement)
         reports = run_round(experiment)
         if report_round is not None:
             report_round(number)
         for domain, report in reports.items():
             history[domain].append({"round": number, **_losses(report)})
-        if number % save_every == 0 or number == rounds:
+        if number % save_every == 0 or number == total:
             factory = _trained(experiment, config, reports, history, {**facts, "rounds": number})
             factory.save(out / CHECKPOINT)
             write_json(out / SUMMARY, {"checkpoint": CHECKPOINT, **factory.facts})
@@ -82,18 +99,21 @@ def train(
     return out
 
 
-def factory_config(domains: str, preset: str, config: Path | None) -> FactoryConfig:
+def factory_config(
+    domains: str, preset: str, config: Path | None, *, clip_weight: float | None = None
+) -> FactoryConfig:
     """From domain names with commas between them and a preset, or from a JSON file.
 
     Raises: UsageError if neither or both are given, or the file is not readable.
     """
     if (config is None) == (not domains):
         raise UsageError("give either --domains A,B,... (with --preset) or --config FILE")
+    changes = {} if clip_weight is None else {"clip_weight": clip_weight}
     if config is None:
-        return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")))
+        return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
     try:
-        return FactoryConfig.from_dict(json.loads(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
+        return FactoryConfig.from_dict({**json.loads(config.read_text(encoding="utf-8")), **changes})
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{config}: not readable as a JSON configuration ({error})") from None
 
 

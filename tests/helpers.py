@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import torch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig
 from fedfactory.slicing import SliceFormat
 from fedfactory.volumes import Volume, write_volume
+from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
 
@@ -43,3 +47,25 @@ def with_head(config: FactoryConfig, head: str) -> FactoryConfig:
     if head == config.head:
         return config
     return replace(config, head=head, start_size=4, channels=(config.channels[0], *config.channels))
+
+
+CLIP_WIDTH = 12
+
+
+def write_clip(folder: Path):
+    """A small randomly initialised CLIP model in a folder, with its configuration, as open_clip reads it."""
+    import open_clip
+
+    config = {
+        "embed_dim": CLIP_WIDTH,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config).eval()
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "weights.safetensors")
+    return model

@@ -9,17 +9,20 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
 from fedfactory.generative.checkpoint import read_weights
+from fedfactory.node.embedding import embed_store
 from fedfactory.node.prepare import prepare
 from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
 from fedfactory.researcher.local_federation import LocalFederation
 from fedfactory.researcher.training import export
-from helpers import DOMAINS, write_site
+from helpers import CLIP_WIDTH, DOMAINS, with_head, write_clip, write_site
 
 TAG = "balls"
 SMALL = DemoSize(
@@ -77,6 +80,22 @@ def train(federation, config, out, *extra):
         pass
 
 
+def state_files(federation, domain) -> list[Path]:
+    """What a node kept after each round, oldest first."""
+    found = (federation.nodes[domain] / "var").rglob("optim_state_*")
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def read_state(path):
+    from fedbiomed.common.serializer import Serializer
+
+    return Serializer.load(str(path))
+
+
+def newest_state(federation, domain):
+    return read_state(state_files(federation, domain)[-1])
+
+
 @pytest.fixture(scope="module")
 def withheld(federation, config) -> tuple[str, bool]:
     """What a run said that came before anyone approved the plan, and whether it left a folder; then approval."""
@@ -126,22 +145,41 @@ def test_a_run_gives_a_factory_and_the_same_seed_gives_it_again(approved, config
 
 def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(approved, config, tmp_path):
     federation = approved
-    from fedbiomed.common.serializer import Serializer
-
     train(federation, config, tmp_path / "state")
-    states = sorted(
-        (federation.nodes[DOMAINS[0]] / "var").rglob("optim_state_*"), key=lambda path: path.stat().st_mtime
-    )[-3:]
-    kept = [Serializer.load(str(path)) for path in states]
+    kept = [read_state(path) for path in state_files(federation, DOMAINS[0])[-3:]]
     assert [state["extra"]["trainer"]["updates_done"] for state in kept] == [3, 6, 9]  # 3, 3, 3 if they were forgotten
     moments = kept[-1]["optimizers"]["discriminator"]["state"]
     assert {int(one["step"]) for one in moments.values()} == {9}
 
 
+def test_published_networks_train_with_guidance_and_a_refinement_stage(approved, config, tmp_path):
+    federation = approved
+    write_clip(tmp_path / "clip")
+    for domain in DOMAINS:
+        store = federation.folder / f"{domain}.store"
+        embed_store(store, encoder=f"local-dir:{tmp_path / 'clip'}", weights=tmp_path / "clip" / "weights.safetensors")
+    published = replace(
+        with_head(config, "image"), encoding_dim=CLIP_WIDTH, path_weight=2.0, style_mixing=0.9, augment=True
+    )
+    extra = ["--clip-weight", 0.2, "--refine-rounds", 1, "--refine-updates", 2, "--refine-clip-weight", 50]
+    train(federation, published, tmp_path / "published", *extra)
+    factory = export(tmp_path / "published", tmp_path / "factory.safetensors")
+    assert factory.config == replace(published, clip_weight=50.0)
+    assert factory.facts["rounds"] == 4
+    assert factory.facts["refinement"] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
+    for rounds in factory.history.values():
+        assert len(rounds) == 4
+        assert all("loss_generator" in one for one in rounds)
+        assert "loss_path" in rounds[0]
+        assert any("loss_guidance" in one for one in rounds)
+    kept = newest_state(federation, DOMAINS[0])["extra"]["trainer"]
+    assert kept["updates_done"] == 3 * 3 + 2
+    assert kept["path_mean"] > 0
+    assert kept["augmentation"]["calls"] == 11
+
+
 def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(approved, config, tmp_path):
     federation = approved
-    from dataclasses import replace
-
     with pytest.raises(FederationError):
         train(federation, replace(config, domains=("bright", "grey")), tmp_path / "wrong")
     log = (federation.folder / "logs" / "train-wrong.log").read_text()

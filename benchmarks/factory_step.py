@@ -1,0 +1,185 @@
+"""Training speed of the published networks against a textbook twin, term by term, in one run.
+
+    uv run python benchmarks/factory_step.py --sizes 64 --batch 4 --out benchmarks/results/factory_step_cpu.json
+
+For every size: seconds of the discriminator loss, the generator loss, R1, path length and the whole default step
+(penalties at their lazy rhythm), images a second, peak memory, the largest difference between the twins' numbers, and
+the share of the measured matrix-product rate that the step reaches (roofline).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from fedfactory.files import write_json
+from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
+from fedfactory.generative.config import channel_widths
+from fedfactory.generative.trainer import Conditions, make_optimizers
+from measuring import FlopCounter, interleaved, machine, matmul_rate
+from plain_twin import make_plain
+
+SEED = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--limit", type=int, default=512, help="widest layer; 512 is the published width")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--memory-of", choices=["ours", "twin"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(peak_memory(arguments, arguments.sizes[0], arguments.memory_of))
+        return
+    rate = matmul_rate(arguments.device)
+    results = [measure(arguments, size, rate) for size in arguments.sizes]
+    content = {
+        "machine": machine(arguments.device),
+        "seed": SEED,
+        "batch": arguments.batch,
+        "widest_layer": arguments.limit,
+        "precision": {"ours": arguments.precision, "twin": "float32"},
+        "matmul_flops_per_second": rate,
+        "sizes": results,
+    }
+    if arguments.out:
+        write_json(arguments.out, content)
+    for row in results:
+        print(
+            f"{row['size']:4d} px: {row['images_per_second']['ours']:.2f} images/s, twin "
+            f"{row['images_per_second']['twin']:.2f}, ratio {row['ratio']['step']:.2f}, "
+            f"{100 * row['share_of_matmul_rate']['ours']:.0f} % of the matrix rate"
+        )
+
+
+def configuration(size: int, batch: int, limit: int) -> FactoryConfig:
+    widths = channel_widths(size, limit=limit)
+    return FactoryConfig.preset(
+        "paper", ("a", "b", "c"), image_size=size, channels=widths, batch_size=batch, augment=False, style_mixing=0.0
+    )
+
+
+def make_trainers(arguments: argparse.Namespace, size: int) -> dict[str, FactoryTrainer]:
+    config = configuration(size, arguments.batch, arguments.limit)
+    torch.manual_seed(SEED)
+    factory = Factory(config).to(arguments.device)
+    twin = make_plain(factory)
+    if arguments.precision != "float32":
+        ours = Factory(config, precision=arguments.precision).to(arguments.device)
+        ours.load_state_dict(factory.state_dict())
+        factory = ours
+    return {
+        name: FactoryTrainer(one, make_optimizers(one), torch.Generator(arguments.device).manual_seed(SEED))
+        for name, one in (("ours", factory), ("twin", twin))
+    }
+
+
+def batch_of(arguments: argparse.Namespace, size: int) -> tuple[torch.Tensor, Conditions]:
+    rng = torch.Generator().manual_seed(SEED)
+    real = torch.rand(arguments.batch, 1, size, size, generator=rng) * 2 - 1
+    z_bin, domain = (torch.randint(count, (arguments.batch,), generator=rng) for count in (29, 3))
+    device = arguments.device
+    return real.to(device), Conditions(z_bin.to(device), domain.to(device), None)
+
+
+def terms(trainer: FactoryTrainer, real: torch.Tensor, wanted: Conditions) -> dict[str, Callable[[], object]]:
+    fake = trainer.generate(wanted).detach()
+
+    def plain_step() -> None:
+        trainer.state.updates_done = 1  # neither penalty is due
+        trainer.train_step(real, wanted.z_bin, wanted.domain)
+
+    return {
+        "discriminator": lambda: trainer._backward_logistic(real, fake, wanted, 1.0),
+        "generator": lambda: trainer._backward_adversarial(trainer.generate(wanted), wanted, 1.0),
+        "r1": lambda: trainer._backward_r1(real, wanted, 1.0),
+        "path": lambda: trainer._backward_path(wanted),
+        "step_without_penalties": plain_step,
+    }
+
+
+def measure(arguments: argparse.Namespace, size: int, rate: float) -> dict:
+    difference = compare(arguments, size)
+    trainers = make_trainers(arguments, size)
+    real, wanted = batch_of(arguments, size)
+    calls = {name: terms(trainer, real, wanted) for name, trainer in trainers.items()}
+    seconds: dict[str, dict[str, float]] = {"ours": {}, "twin": {}}
+    for term in calls["ours"]:
+        both = {name: calls[name][term] for name in calls}
+        for name, value in interleaved(both, repeats=arguments.repeats, device=arguments.device).items():
+            seconds[name][term] = value
+    config = trainers["ours"].factory.config
+    flops = {}
+    for name, row in seconds.items():
+        row["step"] = row["step_without_penalties"] + row["r1"] / config.r1_every + row["path"] / config.path_every
+        counted = {}
+        for term in ("step_without_penalties", "r1", "path"):
+            with FlopCounter() as counter:
+                calls[name][term]()
+            counted[term] = counter.total
+        flops[name] = (
+            counted["step_without_penalties"] + counted["r1"] / config.r1_every + counted["path"] / config.path_every
+        )
+    return {
+        "size": size,
+        "seconds": seconds,
+        "ratio": {term: seconds["twin"][term] / seconds["ours"][term] for term in seconds["ours"]},
+        "images_per_second": {name: arguments.batch / row["step"] for name, row in seconds.items()},
+        "flops_per_step": flops,
+        "share_of_matmul_rate": {name: flops[name] / row["step"] / rate for name, row in seconds.items()},
+        "peak_memory_mib": {name: memory_in_own_process(arguments, size, name) for name in seconds},
+        "largest_difference": difference,
+    }
+
+
+def compare(arguments: argparse.Namespace, size: int) -> dict[str, float]:
+    """Fresh networks, same random numbers: slices, scores, and the losses of one step with both penalties."""
+    trainers = make_trainers(arguments, size)
+    real, wanted = batch_of(arguments, size)
+    slices, scores, losses = [], [], []
+    for trainer in trainers.values():
+        with torch.no_grad():
+            slices.append(trainer.generate(wanted))
+            scores.append(trainer._score(real, wanted))
+        step = trainer.train_step(real, wanted.z_bin, wanted.domain)
+        losses.append(torch.tensor([step.discriminator, step.generator, step.r1, step.path]))
+    return {
+        "slices": (slices[0] - slices[1]).abs().max().item(),
+        "scores": (scores[0] - scores[1]).abs().max().item(),
+        "losses_relative": ((losses[0] - losses[1]).abs() / losses[1].abs()).max().item(),
+    }
+
+
+def memory_in_own_process(arguments: argparse.Namespace, size: int, name: str) -> float:
+    words = [sys.executable, __file__, "--sizes", size, "--batch", arguments.batch, "--limit", arguments.limit]
+    words += ["--precision", arguments.precision, "--device", arguments.device, "--memory-of", name]
+    return json.loads(subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True).stdout)
+
+
+def peak_memory(arguments: argparse.Namespace, size: int, name: str) -> float:
+    """MiB of two full steps, networks and optimizers included: all of the process, or of the GPU."""
+    trainer = make_trainers(arguments, size)[name]
+    real, wanted = batch_of(arguments, size)
+    if arguments.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        trainer.state.updates_done = 0  # both penalties are due
+        trainer.train_step(real, wanted.z_bin, wanted.domain)
+    if arguments.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What the benchmarks have in common: interleaved timing, the machine's matrix rate, memory, JSON."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fedfactory import __version__
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+def interleaved(variants: dict[str, Callable[[], Any]], *, repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each callable, after one warm-up, in turns: a busy moment of the machine hits all alike."""
+    for run in variants.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, run in variants.items():
+            synchronise(device)
+            start = time.perf_counter()
+            run()
+            synchronise(device)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class FlopCounter(TorchDispatchMode):
+    """Floating point operations of convolutions and matrix products, backward passes included.
+
+    PyTorch's own FlopCounterMode also follows modules, and cannot do so through `torch.autograd.grad`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def matmul_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
+    """Measured floating point operations a second of a square matrix product: the machine's roof."""
+    if device == "cuda":
+        side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = interleaved({"product": lambda: a @ b}, repeats=7, device=device)["product"]
+    return 2 * side**3 / seconds
+
+
+def machine(device: str) -> dict[str, Any]:
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "versions": {"fedfactory": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
