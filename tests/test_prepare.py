@@ -41,7 +41,7 @@ def test_slices_do_not_depend_on_how_the_scanner_orders_its_axes(codes):
 
 
 @settings(max_examples=40, deadline=None)
-@given(codes=st.sampled_from(AXES), spacing=st.floats(1.0, 3.0), margin=st.integers(0, 6))
+@given(codes=st.sampled_from(AXES), spacing=st.floats(1.0, 2.0), margin=st.integers(0, 6))
 def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margin):
     _, label = ball_volume()
     label = oriented(label, codes)
@@ -51,9 +51,9 @@ def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margi
     probabilities = np.stack([slices == k for k in range(3)], axis=1).astype(np.float32)
     back = grid.labels_to_volume(probabilities)
     assert back.shape == label.data.shape
-    for k in (1, 2):  # pixels no larger than voxels: only the border can move
+    for k in (1, 2):  # pixels at most two thirds of a voxel; equal ones can fall between voxels and lose the border
         overlap = 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum())
-        assert overlap > 0.93
+        assert overlap > 0.97
 
 
 def test_equal_grids_are_copied_without_any_change():
