@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -12,15 +13,16 @@ from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
 from fedfactory.adaptation.inference import segment
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory, train_label_branch
 from fedfactory.adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, seeded, train_segmenter
 from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
 from fedfactory.generate_volumes import generate_volumes
+from fedfactory.generative import TrainedFactory, make_generator
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.volumes import Volume, read_volume, write_volume
-from helpers import ball_volume, untrained_segmenter
+from helpers import ball_volume, untrained_segmenter, with_head
 
 
 @pytest.fixture
@@ -301,3 +303,31 @@ def test_labelled_slices_leave_out_cases_without_labels(site, tmp_path):
     shutil.rmtree(site / "case1" / "label")
     store = prepare(site, tmp_path / "s", domain="bright", size=16, z_bins=4)
     assert len(labelled_slices(store).images) == 16
+
+
+def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
+    published = replace(with_head(config, "image"), encoding_dim=6)
+    torch.manual_seed(0)
+    generator = make_generator(published).eval()
+    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {"rounds": 1})
+    segmenter = untrained_segmenter()
+    made = train_label_branch(factory, segmenter, segmenter, domain="bright", updates=2, batch_size=2)
+    made.save(tmp_path / "labelled.safetensors")
+    np.save(tmp_path / "mean.npy", np.ones((1, 6), np.float32))
+    options = {"domain": "dark", "volumes": 1, "seed": 3}
+    plain = generate_volumes(tmp_path / "labelled.safetensors", tmp_path / "plain", **options, batch_size=5)
+    again = generate_volumes(tmp_path / "labelled.safetensors", tmp_path / "again", **options, batch_size=2)
+    embedded = generate_volumes(
+        tmp_path / "labelled.safetensors", tmp_path / "embedded", **options, clip_mean=tmp_path / "mean.npy"
+    )
+    first, second, third = (
+        read_volume(folders[0] / "image" / "synthetic_0000.nii.gz").data for folders in (plain, again, embedded)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-5)  # whatever the batch size
+    assert np.abs(first - third).max() > 1e-3
+    np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
+    with pytest.raises(UsageError, match="takes 6"):
+        generate_volumes(
+            tmp_path / "labelled.safetensors", tmp_path / "wide", **options, clip_mean=tmp_path / "wide.npy"
+        )
+    assert not (tmp_path / "wide").exists()
