@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from fedfactory.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.config import channel_widths
 from fedfactory.generative.trainer import Conditions, make_optimizers
-from measuring import FlopCounter, interleaved, machine, matmul_rate
+from measuring import FlopCounter, interleaved, machine, matmul_rate, peak_resident_mib
 from plain_twin import make_plain
 
 SEED = 0
@@ -115,22 +114,19 @@ def measure(arguments: argparse.Namespace, size: int, rate: float) -> dict:
     real, wanted = batch_of(arguments, size)
     calls = {name: terms(trainer, real, wanted) for name, trainer in trainers.items()}
     seconds: dict[str, dict[str, float]] = {"ours": {}, "twin": {}}
+    counted: dict[str, dict[str, int]] = {"ours": {}, "twin": {}}
     for term in calls["ours"]:
-        both = {name: calls[name][term] for name in calls}
+        for name, by_term in calls.items():
+            with FlopCounter() as counter:  # also the warm-up
+                by_term[term]()
+            counted[name][term] = counter.total
+        both = {name: by_term[term] for name, by_term in calls.items()}
         for name, value in interleaved(both, repeats=arguments.repeats, device=arguments.device).items():
             seconds[name][term] = value
     config = trainers["ours"].factory.config
-    flops = {}
-    for name, row in seconds.items():
+    for row in (*seconds.values(), *counted.values()):
         row["step"] = row["step_without_penalties"] + row["r1"] / config.r1_every + row["path"] / config.path_every
-        counted = {}
-        for term in ("step_without_penalties", "r1", "path"):
-            with FlopCounter() as counter:
-                calls[name][term]()
-            counted[term] = counter.total
-        flops[name] = (
-            counted["step_without_penalties"] + counted["r1"] / config.r1_every + counted["path"] / config.path_every
-        )
+    flops = {name: row["step"] for name, row in counted.items()}
     return {
         "size": size,
         "seconds": seconds,
@@ -178,7 +174,7 @@ def peak_memory(arguments: argparse.Namespace, size: int, name: str) -> float:
         trainer.train_step(real, wanted.z_bin, wanted.domain)
     if arguments.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_resident_mib()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], *, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each callable, after one warm-up, in turns: a busy moment of the machine hits all alike."""
-    for run in variants.values():
-        run()
+    """Median seconds of each callable, in turns: a busy moment of the machine hits all alike. Warm up before."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -58,8 +57,17 @@ def matmul_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 153
     if device == "cuda":
         side = 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    a @ b
     seconds = interleaved({"product": lambda: a @ b}, repeats=7, device=device)["product"]
     return 2 * side**3 / seconds
+
+
+def peak_resident_mib() -> float:
+    """Largest resident memory of this process so far. Not `ru_maxrss`: a child begins with its parent's."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**10
+    return float("nan")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -289,7 +289,8 @@ class FactoryTrainer:
             angle = squared_angle(self.guide.embed(shown if self.published else image), self.guide.mean).mean()
             self._check("guidance", angle)
             (pull,) = torch.autograd.grad(scaler.scale(config.clip_weight * angle * share), image)
-            self._check("gradient of the guidance", pull)
+            if not scaler.is_enabled():
+                self._check("gradient of the guidance", pull)
             slope, guidance = slope + pull, angle.item() * share
         fake.backward(slope)
         self._check_gradients("generator", "non-saturating loss")

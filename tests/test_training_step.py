@@ -237,7 +237,7 @@ def test_the_state_survives_a_round_trip(published):
 
 
 @pytest.mark.parametrize("compatibility", ["none", "published"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_every_term_together_stays_finite(published, compatibility, precision):
     config = replace(published, augment=True, augment_p=0.5, clip_weight=0.2, compatibility=compatibility)
     guide = Guide(encoder, torch.ones(6) / 6**0.5)
