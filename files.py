@@ -66,6 +66,15 @@ def refuse_existing(path: str | os.PathLike) -> None:
         raise UsageError(f"{path} exists and is not a folder: choose another --out")
 
 
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Lines of a text file without empty ones and comments (#). Raises UsageError if there is no such file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as text ({error})") from None
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
 def write_json(path: str | os.PathLike, content: Any) -> None:
     """Write `content` as readable JSON, atomically."""
     with atomic_file(path) as temporary:

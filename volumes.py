@@ -1,7 +1,9 @@
-"""Reading and writing medical volumes (NIfTI), and moving between a volume's own grid and the canonical one."""
+"""Reading and writing medical volumes, and turning a volume's axes so that slices lie in a chosen plane."""
 
 from __future__ import annotations
 
+import gzip
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,11 @@ from .errors import UsageError, VolumeError
 from .files import atomic_file
 
 SUFFIXES = (".nii", ".nii.gz")
+PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")
+MAX_VOXELS = 2**30  # a header that asks for more is damaged or hostile
+MOST_GZIP_SHRINKS = 1032  # deflate cannot do better
+MOST_TRAILING = 1 << 20  # bytes of padding behind the voxels
+LABEL_TOLERANCE = 1e-3  # of whole numbers, where scaling factors of the file round
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,52 @@ class Volume:
 
     def to_canonical(self) -> Volume:
         """The same voxels with axes flipped and permuted to the closest right-anterior-superior order."""
-        transform = nib.orientations.io_orientation(self.affine)
-        affine = self.affine @ nib.orientations.inv_ornt_aff(transform, self.data.shape)
-        return Volume(nib.orientations.apply_orientation(self.data, transform), affine)
+        return self.turned("axial")
 
-    def from_canonical(self, array: np.ndarray) -> np.ndarray:
-        """Bring an array on the grid of `self.to_canonical()` back to this volume's stored axis order."""
-        own = nib.orientations.io_orientation(self.affine)
-        canonical = nib.orientations.axcodes2ornt("RAS")
-        return nib.orientations.apply_orientation(array, nib.orientations.ornt_transform(canonical, own))
+    def turned(self, plane: str) -> Volume:
+        """The same voxels with the slice axis last and every axis rising, see `orientation`."""
+        turn = orientation(self.affine, plane)
+        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.data.shape)
+        return Volume(nib.orientations.apply_orientation(self.data, turn), affine)
+
+    def ordered_like(self, other: Volume) -> Volume:
+        """The same voxels in the axis order of `other`, for volumes of one grid stored in different orders."""
+        change = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(self.affine), nib.orientations.io_orientation(other.affine)
+        )
+        affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.data.shape)
+        return Volume(nib.orientations.apply_orientation(self.data, change), affine)
+
+
+def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
+    """(3, 2) for each stored axis its place and direction after turning, as nibabel has it.
+
+    Args:
+        affine: (4, 4), invertible.
+        plane: what slices show. "axial": left to right along rows, back to front along columns, slices from foot to
+            head, each as near as flips and permutations come. "coronal", "sagittal": slices along the body's other
+            axes. "acquired": the third stored axis stays the slice axis (oblique stacks such as cardiac short-axis
+            views). "stored": nothing is turned.
+    """
+    if plane == "stored":
+        return np.array([[0, 1], [1, 1], [2, 1]])
+    closest = nib.orientations.io_orientation(affine)
+    fixed = {"axial": 2, "coronal": 1, "sagittal": 0}
+    last = int(closest[2, 0]) if plane == "acquired" else fixed[plane]
+    places = {world: place for place, world in enumerate([*(w for w in range(3) if w != last), last])}
+    return np.array([[places[int(world)], direction] for world, direction in closest])
+
+
+def turned_back(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
+    """Bring an array on the turned grid of a volume with this affine back to its stored axis order."""
+    identity = orientation(affine, "stored")
+    back = nib.orientations.ornt_transform(identity, orientation(affine, plane))
+    return nib.orientations.apply_orientation(array, back)
 
 
 def is_volume(path: Path) -> bool:
-    """True for a visible file that is named like a NIfTI volume."""
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    """True for what is named like a NIfTI volume and is no folder; a broken link is found out when it is read."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and not os.path.isdir(path)
 
 
 def case_name(path: Path) -> str:
@@ -55,46 +94,40 @@ def case_name(path: Path) -> str:
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
-def read_volume(path: str | os.PathLike, *, integer: bool = False) -> Volume:
-    """Read a 3-D NIfTI volume.
+def read_volume(path: str | os.PathLike | tuple[Path, ...], *, integer: bool = False) -> Volume:
+    """Read a 3-D volume.
 
     Args:
-        path: `.nii` or `.nii.gz` file. A trailing fourth axis of length 1 is dropped.
+        path: `.nii` or `.nii.gz` file, of which a trailing fourth axis of length 1 is dropped; or the files of a DICOM
+            series in slice order.
         integer: read a label map: values must be whole numbers from 0 to 65535; data is uint16. Otherwise float32.
 
     Raises:
         UsageError: there is no such file.
-        VolumeError: not NIfTI, not 3-D, empty, complex or RGB, NaN or infinite voxels, or an unusable affine.
+        VolumeError: not NIfTI, not 3-D, empty, complex or RGB, NaN or infinite voxels, an unusable affine, or a header
+            that claims more voxels than the file can hold.
     """
+    if isinstance(path, tuple):
+        from .dicom import read_series
+
+        volume = read_series(path)
+        _refuse_bad_values(path[0].parent, volume)
+        return volume
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise UsageError(f"{path}: no such file, or no regular one")
     try:
-        image = nib.load(path)
+        image = _open_nifti(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=np.float64)
-        if len(shape) == 4 and shape[3] == 1:
-            shape = shape[:3]
-        if len(shape) != 3:
-            raise VolumeError(f"{path}: is {len(shape)}-D {image.shape}, expected a 3-D volume")
-        if min(shape) < 1:
-            raise VolumeError(f"{path}: is empty, shape {shape}")
-        if image.get_data_dtype().names or image.get_data_dtype().kind == "c":
-            raise VolumeError(f"{path}: voxels are {image.get_data_dtype()}, expected one real number each")
-        data = np.asarray(image.dataobj, dtype=np.float64 if integer else np.float32).reshape(shape)
+        with np.errstate(all="ignore"):  # values that overflow become infinite, and are refused below
+            data = np.asarray(image.dataobj) if integer else np.asarray(image.dataobj, dtype=np.float32)
     except VolumeError:
         raise
     except Exception as error:  # nibabel raises many kinds for a damaged file; each is the same fact for the user
         raise VolumeError(f"{path}: cannot be read as NIfTI ({_first_line(error)})") from None
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise VolumeError(f"{path}: its affine cannot be inverted; repair the header")
-    bad = int(np.size(data) - np.isfinite(data).sum())
-    if bad:
-        raise VolumeError(f"{path}: {bad} voxels are NaN or infinite; replace them before using the volume")
-    if integer:
-        if (data != np.round(data)).any() or data.min() < 0 or data.max() > np.iinfo(np.uint16).max:
-            raise VolumeError(f"{path}: a label map must hold whole numbers from 0 to 65535")
-        data = data.astype(np.uint16)
-    return Volume(data, affine)
+    data = data.reshape(shape[:3])
+    _refuse_bad_values(path, Volume(data, affine))
+    return Volume(_whole_numbers(path, data) if integer else data, affine)
 
 
 def write_volume(path: str | os.PathLike, volume: Volume) -> None:
@@ -104,6 +137,74 @@ def write_volume(path: str | os.PathLike, volume: Volume) -> None:
     image.header.set_xyzt_units("mm")
     with atomic_file(path) as temporary:
         nib.save(image, temporary)
+
+
+def _open_nifti(path: Path) -> nib.Nifti1Image:
+    """The image, unpacked into memory. All of the file is read, so that its checksum is compared."""
+    nib.imageglobals.logger.setLevel("CRITICAL")  # it repairs headers and says so; what matters is checked here
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+        kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if _is_single_file(start, kind)), None)
+        if kind is None:
+            raise VolumeError(f"{path}: is no NIfTI file")
+        header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
+        expected = _checked_size(path, header)
+        rest = file.read(max(0, expected - len(start)) + MOST_TRAILING + 1)
+    if len(start) + len(rest) > expected + MOST_TRAILING:
+        raise VolumeError(f"{path}: is longer than its header says")
+    return kind.from_bytes(start + rest)
+
+
+def _is_single_file(start: bytes, kind: type[nib.Nifti1Image]) -> bool:
+    header = kind.header_class
+    if len(start) < header.sizeof_hdr or int.from_bytes(start[:4], "little") not in _either_order(header.sizeof_hdr):
+        return False
+    return header(start[: header.sizeof_hdr], check=False)["magic"].item() == header.single_magic
+
+
+def _either_order(number: int) -> tuple[int, int]:
+    return number, int.from_bytes(number.to_bytes(4, "big"), "little")
+
+
+def _checked_size(path: Path, header: nib.Nifti1Header) -> int:
+    """Bytes the unpacked file should have. Raises VolumeError for what no 3-D image of real numbers has."""
+    shape = tuple(int(n) for n in header.get_data_shape())
+    try:
+        dtype = header.get_data_dtype()
+    except KeyError:
+        raise VolumeError(f"{path}: voxels are of unknown type {header['datatype']}") from None
+    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
+        raise VolumeError(f"{path}: is {len(shape)}-D {shape}, expected a 3-D volume")
+    if min(shape) < 1:
+        raise VolumeError(f"{path}: is empty, shape {shape}")
+    if dtype.names or dtype.kind == "c":
+        raise VolumeError(f"{path}: voxels are {dtype}, expected one real number each")
+    voxels = math.prod(shape)
+    if voxels > MAX_VOXELS:
+        raise VolumeError(f"{path}: its header claims {voxels} voxels; at most {MAX_VOXELS} are read")
+    most = path.stat().st_size * (MOST_GZIP_SHRINKS if path.name.lower().endswith(".gz") else 1)
+    if voxels * dtype.itemsize > most:
+        raise VolumeError(f"{path}: its header claims {shape} voxels, more than the file can hold; it is cut off")
+    spacing = header["pixdim"][1:4]
+    if header["sform_code"] == 0 and not (spacing > 0).all():  # nibabel takes 1 mm for 0, and drops signs
+        raise VolumeError(f"{path}: its header gives voxels of {' x '.join(f'{s:g}' for s in spacing)} mm")
+    return int(header["vox_offset"]) + voxels * dtype.itemsize
+
+
+def _refuse_bad_values(path: Path, volume: Volume) -> None:
+    if not np.isfinite(volume.affine).all() or not abs(np.linalg.det(volume.affine[:3, :3])) >= 1e-9:
+        raise VolumeError(f"{path}: its affine cannot be inverted; repair the header")
+    if volume.data.dtype.kind == "f" and (bad := int(np.size(volume.data) - np.isfinite(volume.data).sum())):
+        raise VolumeError(f"{path}: {bad} voxels are NaN or infinite; replace them before using the volume")
+
+
+def _whole_numbers(path: Path, data: np.ndarray) -> np.ndarray:
+    """uint16. Raises VolumeError for anything else than whole numbers from 0 to 65535."""
+    whole = np.round(data) if data.dtype.kind == "f" else data
+    rounded = data.dtype.kind == "f" and (abs(data - whole) > LABEL_TOLERANCE).any()
+    if rounded or whole.min() < 0 or whole.max() > np.iinfo(np.uint16).max:
+        raise VolumeError(f"{path}: a label map must hold whole numbers from 0 to 65535")
+    return whole.astype(np.uint16)
 
 
 def _first_line(error: Exception) -> str:

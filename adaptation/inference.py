@@ -11,7 +11,8 @@ import torch
 from ..errors import CheckpointError, UsageError, VolumeError
 from ..files import atomic_folder, refuse_existing
 from ..progress import track
-from ..slicing import SliceGrid, standardise
+from ..slice_grid import SliceGrid
+from ..slicing import mean_and_deviation
 from ..volumes import Volume, case_name, read_volume, write_volume
 from .segmenter import Segmenter
 
@@ -50,7 +51,8 @@ def segment(images: Sequence[str | Path], models: Sequence[str | Path], out: str
 def segment_volume(volume: Volume, segmenters: Sequence[Segmenter], batch_size: int = 32) -> np.ndarray:
     """uint8 label map of the volume's shape. Raises VolumeError if the image is constant."""
     fmt = segmenters[0].format
-    grid = SliceGrid(volume, fmt.size, fmt.spacing)
-    slices = torch.from_numpy(fmt.scale(grid.image_slices(standardise(volume))))[:, None]
+    grid = SliceGrid.of(volume, fmt)
+    mean, deviation = mean_and_deviation(grid.kept(volume))
+    slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None]
     parts = [torch.stack([one.probabilities(part) for one in segmenters]).mean(0) for part in slices.split(batch_size)]
     return grid.labels_to_volume(torch.cat(parts).numpy())

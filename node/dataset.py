@@ -15,7 +15,7 @@ from .store import SliceStore
 
 
 class SliceDataset(CustomDataset):
-    """Slices of one site. Set `config` on the instance before the framework calls `read`.
+    """The training slices of one site. Set `config` on the instance before the framework calls `read`.
 
     With `config.encoding_dim` the site's mean embedding is `encoding`, with `config.clip_weight` its encoder `guide`.
 
@@ -41,8 +41,9 @@ class SliceDataset(CustomDataset):
                 f"{', '.join(self.config.domains)}"
             )
         self._read_embedding()
-        if len(self.store) < self.config.batch_size:
-            raise NodeDataError(f"{len(self.store)} slices are fewer than one batch of {self.config.batch_size}")
+        self.chosen = self.store.slices("train")
+        if len(self.chosen) < self.config.batch_size:
+            raise NodeDataError(f"{len(self.chosen)} slices are fewer than one batch of {self.config.batch_size}")
 
     def _read_embedding(self) -> None:
         config = self.config
@@ -56,8 +57,9 @@ class SliceDataset(CustomDataset):
             ) from None
 
     def __len__(self) -> int:
-        return len(self.store)
+        return len(self.chosen)
 
     def get_item(self, index: int) -> dict[str, Tensor]:
-        image = torch.from_numpy(self.store.images[index].astype(np.float32))[None]
-        return {"image": image, "z_bin": torch.tensor(self.store.z_bin[index])}
+        number = self.chosen[index]
+        image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]
+        return {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}

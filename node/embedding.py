@@ -22,7 +22,7 @@ BATCH = 32
 
 
 def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: str = "cpu") -> Tensor:
-    """Embed all slices of a store and keep their mean in it.
+    """Embed the training slices of a store and keep their mean in it.
 
     Args:
         path: slice store.
@@ -32,8 +32,9 @@ def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: 
     Raises: UsageError, StoreError, CheckpointError for an unusable store or encoder; the store stays as it was.
     """
     store, network = SliceStore(path), load_image_encoder(encoder, weights, device=device)
-    starts = track(range(0, len(store), BATCH), "embedding slices")
-    batches = (torch.from_numpy(store.images[n : n + BATCH].astype(np.float32))[:, None] for n in starts)
+    chosen = store.slices("train")
+    starts = track(range(0, len(chosen), BATCH), "embedding slices")
+    batches = (torch.from_numpy(store.images[chosen[n : n + BATCH]].astype(np.float32))[:, None] for n in starts)
     mean = network.mean_embedding(batches)
     with atomic_file(store.path / EMBEDDING) as temporary, temporary.open("wb") as file:
         np.save(file, mean.numpy()[None], allow_pickle=False)

@@ -8,20 +8,22 @@ from pathlib import Path
 from ..adaptation.adapt import adapt, draw_slices, mix, pseudo_label, read_synthetic
 from ..adaptation.label_branch import LabelledFactory, train_label_branch
 from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
-from ..errors import UsageError
+from ..errors import StoreError, UsageError
 from ..generative.factory_file import load_factory
 from .store import SliceStore
 
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
-    """All slices of a store's labelled cases. Raises StoreError if it has none."""
-    chosen = store.labelled_slices()
+    """The training slices of a store's labelled cases. Raises StoreError if it has none, or labels of another kind."""
+    if store.label_kind != "dense":
+        raise StoreError(f"{store.path}: its labels are of kind '{store.label_kind}'; this needs dense ones")
+    chosen = store.labelled_slices("train")
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
 
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     """A segmenter of a site's own labelled slices, with no other site's help."""
-    card = {"domain": store.domain, "slices": len(store)}
+    card = {"domain": store.domain, "slices": len(store.slices("train"))}
     return train_segmenter(labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card)
 
 
@@ -88,7 +90,7 @@ def adapt_site(
         labelled.factory.config.domain_index(store.domain)
         store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
         drawn = draw_slices(labelled, store.domain, volumes=volumes, seed=config.seed)
-        data = mix(drawn, pseudo_label(store.images, labelled.robust))
+        data = mix(drawn, pseudo_label(store.images[store.slices("train")], labelled.robust))
     else:
         data = read_synthetic(synthetic, store.domain)
     source = {"source": "factory" if factory_file is not None else "synthetic volumes"}

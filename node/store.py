@@ -2,28 +2,70 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigError, StoreError, UsageError
+from ..progress import track
+from ..slice_grid import SliceGrid
 from ..slicing import SliceFormat
+from .split import SPLITS
 
-INDEX, IMAGES, LABELS = "store.json", "images.npy", "labels.npy"
-FORMAT_VERSION = 1
+INDEX = "store.json"
+FORMAT_VERSION = 2
+DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """One volume of a store: slices first .. first + count - 1."""
+    """One volume of a store.
+
+    Attributes:
+        name: of the case at this site. patient: equal for all volumes of one patient. split: "train", ...
+        first, count: its slices are first .. first + count - 1.
+        labelled: whether it has labels of the store's kind.
+        shape, affine: of the stored volume. box: what was kept of it, along the turned axes.
+        mean, deviation: the intensities v became (v - mean) / deviation.
+        height: millimetres along the slice axis.
+        digest: SHA-256 over its files. voxels: over its voxels. checksum: over its slices and labels in the store.
+        facts: what the quality page shows.
+    """
 
     name: str
+    patient: str
+    split: str
     first: int
     count: int
     labelled: bool
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, ...], ...]
+    box: tuple[tuple[int, int], ...]
+    mean: float
+    deviation: float
+    height: float
+    digest: str
+    voxels: str
+    checksum: str
+    facts: dict[str, Any]
+
+    @property
+    def span(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Case:
+        case = cls(**{field.name: values[field.name] for field in fields(cls)})
+        if case.split not in SPLITS or case.count < 0 or case.first < 0 or len(case.shape) != 3:
+            raise ValueError(f"case {case.name!r} is not described properly")
+        return case
 
 
 class SliceStore:
@@ -32,11 +74,15 @@ class SliceStore:
     Attributes:
         domain: name of the site's scanner, modality or organ.
         format: size, spacing, window and bins of the slices.
-        label_kind: "dense", or "none" for a site without labels.
+        label_kind: as given to `prepare`; "none" for a site without labels.
         classes: number of label values including background; 0 without labels.
         height: median extent of the volumes along the slice axis, millimetres.
+        cases: the volumes, sorted by name.
+        site: settings of this store beside the slice format.
         images: (N, S, S) float16 memory map, in [-1, 1].
-        labels: (N, S, S) uint8 memory map, or None.
+        labels: (N, S, S) uint8 memory map, 255 where nobody annotated; or None.
+        presence: (N, classes) uint8 memory map, 1 where a slice shows the class, for image-level labels; or None.
+        gaze: (M, 4) float32 memory map: slice, row, column, milliseconds of each fixation; or None.
         z_bin: (N,) int64 height bin of each slice.
 
     Raises:
@@ -53,38 +99,83 @@ class SliceStore:
         try:
             index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
             if index["version"] != FORMAT_VERSION:
-                raise StoreError(f"{self.path}: store version {index['version']}, this program reads {FORMAT_VERSION}")
+                raise StoreError(
+                    f"{self.path}: store version {index['version']}, this program reads {FORMAT_VERSION}; run "
+                    "`fedfactory prepare` again"
+                )
             self.domain: str = index["domain"]
             self.label_kind: str = index["label_kind"]
             self.classes: int = index["classes"]
             self.height: float = index["height"]
+            self.site: dict[str, Any] = index["site"]
+            self.warnings: list[str] = index["warnings"]
             self.format = SliceFormat.from_dict(index["format"])
-            self.cases = [Case(**case) for case in index["cases"]]
-            self.images = np.load(self.path / IMAGES, mmap_mode="r", allow_pickle=False)
-            has_labels = self.label_kind != "none"
-            self.labels = np.load(self.path / LABELS, mmap_mode="r", allow_pickle=False) if has_labels else None
+            self.cases = [Case.from_dict(case) for case in index["cases"]]
+            self.files: dict[str, str] = index["arrays"]
+            arrays = {kind: self._open(kind) for kind in DTYPES}
             self.z_bin = np.asarray(index["z_bin"], dtype=np.int64)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, ConfigError) as error:
+            self.images, self.labels = arrays["images"], arrays["labels"]
+            self.presence, self.gaze = arrays["presence"], arrays["gaze"]
+            self._check()
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
-        self._check()
+
+    def _open(self, kind: str) -> np.ndarray | None:
+        name = self.files.get(kind)
+        if name is None:
+            return None
+        if Path(name).name != name:  # an index must not point out of its store
+            raise ValueError(f"{kind} lie in {name!r}")
+        array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        if array.dtype != DTYPES[kind]:
+            raise ValueError(f"{kind} are {array.dtype}")
+        return array
 
     def _check(self) -> None:
-        shape = (sum(case.count for case in self.cases), self.format.size, self.format.size)
-        arrays = [self.images] if self.labels is None else [self.images, self.labels]
-        if any(array.shape != shape for array in arrays) or len(self.z_bin) != shape[0]:
-            raise StoreError(f"{self.path}: arrays and index disagree; run `fedfactory prepare` again")
-        if len(self.z_bin) and not 0 <= self.z_bin.min() <= self.z_bin.max() < self.format.z_bins:
-            raise StoreError(f"{self.path}: a slice height lies outside of the {self.format.z_bins} bins")
+        total = sum(case.count for case in self.cases)
+        slices = (total, self.format.size, self.format.size)
+        starts = np.cumsum([0, *(case.count for case in self.cases)])[:-1]
+        ok = (
+            self.images.shape == slices
+            and (self.labels is None or self.labels.shape == slices)
+            and (self.presence is None or self.presence.shape == (total, self.classes))
+            and (self.gaze is None or self.gaze.shape[1:] == (4,))
+            and len(self.z_bin) == total
+            and all(case.first == start for case, start in zip(self.cases, starts, strict=True))
+        )
+        if not ok:
+            raise ValueError("arrays and index disagree")
+        if total and not 0 <= self.z_bin.min() <= self.z_bin.max() < self.format.z_bins:
+            raise ValueError(f"a slice height lies outside of the {self.format.z_bins} bins")
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def labelled_slices(self) -> np.ndarray:
+    def slices(self, split: str | None = None, *, labelled: bool = False) -> np.ndarray:
+        """Indices of slices, rising, (n,) int64.
+
+        Args:
+            split: "train", "validation" or "test"; None takes all.
+            labelled: leave out cases without labels.
+        """
+        chosen = [
+            np.arange(case.first, case.first + case.count)
+            for case in self.cases
+            if split in (None, case.split) and (case.labelled or not labelled)
+        ]
+        return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
+
+    def labelled_slices(self, split: str | None = "train") -> np.ndarray:
         """Indices of the slices of labelled cases, (n,). Raises StoreError if there are none."""
-        chosen = [np.arange(c.first, c.first + c.count) for c in self.cases if c.labelled]
-        if not chosen:
-            raise StoreError(f"{self.path}: no case of this store has labels")
-        return np.concatenate(chosen)
+        chosen = self.slices(split, labelled=True)
+        if self.labels is None or not len(chosen):
+            where = "" if split is None else f" in the {split} part"
+            raise StoreError(f"{self.path}: no case of this store has labels{where}")
+        return chosen
+
+    def grid(self, case: Case) -> SliceGrid:
+        """Where the slices of a case lie in its volume: for bringing predictions back to it."""
+        return SliceGrid(case.shape, np.array(case.affine), tuple(tuple(ends) for ends in case.box), self.format)
 
     def require(self, *, size: int, z_bins: int) -> None:
         """Raises StoreError if the slices do not fit a network of this size and number of bins."""
@@ -94,8 +185,32 @@ class SliceStore:
                 f"{size} px in {z_bins}; run `fedfactory prepare --size {size} --z-bins {z_bins}`"
             )
 
+    def verify(self) -> None:
+        """Compare all slices with their checksums. Raises StoreError naming the first case that differs."""
+        for case in track(self.cases, "checking the store"):
+            if checksum(self.parts(case)) != case.checksum:
+                raise StoreError(f"{self.path}: the slices of case {case.name} have changed since they were prepared")
 
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Write the index last: a folder without it is not a store."""
-    text = json.dumps({"version": FORMAT_VERSION, **index}, indent=1, ensure_ascii=False)
-    (folder / INDEX).write_text(text, encoding="utf-8")
+    def parts(self, case: Case) -> dict[str, np.ndarray]:
+        """The arrays of one case, by kind; of its labels only if it has some. Slices of `gaze` count from its first."""
+        found = {"images": self.images[case.span]}
+        if case.labelled and self.labels is not None:
+            found["labels"] = self.labels[case.span]
+        if case.labelled and self.presence is not None:
+            found["presence"] = self.presence[case.span]
+        if case.labelled and self.gaze is not None:
+            inside = (self.gaze[:, 0] >= case.first) & (self.gaze[:, 0] < case.first + case.count)
+            found["gaze"] = self.gaze[inside] - np.array([case.first, 0, 0, 0], np.float32)
+        return found
+
+
+def checksum(parts: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the arrays of a case. Classes that no case had when it was prepared do not count."""
+    digest = hashlib.sha256()
+    for kind in sorted(parts):
+        array = parts[kind]
+        if kind == "presence":
+            array = np.argwhere(array)
+        digest.update(f"{kind} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

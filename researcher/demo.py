@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from ..generate_volumes import generate_volumes
 from ..generative.config import FactoryConfig
 from ..node.phase_two import adapt_site, label_factory, train_on_store
 from ..node.prepare import prepare
+from ..node.prepare_config import PrepareConfig
 from ..node.store import SliceStore
 from ..progress import track
 from .local_federation import LocalFederation
@@ -138,12 +139,13 @@ def _make_site(folder: Path, name: str, number: int, size: DemoSize, config: Fac
     parts = (("train", size.train_subjects, base), ("test", size.test_subjects, base + 500))
     for part, subjects, part_seed in track(parts, f"simulating {name}"):
         simulate_site(folder / part, CONTRASTS[name], subjects, side, part_seed, prefix=f"{name}_{part}")
-    options = {"domain": name, "size": side, "z_bins": config.z_bins}
     labelled = number == 0
     store, oracle_store = folder / "store", folder / ("store" if labelled else "oracle_store")
-    prepare(folder / "train", store, label_kind="dense" if labelled else "none", **options)
+    # The subjects held out are simulated separately, so all of these may train.
+    dense = PrepareConfig(domain=name, size=side, z_bins=config.z_bins, validation_share=0, test_share=0)
+    prepare(folder / "train", store, dense if labelled else replace(dense, label_kind="none"))
     if not labelled:
-        prepare(folder / "train", oracle_store, **options)
+        prepare(folder / "train", oracle_store, dense)
     images = sorted((folder / "test").glob("*/image/*.nii.gz"))
     return DemoSite(name, store, oracle_store, images, folder / "test")
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 
-from ..files import atomic_file
 from ..generative.factory_file import TrainedFactory
+from ..pages import picture, write_page
 from ..volumes import Volume, read_volume
 from .simulate import CLASSES
 
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 
     from .demo import DemoResult
 
-mpl.use("Agg")
 COLOURS = ["#000000", "#4477aa", "#ccbb44", "#ee6677"]  # background, then one a class
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site, applied as it is",
@@ -30,13 +25,6 @@ ROW_NAMES = {
     "adapted": "adapted: trained on synthetic volumes of the site's domain, and on its own images with pseudo-labels",
     "oracle": "oracle: trained on the site's own labels (not available in practice)",
 }
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ccc }
-td { text-align: right } td:first-child, th:first-child { text-align: left }
-img { max-width: 100% } .note { background: #fff6d8; padding: .6rem 1rem; border-left: 4px solid #d9a400 }
-small { color: #666 }
-"""
 
 
 def write_report(
@@ -65,23 +53,18 @@ def write_report(
         "<h2>Real and synthetic slices</h2>",
         "<p>Upper row of each pair: held-out real slices. Lower row: synthetic ones, the same latent in each "
         "domain's look.</p>",
-        _picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
+        picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
         f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
         f"<p>{_legend()}</p>",
-        _picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
+        picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
         "<h2>Training curves</h2>",
-        _picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
+        picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
         "<h2>Made with</h2>",
         "<p><small>" + html.escape(", ".join(f"{k} {v}" for k, v in result.versions.items())) + "</small></p>",
         f"<p><small>labelled factory: {html.escape(labelled_file.name)}; seed {result.seed}; configuration "
         f"{html.escape(str(factory.config.to_dict()))}</small></p>",
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>fedfactory demonstration</title>'
-        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
-    )
-    with atomic_file(result.files["report"]) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_page(result.files["report"], "fedfactory demonstration", body)
 
 
 def _dice_table(result: DemoResult) -> str:
@@ -129,15 +112,6 @@ def _verdict(result: DemoResult) -> str:
 
 def _legend() -> str:
     return ", ".join(f'<span style="color:{COLOURS[k]}">&#9632;</span> {name}' for k, name in CLASSES.items())
-
-
-def _picture(draw: Callable[[], Figure], description: str) -> str:
-    from matplotlib import pyplot as plt
-
-    figure, buffer = draw(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    return f'<img alt="{description}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:

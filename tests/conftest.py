@@ -34,5 +34,6 @@ def site(tmp_path):
 def store(site, tmp_path):
     """Its slice store for `config`."""
     from fedfactory.node.prepare import prepare
+    from fedfactory.node.prepare_config import PrepareConfig
 
-    return prepare(site, tmp_path / "store", domain="bright", size=16, z_bins=4)
+    return prepare(site, tmp_path / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from fedfactory.adaptation.segmenter import Segmenter
@@ -28,6 +29,13 @@ def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) 
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
 
 
+def oriented(volume: Volume, codes: str) -> Volume:
+    """The same anatomy in another axis order."""
+    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    data = nib.orientations.apply_orientation(volume.data, change)
+    return Volume(data, volume.affine @ nib.orientations.inv_ornt_aff(change, volume.data.shape))
+
+
 def untrained_segmenter() -> Segmenter:
     """A segmenter of three classes for slices of 16 px, with random weights."""
     fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
@@ -40,6 +48,36 @@ def write_site(folder, cases=3, **options) -> None:
         image, label = ball_volume(seed=number, **options)
         write_volume(folder / f"case{number}" / "image" / "scan.nii.gz", image)
         write_volume(folder / f"case{number}" / "label" / "mask.nii.gz", label)
+
+
+def write_dicom(folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.4", leave_out=()) -> None:
+    """A volume as one DICOM series, a file a slice; whole numbers only."""
+    import itk
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    writer_io = itk.GDCMImageIO.New()
+    writer_io.KeepOriginalUIDOn()
+    for number in range(volume.data.shape[2]):
+        if number in leave_out:
+            continue
+        image = itk.image_from_array(np.ascontiguousarray(volume.data[:, :, number : number + 1].T.astype(np.int16)))
+        image.SetSpacing(spacing.tolist())
+        image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
+        image.SetOrigin((lps @ [0, 0, number, 1])[:3].tolist())
+        header = image.GetMetaDataDictionary()
+        header["0010|0010"], header["0010|0020"], header["0008|0060"] = patient, f"{patient}-7", "MR"
+        header["0020|000d"], header["0020|000e"], header["0008|0018"] = "1.2.3", uid, f"{uid}.{number + 1}"
+        header["0020|0013"] = str(number + 1)
+        writer = itk.ImageFileWriter.New(Input=image, FileName=str(folder / f"{uid}.{number:03d}.dcm"))
+        writer.SetImageIO(writer_io)
+        writer.Update()
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Everything below a folder, by relative path."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def with_head(config: FactoryConfig, head: str) -> FactoryConfig:

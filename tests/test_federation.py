@@ -19,6 +19,7 @@ from fedfactory.generative import load_factory
 from fedfactory.generative.checkpoint import read_weights
 from fedfactory.node.embedding import embed_store
 from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
 from fedfactory.researcher.local_federation import LocalFederation
 from fedfactory.researcher.training import export
@@ -56,7 +57,8 @@ def federation(tmp_path_factory):
         running.begin()
         for domain in DOMAINS:
             write_site(folder / "volumes" / domain)
-            prepare(folder / "volumes" / domain, folder / f"{domain}.store", domain=domain, size=16, z_bins=4)
+            config = PrepareConfig(domain=domain, size=16, z_bins=4)
+            prepare(folder / "volumes" / domain, folder / f"{domain}.store", config)
         running.wait_for("create")
         running.run_together(
             "add",

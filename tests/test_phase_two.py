@@ -21,6 +21,7 @@ from fedfactory.generative import TrainedFactory, make_generator
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
 from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.volumes import Volume, read_volume, write_volume
 from helpers import ball_volume, untrained_segmenter, with_head
 
@@ -190,9 +191,10 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path, name):
 def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labelled_file, store, site, tmp_path):
     factory = tmp_path / "f.safetensors"
     trained.save(factory)
-    foreign = prepare(site, tmp_path / "foreign", domain="other", size=16, z_bins=4)
-    small = prepare(site, tmp_path / "small", domain="bright", size=8, z_bins=4)
-    bare = prepare(site, tmp_path / "bare", domain="bright", size=16, z_bins=4, label_kind="none")
+    foreign = prepare(site, tmp_path / "foreign", PrepareConfig(domain="other", size=16, z_bins=4)).store
+    small = prepare(site, tmp_path / "small", PrepareConfig(domain="bright", size=8, z_bins=4)).store
+    unlabelled = PrepareConfig(domain="bright", size=16, z_bins=4, label_kind="none")
+    bare = prepare(site, tmp_path / "bare", unlabelled).store
     out = tmp_path / "out.safetensors"
     for call, error, message in [
         (lambda: label_factory(factory, foreign.path, out), ConfigError, "knows bright, dark"),
@@ -301,7 +303,7 @@ def test_labelled_slices_leave_out_cases_without_labels(site, tmp_path):
     import shutil
 
     shutil.rmtree(site / "case1" / "label")
-    store = prepare(site, tmp_path / "s", domain="bright", size=16, z_bins=4)
+    store = prepare(site, tmp_path / "s", PrepareConfig(domain="bright", size=16, z_bins=4)).store
     assert len(labelled_slices(store).images) == 16
 
 

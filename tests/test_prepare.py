@@ -1,82 +1,56 @@
-"""Volumes to slices and back, and the store."""
+"""A site's volumes become a slice store."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
-import nibabel as nib
 import numpy as np
 import pytest
-from fedfactory.errors import FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.node import prepare as prepare_module
+from fedfactory.node.case_slices import patient_of
+from fedfactory.node.original_slices import import_slices
 from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.split import split_patients
 from fedfactory.node.store import SliceStore
-from fedfactory.slicing import SliceFormat, SliceGrid, intensity_window, z_bins_of
-from fedfactory.sources import find_cases
+from fedfactory.slicing import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
 from fedfactory.volumes import Volume, read_volume, write_volume
-from helpers import ball_volume, write_site
+from helpers import ball_volume, folder_bytes, oriented, write_dicom, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-AXES = ["".join(o) for p in itertools.permutations(("RL", "AP", "SI")) for o in itertools.product(*p)]
+CONFIG = PrepareConfig(domain="x", size=16, z_bins=4)
 
 
-def oriented(volume: Volume, codes: str) -> Volume:
-    """The same anatomy in another axis order."""
-    change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
-    data = nib.orientations.apply_orientation(volume.data, change)
-    return Volume(data, volume.affine @ nib.orientations.inv_ornt_aff(change, volume.data.shape))
+def files_of(store) -> list[str]:
+    return sorted(path.name for path in store.path.iterdir())
 
 
-@settings(max_examples=40, deadline=None)
-@given(codes=st.sampled_from(AXES))
-def test_slices_do_not_depend_on_how_the_scanner_orders_its_axes(codes):
-    image, label = ball_volume()
-    plain = SliceGrid(image, 16, 4.5)
-    turned = SliceGrid(oriented(image, codes), 16, 4.5)
-    np.testing.assert_allclose(
-        turned.image_slices(oriented(image, codes)), plain.image_slices(image), atol=1e-3, equal_nan=True
-    )
-    np.testing.assert_array_equal(turned.label_slices(oriented(label, codes)), plain.label_slices(label))
-
-
-@settings(max_examples=40, deadline=None)
-@given(codes=st.sampled_from(AXES), spacing=st.floats(1.0, 2.0), margin=st.integers(0, 6))
-def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margin):
-    _, label = ball_volume()
-    label = oriented(label, codes)
-    extent = (np.array(label.to_canonical().data.shape[:2]) * label.to_canonical().spacing[:2]).max()
-    grid = SliceGrid(label, int(np.ceil(extent / spacing)) + margin, spacing)
-    slices = grid.label_slices(label)
-    probabilities = np.stack([slices == k for k in range(3)], axis=1).astype(np.float32)
-    back = grid.labels_to_volume(probabilities)
-    assert back.shape == label.data.shape
-    for k in (1, 2):  # pixels at most two thirds of a voxel; equal ones can fall between voxels and lose the border
-        overlap = 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum())
-        assert overlap > 0.97
-
-
-def test_equal_grids_are_copied_without_any_change():
-    image, label = ball_volume(shape=(16, 16, 8))
-    grid = SliceGrid(image, 16, 3.0)
-    np.testing.assert_array_equal(grid.image_slices(image), np.moveaxis(image.data, 2, 0))
-    one_hot = np.stack([grid.label_slices(label) == k for k in range(3)], axis=1).astype(np.float32)
-    np.testing.assert_array_equal(grid.labels_to_volume(one_hot), label.data)
-
-
-def test_a_linear_ramp_is_resampled_to_its_own_values():
-    x = np.arange(20, dtype=np.float32)
-    ramp = Volume(np.broadcast_to(x[:, None, None], (20, 20, 3)).copy(), np.diag([2.0, 2.0, 5.0, 1.0]))
-    slices = SliceGrid(ramp, 10, 3.0).image_slices(ramp)
-    centres = 9.5 + 1.5 * (np.arange(10) - 4.5)  # in voxels; away from the border the blur keeps a ramp
-    np.testing.assert_allclose(slices[1, 2:8, 5], centres[2:8], atol=1e-3)
+# what the numbers mean
 
 
 def test_windows_ends_are_the_right_edges_of_the_first_bins_that_reach_their_share():
     counts = np.zeros(256, dtype=int)
     counts[10], counts[100], counts[200] = 5, 9_985, 10
-    low, high = intensity_window(0.0, 256.0, counts)
-    assert (low, high) == (101.0, 101.0 + 1.0) or (low, high) == (101.0, 102.0)
+    assert intensity_window(0.0, 256.0, counts) == (101.0, 102.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 255), st.floats(0.05, 0.95)), min_size=1, max_size=50))
+def test_intensities_are_counted_in_equal_bins_and_the_rest_is_left_out(places):
+    """Away from the bins' edges, where rounding decides."""
+    values = np.array([*(-5 + (k + share) * 10 / 256 for k, share in places), np.nan, -99, 99], np.float32)
+    expected = np.bincount([k for k, _ in places], minlength=256)
+    np.testing.assert_array_equal(count_intensities(values, -5, 5), expected)
+    np.testing.assert_array_equal(count_intensities(np.array([-5.0, 5.0]), -5, 5)[[0, 255]], [1, 1])
 
 
 @settings(max_examples=50, deadline=None)
@@ -90,6 +64,56 @@ def test_height_bins_rise_and_stay_in_range(slices, bins):
         assert set(z_bin) == set(range(bins))
 
 
+def test_scaling_maps_the_window_to_minus_one_and_one_and_back():
+    fmt = SliceFormat(size=2, spacing=1.0, window=(-1.0, 3.0), z_bins=1)
+    np.testing.assert_allclose(fmt.scale(np.array([-5.0, -1.0, 1.0, 3.0, 9.0, np.nan])), [-1, -1, 0, 1, 1, -1])
+    np.testing.assert_allclose(fmt.unscale(fmt.scale(np.array([-1.0, 0.5, 3.0]))), [-1, 0.5, 3], atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    patients=st.dictionaries(st.text("abc", min_size=1), st.booleans(), min_size=1, max_size=40),
+    validation=st.floats(0, 0.4),
+    test=st.floats(0, 0.4),
+    seed=st.integers(0, 5),
+)
+def test_held_out_patients_are_labelled_ones_and_stay_held_out(patients, validation, test, seed):
+    options = {"validation_share": validation, "test_share": test, "seed": seed}
+    split = split_patients(patients, **options)
+    assert split.keys() == patients.keys()
+    held_out = [name for name, part in split.items() if part != "train"]
+    assert len(held_out) <= (validation + test) * len(patients) + 1e-6
+    assert "train" in split.values()
+    if any(patients.values()):
+        assert all(patients[name] for name in held_out)
+    more = patients | {f"new{n}": True for n in range(20)}
+    again = split_patients(more, **options, known=split)
+    assert {name: again[name] for name in split} == split
+
+
+def test_held_out_shares_are_those_asked_for():
+    split = split_patients({f"p{n}": n < 30 for n in range(40)}, validation_share=0.15, test_share=0.1, seed=0)
+    assert [list(split.values()).count(part) for part in ("train", "validation", "test")] == [30, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "patient"),
+    [("patient038_ED", "patient038"), ("patient038_ES", "patient038"), ("hippocampus_001", "hippocampus_001"),
+     ("sub-A12_ses-2_T1w", "sub-A12"), ("anna", "anna"), ("P7-visit2", "P7")],
+)  # fmt: skip
+def test_the_patient_is_read_from_the_name(name, patient):
+    assert patient_of(name, None) == patient
+
+
+def test_a_pattern_says_how_names_tell_patients_apart():
+    assert patient_of("ward3-p17-t2", r"ward\d+-(p\d+)") == "p17"
+    assert patient_of("ward3-p17-t2", r"ward\d+-p\d+") == "ward3-p17"
+    assert patient_of("other", r"ward\d+") == "other"
+
+
+# a store and what it holds
+
+
 def test_a_prepared_site_holds_scaled_images_and_its_labels(store):
     assert store.images.shape == (24, 16, 16)
     assert store.images.min() >= -1
@@ -98,112 +122,524 @@ def test_a_prepared_site_holds_scaled_images_and_its_labels(store):
     assert [case.name for case in store.cases] == ["case0", "case1", "case2"]
     means = [float(store.images[store.labels == k].mean()) for k in range(3)]
     assert means[0] < means[1] < means[2]
+    assert store.warnings == []
+    store.verify()
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR", "PIL"])
+def test_what_is_in_the_store_can_be_brought_back_to_the_original_volume(tmp_path, codes):
+    """Image and labels of an oblique volume with air around it, through files, store and back."""
+    image, label = ball_volume(shape=(30, 32, 9), spacing=(2.0, 2.5, 4.0), radius=10)
+    image.data[:5] = 0
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    image, label = (oriented(Volume(v.data, turn @ v.affine), codes) for v in (image, label))
+    write_volume(tmp_path / "s" / "a" / "image" / "i.nii.gz", image)
+    write_volume(tmp_path / "s" / "a" / "label" / "l.nii.gz", label)
+    store = prepare(tmp_path / "s", tmp_path / "st", PrepareConfig(domain="x", size=64, z_bins=4, spacing=1.5)).store
+    case = store.cases[0]
+    grid = store.grid(case)
+    one_hot = np.stack([store.labels == k for k in range(3)], axis=1).astype(np.float32)
+    back = grid.labels_to_volume(one_hot)
+    assert back.shape == label.data.shape
+    for k in (1, 2):
+        assert 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum()) > 0.93
+    values = grid.image_to_volume(store.format.unscale(store.images)) * case.deviation + case.mean
+    known = np.isfinite(values)
+    low, high = (w * case.deviation + case.mean for w in store.format.window)
+    error = np.abs(values - np.clip(image.data, low, high))[known]
+    assert known.sum() >= 0.8 * image.data.size  # all but the air that was cut off
+    assert np.median(error) < 2.5  # noise of 2 is rougher than splines; the ball's steps are 50
+    assert np.quantile(error, 0.9) < 8
 
 
 def test_a_site_without_labels_has_none_in_its_store(site, tmp_path):
-    store = prepare(site, tmp_path / "out", domain="x", size=16, z_bins=4, label_kind="none")
+    store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="none")).store
     assert store.labels is None
-    assert not (store.path / "labels.npy").exists()
+    assert store.files.keys() == {"images"}
     with pytest.raises(StoreError, match="no case"):
         store.labelled_slices()
 
 
-def test_nnunet_data_sets_and_plain_folders_are_found(tmp_path):
-    image, label = ball_volume()
-    raw = tmp_path / "Dataset001"
-    for number in (1, 2):
-        write_volume(raw / "imagesTr" / f"b_{number:03d}_0000.nii.gz", image)
-        write_volume(raw / "imagesTr" / f"b_{number:03d}_0001.nii.gz", image)
-        write_volume(raw / "labelsTr" / f"b_{number:03d}.nii.gz", label)
-    (raw / "dataset.json").write_text("{}")
-    cases = find_cases(raw, image_key="1")
-    assert [c.image.name for c in cases] == ["b_001_0001.nii.gz", "b_002_0001.nii.gz"]
-    assert cases[0].label.name == "b_001.nii.gz"
-    assert [c.label for c in find_cases(raw / "imagesTr")] == [None] * 4
+def test_cases_without_labels_stand_beside_labelled_ones(site, tmp_path):
+    (site / "case1" / "label" / "mask.nii.gz").unlink()
+    store = prepare(site, tmp_path / "out", CONFIG).store
+    assert [case.labelled for case in store.cases] == [True, False, True]
+    assert (store.labels[store.cases[1].span] == UNLABELLED).all()
+    assert len(store.labelled_slices()) == 16
 
 
-def damage(site, what):
-    """Break one file of a good site."""
-    image, mask = site / "case1" / "image" / "scan.nii.gz", site / "case1" / "label" / "mask.nii.gz"
-    volume, label = ball_volume(seed=1)
-    if what == "text":
-        image.write_text("patient notes")
-    elif what == "truncated":
-        image.write_bytes(image.read_bytes()[:500])
-    elif what == "2-D":
-        nib.save(nib.Nifti1Image(volume.data[:, :, 0], volume.affine), image)
-    elif what == "4-D":
-        nib.save(nib.Nifti1Image(np.stack([volume.data] * 2, axis=3), volume.affine), image)
-    elif what == "NaN":
-        volume.data[3, 3, 3] = np.nan
-        write_volume(image, volume)
-    elif what == "constant":
-        write_volume(image, Volume(np.ones_like(volume.data), volume.affine))
-    elif what == "shape":
-        write_volume(mask, Volume(label.data[:, :, :-1], label.affine))
-    elif what == "affine":
-        write_volume(mask, Volume(label.data, label.affine + np.eye(4) * 0.5))
-    elif what == "fractional labels":
-        write_volume(mask, Volume(label.data + np.float32(0.5), label.affine))
-    elif what == "singular affine":
-        header = nib.Nifti1Image(volume.data, None)
-        header.header.set_sform(np.zeros((4, 4)), code=1)
-        nib.save(header, image)
-    elif what == "complex":
-        nib.save(nib.Nifti1Image(volume.data.astype(np.complex64), volume.affine), image)
+def test_volumes_of_one_patient_stay_together(tmp_path):
+    write_site(tmp_path / "s", cases=20)
+    for number in range(20):
+        (tmp_path / "s" / f"case{number}").rename(tmp_path / "s" / f"p{number // 2:02d}_{'ED' if number % 2 else 'ES'}")
+    store = prepare(tmp_path / "s", tmp_path / "out", CONFIG).store
+    by_patient = {}
+    for case in store.cases:
+        by_patient.setdefault(case.patient, set()).add(case.split)
+    assert len(by_patient) == 10
+    assert all(len(parts) == 1 for parts in by_patient.values())
+    parts = [store.slices(part) for part in ("train", "validation", "test")]
+    assert [len(part) for part in parts] == [128, 16, 16]
+    assert sorted(np.concatenate(parts)) == list(range(len(store)))
+
+
+def test_a_mask_chooses_the_slices_and_can_be_a_class(tmp_path):
+    write_site(tmp_path / "s", cases=2)
+    mask = np.zeros((20, 24, 8), np.uint8)
+    mask[2:18, 2:20, 2:6] = 1
+    for case in (tmp_path / "s").iterdir():
+        write_volume(case / "brain" / "m.nii.gz", Volume(mask, np.diag([3.0, 3.0, 5.0, 1.0])))
+    store = prepare(tmp_path / "s", tmp_path / "a", replace(CONFIG, mask_key="brain")).store
+    assert [case.count for case in store.cases] == [4, 4]
+    assert store.classes == 3
+    store = prepare(tmp_path / "s", tmp_path / "b", replace(CONFIG, mask_key="brain", mask_as_class=True)).store
+    assert store.classes == 4
+    assert all((store.labels[n] == 1).any() for n in range(len(store)))
+    published = replace(CONFIG, mask_key="brain", compatibility="published", slice_spacing=5.0)
+    store = prepare(tmp_path / "s", tmp_path / "c", published).store
+    assert [case.count for case in store.cases] == [3, 3]  # the published program loses the last one
+
+
+def test_the_published_preparation_resamples_all_axes_to_their_median(tmp_path):
+    for number, spacing in enumerate([(1.0, 1.0, 2.0), (1.5, 1.5, 3.0), (2.0, 2.0, 4.0)]):
+        image, _ = ball_volume(shape=(30, 24, 8), spacing=spacing, seed=number)
+        write_volume(tmp_path / "s" / f"v{number}.nii.gz", image)
+    config = PrepareConfig(domain="x", size=64, z_bins=4, compatibility="published", crop="none")
+    store = prepare(tmp_path / "s", tmp_path / "out", config).store
+    assert (store.format.spacing, store.format.slice_spacing) == (1.5, 3.0)
+    assert [case.count for case in store.cases] == [5, 8, 11]
+    side = store.images[store.cases[2].first + 5] > -1
+    assert np.flatnonzero(side.any(1))[[0, -1]].tolist() == [12, 51]  # 40 rows, padded from floor(24 / 2)
+
+
+# labels of every kind
+
+
+def test_sparse_labels_keep_what_nobody_annotated_apart(site, tmp_path):
+    for case in site.iterdir():
+        path = case / "label" / "mask.nii.gz"
+        label = read_volume(path, integer=True)
+        scribble = np.full(label.data.shape, 4, np.uint8)
+        scribble[10, 12, :], scribble[1, 1, :] = 2, 0
+        write_volume(path, Volume(scribble, label.affine))
+    config = replace(CONFIG, label_kind="scribble", unlabelled_value=4)
+    store = prepare(site, tmp_path / "out", config).store
+    assert store.classes == 3
+    assert set(np.unique(store.labels)) == {0, 2, UNLABELLED}
+    assert all((store.labels[n] == 2).any() for n in range(len(store)))
+    with pytest.raises(UsageError, match="--unlabelled-value"):
+        replace(CONFIG, label_kind="point")
+    with pytest.raises(UsageError, match="no unlabelled value"):
+        replace(CONFIG, unlabelled_value=4)
+
+
+def test_boxes_without_an_unlabelled_value_say_what_is_outside(site, tmp_path):
+    store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="box")).store
+    assert set(np.unique(store.labels)) == {0, 1, 2}
+
+
+def test_gaze_lands_on_the_pixels_that_were_looked_at(site, tmp_path):
+    """The table is in shares of the stored axes; the brightest voxel of a slice is looked at."""
+    for case in site.iterdir():
+        image = read_volume(case / "image" / "scan.nii.gz")
+        (case / "label" / "mask.nii.gz").unlink()
+        x, y = np.unravel_index(image.data[:, :, 5].argmax(), image.data.shape[:2])
+        rows = [(x + 0.5) / 20, (y + 0.5) / 24, 5, 300], [0.5, 0.5, 5, 20], [1.2, 0.5, 5, 300]
+        text = "CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION,IMAGE\n"
+        (case / "label" / "gaze.csv").write_text(text + "".join(",".join(map(str, r)) + ",a\n" for r in rows))
+    store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="gaze", size=32)).store
+    assert store.gaze.shape == (3, 4)  # too short ones and those beside the image are no fixations
+    for case, (number, row, column, milliseconds) in zip(store.cases, store.gaze, strict=True):
+        assert number == case.first + 5
+        assert milliseconds == 300
+        pixels = np.asarray(store.images[int(number)], dtype=np.float32)
+        near = pixels[int(row) - 1 : int(row) + 3, int(column) - 1 : int(column) + 3]
+        assert near.max() >= np.quantile(pixels, 0.99)
+
+
+def test_image_level_labels_come_from_tables_or_from_maps(site, tmp_path):
+    (site / "case0" / "label" / "mask.nii.gz").unlink()
+    (site / "case0" / "label" / "seen.csv").write_text("SLICE,LABEL\n2,1\n3,1\n3,2\n")
+    store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="image")).store
+    assert store.labels is None
+    expected = np.zeros((8, 3), np.uint8)
+    expected[:, 0] = expected[2, 1] = expected[3, 1:] = 1
+    np.testing.assert_array_equal(store.presence[:8], expected)
+    assert store.presence[8:, 1].sum() >= 8
+
+
+def test_a_label_map_stored_in_another_axis_order_is_turned(site, tmp_path):
+    plain = prepare(site, tmp_path / "plain", CONFIG).store
+    for case in site.iterdir():
+        path = case / "label" / "mask.nii.gz"
+        write_volume(path, oriented(read_volume(path, integer=True), "LPS"))
+    turned = prepare(site, tmp_path / "turned", CONFIG).store
+    np.testing.assert_array_equal(turned.labels, plain.labels)
+
+
+# agreeing with other sites, and adding to a store
+
+
+def test_another_sites_format_is_taken_over_and_names_no_patient(site, tmp_path):
+    first = prepare(site, tmp_path / "first", replace(CONFIG, spacing=4.5)).store
+    text = (first.path / "format.json").read_text()
+    assert "case" not in text
+    write_site(tmp_path / "wide", shape=(40, 40, 6), spacing=(4.0, 4.0, 5.0))
+    same = prepare(
+        tmp_path / "wide", tmp_path / "same", PrepareConfig(domain="x").like(first.path / "format.json")
+    ).store
+    assert same.format == first.format
+    other = prepare(tmp_path / "wide", tmp_path / "other", PrepareConfig(domain="y").like(first.path)).store
+    assert replace(other.format, window=first.format.window) == first.format
+    assert other.format.window != first.format.window
+    with pytest.raises(UsageError, match="no such file"):
+        PrepareConfig(domain="x").like(tmp_path / "nowhere.json")
+    (tmp_path / "odd.json").write_text('{"format": {"size": -1}}')
+    with pytest.raises(StoreError, match="not a slice format"):
+        PrepareConfig(domain="x").like(tmp_path / "odd.json")
+
+
+def test_a_second_run_adds_replaces_and_skips(site, tmp_path):
+    out = tmp_path / "out"
+    before = prepare(site, out, CONFIG).store
+    images, window, names = np.array(before.images), before.format.window, files_of(before)
+    bytes_before = folder_bytes(out)
+    again = prepare(site, out, CONFIG)
+    assert (again.added, again.replaced, again.unchanged, again.kept) == (0, 0, 3, 0)
+    assert folder_bytes(out) == bytes_before
+    image, label = ball_volume(seed=9)
+    write_volume(site / "case1" / "image" / "scan.nii.gz", image)
+    write_volume(site / "case1" / "label" / "mask.nii.gz", label)
+    write_volume(site / "b" / "image" / "i.nii.gz", ball_volume(seed=10)[0])
+    (site / "case2" / "image" / "scan.nii.gz").unlink()
+    (out / "embedding.npy").write_bytes(b"of the earlier slices")
+    after = prepare(site, out, CONFIG)
+    assert (after.added, after.replaced, after.unchanged, after.kept) == (1, 1, 1, 1)
+    assert [case.name for case in after.store.cases] == ["b", "case0", "case1", "case2"]
+    assert after.store.format.window == window
+    np.testing.assert_array_equal(after.store.images[8:16], images[:8])
+    np.testing.assert_array_equal(after.store.images[24:], images[16:])
+    assert not np.array_equal(after.store.images[16:24], images[8:16])
+    assert (after.store.labels[:8] == UNLABELLED).all()
+    assert len(files_of(after.store)) == len(names)  # old arrays, and what was made of them, are gone
+    after.store.verify()
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
-    [
-        ("text", "cannot be read"),
-        ("truncated", "cannot be read"),
-        ("2-D", "2-D"),
-        ("4-D", "4-D"),
-        ("NaN", "1 voxels are NaN"),
-        ("constant", "same value"),
-        ("shape", "shape"),
-        ("affine", "affine differs"),
-        ("fractional labels", "whole numbers"),
-        ("singular affine", "cannot be inverted"),
-        ("complex", "complex"),
-    ],
-)
-def test_an_unusable_volume_is_named_in_one_line_and_leaves_nothing_behind(site, tmp_path, what, message):
-    damage(site, what)
-    with pytest.raises(VolumeError, match=message) as caught:
-        prepare(site, tmp_path / "out", domain="x", size=16, z_bins=4)
-    assert "case1" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["site"]
+    ("change", "message"),
+    [({"size": 32}, "size is 16, not 32"), ({"z_bins": 9}, "z bins is 4, not 9"), ({"domain": "y"}, "is x, not y"),
+     ({"plane": "coronal"}, "plane"), ({"spacing": 2.0}, "spacing"), ({"label_kind": "none"}, "label kind")],
+)  # fmt: skip
+def test_a_store_is_not_extended_with_slices_of_another_kind(site, tmp_path, change, message):
+    prepare(site, tmp_path / "out", CONFIG)
+    before = folder_bytes(tmp_path / "out")
+    with pytest.raises(UsageError, match=message):
+        prepare(site, tmp_path / "out", replace(CONFIG, **change))
+    assert folder_bytes(tmp_path / "out") == before
+
+
+def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
+    write_site(site, cases=7)
+    prepare(site, tmp_path / "one", CONFIG)
+    prepare(site, tmp_path / "four", CONFIG, workers=4)
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "four")
+
+
+def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
+    def second(*_, **__):
+        with pytest.raises(UsageError, match="another `fedfactory prepare`"):
+            prepare(site, tmp_path / "out", CONFIG)
+        raise StoreError("enough")
+
+    monkeypatch.setattr(prepare_module, "store_warnings", second)
+    with pytest.raises(StoreError, match="enough"):
+        prepare(site, tmp_path / "out", CONFIG)
+    assert not (tmp_path / "out").exists()
+
+
+CHILD = """
+import sys
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+print("ready", flush=True)
+sys.stdin.readline()
+prepare(sys.argv[1], sys.argv[2], PrepareConfig(domain="x", size=32, z_bins=4), workers=2)
+"""
+
+
+@pytest.mark.parametrize("append", [False, True], ids=["new", "extended"])
+def test_a_killed_run_leaves_a_valid_store_and_the_next_one_finishes_it(tmp_path, append):
+    """Killed at many moments between start and end; the result must be that of one run, byte for byte."""
+    source, first = tmp_path / "site", tmp_path / "first"
+    write_site(source, cases=4)
+    config = PrepareConfig(domain="x", size=32, z_bins=4)
+    if append:
+        prepare(source, first, config)
+        write_site(source, cases=9)
+    reference = tmp_path / "reference"
+    subprocess.run(["cp", "-r", first, reference], check=True) if append else None
+    started = time.monotonic()
+    prepare(source, reference, config, workers=2)
+    whole = time.monotonic() - started
+    expected, stages = folder_bytes(reference), set()
+    for attempt in range(5):
+        out = tmp_path / f"out{attempt}"
+        if append:
+            subprocess.run(["cp", "-r", first, out], check=True)
+        child = subprocess.Popen([sys.executable, "-c", CHILD, source, out], stdin=-1, stdout=-1, text=True)
+        child.stdout.readline()
+        child.stdin.write("\n")
+        child.stdin.flush()
+        time.sleep(whole * (attempt + 0.5) / 5)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        if append:
+            SliceStore(out).verify()
+        stages.add((out / ".partial").exists())
+        prepare(source, out, config)
+        assert folder_bytes(out) == expected
+    assert True in stages  # at least one was killed while it worked
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(site, tmp_path):
+    """A limit on file size stands for the full disk: the slices fit, the store's array does not."""
+    out = tmp_path / "out"
+    program = f'{sys.executable} -c "from fedfactory.cli import main; main()"'
+    command = f"ulimit -f 40; exec {program} prepare {site} --out {out} --domain x --size 32"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "File too large" in result.stderr
+    assert not (out / "store.json").exists()
+    assert prepare(site, out, PrepareConfig(domain="x", size=32)).added == 3
+    assert not (out / ".partial").exists()
+
+
+# what the site should look at
+
+
+def test_oddities_are_told_and_good_cases_are_not_suspected(tmp_path):
+    write_site(tmp_path / "s", cases=6)
+    image, label = ball_volume(seed=0)
+    write_volume(tmp_path / "s" / "again7" / "image" / "i.nii.gz", image)  # the voxels of case0
+    blank = ball_volume(seed=8)[0]
+    blank.data[:, :, 4] = blank.data.min()
+    write_volume(tmp_path / "s" / "blank8" / "image" / "i.nii.gz", blank)
+    write_volume(
+        tmp_path / "s" / "huge9" / "image" / "i.nii.gz", Volume(ball_volume(seed=9)[0].data, np.diag([9, 9, 15, 1.0]))
+    )
+    write_volume(tmp_path / "s" / "none10" / "image" / "i.nii.gz", ball_volume(seed=10)[0])
+    write_volume(tmp_path / "s" / "none10" / "label" / "l.nii.gz", Volume(label.data * 0, label.affine))
+    write_volume(
+        tmp_path / "s" / "thin11" / "image" / "i.nii.gz", Volume(ball_volume(seed=11)[0].data[:, :, 3:4], label.affine)
+    )
+    (tmp_path / "s" / "bare12").mkdir()
+    store = prepare(tmp_path / "s", tmp_path / "out", replace(CONFIG, spacing=4.5)).store
+    found = {
+        word: next((w for w in store.warnings if word in w), "")
+        for word in (
+            "one volume",
+            "all voxels are equal",
+            "voxel size",
+            "marks nothing",
+            "single slice",
+            "without an image",
+        )
+    }
+    assert {word: sorted(text.split(": ")[-1].split(", ")) for word, text in found.items()} == {
+        "one volume": ["again7", "case0"],
+        "all voxels are equal": ["blank8"],
+        "voxel size": ["huge9"],
+        "marks nothing": ["none10"],
+        "single slice": ["thin11"],
+        "without an image": ["bare12"],
+    }
+
+
+def test_labels_that_do_not_fit_into_the_slices_are_told(site, tmp_path):
+    store = prepare(site, tmp_path / "out", replace(CONFIG, spacing=1.5)).store
+    assert any("annotation outside" in text for text in store.warnings)
+    assert any("rims are cut off" in text for text in store.warnings)
+
+
+def test_names_that_hide_the_patients_are_told(tmp_path):
+    write_site(tmp_path / "s", cases=4)
+    for number in range(4):
+        (tmp_path / "s" / f"case{number}").rename(tmp_path / "s" / f"T1_{number}")
+    store = prepare(tmp_path / "s", tmp_path / "out", CONFIG).store
+    assert any("--patient-pattern" in text for text in store.warnings)
+    pattern = replace(CONFIG, patient_pattern=r"T1_(\d+)")
+    assert prepare(tmp_path / "s", tmp_path / "out2", pattern).store.warnings == []
+
+
+def test_the_quality_page_shows_the_site_to_itself(site, tmp_path):
+    (site / "case1").rename(site / "a<b>&c 1")
+    store = prepare(site, tmp_path / "out", CONFIG).store
+    page = (store.path / "quality.html").read_text()
+    assert "stays at this site" in page
+    assert "a&lt;b&gt;&amp;c 1" in page
+    assert "<b>&c" not in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_dicom_becomes_a_store_that_knows_no_header(tmp_path):
+    for number, patient in enumerate(["DOE^JANE", "DOE^JANE", "ROE^RICHARD"]):
+        image, _ = ball_volume(seed=number)
+        write_dicom(tmp_path / "s" / f"study{number}", image, patient=patient, uid=f"1.2.99.{number}")
+    store = prepare(tmp_path / "s", tmp_path / "out", CONFIG).store
+    assert len(store) == 24
+    assert store.cases[0].patient == store.cases[1].patient != store.cases[2].patient
+    everything = b"".join(folder_bytes(store.path).values())
+    for private in (b"DOE", b"JANE", b"ROE", b"1.2.99"):
+        assert private not in everything
+
+
+# original slices
+
+
+def write_slices(folder, cases=3, count=5, size=16, **extra):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for case in range(cases):
+        for number in range(count):
+            mask = rng.integers(0, 3, (size, size))
+            record = {"data": rng.uniform(-1, 1, (size, size, 1)).astype(np.float32),
+                      "mask": np.stack([mask == k for k in range(3)], axis=2), "weight": None, **extra}  # fmt: skip
+            np.save(folder / f"p{case}_slice{number:03d}.npy", record, allow_pickle=True)
+
+
+def test_original_slices_become_a_store(tmp_path):
+    write_slices(tmp_path / "s")
+    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
+    store = result.store
+    assert (len(store), store.classes, store.format.size) == (15, 3, 16)
+    record = np.load(tmp_path / "s" / "p1_slice002.npy", allow_pickle=True).item()
+    np.testing.assert_allclose(store.images[7], record["data"][..., 0], atol=5e-4)
+    np.testing.assert_array_equal(store.labels[7], record["mask"].argmax(2))
+    assert store.z_bin[5:10].tolist() == [0, 0, 1, 2, 3]
+
+
+def test_pixels_of_weight_zero_are_unlabelled(tmp_path):
+    weight = np.ones((16, 16, 1), bool)
+    weight[3] = False
+    write_slices(tmp_path / "s", weight=weight)
+    store = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4)).store
+    assert (store.labels[:, 3] == UNLABELLED).all()
+    assert (store.labels[:, 4:] != UNLABELLED).all()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, (Hostile.target,)
+
+
+def test_a_slice_that_would_execute_code_is_refused(tmp_path):
+    write_slices(tmp_path / "s")
+    Hostile.target = str(tmp_path / "executed")
+    np.save(tmp_path / "s" / "p1_slice002.npy", {"data": Hostile()}, allow_pickle=True)
+    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
+    assert "mkdir, which is no part of an array" in result.failed["p1"]
+    assert len(result.store.cases) == 2
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("what", ["plain", "shape", "range", "missing", "text", "some masks", "object"])
+def test_damaged_original_slices_are_refused_by_case(tmp_path, what):
+    write_slices(tmp_path / "s")
+    path = tmp_path / "s" / "p1_slice002.npy"
+    record = np.load(path, allow_pickle=True).item()
+    changed = {
+        "shape": {**record, "data": record["data"][:8]},
+        "range": {**record, "data": record["data"] * 100},
+        "some masks": {**record, "mask": None},
+        "object": {**record, "data": np.array([[1], "a"], dtype=object)},
+    }
+    if what == "plain":
+        np.save(path, record["data"])
+    elif what == "missing":
+        path.unlink()
+    elif what == "text":
+        path.write_text("x")
+    else:
+        np.save(path, changed[what], allow_pickle=True)
+    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
+    assert list(result.failed) == ["p1"]
+    assert len(result.store) == 10
+
+
+# what is refused
 
 
 def test_missing_empty_and_used_folders_are_refused(site, tmp_path):
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "nowhere", tmp_path / "empty"):
         with pytest.raises(UsageError, match=str(source)):
-            prepare(source, tmp_path / "out", domain="x", size=16, z_bins=4)
+            prepare(source, tmp_path / "out", CONFIG)
     with pytest.raises(UsageError, match="not empty"):
-        prepare(site, site, domain="x", size=16, z_bins=4)
+        prepare(site, site, CONFIG)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change", ["version", "shape", "bins", "json", "array", "pickle"])
+def test_a_site_of_which_nothing_can_be_used_leaves_no_store(site, tmp_path):
+    for case in site.iterdir():
+        (case / "image" / "scan.nii.gz").write_text("x")
+    with pytest.raises(VolumeError, match="not one of 3 cases"):
+        prepare(site, tmp_path / "out", CONFIG)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["site"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"domain": " "}, UsageError), ({"label_kind": "odd"}, UsageError), ({"plane": "odd"}, UsageError),
+     ({"size": 0}, ConfigError), ({"spacing": -1.0}, ConfigError), ({"spacing": float("nan")}, ConfigError),
+     ({"validation_share": 0.6, "test_share": 0.4}, ConfigError), ({"classes": 1}, ConfigError),
+     ({"patient_pattern": "("}, UsageError), ({"mask_as_class": True}, UsageError)],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(change, error):
+    with pytest.raises(error):
+        replace(CONFIG, **change)
+
+
+@pytest.mark.parametrize(
+    "change", ["version", "shape", "bins", "json", "array", "pickle", "path", "dtype", "order", "split", "missing"]
+)
 def test_a_damaged_store_is_refused(store, change):
     index = json.loads((store.path / "store.json").read_text())
+    images = store.path / index["arrays"]["images"]
     if change == "version":
         index["version"] = 99
     elif change == "shape":
         index["cases"] = index["cases"][:-1]
     elif change == "bins":
         index["z_bin"][0] = 4
+    elif change == "path":
+        index["arrays"]["images"] = f"../{store.path.name}/{images.name}"
+    elif change == "order":
+        index["cases"][0]["first"] = 8
+    elif change == "split":
+        index["cases"][0]["split"] = "x"
+    elif change == "missing":
+        del index["cases"][0]["affine"]
     (store.path / "store.json").write_text("{" if change == "json" else json.dumps(index))
     if change == "array":
-        (store.path / "images.npy").write_bytes(b"")
+        images.write_bytes(b"")
     if change == "pickle":
-        np.save(store.path / "images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+        np.save(images, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    if change == "dtype":
+        np.save(images, np.zeros((24, 16, 16)))
     with pytest.raises(FedFactoryError, match=str(store.path)):
         SliceStore(store.path)
+
+
+def test_a_changed_slice_is_noticed(store):
+    path = store.path / store.files["images"]
+    content = bytearray(path.read_bytes())
+    content[-300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="case2 have changed"):
+        SliceStore(store.path).verify()
 
 
 def test_a_store_of_another_size_is_refused_with_the_command_that_helps(store):
@@ -220,16 +656,3 @@ def test_volumes_written_and_read_again_are_the_same(tmp_path):
     np.testing.assert_allclose(back.affine, image.affine)
     assert read_volume(tmp_path / "l.nii", integer=True).data.max() == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a b ü.nii.gz", "l.nii"]
-
-
-def test_scaling_maps_the_window_to_minus_one_and_one():
-    fmt = SliceFormat(size=2, spacing=1.0, window=(-1.0, 3.0), z_bins=1)
-    np.testing.assert_allclose(fmt.scale(np.array([-5.0, -1.0, 1.0, 3.0, 9.0, np.nan])), [-1, -1, 0, 1, 1, -1])
-
-
-def test_two_volumes_in_a_modality_folder_are_refused(site):
-    write_site(site.parent / "other", cases=1)
-    extra = site / "case0" / "image" / "second.nii"
-    write_volume(extra, ball_volume()[0])
-    with pytest.raises(UsageError, match="2 volumes"):
-        find_cases(site)

@@ -1,0 +1,144 @@
+"""Slices a second and peak memory of `fedfactory prepare`, against a plain single-process twin in the same run.
+
+    uv run python benchmarks/prepare.py --out benchmarks/results/prepare_cpu.json
+
+The volumes are made on the spot: a smooth random body with labels in noise, 256 x 256 x 30 voxels of 16 bits, of
+different spacings, so that all are resampled. Each run is a process of its own, and only the preparation is timed, not
+its imports. The published rules are compared slice by slice with the twin's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from fedfactory.files import write_json
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store import SliceStore
+from measuring import machine, peak_resident_mib
+from plain_preparation import prepare_plainly
+from scipy import ndimage
+
+SHAPE, SIZE, Z_BINS, SEED = (256, 256, 30), 256, 29, 0
+VARIANTS = ("twin", "published", "default")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--volumes", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for count in (arguments.volumes // 4, arguments.volumes):
+            make_site(folder / str(count), count)
+        runs = {variant: [] for variant in VARIANTS}
+        for _ in range(arguments.repeats):  # in turns: a busy moment of the machine hits all alike
+            for variant in VARIANTS:
+                runs[variant].append(measure(folder, arguments.volumes, variant, arguments.workers))
+        difference = compare(folder, arguments.volumes, arguments.workers)
+        fewer = {v: measure(folder, arguments.volumes // 4, v, arguments.workers)["peak_mib"] for v in VARIANTS}
+    seconds = {variant: statistics.median(run["seconds"] for run in of) for variant, of in runs.items()}
+    rows = {
+        variant: {
+            "seconds": seconds[variant],
+            "slices_per_second": runs[variant][0]["slices"] / seconds[variant],
+            "peak_mib": max(run["peak_mib"] for run in runs[variant]),
+            "peak_mib_of_a_quarter_of_the_volumes": fewer[variant],
+            "ratio": runs[variant][0]["slices"] / seconds[variant] / (runs["twin"][0]["slices"] / seconds["twin"]),
+        }
+        for variant in VARIANTS
+    }
+    content = {
+        "machine": machine("cpu"),
+        "seed": SEED,
+        "volumes": arguments.volumes,
+        "shape": SHAPE,
+        "workers": arguments.workers,
+        "variants": rows,
+        "published_against_twin": difference,
+    }
+    if arguments.out:
+        write_json(arguments.out, content)
+    print(json.dumps({"variants": rows, "published_against_twin": difference}, indent=1))
+
+
+def make_site(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(SEED)
+    body = ndimage.zoom(rng.normal(0, 1, (8, 8, 5)), np.array(SHAPE) / (8, 8, 5), order=3)
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE[:2]), indexing="ij")
+    inside = (x**2 + y**2 < 0.8)[..., None] * np.ones(SHAPE[2])
+    for number in range(count):
+        clean = inside * (600 + 200 * np.roll(body, 7 * number, axis=0))
+        label = (inside * ((clean > 650).astype(int) + (clean > 850))).astype(np.uint8)
+        image = (clean + np.abs(rng.normal(0, 15, SHAPE))).astype(np.int16)
+        spacing = rng.uniform(0.85, 1.15) * np.array([1, 1, 4 * rng.uniform(0.9, 1.1)])
+        for kind, data in (("image", image), ("label", label)):
+            path = folder / f"case{number:03d}" / kind
+            path.mkdir(parents=True)
+            nib.save(nib.Nifti1Image(data, np.diag([*spacing, 1.0])), path / "v.nii.gz")
+
+
+def measure(folder: Path, count: int, variant: str, workers: int) -> dict:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(folder, count, variant, workers, sender))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def run(folder: Path, count: int, variant: str, workers: int, sender) -> None:
+    source, out = folder / str(count), folder / "result"
+    before, started = peak_resident_mib(), time.perf_counter()
+    if variant == "twin":
+        slices = prepare_plainly(source, out, size=SIZE, z_bins=Z_BINS)
+    else:
+        slices = len(prepare(source, out, settings(variant), workers=workers).store)
+    seconds = time.perf_counter() - started
+    sender.send({"seconds": seconds, "slices": slices, "peak_mib": peak_resident_mib(), "imports_mib": before})
+    shutil.rmtree(out)
+
+
+def settings(variant: str) -> PrepareConfig:
+    config = PrepareConfig(domain="bench", size=SIZE, z_bins=Z_BINS, test_share=0)
+    return config if variant == "default" else replace(config, compatibility="published", plane="stored")
+
+
+def compare(folder: Path, count: int, workers: int) -> dict[str, float]:
+    """Our published rules against the twin's slices of the same volumes."""
+    plain, ours = folder / "plain", folder / "ours"
+    total = prepare_plainly(folder / str(count), plain, size=SIZE, z_bins=Z_BINS)
+    prepare(folder / str(count), ours, settings("published"), workers=workers)
+    store = SliceStore(ours)
+    assert len(store) == total
+    largest, squares, labels = 0.0, 0.0, 0
+    for case in store.cases:
+        for number in range(case.count):
+            one = np.load(plain / f"{case.name}_slice{number:03d}.npy")[..., 0]
+            difference = np.abs(one - store.images[case.first + number].astype(np.float32))
+            largest, squares = max(largest, float(difference.max())), squares + float((difference**2).mean())
+            mask = np.load(next(plain.glob(f"{case.name}_mask{number:03d}_*.npy"))).argmax(2)
+            labels += int((mask != store.labels[case.first + number]).sum())
+    return {
+        "largest_difference": largest,
+        "root_mean_square_difference": float(np.sqrt(squares / total)),
+        "share_of_differing_labels": labels / store.labels.size,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""HTML pages that need nothing else: one style, tables, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .files import atomic_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ccc }
+td { text-align: right } td:first-child, th:first-child { text-align: left }
+img { max-width: 100%; min-width: 60% }
+.note { background: #fff6d8; padding: .6rem 1rem; border-left: 4px solid #d9a400 }
+small { color: #666 }
+"""
+
+
+def write_page(path: Path, title: str, body: Iterable[str]) -> None:
+    """Write a page atomically. `body` is HTML, `title` is not."""
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
+    )
+    with atomic_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain texts."""
+    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>"
+
+
+def picture(draw: Callable[[], Figure], description: str) -> str:
+    """What `draw` draws, inside the page."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, buffer = draw(), io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return _image(buffer.getvalue(), description)
+
+
+def pixels(values: np.ndarray, description: str) -> str:
+    """An image (H, W, 3) uint8 inside the page, as wide as the page."""
+    import matplotlib.image
+
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(buffer, values, format="png")
+    return _image(buffer.getvalue(), description)
+
+
+def _image(png: bytes, description: str) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
