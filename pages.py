@@ -60,7 +60,7 @@ def pixels(values: np.ndarray, description: str) -> str:
     import matplotlib.image
 
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, values, format="png")
+    matplotlib.image.imsave(buffer, values, format="png", pil_kwargs={"compress_level": 1})
     return _image(buffer.getvalue(), description)
 
 

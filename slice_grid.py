@@ -135,7 +135,7 @@ class SliceGrid:
         """
         data = self.kept(volume)
         weights = [axis.forward(3, self._blur(axis)) for axis in self.axes]
-        slices = _apply(np.moveaxis(data, 2, 0).astype(np.float32), weights, self.axes)
+        slices = _apply(np.moveaxis(data, 2, 0).astype(np.float32), weights, copy_slices=self.axes[2].is_copy)
         np.clip(slices, data.min(), data.max(), out=slices)
         rows, columns, places = (axis.inside for axis in self.axes)
         result = np.full_like(slices, np.nan)
@@ -180,7 +180,9 @@ class SliceGrid:
         for value in np.unique(data):
             if value == UNLABELLED:
                 continue
-            part = _apply(np.moveaxis(data == value, 2, 0).astype(np.float32), weights, self.axes)
+            part = _apply(
+                np.moveaxis(data == value, 2, 0).astype(np.float32), weights, copy_slices=self.axes[2].is_copy
+            )
             better = part > best
             result[better], best[better] = value, part[better]
         return self._only_inside(result, UNLABELLED)
@@ -194,7 +196,7 @@ class SliceGrid:
         kept = np.zeros(tuple(stop - start for start, stop in self.box), dtype=np.uint8)
         best = np.full(kept.shape, -np.inf, dtype=np.float32)
         for value in range(probabilities.shape[1]):
-            candidate = np.moveaxis(_apply(probabilities[:, value], weights, self.axes), 0, 2)
+            candidate = np.moveaxis(_apply(probabilities[:, value], weights, copy_slices=self.axes[2].is_copy), 0, 2)
             better = candidate > best
             kept[better], best[better] = value, candidate[better]
         kept[~self._covered()] = 0
@@ -209,7 +211,9 @@ class SliceGrid:
         inside = slices[places, rows, columns].astype(np.float32)
         around = [(s.start, n - s.stop) for s, n in zip((places, rows, columns), slices.shape, strict=True)]
         weights = [axis.backward(3) for axis in self.axes]
-        kept = np.moveaxis(_apply(np.pad(inside, around, mode="edge"), weights, self.axes), 0, 2).copy()
+        kept = np.moveaxis(
+            _apply(np.pad(inside, around, mode="edge"), weights, copy_slices=self.axes[2].is_copy), 0, 2
+        ).copy()
         kept[~self._covered()] = np.nan
         return self._stored(kept, np.nan)
 
@@ -235,9 +239,8 @@ class SliceGrid:
             rows = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
             parts.append(part[rows])
             target.append(rows)
-        planes = np.moveaxis(indicator, 2, 0).astype(np.float32)
-        planes = np.einsum("kz,zxy->kxy", parts[2], planes, optimize=True)
-        return (target[2], target[0], target[1]), parts[0] @ planes @ parts[1].T
+        shares = _apply(np.moveaxis(indicator, 2, 0).astype(np.float32), parts, copy_slices=self.axes[2].is_copy)
+        return (target[2], target[0], target[1]), shares
 
     def _only_inside(self, slices: np.ndarray, outside: int) -> np.ndarray:
         rows, columns, places = (axis.inside for axis in self.axes)
@@ -255,11 +258,11 @@ class SliceGrid:
         return turned_back(whole, self.affine, self.fmt.plane)
 
 
-def _apply(planes: np.ndarray, weights: list[np.ndarray], axes: tuple[Axis, ...]) -> np.ndarray:
-    """Weights of rows, columns and slices to (slices, rows, columns) float32."""
+def _apply(planes: np.ndarray, weights: list[np.ndarray], *, copy_slices: bool) -> np.ndarray:
+    """(slices, rows, columns) float32 of (z, x, y) by the weights of rows, columns and slices."""
     rows, columns, places = weights
     planes = np.ascontiguousarray(planes)
-    if not axes[2].is_copy:
+    if not copy_slices:
         planes = np.tensordot(places, planes, axes=(1, 0))
     return np.matmul(rows, planes @ columns.T)
 

@@ -233,12 +233,17 @@ def _with_mask_class(case: CaseFiles, image: Volume, label: Volume) -> Volume:
 
 def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume:
     """The label map with 255 where nobody annotated. Raises VolumeError for labels out of range."""
-    data, nobody = label.data, label.data == config.unlabelled_value
+    data, nobody = label.data, None
+    if config.unlabelled_value is not None:
+        nobody = data == config.unlabelled_value
+        data = np.where(nobody, 0, data)
     limit = MAX_CLASSES if config.classes is None else config.classes
-    highest = int(data.max(where=~nobody, initial=0))
-    if highest >= limit:
+    if (highest := int(data.max())) >= limit:
         raise VolumeError(f"{path}: holds label {highest}; {limit - 1} is the highest that is expected")
-    return Volume(np.where(nobody, UNLABELLED, data).astype(np.uint8), label.affine)
+    data = data.astype(np.uint8)
+    if nobody is not None:
+        data[nobody] = UNLABELLED
+    return Volume(data, label.affine)
 
 
 def label_facts(labels: np.ndarray | None, *, voxel: float, lost: float) -> dict[str, Any]:
@@ -248,7 +253,7 @@ def label_facts(labels: np.ndarray | None, *, voxel: float, lost: float) -> dict
         labels: label map or slices, 255 where nobody annotated; None for a case without.
         voxel: cubic millimetres of each value. lost: share of the annotated voxels that lie outside the slices.
     """
-    counts = np.bincount(labels.ravel(), minlength=2) if labels is not None else np.zeros(2, dtype=int)
+    counts = np.bincount(labels.ravel(order="K"), minlength=2) if labels is not None else np.zeros(2, dtype=int)
     counts = counts[:UNLABELLED]
     volumes = {str(k): float(n * voxel / 1000) for k, n in enumerate(counts) if k and n}
     highest = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
@@ -322,7 +327,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> np.ndarray:
 
 def histogram(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """(64,) how many values lie in each equal bin from low to high."""
-    scaled = (values.ravel() - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
+    scaled = (values.ravel(order="K") - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
     return np.bincount(np.clip(scaled, 0, HISTOGRAM_BINS - 1).astype(np.uint8), minlength=HISTOGRAM_BINS)
 
 

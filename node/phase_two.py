@@ -15,7 +15,7 @@ from .store import SliceStore
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
     """The training slices of a store's labelled cases. Raises StoreError if it has none, or labels of another kind."""
-    if store.label_kind != "dense":
+    if store.label_kind not in ("dense", "none"):
         raise StoreError(f"{store.path}: its labels are of kind '{store.label_kind}'; this needs dense ones")
     chosen = store.labelled_slices("train")
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)

@@ -197,8 +197,9 @@ class _Run:
         middle = np.median([s.spacing for s in seen], axis=0)
         fits = np.max([s.extent for s in seen], axis=0) / config.size
         between = config.slice_spacing
-        if between is None and config.compatibility == "published":
-            between = float(max(middle[2], fits[2]))
+        if config.compatibility == "published":  # extents in whole voxels of the median size
+            fits = middle * np.max([np.round(s.extent / middle) for s in seen], axis=0) / config.size
+            between = between or float(max(middle[2], fits[2]))
         return SliceFormat(
             size=config.size,
             spacing=config.spacing or float(max(*middle[:2], *fits[:2])),
@@ -258,7 +259,7 @@ class _Run:
                 seen, part = fresh[name]
                 values, clipped = part.scaled(fmt)
                 case = _describe(name, seen, part.facts, split[seen.patient], firsts[name], clipped, checksum(values))
-            arrays.put(case.first, values)
+            arrays.put(case, values)
             return case
 
         cases = [case for _, case in self._parallel(names, write_one, "writing")]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import FedFactoryError, UsageError
 from ..files import refuse_existing, write_json
-from ..slicing import UNLABELLED, SliceFormat
+from ..slicing import BACKGROUND, UNLABELLED, SliceFormat
 from .case_slices import CaseSlices
 from .prepare_config import FORMAT_FILE
 from .quality_page import QUALITY_PAGE, write_quality_page
@@ -25,6 +25,7 @@ from .store import DTYPES, INDEX, Case, SliceStore
 
 WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
+FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 FAR_OUTSIDE = 0.05  # of the window's width
 OF_EARLIER_SLICES = ("embedding.npy", "embedding.json")
 
@@ -113,7 +114,7 @@ class CutCase:
 
 
 class StoreArrays:
-    """The arrays of a store that is being made.
+    """The arrays of a store that is being made. Cases may be put from several threads.
 
     Args:
         work: working folder. count: slices. size: pixels per side. classes: columns of `presence`.
@@ -124,43 +125,62 @@ class StoreArrays:
         self.staged = work / STAGED
         shutil.rmtree(self.staged, ignore_errors=True)  # of a killed run
         self.staged.mkdir()
-        shapes = {"images": (count, size, size), "labels": (count, size, size), "presence": (count, classes)}
-        self.arrays = {kind: self._reserve(kind, shape) for kind, shape in shapes.items() if kind in kinds}
+        rows = {"images": (size, size), "labels": (size, size), "presence": (classes,)}
+        self.files = {kind: _ArrayFile(self._path(kind), kind, (count, *rows[kind])) for kind in rows if kind in kinds}
         self.gaze: dict[int, np.ndarray] | None = {} if "gaze" in kinds else None
 
-    def _reserve(self, kind: str, shape: tuple[int, ...]) -> np.memmap:
-        path = self.staged / f"{kind}.npy"
-        array = np.lib.format.open_memmap(path, "w+", DTYPES[kind], shape)
-        with path.open("rb+") as file:  # a full disk must be an error now, not a crash while the map is written
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        if kind == "labels":
-            array[:] = UNLABELLED
-        return array
+    def _path(self, kind: str, content: str = "") -> Path:
+        return self.staged / f"{kind}{content and '-'}{content}.npy"
 
-    def put(self, first: int, values: dict[str, np.ndarray]) -> None:
-        """Arrays of the case whose first slice is `first`."""
-        for kind, array in values.items():
-            if kind == "gaze":
-                self.gaze[first] = array + np.array([first, 0, 0, 0], np.float32)
-            elif kind == "presence":
-                self.arrays[kind][first : first + len(array), : array.shape[1]] = array
-            else:
-                self.arrays[kind][first : first + len(array)] = array
+    def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
+        """Arrays of a case; where it has no labels, nobody annotated."""
+        for kind, file in self.files.items():
+            filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
+            if kind in values:
+                filled[..., : values[kind].shape[-1]] = values[kind]  # `presence` may have met more classes since
+            file.write(case.first, filled)
+        if "gaze" in values:
+            self.gaze[case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
 
     def close(self, cases: list[Case]) -> dict[str, str]:
         """Give the files names that tell their content. Returns the names by kind."""
-        for array in self.arrays.values():
-            array.flush()
+        for file in self.files.values():
+            file.close()
         if self.gaze is not None:
             rows = [self.gaze[first] for first in sorted(self.gaze)]
-            with (self.staged / "gaze.npy").open("wb") as file:
+            with self._path("gaze").open("wb") as file:
                 np.save(file, np.concatenate([np.empty((0, 4), np.float32), *rows]), allow_pickle=False)
         content = hashlib.sha256("".join(case.checksum for case in cases).encode()).hexdigest()[:12]
-        kinds = [*self.arrays, *(["gaze"] if self.gaze is not None else [])]
-        self.arrays = {}
+        kinds = [*self.files, *(["gaze"] if self.gaze is not None else [])]
         for kind in kinds:
-            os.replace(self.staged / f"{kind}.npy", self.staged / f"{kind}-{content}.npy")
-        return {kind: f"{kind}-{content}.npy" for kind in kinds}
+            os.replace(self._path(kind), self._path(kind, content))
+        return {kind: self._path(kind, content).name for kind in kinds}
+
+
+class _ArrayFile:
+    """A `.npy` file written row by row in any order. A memory map would keep all of it resident."""
+
+    def __init__(self, path: Path, kind: str, shape: tuple[int, ...]) -> None:
+        self.shape, dtype = shape, np.dtype(DTYPES[kind])
+        self.row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        self.file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.flush()
+        self.start = self.file.tell()
+        # A full disk is an error now, not after an hour.
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(self.file.fileno(), 0, self.start + shape[0] * self.row_bytes)
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        left, place = memoryview(np.ascontiguousarray(rows)).cast("B"), self.start + first * self.row_bytes
+        while left:
+            written = os.pwrite(self.file.fileno(), left, place)
+            left, place = left[written:], place + written
+
+    def close(self) -> None:
+        os.fsync(self.file.fileno())
+        self.file.close()
 
 
 def commit(out: Path, work: Path, index: dict[str, Any]) -> None:
