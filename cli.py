@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import __version__
 from .errors import FedFactoryError, UsageError
 
 if TYPE_CHECKING:
@@ -192,15 +194,25 @@ def site_approve(
     node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
     yes: Annotated[bool, typer.Option("--yes", help="Approve without asking; the source is still shown.")] = False,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a plan to arrive.")] = 0,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="List the SHA-256 of every module the plan may call.")
+    ] = False,
 ) -> None:
     """Show the source of the training plans that wait at a node, and approve them."""
-    from .node.sites import approve_plans
+    from .node.sites import approve_plans, package_fingerprint
 
     _quiet_framework()
+    files = package_fingerprint()
+    whole = hashlib.sha256("".join(f"{name} {digest} " for name, digest in files.items()).encode()).hexdigest()
 
     def confirm(name: str, source: str) -> bool:
         console.rule(name)
         console.print(source, markup=False)
+        console.rule("the package it calls")
+        console.print(f"fedfactory {__version__}, {len(files)} modules, SHA-256 of all {whole}", markup=False)
+        if hashes:
+            for path, digest in files.items():
+                console.print(f"{digest}  {path}", markup=False)
         return yes or typer.confirm("Approve this training plan?")
 
     approved = approve_plans(node_dir, confirm=confirm, wait=wait)
@@ -210,8 +222,8 @@ def site_approve(
 @app.command()
 def train(
     researcher: Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher.")],
-    tag: Annotated[str, typer.Option(help="Tag of the sites' data.")],
-    out: Annotated[Path, typer.Option(help="New experiment folder.")],
+    out: Annotated[Path, typer.Option(help="Experiment folder; new, but for --resume.")],
+    tag: Annotated[str, typer.Option(help="Tag of the sites' data.")] = "",
     domains: Annotated[str, typer.Option(help="The sites' domain names, with commas between them.")] = "",
     preset: Annotated[str, typer.Option(help="tiny, small or paper.")] = "tiny",
     config: Annotated[Path | None, typer.Option(help="JSON file with a factory configuration, instead.")] = None,
@@ -223,27 +235,78 @@ def train(
     refine_rounds: Annotated[int, typer.Option(min=0, help="Rounds of refinement afterwards.")] = 0,
     refine_updates: Annotated[int, typer.Option(min=1, help="Local updates in a round of refinement.")] = 200,
     refine_clip_weight: Annotated[float, typer.Option(min=0, help="Weight of the guidance then.")] = 50.0,
-    min_nodes: Annotated[int | None, typer.Option(min=1, help="Nodes to wait for; default: one per domain.")] = None,
-    node_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the nodes.")] = 60,
+    nodes_per_round: Annotated[
+        int | None, typer.Option(min=1, help="Nodes a round asks, drawn at random; default: all.")
+    ] = None,
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Nodes to wait for, and answers a round needs; default: one per domain, 2."),
+    ] = None,
+    round_timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which a round goes on without the late.")
+    ] = None,
+    node_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for nodes.")] = 60,
     approval_timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' approval.")] = 0,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="Go on without sites that do not agree.")] = False,
+    weighting: Annotated[str, typer.Option(help="samples, or uniform as published.")] = "samples",
+    transport: Annotated[
+        str, typer.Option(help="float32, or float16 for half of the traffic from the sites.")
+    ] = "float32",
+    secagg: Annotated[bool, typer.Option("--secagg", help="Sum the sites' weights encrypted.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
     seed: Seed = 0,
 ) -> None:
     """Phase one: train the factory with the nodes."""
-    from .researcher.training import Refinement, factory_config
+    from .researcher.training import Federation, RunState, Stage, factory_config
+    from .researcher.training import resume as go_on
     from .researcher.training import train as run
 
+    def report(state: RunState) -> None:
+        if not sys.stderr.isatty():  # a log file has no bar, but lines
+            left = f"{state.seconds_left() / 60:.0f} min left"
+            sites, last = len(state.reports), state.seconds[-1]
+            print(f"round {state.round_done} of {state.rounds}, {sites} sites, {last:.1f} s, {left}", flush=True)
+
     _quiet_framework()
-    chosen = factory_config(domains, preset, config, clip_weight=clip_weight)
-    refinement = Refinement(refine_rounds, refine_updates, refine_clip_weight) if refine_rounds else None
-    total = rounds + refine_rounds
-    folder = run(
-        chosen, out, researcher=researcher, tag=tag, rounds=rounds, updates_per_round=updates_per_round,
-        min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout, seed=seed,
-        refinement=refinement,
-        # a log file has no bar, but lines
-        report_round=None if sys.stderr.isatty() else lambda number: print(f"round {number} of {total}", flush=True),
-    )  # fmt: skip
-    console.print(f"{folder}: {total} rounds; next: fedfactory export {folder} --out factory.safetensors")
+    if resume:
+        folder = go_on(out, researcher=researcher, report_round=report)
+    else:
+        stages = [Stage(rounds, updates_per_round)]
+        if refine_rounds:
+            stages.append(Stage(refine_rounds, refine_updates, refine_clip_weight))
+        federation = Federation(
+            tag=tag, min_nodes=min_nodes, nodes_per_round=nodes_per_round, round_timeout=round_timeout,
+            node_timeout=node_timeout, approval_timeout=approval_timeout, leave_out=leave_out, weighting=weighting,
+            transport=transport, secagg=secagg,
+        )  # fmt: skip
+        chosen = factory_config(domains, preset, config, clip_weight=clip_weight)
+        folder = run(
+            chosen, out, researcher=researcher, federation=federation, stages=stages, seed=seed, report_round=report
+        )
+    state = RunState.load(folder)
+    if state.events:
+        console.print(f"{len(state.events)} times a site did not count in a round: fedfactory status {folder}")
+    console.print(f"{folder}: {state.rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
+
+
+@app.command()
+def status(
+    experiment: Annotated[Path, typer.Argument(help="Folder that `fedfactory train` writes.")],
+) -> None:
+    """How far a run is, what its sites report, and which rounds went on without whom."""
+    from .researcher.run_state import RunState
+
+    state = RunState.load(experiment)
+    left = f"about {state.seconds_left() / 60:.0f} min left" if state.round_done < state.rounds else "finished"
+    console.print(f"{experiment}: round {state.round_done} of {state.rounds}, {left}", markup=False)
+    terms = sorted({term for rows in state.history.values() for row in rows[-1:] for term in row if term != "round"})
+    table = Table("domain", "rounds", *(term.removeprefix("loss_").replace("_", " ") for term in terms))
+    for domain, rows in state.history.items():
+        last = rows[-1] if rows else {}
+        table.add_row(domain, str(len(rows)), *(f"{last[t]:.3g}" if t in last else "" for t in terms))
+    console.print(table)
+    for event in state.events:
+        console.print(f"round {event['round']}: {event['node']} {event['event']}: {event['reason']}", markup=False)
 
 
 @app.command()

@@ -39,3 +39,7 @@ class NodeDataError(FedFactoryError):
 
 class FederationError(FedFactoryError):
     """Nodes or researcher cannot work together: port taken, plan not approved, too few nodes."""
+
+
+class QuorumError(FederationError):
+    """Fewer sites answered in a round than it needs; it can be tried again."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import FedFactoryError, NodeDataError
 from ..generative.config import FactoryConfig
 from .embedding import load_guide, site_embedding
+from .speaking import guarded
 from .store import SliceStore
 
 
@@ -24,6 +25,7 @@ class SliceDataset(CustomDataset):
 
     config: FactoryConfig
 
+    @guarded
     def read(self) -> None:
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
@@ -59,6 +61,7 @@ class SliceDataset(CustomDataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
+    @guarded
     def get_item(self, index: int) -> dict[str, Tensor]:
         number = self.chosen[index]
         image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fedbiomed.common.constants import TrainingPlanApprovalStatus
+from fedbiomed.common.constants import SAParameters, TrainingPlanApprovalStatus
 from fedbiomed.common.models import TorchModel
 from fedbiomed.common.optimizers.generic_optimizers import BaseOptimizer
 from fedbiomed.common.training_plans import TorchTrainingPlan
@@ -14,6 +14,17 @@ from fedbiomed.node.config import NodeConfig
 from fedbiomed.node.node import Node
 
 from ..errors import UsageError
+
+SECAGG_RANGE = 1024  # of the values that are encrypted; published mapping weights reach several hundred
+SECAGG_LEVELS = 2**32  # the framework's 2**13 would round weights to steps of 1/8 in this range
+
+
+def use_fine_quantisation() -> None:
+    """Let secure aggregation keep weights to 5e-7. Both ends must do so before a round.
+
+    Levels, 2**17 for sample sizes and the number of sites share 64 bits.
+    """
+    SAParameters.TARGET_RANGE = SECAGG_LEVELS
 
 
 class NamedOptimizers(BaseOptimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,23 +10,31 @@ from typing import Any
 import torch
 from fedbiomed.common.datamanager import DataManager
 
+from ..errors import NodeDataError
 from ..generative.config import FactoryConfig
-from ..generative.trainer import Factory, FactoryTrainer, StepLosses, TrainerState, make_optimizers, mean_losses
+from ..generative.trainer import Factory, FactoryTrainer, TrainerState, make_optimizers, mean_losses
 from .dataset import SliceDataset
-from .fedbiomed_hooks import PersistentOptimizerPlan
+from .fedbiomed_hooks import SECAGG_RANGE, PersistentOptimizerPlan, use_fine_quantisation
+from .speaking import guarded
+from .transport import pack
 
 MAX_SEED = 2**31
+OWNED_ROWS = ("generator.head.grey", "generator.head.log_sigma")  # row d belongs to domain d
 
 
 class FactoryTrainingPlan(PersistentOptimizerPlan):
     """Phase one at a site: local updates of generator and discriminator on the site's own slices.
 
-    model_args: {"factory": FactoryConfig as a dict, "seed": int}.
+    model_args: {"factory": FactoryConfig as a dict, "seed": int, "transport": see `fedfactory.node.transport`}.
     training_args: num_updates (per round), loader_args with batch_size.
 
     Shared: the generator. Kept at the site, between rounds too: the discriminator (what remembers patients best),
     both Adam states, augmentation strength, path-length mean, update counter and random state.
     """
+
+    def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
+        super().post_init(model_args, training_args, aggregator_args, **kw)
+        self._told = aggregator_args or {}
 
     def init_model(self, model_args: dict[str, Any]) -> Factory:
         self.config = FactoryConfig.from_dict(model_args["factory"])
@@ -47,8 +56,11 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("a factory is trained by `training_routine`: it has two losses, not one")
 
+    @guarded
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Run the round's updates. Returns the number of slices seen."""
+        started = time.monotonic()
+        self._before = {k: v.detach().clone() for k, v in super().after_training_params().items()}
         device = self.enter_training(node_args)
         store = self.dataset.store
         domain = self.config.domain_index(store.domain)
@@ -63,25 +75,58 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         )
         updates, losses, seen = self.training_args()["num_updates"], [], 0
         batches = self._batches(rng)
-        for update in range(updates):
+        for _ in range(updates):
             batch = next(batches)
             image, z_bin = batch["image"].to(device), batch["z_bin"].to(device)
             step = trainer.train_step(image, z_bin, torch.full_like(z_bin, domain))
             losses.append(step)
             seen += len(image)
-            self._report(history_monitor, step, update + 1, updates, len(image))
         self.optimizers().extra = {"trainer": trainer.state.to_dict(), "random_state": rng.get_state()}
         self._summary = {
             "domain": store.domain,
             "spacing": store.format.spacing,
             "height": store.height,
+            "augment_p": float(trainer.state.augmentation.p),
+            "images_per_second": seen / (time.monotonic() - started),
             **{f"loss_{name}": value for name, value in mean_losses(losses).items()},
         }
+        self._report(history_monitor, updates, seen)
         self.leave_training()
         return seen
 
+    @guarded
+    def after_training_params(self, flatten: bool = False) -> dict[str, torch.Tensor] | list[float]:
+        """What leaves the site: weights, their change in half precision, or numbers to be encrypted (`flatten`)."""
+        if self.node_id() is None or not hasattr(self, "_before"):  # the researcher's own copy, or nothing trained
+            return super().after_training_params(flatten)
+        if flatten:
+            use_fine_quantisation()
+            self.model().to(memory_format=torch.contiguous_format)  # the framework views weights as one row
+            self._scale_own_rows()
+            self._refuse_values_that_would_be_clipped()
+            return super().after_training_params(flatten)
+        return pack(super().after_training_params(), self._before, self.model_args().get("transport", "float32"))
+
+    def _scale_own_rows(self) -> None:
+        """Where only a sum over all sites is seen, nobody can average a domain's row over its sites alone. So each
+        site enlarges its change of its row, by the factor that the average will divide it by."""
+        factor = self._told.get("row_factor", 1.0)
+        index = self.config.domain_index(self.dataset.store.domain)
+        weights = dict(self.model().named_parameters())
+        with torch.no_grad():
+            for name in OWNED_ROWS:
+                if name in weights:
+                    before = self._before[name][index]
+                    weights[name][index] = before + (weights[name][index] - before) * factor
+
+    def _refuse_values_that_would_be_clipped(self) -> None:
+        largest = max(float(tensor.abs().max()) for tensor in super().after_training_params().values())
+        if not largest < SECAGG_RANGE:
+            raise NodeDataError(f"a weight of {largest:.3g} cannot be encrypted; the range ends at {SECAGG_RANGE}")
+
     def optimizer_args(self) -> dict[str, Any]:
-        """What the researcher learns besides weights: domain, pixel spacing, organ height, mean losses."""
+        """What the researcher learns besides weights: domain, pixel spacing, organ height, mean losses, strength of
+        augmentation, speed."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
     def _resume(self, domain: int, device: str) -> tuple[torch.Generator, TrainerState]:
@@ -101,17 +146,20 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             for data, _ in self.training_data_loader:
                 yield data
 
-    def _report(self, monitor: Any, step: StepLosses, update: int, updates: int, batch: int) -> None:
-        if monitor is None or update not in (1, updates):
+    def _report(self, monitor: Any, updates: int, seen: int) -> None:
+        """Scalars of the round for TensorBoard, one point per term."""
+        if monitor is None:
             return
-        metric = {f"loss_{name}": value for name, value in mean_losses([step]).items()}
+        metric = {
+            name: value for name, value in self._summary.items() if name.startswith(("loss_", "augment", "images"))
+        }
         monitor.add_scalar(
             metric=metric,
-            iteration=update,
+            iteration=updates,
             epoch=None,
             train=True,
-            total_samples=updates * batch,
-            batch_samples=batch,
+            total_samples=seen,
+            batch_samples=seen // updates,
             num_batches=updates,
-            num_samples_trained=update * batch,
+            num_samples_trained=seen,
         )

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from .. import __file__ as fedfactory_file
+from .. import __version__
 from ..errors import FederationError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .store import SliceStore
 
 MIN_TAG = 3  # Fed-BioMed's own limit
+INTRODUCTION = "fedfactory slice store "
+CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all sites of an experiment should share
+INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 
 
 def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
-    What a researcher's search can see: the tag, and a description with domain and size. No path, no case.
+    What a researcher's search can see: the tag, and a description with domain, version and slice format. No path, no
+    case, no count.
 
-    Raises: UsageError or StoreError if node or store are not usable, or the tag is taken.
+    Raises: UsageError or StoreError if node or store are not usable, the store has changed since it was prepared, or
+        the tag is taken.
     """
     opened = SliceStore(store)
+    opened.verify()
     if len(tag) < MIN_TAG or "," in tag or tag != tag.strip():
         raise UsageError(f"tag '{tag}': use at least {MIN_TAG} characters, no comma, no space around it")
     node = open_node(node_dir)
@@ -29,11 +40,44 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
             name=f"fedfactory {opened.domain}",
             data_type="custom",
             tags=[tag],
-            description=f"slice store, domain {opened.domain}, {opened.format.size} px",
+            description=store_facts(opened),
             path=str(opened.path.resolve()),
         )
     except Exception as error:  # the framework raises many kinds here, each with a readable text
         raise UsageError(f"{node_dir}: the node refused the store ({error})") from None
+
+
+def store_facts(store: SliceStore) -> str:
+    """What a researcher must know of a store to see whether sites agree, as one line."""
+    fmt = store.format
+    facts = {
+        "version": __version__,
+        "domain": store.domain,
+        "size": fmt.size,
+        "z_bins": fmt.z_bins,
+        "plane": fmt.plane,
+        "crop": fmt.crop,
+        "compatibility": fmt.compatibility,
+        "intensities": INTENSITIES,
+    }
+    return INTRODUCTION + json.dumps(facts)
+
+
+def read_facts(description: str) -> dict[str, Any] | None:
+    """The facts behind a description; None if it was written by something else."""
+    try:
+        facts = json.loads(description.removeprefix(INTRODUCTION))
+        return facts if {"version", "domain", "size", "z_bins"} <= facts.keys() else None
+    except (ValueError, AttributeError):
+        return None
+
+
+def package_fingerprint() -> dict[str, str]:
+    """SHA-256 of every module of the installed package by path: what an approved plan will call."""
+    root = Path(fedfactory_file).parent
+    rooms = ("generative", "adaptation", "node", "researcher")
+    modules = [*root.glob("*.py"), *(path for room in rooms for path in (root / room).glob("*.py"))]
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(modules)}
 
 
 def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:

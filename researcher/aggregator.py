@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from fedbiomed.researcher.aggregators import FedAverage
 from torch import Tensor
 
 from ..errors import FederationError
+from ..generative.checkpoint import read_weights, write_weights
 from ..generative.config import FactoryConfig
+from ..node.plans import OWNED_ROWS
+from ..node.transport import restore
 
-OWNED_ROWS = ("generator.head.grey", "generator.head.log_sigma")  # row d belongs to domain d
+AVERAGE_FILE, AVERAGE_KIND = "average.safetensors", "moving average"
 
 
 class FactoryAverage(FedAverage):
@@ -20,8 +24,9 @@ class FactoryAverage(FedAverage):
 
     Row d of the palette is averaged over the sites of domain d alone: no other site has a gradient for it, so a
     plain mean would hold it back. Sites are summed in the order of their domains, so that a run can be repeated to
-    the last bit whatever order the replies come in. The exponential moving average of the global generator is kept
-    here and costs no traffic.
+    the last bit whatever order the replies come in, and one at a time: their weights are read from disk, so memory is
+    that of one site and the sum. The exponential moving average of the global generator is kept here and costs no
+    traffic.
 
     Attributes:
         ema: name to tensor, the average generator after the last round; empty before the first.
@@ -33,25 +38,94 @@ class FactoryAverage(FedAverage):
         self.aggregator_name = "FactoryAverage"
         self.config, self.updates_per_round = config, updates_per_round
         self.ema: dict[str, Tensor] = {}
+        self.sizes: dict[str, tuple[str, int]] = {}  # by node: domain and number of slices, as last heard
+
+    def create_aggregator_args(self, model_params: Any = None, node_ids: Any = (), **_: Any) -> dict[str, dict]:
+        """What each node is told: how much its domain's row will be diluted where only a sum of all is seen."""
+        if not all(node in self.sizes for node in node_ids):
+            return {}
+        total = sum(self.sizes[node][1] for node in node_ids)
+        factors = {}
+        for node in node_ids:
+            own = sum(self.sizes[n][1] for n in node_ids if self.sizes[n][0] == self.sizes[node][0])
+            factors[node] = {"aggregator_name": self.aggregator_name, "row_factor": total / own}
+        return factors
+
+    def hear(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember domain and number of slices of the sites that answered."""
+        for node, reply in replies.items():
+            self.sizes[node] = (reply["optimizer_args"]["domain"], reply["sample_size"])
 
     def aggregate(
-        self, model_params: dict[str, dict[str, Tensor]], weights: dict[str, float], *args: Any, **kwargs: Any
+        self, model_params: Mapping[str, Any], weights: Mapping[str, float], *args: Any, **kwargs: Any
     ) -> Mapping[str, Tensor]:
-        """One round. Raises FederationError for a reply without its domain, or with NaN or infinite weights."""
+        """One round.
+
+        Args:
+            model_params: by node, name to tensor, or something with `load()` that gives it.
+            weights: shares of the nodes, adding up to one.
+
+        Raises: FederationError for a reply without a known domain, of other tensors, or with NaN or infinite weights.
+        """
         domains = self._domains(model_params, kwargs["training_replies"])
         nodes = sorted(model_params, key=lambda node: (domains[node], node))
-        for node in nodes:
-            if any(not torch.isfinite(tensor).all() for tensor in model_params[node].values()):
-                raise FederationError(f"the site of domain '{domains[node]}' sent NaN or infinite weights")
+        present = {domain: sum(weights[n] for n in nodes if domains[n] == domain) for domain in domains.values()}
         total = sum(weights[node] for node in nodes)
-        merged = {}
-        for name, reference in model_params[nodes[0]].items():
-            mean = sum(model_params[node][name].double() * (weights[node] / total) for node in nodes)
-            if name in OWNED_ROWS:
-                mean = self._owned_rows(name, mean, nodes, model_params, weights, domains)
-            merged[name] = mean.to(reference.dtype)
-        self._follow(merged, kwargs["global_model"], sites=len(nodes))
+        before: Mapping[str, Tensor] = kwargs["global_model"]
+        sums: dict[str, Tensor] = {}
+        rows = {name: before[name].double().clone() for name in OWNED_ROWS if name in before}
+        for node in nodes:
+            update = model_params[node]
+            update = restore(update if isinstance(update, Mapping) else update.load(), before)
+            if sums and update.keys() != sums.keys():
+                raise FederationError(f"the site of domain '{domains[node]}' sent other tensors than the others")
+            index = self.config.domain_index(domains[node])
+            for name, tensor in update.items():
+                if not torch.isfinite(tensor).all():
+                    raise FederationError(f"the site of domain '{domains[node]}' sent NaN or infinite weights")
+                if name in sums:
+                    sums[name].add_(tensor.double(), alpha=weights[node] / total)
+                else:
+                    sums[name] = tensor.double() * (weights[node] / total)
+                if name in rows:
+                    share = weights[node] / present[domains[node]]
+                    first = node == next(n for n in nodes if domains[n] == domains[node])
+                    rows[name][index] = (0 if first else rows[name][index]) + tensor[index].double() * share
+        merged = {name: tensor.to(before[name].dtype) for name, tensor in {**sums, **rows}.items()}
+        self.follow(merged, before, sites=len(nodes))
         return merged
+
+    def follow(self, merged: Mapping[str, Tensor], before: Mapping[str, Tensor], *, sites: int) -> None:
+        """Move the average towards the global generator after a round, as far as that many sites' updates do."""
+        if not self.ema:
+            self.ema = {name: before[name].detach().double().clone() for name in merged}
+        keep = self.config.ema_decay ** (sites * self.updates_per_round)
+        for name, tensor in merged.items():
+            self.ema[name].mul_(keep).add_(tensor.double(), alpha=1 - keep)
+
+    def save_state_breakpoint(self, breakpoint_path: str | None = None, **_: Any) -> dict[str, Any]:
+        """Configuration as JSON, the average as a safetensors file in the breakpoint's folder."""
+        if breakpoint_path is not None and self.ema:
+            write_weights(Path(breakpoint_path) / AVERAGE_FILE, self.ema, {"kind": AVERAGE_KIND})
+        return {
+            "class": type(self).__name__,
+            "module": self.__module__,
+            "parameters": {
+                "config": self.config.to_dict(),
+                "updates_per_round": self.updates_per_round,
+                "sizes": {node: list(size) for node, size in self.sizes.items()},
+                "average": str(Path(breakpoint_path) / AVERAGE_FILE) if breakpoint_path and self.ema else None,
+            },
+        }
+
+    def load_state_breakpoint(self, state: dict[str, Any], **_: Any) -> None:
+        """Raises: CheckpointError if the average's file is missing or damaged."""
+        kept = state["parameters"]
+        self.config = FactoryConfig.from_dict(kept["config"])
+        self.updates_per_round = kept["updates_per_round"]
+        self.sizes = {node: (domain, count) for node, (domain, count) in kept["sizes"].items()}
+        if kept["average"]:
+            self.ema = read_weights(kept["average"], kind=AVERAGE_KIND)[0]
 
     def _domains(self, model_params: Mapping, replies: Mapping[str, Mapping]) -> dict[str, str]:
         domains = {}
@@ -60,19 +134,3 @@ class FactoryAverage(FedAverage):
             if domains[node] not in self.config.domains:
                 raise FederationError(f"a node answered for the unknown domain '{domains[node]}'")
         return domains
-
-    def _owned_rows(self, name, mean, nodes, model_params, weights, domains) -> Tensor:
-        rows = mean.clone()
-        for index, domain in enumerate(self.config.domains):
-            owners = [node for node in nodes if domains[node] == domain]
-            if owners:
-                share = sum(weights[node] for node in owners)
-                rows[index] = sum(model_params[n][name][index].double() * (weights[n] / share) for n in owners)
-        return rows
-
-    def _follow(self, merged: dict[str, Tensor], before: Mapping[str, Tensor], *, sites: int) -> None:
-        if not self.ema:
-            self.ema = {name: before[name].detach().double().clone() for name in merged}
-        keep = self.config.ema_decay ** (sites * self.updates_per_round)
-        for name, tensor in merged.items():
-            self.ema[name].mul_(keep).add_(tensor.double(), alpha=1 - keep)

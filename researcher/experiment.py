@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FederationError, FedFactoryError, UsageError
+from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     from fedbiomed.researcher.federated_workflows import Experiment
 
 DEBUG_VARIABLE = "FBM_DEBUG"
@@ -73,6 +75,12 @@ def factory_experiment(
     tag: str,
     rounds: int,
     updates_per_round: int = 10,
+    nodes: list[str] | None = None,
+    nodes_per_round: int | None = None,
+    min_nodes: int = 1,
+    weighting: str = "samples",
+    transport: str = "float32",
+    secagg: bool = False,
     seed: int = 0,
     **experiment_options: Any,
 ) -> Experiment:
@@ -83,26 +91,47 @@ def factory_experiment(
         tag: of the nodes' data sets.
         rounds: how often the sites' generators are averaged.
         updates_per_round: local updates between two averagings; short rounds carry labels over better.
+        nodes: ids of those that may take part; default: all with such data.
+        nodes_per_round: how many a round asks, drawn at random; default: all.
+        min_nodes: answers without which a round does not count.
+        weighting: "samples" or "uniform" (published).
+        transport: "float32", or "float16" for changes in half precision on the way from the sites.
+        secagg: sum the sites' weights encrypted, so that the researcher never sees one site's.
         seed: of initial weights and of every site's draws.
         experiment_options: further arguments of `Experiment`, such as `save_breakpoints=True`.
 
-    Raises: FederationError if no node offers data with `tag`.
+    Raises: FederationError if no node offers data with `tag`; UsageError for settings that make no sense.
     """
     from fedbiomed.researcher.federated_workflows import Experiment  # opens the component
+    from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
 
+    from ..node.fedbiomed_hooks import SECAGG_RANGE
+    from ..node.transport import TRANSPORTS
     from .aggregator import FactoryAverage
+    from .strategy import WEIGHTINGS, FactoryStrategy
     from .wire_plan import FactoryPlan
 
-    if rounds < 1 or updates_per_round < 1:
-        raise UsageError("rounds and updates per round must be at least 1")
+    if rounds < 1 or updates_per_round < 1 or min_nodes < 1 or (nodes_per_round is not None and nodes_per_round < 1):
+        raise UsageError("rounds, updates per round and numbers of nodes must be at least 1")
+    if nodes_per_round is not None and nodes_per_round < min_nodes:
+        raise UsageError(f"a round asks {nodes_per_round} nodes but needs {min_nodes}")
+    if transport not in TRANSPORTS or weighting not in WEIGHTINGS:
+        raise UsageError(f"transport is one of {', '.join(TRANSPORTS)}, weighting one of {', '.join(WEIGHTINGS)}")
+    if secagg and (transport != "float32" or weighting != "samples"):
+        raise UsageError("encrypted sums are of all values and weighted by samples; leave transport and weighting out")
+    scheme = SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE) if secagg else False
     options = {
         "tags": [tag],
         "training_plan_class": FactoryPlan,
-        "model_args": {"factory": config.to_dict(), "seed": seed},
+        "nodes": nodes,
+        "node_selection_strategy": FactoryStrategy(nodes_per_round, min_nodes, weighting, seed),
+        "secagg": scheme,
+        "model_args": {"factory": config.to_dict(), "seed": seed, "transport": transport},
         "training_args": {
             "loader_args": {"batch_size": config.batch_size},
             "num_updates": updates_per_round,
             "random_seed": seed,
+            "share_persistent_buffers": False,  # the fixed noise is made from the seed, equal at every site
         },
         "aggregator": FactoryAverage(config, updates_per_round),
         "round_limit": rounds,
@@ -112,7 +141,40 @@ def factory_experiment(
     experiment = _guarded(lambda: Experiment(**options), "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(f"no connected node offers data with tag '{tag}'")
+    attach(experiment)
     return experiment
+
+
+def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
+    """An experiment as it was when a breakpoint was saved. Raises: FederationError if that cannot be loaded."""
+    from fedbiomed.researcher.federated_workflows import Experiment
+
+    experiment = _guarded(lambda: Experiment.load_breakpoint(str(breakpoint_folder)), "the run could not be resumed")
+
+    def settings_that_breakpoints_forget() -> None:
+        experiment.set_round_limit(rounds)
+        experiment.set_tensorboard(True)
+        experiment.set_retain_full_history(False)
+        experiment.set_save_breakpoints(True)
+
+    _guarded(settings_that_breakpoints_forget, "the run could not be resumed")
+    attach(experiment)
+    return experiment
+
+
+def attach(experiment: Experiment) -> None:
+    """Give the strategy sight of who is connected."""
+    from .fedbiomed_hooks import connected_nodes
+
+    experiment.strategy().connected = connected_nodes
+
+
+def descriptions_of(tag: str) -> dict[str, str]:
+    """By node, the description under which its data with this tag are registered."""
+    from fedbiomed.researcher.config import config
+    from fedbiomed.researcher.requests import Requests
+
+    return {node: data[0]["description"] for node, data in Requests(config).search([tag]).items() if data}
 
 
 def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_round: int, seed: int) -> None:
@@ -122,12 +184,14 @@ def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_roun
     """
 
     def change() -> None:
-        experiment.set_model_args({"factory": config.to_dict(), "seed": seed}, keep_weights=True)
+        arguments = {**experiment.model_args(), "factory": config.to_dict(), "seed": seed}
+        experiment.set_model_args(arguments, keep_weights=True)
         arguments = experiment.training_args()
         experiment.set_training_args({**arguments, "num_updates": updates_per_round})
 
     _guarded(change, "the next stage could not be set up")
     experiment.aggregator().config, experiment.aggregator().updates_per_round = config, updates_per_round
+    experiment.strategy().forget_lengths()  # rounds of other length change weights by other amounts
 
 
 def request_approval(experiment: Experiment, timeout: float) -> None:
@@ -151,16 +215,58 @@ def request_approval(experiment: Experiment, timeout: float) -> None:
         time.sleep(1)
 
 
-def run_round(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """One round. Returns what each site reported (`optimizer_args` of its reply), by domain.
+def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str, dict[str, Any]]:
+    """One round.
 
-    Raises: FederationError if the round failed.
+    Args:
+        timeout: seconds after which a round goes on without the sites that have not answered; None waits for all that
+            are connected.
+
+    Returns: by node, what it reported (`optimizer_args` of its reply) with `node_name` and `bytes` that it sent.
+    Raises: QuorumError if too few sites answered, FederationError if the round failed otherwise.
     """
+    from ..node.fedbiomed_hooks import use_fine_quantisation
+    from .fedbiomed_hooks import StoredUpdate, surviving_rounds
+
     number = experiment.round_current()
-    _guarded(experiment.run_once, f"round {number} failed")
+    before = None
+    if experiment.secagg.active:
+        use_fine_quantisation()
+        before = {name: tensor.clone() for name, tensor in experiment.training_plan().after_training_params().items()}
+    with surviving_rounds(timeout):
+        _guarded(experiment.run_once, f"round {number + 1} failed")
     replies = experiment.training_replies()[number]
-    reports = [reply["optimizer_args"] for reply in replies.values()]
-    return {report["domain"]: report for report in reports}
+    experiment.aggregator().hear(replies)
+    if before is not None:  # the framework averages encrypted weights itself
+        experiment.aggregator().follow(experiment.training_plan().after_training_params(), before, sites=len(replies))
+    return {
+        node: {
+            **reply["optimizer_args"],
+            "node_name": reply.get("node_name") or node,
+            "bytes": reply["params"].num_bytes if isinstance(reply["params"], StoredUpdate) else None,
+        }
+        for node, reply in replies.items()
+    }
+
+
+def prune(experiment: Experiment, keep: str | None) -> None:
+    """Delete the framework's files of rounds that no run will be resumed from: breakpoints before `keep`, and the
+    sites' weights of earlier rounds."""
+    folder, current = Path(experiment.experimentation_path()), experiment.round_current() - 1
+    for path in folder.glob("breakpoint_*"):
+        if keep is not None and path.name < Path(keep).name:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("params_round*_*.mpk"):
+        if int(path.name.removeprefix("params_round").split("_")[0]) < current:
+            path.unlink(missing_ok=True)
+
+
+def show_preview(experiment: Experiment, picture: np.ndarray, number: int) -> None:
+    """A preview, (H, W) in [-1, 1], for TensorBoard, beside the sites' curves."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(Path(experiment.tensorboard_results_path) / "researcher")) as writer:
+        writer.add_image("preview", (picture + 1).clip(0, 2) / 2, number, dataformats="HW")
 
 
 def _not_approved(experiment: Experiment) -> list[str]:
@@ -184,7 +290,8 @@ def _guarded(call: Callable[[], Any], what: str) -> Any:
     except FedFactoryError:
         raise
     except Exception as error:
-        raise FederationError(f"{what}: {_reason(error)}") from None
+        kind = QuorumError if type(error).__name__ == "FedbiomedStrategyError" else FederationError
+        raise kind(f"{what}: {_reason(error)}") from None
     finally:
         if kept is None:
             del os.environ[DEBUG_VARIABLE]

@@ -80,17 +80,31 @@ class LocalFederation:
 
         Raises: FederationError if one ends or is not ready in time.
         """
+        self.start(list(self.nodes))
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start some nodes, also such as have ended. Raises FederationError as `start_nodes`."""
         options = json.dumps({"gpu": False, "gpu_num": 0, "gpu_only": False, "debug": False})
-        for name, path in self.nodes.items():
-            command = [sys.executable, "-m", "fedbiomed.node.node_pm", "--config", str(path), "--node-args", options]
-            self._spawn(name, command)
+        for name in names:
+            path = str(self.nodes[name])
+            self._spawn(
+                name, [sys.executable, "-m", "fedbiomed.node.node_pm", "--config", path, "--node-args", options]
+            )
         deadline = time.monotonic() + READY_TIMEOUT
-        for name in track(list(self.nodes), "starting nodes"):
+        for name in track(names, "starting nodes"):
             while READY not in self._log(name).read_bytes():
                 self.check_nodes()
                 if time.monotonic() > deadline:
                     raise FederationError(f"node {name} was not ready in {READY_TIMEOUT:.0f} s; see {self._log(name)}")
                 time.sleep(NAP)
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a node or command and to what it started, such as SIGKILL for a power cut."""
+        _signal_group(self._children[name], number)
+
+    def forget(self, name: str) -> None:
+        """Wait for a node or command that was killed on purpose; it may be started again."""
+        self._children.pop(name).wait()
 
     def pid_of(self, name: str) -> int:
         """Process (and process group) id of a running node or background command."""

@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ..errors import CheckpointError, UsageError
-from ..files import atomic_file, refuse_existing, write_json
+from ..errors import QuorumError, UsageError
+from ..files import atomic_file, refuse_existing
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.generator import Generator
 from ..generative.networks import make_generator
 from ..progress import track
-from .experiment import change_stage, factory_experiment, request_approval, run_round, use_researcher, wait_for_nodes
+from .agreement import agreeing_nodes
+from .experiment import (
+    change_stage,
+    descriptions_of,
+    factory_experiment,
+    load_experiment,
+    prune,
+    request_approval,
+    run_round,
+    show_preview,
+    use_researcher,
+    wait_for_nodes,
+)
+from .run_state import CHECKPOINT, Federation, RunState, Stage
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
-CHECKPOINT, SUMMARY = "checkpoint.safetensors", "experiment.json"
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
 SHARED_PREFIX = "generator."
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """A second stage of the same experiment: stronger guidance, other rounds (published: 35 of 200 updates, 50)."""
-
-    rounds: int
-    updates_per_round: int
-    clip_weight: float
 
 
 def train(
@@ -43,60 +46,106 @@ def train(
     out: str | Path,
     *,
     researcher: str | Path,
-    tag: str,
-    rounds: int,
-    updates_per_round: int = 10,
-    min_nodes: int | None = None,
-    node_timeout: float = 60,
-    approval_timeout: float = 0,
+    federation: Federation,
+    stages: Sequence[Stage],
     seed: int = 0,
-    refinement: Refinement | None = None,
     save_every: int = 10,
-    report_round: Callable[[int], None] | None = None,
+    report_round: Callable[[RunState], None] | None = None,
 ) -> Path:
-    """Run phase one and leave an experiment folder: newest checkpoint, previews, summary.
+    """Run phase one and leave an experiment folder: newest checkpoint, previews, state.
 
     Args:
         out: new experiment folder.
         researcher: Fed-BioMed researcher component.
-        min_nodes: nodes to wait for; default: one per domain.
-        node_timeout: seconds to wait for them.
-        approval_timeout: seconds to wait for the sites' approval of the training plan.
-        refinement: a second stage after `rounds`; sites keep their discriminators, moments and strengths.
+        stages: one after the other; sites keep their discriminators, moments and strengths.
         save_every: rounds from one checkpoint and preview to the next.
-        report_round: called with the number of every finished round.
+        report_round: called after every round.
 
     Returns: the experiment folder.
-    Raises: UsageError, FederationError, see `wait_for_nodes`, `request_approval` and `run_round`.
+    Raises: UsageError, FederationError, see `wait_for_nodes`, `agreeing_nodes`, `request_approval` and `run_round`.
     """
     out = Path(out)
     refuse_existing(out)
-    total = rounds + (refinement.rounds if refinement else 0)
-    use_researcher(researcher)
-    wait_for_nodes(min_nodes or len(config.domains), node_timeout, tag)
-    experiment = factory_experiment(
-        config, tag=tag, rounds=total, updates_per_round=updates_per_round, seed=seed, tensorboard=True
-    )
-    request_approval(experiment, approval_timeout)
-    out.mkdir(parents=True, exist_ok=True)
-    history: dict[str, list[dict[str, float]]] = {domain: [] for domain in config.domains}
-    facts = {"tag": tag, "seed": seed, "updates_per_round": updates_per_round, "rounds_planned": total}
-    for number in track(range(1, total + 1), "training the factory"):
-        if refinement and number == rounds + 1:
-            config = replace(config, clip_weight=refinement.clip_weight)
-            change_stage(experiment, config, refinement.updates_per_round, seed)
-            facts["refinement"] = asdict(refinement)
-        reports = run_round(experiment)
-        if report_round is not None:
-            report_round(number)
-        for domain, report in reports.items():
-            history[domain].append({"round": number, **_losses(report)})
-        if number % save_every == 0 or number == total:
-            factory = _trained(experiment, config, reports, history, {**facts, "rounds": number})
-            factory.save(out / CHECKPOINT)
-            write_json(out / SUMMARY, {"checkpoint": CHECKPOINT, **factory.facts})
-            save_preview(factory.generator, out / PREVIEWS / f"round_{number:04d}.png", seed)
+    if not stages:
+        raise UsageError("a run needs at least one stage")
+    state = RunState(config, federation, tuple(stages), seed, save_every)
+    _run(state, out, researcher, report_round)
     return out
+
+
+def resume(out: str | Path, *, researcher: str | Path, report_round: Callable[[RunState], None] | None = None) -> Path:
+    """Go on with a run that was interrupted, from its last finished round, with the settings it began with.
+
+    Args:
+        out: experiment folder. researcher: the component it ran on.
+
+    Raises: UsageError if there is no run or it is finished; as `train` otherwise.
+    """
+    out = Path(out)
+    state = RunState.load(out)
+    if state.round_done >= state.rounds:
+        raise UsageError(f"{out}: all {state.rounds} rounds are done; nothing to resume")
+    _run(state, out, researcher, report_round)
+    return out
+
+
+def _run(state: RunState, out: Path, researcher: str | Path, report_round: Callable[[RunState], None] | None) -> None:
+    federation = state.federation
+    use_researcher(researcher)
+    wait_for_nodes(federation.min_nodes or len(state.config.domains), federation.node_timeout, federation.tag)
+    experiment = _begin(state) if state.round_done == 0 else load_experiment(state.breakpoint, state.rounds)
+    request_approval(experiment, federation.approval_timeout)
+    state.save(out)
+    numbers = range(state.round_done + 1, state.rounds + 1)
+    for number in track(numbers, "training the factory"):
+        started = time.monotonic()
+        if state.stage_begins(number) and number > 1:
+            change_stage(experiment, state.config_at(number), state.stage_at(number).updates_per_round, state.seed)
+        reports = _patient_round(experiment, federation)
+        state.note(number, reports, experiment, time.monotonic() - started)
+        if number % state.save_every == 0 or number == state.rounds:
+            factory = _trained(experiment, state)
+            factory.save(out / CHECKPOINT)
+            picture = save_preview(factory.generator, out / PREVIEWS / f"round_{number:04d}.png", state.seed)
+            show_preview(experiment, picture, number)
+        state.save(out)
+        prune(experiment, keep=state.breakpoint)
+        if report_round is not None:
+            report_round(state)
+
+
+def _begin(state: RunState) -> Experiment:
+    federation, first = state.federation, state.stages[0]
+    nodes = agreeing_nodes(descriptions_of(federation.tag), state.config, leave_out=federation.leave_out)
+    return factory_experiment(
+        state.config_at(1),
+        tag=federation.tag,
+        rounds=state.rounds,
+        updates_per_round=first.updates_per_round,
+        nodes=nodes,
+        nodes_per_round=federation.nodes_per_round,
+        min_nodes=state.quorum,
+        weighting=federation.weighting,
+        transport=federation.transport,
+        secagg=federation.secagg,
+        seed=state.seed,
+        tensorboard=True,
+        save_breakpoints=True,
+    )
+
+
+def _patient_round(experiment: Experiment, federation: Federation) -> dict[str, dict[str, Any]]:
+    """A round; if too few sites answer, wait for them to come back and try it again. They still have the state of the
+    round before."""
+    deadline = None
+    while True:
+        try:
+            return run_round(experiment, federation.round_timeout)
+        except QuorumError:
+            deadline = deadline or time.monotonic() + federation.node_timeout
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(min(2.0, federation.node_timeout / 5))
 
 
 def factory_config(
@@ -120,26 +169,25 @@ def factory_config(
 def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
     """The newest checkpoint of an experiment folder as a factory file.
 
-    Raises: UsageError if the folder is none, CheckpointError if its checkpoint is missing or damaged.
+    Raises: UsageError if the folder is none, or no checkpoint is there yet; CheckpointError if it is damaged.
     """
     folder = Path(experiment)
-    if not (folder / SUMMARY).is_file():
-        raise UsageError(f"{folder}: no experiment here ({SUMMARY} is missing); `fedfactory train --out` makes one")
-    try:
-        checkpoint = folder / json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["checkpoint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / SUMMARY}: not readable ({error})") from None
-    factory = load_factory(checkpoint)
+    RunState.load(folder)
+    if not (folder / CHECKPOINT).is_file():
+        raise UsageError(f"{folder}: no checkpoint yet; go on with `fedfactory train --resume`")
+    factory = load_factory(folder / CHECKPOINT)
     factory.save(out)
     return factory
 
 
 @torch.no_grad()
-def save_preview(generator: Generator, path: Path, seed: int) -> None:
-    """A picture with one row per domain and one column per latent, columns at rising heights.
+def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
+    """Write a picture with one row per domain and one column per latent, columns at rising heights.
 
     Latents come from a private generator: previews of all rounds show the same subjects, and training does not
     notice that they were drawn.
+
+    Returns: the picture, (H, W) in [-1, 1].
     """
     import matplotlib.image  # slow to import
 
@@ -153,22 +201,19 @@ def save_preview(generator: Generator, path: Path, seed: int) -> None:
         style = generator.style_at(z, height, torch.full((PREVIEW_COLUMNS,), domain))
         image = generator.synthesise(style, noise).image
         rows.append(np.concatenate([np.rot90(one[0].numpy()) for one in image], axis=1))
+    picture = np.concatenate(rows)
     with atomic_file(path) as temporary:
-        matplotlib.image.imsave(temporary, np.concatenate(rows), cmap="gray", vmin=-1, vmax=1)
+        matplotlib.image.imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
+    return picture
 
 
-def _losses(report: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in report.items() if key.startswith("loss_")}
-
-
-def _trained(
-    experiment: Experiment, config: FactoryConfig, reports: dict, history: dict, facts: dict
-) -> TrainedFactory:
-    average = experiment.aggregator().ema
+def _trained(experiment: Experiment, state: RunState) -> TrainedFactory:
+    config = experiment.aggregator().config
     generator = make_generator(config)
-    generator.load_state_dict({k.removeprefix(SHARED_PREFIX): v.float() for k, v in average.items()})
+    average = {k.removeprefix(SHARED_PREFIX): v.float() for k, v in experiment.aggregator().ema.items()}
     latest = {k: v.detach().clone() for k, v in experiment.training_plan().model().generator.state_dict().items()}
-    # Sites agree on size and bins by construction; spacing and height are the middle of what they report.
-    spacing = float(np.median([report["spacing"] for report in reports.values()]))
-    height = float(np.median([report["height"] for report in reports.values()]))
-    return TrainedFactory(generator.eval(), latest, spacing, height, history, facts)
+    generator.load_state_dict({**latest, **average})  # the fixed noise does not travel and has no average
+    # Sites agree on size and bins; spacing and height are the middle of what they report.
+    spacing = float(np.median([report["spacing"] for report in state.reports.values()]))
+    height = float(np.median([report["height"] for report in state.reports.values()]))
+    return TrainedFactory(generator.eval(), latest, spacing, height, state.history, state.facts())

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
+
 import pytest
 import torch
+from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
-from helpers import DOMAINS, write_site
+from helpers import DOMAINS, PATIENT, SITES, TAG, port_is_free, processes_of, train, write_site
+
+# Fed-BioMed opens a researcher component when it is imported. Tests that use it in this process get one of their own.
+os.environ.setdefault("FBM_RESEARCHER_COMPONENT_ROOT", tempfile.mkdtemp(prefix="fedfactory-tests-"))
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +45,54 @@ def store(site, tmp_path):
     from fedfactory.node.prepare_config import PrepareConfig
 
     return prepare(site, tmp_path / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store
+
+
+@pytest.fixture(scope="session")
+def unapproved(tmp_path_factory, config):
+    """Three running nodes with a store each, nothing approved yet; patients' names are in every path and case."""
+    from fedfactory.node.prepare import prepare
+    from fedfactory.node.prepare_config import PrepareConfig
+    from fedfactory.researcher.local_federation import LocalFederation
+
+    folder = tmp_path_factory.mktemp("federation")
+    with LocalFederation(folder, list(SITES)) as running:
+        running.begin()
+        for number, (name, domain) in enumerate(SITES.items()):
+            volumes = folder / "volumes" / name
+            write_site(volumes, cases=3 + number)
+            for case in volumes.iterdir():
+                case.rename(volumes / f"{PATIENT}_{case.name}")
+            prepare(volumes, folder / f"{PATIENT}_{name}.store", PrepareConfig(domain=domain, size=16, z_bins=4))
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        running.wait_for("create")
+        running.run_together(
+            "add",
+            {
+                name: running.site_command(
+                    "add", str(path), "--store", str(folder / f"{PATIENT}_{name}.store"), "--tag", TAG
+                )
+                for name, path in running.nodes.items()
+            },
+        )
+        running.start_nodes()
+        yield running
+    assert not processes_of(folder)
+    assert port_is_free(running.port)
+
+
+@pytest.fixture(scope="session")
+def withheld(unapproved, config) -> tuple[str, bool]:
+    """What a run said that came before anyone approved the plan, and whether it left a folder; then approval."""
+    federation = unapproved
+    out = federation.folder / "withheld"
+    with pytest.raises(FederationError) as caught:
+        train(federation, config, out)
+    approve = {n: federation.site_command("approve", str(p), "--yes") for n, p in federation.nodes.items()}
+    federation.run_together("approve", approve)
+    return str(caught.value), out.exists()
+
+
+@pytest.fixture(scope="session")
+def approved(withheld, unapproved):
+    """The federation, with the plan approved at every node."""
+    return unapproved

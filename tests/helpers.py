@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import torch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig
@@ -16,6 +19,9 @@ from fedfactory.volumes import Volume, write_volume
 from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
+TAG = "balls"
+SITES = {"bright": "bright", "dark": "dark", "west": "dark"}  # nodes of the tests' federation, and their domains
+PATIENT = "DOE_JANE"  # in the name of every case and store there
 
 
 def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) -> tuple[Volume, Volume]:
@@ -107,3 +113,31 @@ def write_clip(folder: Path):
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "weights.safetensors")
     return model
+
+
+def train(federation, config, out, *extra) -> None:
+    """`fedfactory train` with the nodes of a federation; raises FederationError if it fails."""
+    path = federation.folder / f"{out.name}-config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", out]
+    words += ["--rounds", 3, "--updates-per-round", 3, "--node-timeout", 60, "--min-nodes", len(SITES), *extra]
+    with federation.background(f"train-{out.name}", [str(word) for word in words], rounds=3):
+        pass
+
+
+def processes_of(folder) -> list[psutil.Process]:
+    """Living processes that were started with `folder` in their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            if str(folder) in text and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def port_is_free(port) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) != 0

@@ -12,74 +12,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
+from fedfactory import __version__
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
 from fedfactory.generative.checkpoint import read_weights
 from fedfactory.node.embedding import embed_store
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
-from fedfactory.researcher.local_federation import LocalFederation
 from fedfactory.researcher.training import export
-from helpers import CLIP_WIDTH, DOMAINS, with_head, write_clip, write_site
+from helpers import CLIP_WIDTH, DOMAINS, PATIENT, SITES, TAG, processes_of, train, with_head, write_clip
 
-TAG = "balls"
 SMALL = DemoSize(
     train_subjects=2, test_subjects=1, rounds=2, updates_per_round=2, segmenter_updates=3, synthetic_volumes=2
 )
-
-
-def processes_of(folder) -> list[psutil.Process]:
-    """Living processes that were started with `folder` in their command line or environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
-            if str(folder) in text and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def port_is_free(port) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("localhost", port)) != 0
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory):
-    """Two running nodes with a store each, nothing approved yet."""
-    folder = tmp_path_factory.mktemp("federation")
-    with LocalFederation(folder, DOMAINS) as running:
-        running.begin()
-        for domain in DOMAINS:
-            write_site(folder / "volumes" / domain)
-            config = PrepareConfig(domain=domain, size=16, z_bins=4)
-            prepare(folder / "volumes" / domain, folder / f"{domain}.store", config)
-        running.wait_for("create")
-        running.run_together(
-            "add",
-            {
-                name: running.site_command("add", str(path), "--store", str(folder / f"{name}.store"), "--tag", TAG)
-                for name, path in running.nodes.items()
-            },
-        )
-        running.start_nodes()
-        yield running
-    assert not processes_of(folder)
-    assert port_is_free(running.port)
-
-
-def train(federation, config, out, *extra):
-    path = federation.folder / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
-    words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", out]
-    words += ["--rounds", 3, "--updates-per-round", 3, "--node-timeout", 60, *extra]
-    with federation.background(f"train-{out.name}", [str(word) for word in words], rounds=3):
-        pass
 
 
 def state_files(federation, domain) -> list[Path]:
@@ -98,40 +43,25 @@ def newest_state(federation, domain):
     return read_state(state_files(federation, domain)[-1])
 
 
-@pytest.fixture(scope="module")
-def withheld(federation, config) -> tuple[str, bool]:
-    """What a run said that came before anyone approved the plan, and whether it left a folder; then approval."""
-    out = federation.folder / "withheld"
-    with pytest.raises(FederationError) as caught:
-        train(federation, config, out)
-    approve = {n: federation.site_command("approve", str(p), "--yes") for n, p in federation.nodes.items()}
-    federation.run_together("approve", approve)
-    return str(caught.value), out.exists()
-
-
-@pytest.fixture
-def approved(withheld, federation) -> LocalFederation:
-    """The federation, with the plan approved at both nodes."""
-    return federation
-
-
 def test_without_approval_a_run_says_what_to_do_and_leaves_nothing(withheld):
     message, left = withheld
     assert "fedfactory site approve" in message
-    assert "bright, dark" in message
+    assert "bright, dark, west" in message
     assert not left
 
 
 def test_the_administrator_sees_the_source_that_will_run(approved):
     shown = (approved.folder / "logs" / f"approve-{DOMAINS[0]}.log").read_text()
     assert "class FactoryPlan(FactoryTrainingPlan)" in shown
+    assert f"fedfactory {__version__}, " in shown
+    assert "SHA-256 of all" in shown
 
 
 def test_a_run_gives_a_factory_and_the_same_seed_gives_it_again(approved, config, tmp_path):
     federation = approved
     train(federation, config, tmp_path / "run")
     factory = export(tmp_path / "run", tmp_path / "factory.safetensors")
-    assert [len(rounds) for rounds in factory.history.values()] == [3, 3]
+    assert [len(rounds) for rounds in factory.history.values()] == [3, 6]  # two sites have the second domain
     assert factory.spacing == pytest.approx(72 / 16)
     assert factory.height == pytest.approx(40)
     assert (tmp_path / "run" / "previews" / "round_0003.png").is_file()
@@ -157,8 +87,8 @@ def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(approv
 def test_published_networks_train_with_guidance_and_a_refinement_stage(approved, config, tmp_path):
     federation = approved
     write_clip(tmp_path / "clip")
-    for domain in DOMAINS:
-        store = federation.folder / f"{domain}.store"
+    for name in SITES:
+        store = federation.folder / f"{PATIENT}_{name}.store"
         embed_store(store, encoder=f"local-dir:{tmp_path / 'clip'}", weights=tmp_path / "clip" / "weights.safetensors")
     published = replace(
         with_head(config, "image"), encoding_dim=CLIP_WIDTH, path_weight=2.0, style_mixing=0.9, augment=True
@@ -168,9 +98,9 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     factory = export(tmp_path / "published", tmp_path / "factory.safetensors")
     assert factory.config == replace(published, clip_weight=50.0)
     assert factory.facts["rounds"] == 4
-    assert factory.facts["refinement"] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
+    assert factory.facts["stages"][1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
     for rounds in factory.history.values():
-        assert len(rounds) == 4
+        assert len(rounds) in (4, 8)  # one or two sites of the domain
         assert all("loss_generator" in one for one in rounds)
         assert "loss_path" in rounds[0]
         assert any("loss_guidance" in one for one in rounds)
@@ -185,8 +115,8 @@ def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(approved, co
     with pytest.raises(FederationError):
         train(federation, replace(config, domains=("bright", "grey")), tmp_path / "wrong")
     log = (federation.folder / "logs" / "train-wrong.log").read_text()
-    assert "'dark' is not among the experiment's" in log
-    assert str(federation.folder / "dark.store") not in log  # no path of the site reaches the researcher
+    assert "has domain 'dark', the experiment bright, grey" in log
+    assert PATIENT not in log  # no path of a site reaches the researcher
 
 
 def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tmp_path):
@@ -204,7 +134,6 @@ def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tm
 def test_a_killed_node_ends_the_run_with_its_name(approved, config, tmp_path):
     federation = approved
     path = federation.folder / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
     words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--out", tmp_path / "k"]
     with (
         pytest.raises(FederationError, match="node dark stopped"),
@@ -214,6 +143,10 @@ def test_a_killed_node_ends_the_run_with_its_name(approved, config, tmp_path):
         while not (tmp_path / "k").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         os.killpg(federation.pid_of("dark"), signal.SIGKILL)
+    federation.signal("train-killed", signal.SIGKILL)
+    for name in ("train-killed", "dark"):
+        federation.forget(name)
+    federation.start(["dark"])
 
 
 def test_the_demo_runs_from_subjects_to_report(tmp_path):

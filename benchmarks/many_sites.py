@@ -1,0 +1,93 @@
+"""Time and memory of a round's aggregation with many sites, against keeping all of them in memory, in the same run.
+
+    uv run python benchmarks/many_sites.py --sites 4 20 100 --million 5 --out benchmarks/results/many_sites.json
+
+The replies are made here, decoded as the transport would hand them over; collector, strategy and aggregator are those
+of a real run. Each measurement is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from fedfactory.files import write_json
+from measuring import machine, peak_resident_mib
+
+SEED = 0
+DOMAINS = ("a", "b", "c")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sites", type=int, nargs="+", default=[4, 20, 100])
+    parser.add_argument("--million", type=float, default=5, help="parameters")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    rows = []
+    for sites in arguments.sites:
+        row = {"sites": sites}
+        for variant in ("in_memory", "streaming"):
+            row[variant] = measure(variant, sites, int(arguments.million * 1e6))
+        rows.append(row)
+        print(row, flush=True)
+    content = {"machine": machine("cpu"), "seed": SEED, "parameters": int(arguments.million * 1e6), "rounds": rows}
+    if arguments.out:
+        write_json(arguments.out, content)
+
+
+def measure(variant: str, sites: int, parameters: int) -> dict:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=run, args=(variant, sites, parameters, folder, sender))
+        process.start()
+        result = receiver.recv()
+        process.join()
+    return result
+
+
+def run(variant: str, sites: int, parameters: int, folder: str, sender) -> None:
+    os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = str(Path(folder) / "researcher")
+    from fedfactory.generative import FactoryConfig
+    from fedfactory.researcher.aggregator import FactoryAverage
+    from fedfactory.researcher.fedbiomed_hooks import RoundCollector
+    from fedfactory.researcher.strategy import FactoryStrategy
+
+    config = FactoryConfig.preset("tiny", DOMAINS)
+    pieces = 20
+    before = {f"w{k}": torch.zeros(parameters // pieces) for k in range(pieces)}
+    strategy, average = FactoryStrategy(), FactoryAverage(config)
+    nodes = [f"node{k:03d}" for k in range(sites)]
+    strategy.sample_nodes(nodes, 0)
+    collector = RoundCollector(None, before, Path(folder), 0)
+    start, seconds, replies = peak_resident_mib(), 0.0, {}
+    for number, node in enumerate(nodes):
+        rng = torch.Generator().manual_seed(SEED + number)
+        params = {name: torch.randn(tensor.shape, generator=rng) for name, tensor in before.items()}
+        reply = SimpleNamespace(success=True, encrypted=False, params=params)
+        began = time.perf_counter()
+        if variant == "streaming":
+            collector.take(node, reply)
+        seconds += time.perf_counter() - began
+        told = {"domain": DOMAINS[number % len(DOMAINS)]}
+        replies[node] = {"success": True, "sample_size": 10 + number, "params": reply.params, "optimizer_args": told}
+        del params, reply
+    began = time.perf_counter()
+    chosen, shares, _, _ = strategy.refine(replies, 0)
+    if variant == "streaming":
+        average.aggregate(chosen, shares, training_replies=replies, global_model=before)
+    else:
+        {name: sum(shares[n] * chosen[n][name].double() for n in chosen).float() for name in before}
+    seconds += time.perf_counter() - began
+    sender.send({"seconds": round(seconds, 3), "mib_above_start": round(peak_resident_mib() - start)})
+
+
+if __name__ == "__main__":
+    main()

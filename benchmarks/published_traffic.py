@@ -1,0 +1,28 @@
+"""A training plan whose traffic is the published program's: generator, discriminator and moving average travel."""
+
+from __future__ import annotations
+
+import copy
+
+from fedfactory.generative.trainer import Factory
+from fedfactory.node.plans import FactoryTrainingPlan
+
+
+class EverythingTravels(FactoryTrainingPlan):
+    """Nothing is local; the moving average is a third network in the model, which training leaves alone."""
+
+    def init_dependencies(self):
+        return [
+            "import copy",
+            "from published_traffic import EverythingTravels",
+            "from fedfactory.generative.trainer import Factory",
+            "from fedfactory.node.plans import FactoryTrainingPlan",
+        ]
+
+    def init_model(self, model_args) -> Factory:
+        factory = super().init_model(model_args)
+        factory.average = copy.deepcopy(factory.generator).requires_grad_(False)
+        return factory
+
+    def tag_parameters(self, name):
+        return set()

@@ -1,0 +1,161 @@
+"""Seconds and bytes of a round beside its training, with real nodes: the published way against ours, in one run.
+
+    uv run python benchmarks/round_overhead.py --million 25 --nodes 4 --out benchmarks/results/round_overhead.json
+
+Published: generator, discriminator and moving average travel, and the framework's own strategy and average are used.
+Ours: the generator alone, collected on disk and averaged one site at a time; also with changes in half precision.
+All plans train one update of nearly nothing, so that what is left is the round's overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fedfactory.files import write_json
+from fedfactory.generative import FactoryConfig
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.researcher.local_federation import LocalFederation
+
+TAG = "overhead"
+VARIANTS = ("published", "ours", "ours_half")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--million", type=float, default=25, help="parameters of the generator, about")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--researcher-of", help=argparse.SUPPRESS)  # this program as the researcher's process
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.researcher_of:
+        run_rounds(arguments)
+        return
+    from measuring import machine
+
+    names = [f"site{k}" for k in range(arguments.nodes)]
+    rows = {}
+    with tempfile.TemporaryDirectory() as name, LocalFederation(Path(name), names) as federation:
+        environment = {**federation._environment(), "PYTHONPATH": str(Path(__file__).parent)}
+        os.environ["PYTHONPATH"] = environment["PYTHONPATH"]  # the published plan lies here
+        federation.begin()
+        stores = make_stores(Path(name), names)
+        federation.wait_for("create")
+        add = {n: federation.site_command("add", str(federation.nodes[n]), "--store", str(stores[n]), "--tag", TAG)
+               for n in names}  # fmt: skip
+        federation.run_together("add", add)
+        federation.start_nodes()
+        for variant in VARIANTS:
+            out = Path(name) / f"{variant}.json"
+            command = [sys.executable, __file__, "--researcher-of", variant, "--folder", name, "--out", str(out)]
+            command += ["--million", str(arguments.million), "--nodes", str(arguments.nodes)]
+            child = subprocess.Popen([*command, "--rounds", str(arguments.rounds)], env=environment)
+            approve = {
+                n: federation.site_command("approve", str(federation.nodes[n]), "--yes", "--wait", "90") for n in names
+            }
+            if variant != "ours_half":  # the same plan as before
+                federation.run_together(f"approve-{variant}", approve)
+            if child.wait():
+                raise SystemExit(f"{variant} failed")
+            rows[variant] = json.loads(out.read_text())
+            print(variant, rows[variant], flush=True)
+    if arguments.out:
+        write_json(arguments.out, {"machine": machine("cpu"), "nodes": arguments.nodes, "variants": rows})
+
+
+def make_stores(folder: Path, names: list[str]) -> dict[str, Path]:
+    import nibabel as nib
+    import numpy as np
+
+    rng, stores = np.random.default_rng(0), {}
+    for name in names:
+        for case in range(2):
+            path = folder / "volumes" / name / f"case{case}" / "image"
+            path.mkdir(parents=True)
+            data = rng.normal(100, 10, (64, 64, 8)).astype(np.float32)
+            nib.save(nib.Nifti1Image(data, np.eye(4)), path / "v.nii.gz")
+        config = PrepareConfig(domain=name, size=64, z_bins=4, validation_share=0, test_share=0)
+        stores[name] = prepare(folder / "volumes" / name, folder / f"{name}.store", config).store.path
+    return stores
+
+
+def configuration(domains: tuple[str, ...], million: float) -> FactoryConfig:
+    """The published networks, as wide as gives about that many parameters."""
+    width = int((million * 1e6 / 68) ** 0.5)  # eight 3 x 3 layers of equal width hold nearly all of them
+    return FactoryConfig.preset(
+        "tiny", domains, image_size=64, z_bins=4, head="image", start_size=4, channels=(width,) * 5, batch_size=1,
+        latent_dim=64, r1_every=1000, path_every=1000,
+    )  # fmt: skip
+
+
+def run_rounds(arguments: argparse.Namespace) -> None:
+    """One variant's experiment; writes what a round takes beside training."""
+    from fedfactory.researcher.experiment import (
+        _guarded,
+        factory_experiment,
+        request_approval,
+        run_round,
+        use_researcher,
+        wait_for_nodes,
+    )
+
+    use_researcher(arguments.folder / "researcher")
+    wait_for_nodes(arguments.nodes, 60, TAG)
+    from measuring import peak_resident_mib
+
+    config = configuration(tuple(f"site{k}" for k in range(arguments.nodes)), arguments.million)
+    if arguments.researcher_of == "published":
+        from fedbiomed.researcher.aggregators import FedAverage
+        from fedbiomed.researcher.federated_workflows import Experiment
+        from published_traffic import EverythingTravels
+
+        experiment = Experiment(
+            tags=[TAG],
+            training_plan_class=EverythingTravels,
+            model_args={"factory": config.to_dict(), "seed": 0},
+            training_args={"loader_args": {"batch_size": 1}, "num_updates": 1},
+            aggregator=FedAverage(),
+            round_limit=arguments.rounds,
+            retain_full_history=False,
+        )
+        one_round = lambda: _guarded(experiment.run_once, "round")  # noqa: E731
+    else:
+        transport = "float16" if arguments.researcher_of == "ours_half" else "float32"
+        experiment = factory_experiment(
+            config, tag=TAG, rounds=arguments.rounds, updates_per_round=1, transport=transport
+        )
+        one_round = lambda: run_round(experiment)  # noqa: E731
+    request_approval(experiment, 120)
+    seconds = []
+    for number in range(arguments.rounds):
+        started = time.monotonic()
+        one_round()
+        whole = time.monotonic() - started
+        replies = experiment.training_replies()[number]
+        seconds.append(whole - max(reply["timing"]["rtime_training"] for reply in replies.values()))
+    plan = experiment.training_plan()
+    down = sum(t.nbytes for t in plan.get_model_params(local_params=plan.local_params).values())
+    up = down // 2 if arguments.researcher_of == "ours_half" else down
+    parameters = sum(p.numel() for p in plan.model().generator.parameters())
+    content = {
+        "generator_parameters": parameters,
+        "seconds_beside_training": round(statistics.median(seconds[1:]), 2),
+        "mib_to_each_site": round(down / 2**20, 1),
+        "mib_from_each_site": round(up / 2**20, 1),
+        "researcher_peak_mib": round(peak_resident_mib()),
+    }
+    write_json(arguments.out, content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""What is known of a run of phase one: settings, progress, curves, events. One JSON file, written after every round."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import CheckpointError, UsageError
+from ..files import write_json
+from ..generative.config import FactoryConfig
+
+if TYPE_CHECKING:
+    from fedbiomed.researcher.federated_workflows import Experiment
+
+CHECKPOINT, STATE = "checkpoint.safetensors", "experiment.json"
+TWO = 2  # answers without which an average is none
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Part of a run.
+
+    Attributes:
+        rounds: how often the sites' generators are averaged.
+        updates_per_round: local updates in between.
+        clip_weight: of the guidance; None leaves it as configured. Published: a second stage of 35 rounds of 200
+            updates with weight 50.
+    """
+
+    rounds: int
+    updates_per_round: int = 10
+    clip_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.updates_per_round < 1:
+            raise UsageError("rounds and updates per round must be at least 1")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, and how rounds are made.
+
+    Attributes:
+        tag: of the sites' data.
+        min_nodes: nodes to wait for, and answers a round needs; default: one per domain to wait for, two answers.
+        nodes_per_round: how many a round asks, drawn at random; default: all.
+        round_timeout: seconds after which a round goes on without those that have not answered.
+        node_timeout: seconds to wait for nodes, at the beginning and when too few are left.
+        approval_timeout: seconds to wait for the sites' approval of the training plan.
+        leave_out: go on without sites that do not agree with the others, instead of stopping.
+        weighting, transport, secagg: see `factory_experiment`.
+    """
+
+    tag: str
+    min_nodes: int | None = None
+    nodes_per_round: int | None = None
+    round_timeout: float | None = None
+    node_timeout: float = 60
+    approval_timeout: float = 0
+    leave_out: bool = False
+    weighting: str = "samples"
+    transport: str = "float32"
+    secagg: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.tag:
+            raise UsageError("give the tag of the sites' data with --tag")
+
+
+@dataclass
+class RunState:
+    """A run of phase one.
+
+    Attributes:
+        save_every: rounds from one checkpoint to the next.
+        round_done: rounds that are finished; where a resumed run goes on.
+        breakpoint: Fed-BioMed's breakpoint of that round.
+        history: by domain, one row per round it took part in: losses, strength of augmentation, images per second.
+        events: rounds in which a site did not count, and why.
+        seconds: of every round.
+        reports: what the sites told in the last round, by node.
+    """
+
+    config: FactoryConfig
+    federation: Federation
+    stages: tuple[Stage, ...]
+    seed: int
+    save_every: int
+    round_done: int = 0
+    breakpoint: str | None = None
+    history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for domain in self.config.domains:
+            self.history.setdefault(domain, [])
+
+    @property
+    def rounds(self) -> int:
+        return sum(stage.rounds for stage in self.stages)
+
+    @property
+    def quorum(self) -> int:
+        """Answers a round needs."""
+        federation = self.federation
+        wanted = federation.min_nodes or min(TWO, len(self.config.domains))
+        return min(wanted, federation.nodes_per_round or wanted)
+
+    def stage_at(self, number: int) -> Stage:
+        """The stage of a round, counted from 1."""
+        for stage in self.stages:
+            if number <= stage.rounds:
+                return stage
+            number -= stage.rounds
+        raise ValueError(f"round {number} lies behind the last stage")
+
+    def stage_begins(self, number: int) -> bool:
+        starts = [1 + sum(stage.rounds for stage in self.stages[:n]) for n in range(len(self.stages))]
+        return number in starts
+
+    def config_at(self, number: int) -> FactoryConfig:
+        weight = self.stage_at(number).clip_weight
+        return self.config if weight is None else replace(self.config, clip_weight=weight)
+
+    def note(self, number: int, reports: dict[str, dict[str, Any]], experiment: Experiment, seconds: float) -> None:
+        """Take down a finished round."""
+        self.round_done, self.reports = number, reports
+        self.seconds.append(round(seconds, 3))
+        self.events = list(experiment.strategy().events)
+        self.breakpoint = str(Path(experiment.experimentation_path()) / f"breakpoint_{number - 1:04d}")
+        for report in reports.values():
+            kept = {k: v for k, v in report.items() if k.startswith("loss_") or k in ("augment_p", "images_per_second")}
+            self.history[report["domain"]].append({"round": number, **kept})
+
+    def seconds_left(self) -> float:
+        """By the last ten rounds."""
+        recent = self.seconds[-10:]
+        return (self.rounds - self.round_done) * sum(recent) / max(1, len(recent))
+
+    def facts(self) -> dict[str, Any]:
+        """For the card of a factory."""
+        return {
+            "tag": self.federation.tag,
+            "seed": self.seed,
+            "rounds": self.round_done,
+            "rounds_planned": self.rounds,
+            "stages": [asdict(stage) for stage in self.stages],
+            "federation": asdict(self.federation),
+            "events": len(self.events),
+        }
+
+    def save(self, out: Path) -> None:
+        write_json(
+            out / STATE, {"made_by": f"fedfactory {__version__}", **asdict(self), "config": self.config.to_dict()}
+        )
+
+    @classmethod
+    def load(cls, out: Path) -> RunState:
+        """Raises: UsageError if there is no run, CheckpointError if its file is damaged."""
+        path = Path(out) / STATE
+        if not path.is_file():
+            raise UsageError(f"{out}: no experiment here ({STATE} is missing); `fedfactory train --out` makes one")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values.pop("made_by")
+            return cls(
+                **{
+                    **values,
+                    "config": FactoryConfig.from_dict(values["config"]),
+                    "federation": Federation(**values["federation"]),
+                    "stages": tuple(Stage(**stage) for stage in values["stages"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CheckpointError(f"{path}: not readable ({error})") from None

@@ -1,0 +1,350 @@
+"""What happens in a round at the researcher, without sockets: who is asked, what counts, how it is averaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fedfactory.errors import CheckpointError, FederationError, NodeDataError, UsageError
+from fedfactory.generative import make_generator
+from fedfactory.node.sites import package_fingerprint, read_facts, store_facts
+from fedfactory.node.speaking import guarded
+from fedfactory.node.transport import CHANGE, pack, restore
+from fedfactory.researcher.run_state import Federation, RunState, Stage
+from helpers import DOMAINS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture
+def strategy():
+    from fedfactory.researcher.strategy import FactoryStrategy
+
+    return FactoryStrategy
+
+
+@pytest.fixture
+def average(config):
+    from fedfactory.researcher.aggregator import FactoryAverage
+
+    return FactoryAverage(config, updates_per_round=2)
+
+
+def reply(norm=1.0, size=10, **changes):
+    update = SimpleNamespace(norm=norm)
+    return {"success": True, "sample_size": size, "params": update, "msg": "", **changes}
+
+
+# who is asked
+
+
+def test_all_connected_nodes_are_asked_and_absent_ones_are_told(strategy):
+    one = strategy(min_nodes=1)
+    one.connected = lambda: {"a", "c", "stranger"}
+    assert one.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
+    assert one.events == [{"round": 1, "node": "b", "event": "absent", "reason": "not connected"}]
+
+
+def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(strategy):
+    nodes = [f"n{k}" for k in range(6)]
+    draws = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    again = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    assert draws == again
+    assert all(len(set(draw)) == 2 for draw in draws)
+    assert len(set(draws)) > 5
+    assert {node for draw in draws for node in draw} == set(nodes)
+    assert draws != [tuple(strategy(nodes_per_round=2, seed=4).sample_nodes(nodes, r)) for r in range(30)]
+
+
+# what counts
+
+
+def test_a_round_goes_on_with_those_that_answer_properly(strategy):
+    one = strategy(min_nodes=2)
+    one.sample_nodes(list("abcdef"), 4)
+    replies = {
+        "a": reply(size=30), "b": reply(size=10), "c": reply(norm=float("nan")), 
+        "d": reply(success=False, msg="no\nwonder"), "e": reply(size=0),
+    }  # fmt: skip
+    params, shares, total, _ = one.refine(replies, 4)
+    assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
+    assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
+    assert {e["node"]: e["event"] for e in one.events} == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
+    assert all(e["round"] == 5 and "\n" not in e["reason"] for e in one.events)
+
+
+def test_uniform_weighting_counts_all_alike(strategy):
+    one = strategy(weighting="uniform")
+    one.sample_nodes(["a", "b"], 0)
+    assert one.refine({"a": reply(size=30), "b": reply(size=10)}, 0)[1:3] == ({"a": 0.5, "b": 0.5}, 40)
+
+
+def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(strategy):
+    one = strategy()
+    for number in range(3):
+        one.sample_nodes(["a", "b"], number)
+        one.refine({"a": reply(1.0), "b": reply(1.3)}, number)
+    one.sample_nodes(["a", "b"], 3)
+    one.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
+    assert [(e["node"], e["event"]) for e in one.events] == [("b", "rejected")]
+    one.forget_lengths()
+    one.sample_nodes(["a", "b"], 4)
+    one.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
+    assert len(one.events) == 1
+
+
+def test_too_few_answers_do_not_make_a_round(strategy):
+    one = strategy(min_nodes=2)
+    with pytest.raises(Exception, match="1 sites are connected, at least 2"):
+        one.sample_nodes(["a"], 0)
+    one.sample_nodes(["a", "b"], 0)
+    with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
+        one.refine({"a": reply()}, 0)
+
+
+# how it is averaged
+
+
+def updates(config, count):
+    torch.manual_seed(0)
+    before = {f"generator.{k}": v.clone() for k, v in make_generator(config).state_dict().items()}
+    sites = {
+        f"n{k}": {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in before.items()}
+        for k in range(count)
+    }
+    return before, sites
+
+
+class Counted:
+    """Weights on a disk; counts how many are in memory at once."""
+
+    living = peak = 0
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def load(self):
+        class Loaded(dict):
+            def __del__(self):
+                Counted.living -= 1
+
+        Counted.living += 1
+        Counted.peak = max(Counted.peak, Counted.living)
+        return Loaded(self.weights)
+
+
+def test_the_average_weights_sites_and_reads_one_at_a_time(average, config):
+    before, sites = updates(config, 5)
+    domains = dict(zip(sites, ["bright", "dark", "dark", "bright", "dark"], strict=True))
+    shares = dict(zip(sites, [0.1, 0.2, 0.3, 0.15, 0.25], strict=True))
+    replies = {node: {"optimizer_args": {"domain": domain}} for node, domain in domains.items()}
+    stored = {node: Counted(weights) for node, weights in sites.items()}
+    merged = average.aggregate(stored, shares, training_replies=replies, global_model=before)
+    assert Counted.peak <= 2  # the last one may still be there when the next is read
+    for name in before:
+        expected = sum(shares[n] * sites[n][name].double() for n in sites)
+        if name in ("generator.head.grey", "generator.head.log_sigma"):
+            for row, domain in enumerate(config.domains):
+                owners = [n for n in sites if domains[n] == domain]
+                total = sum(shares[n] for n in owners)
+                expected[row] = sum(shares[n] / total * sites[n][name][row].double() for n in owners)
+        torch.testing.assert_close(merged[name].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_domain_nobody_answered_for_keeps_its_row(average, config):
+    before, sites = updates(config, 2)
+    replies = {node: {"optimizer_args": {"domain": "bright"}} for node in sites}
+    merged = average.aggregate(sites, {"n0": 0.5, "n1": 0.5}, training_replies=replies, global_model=before)
+    name = "generator.head.grey"
+    assert torch.equal(merged[name][1], before[name][1])
+    assert not torch.equal(merged[name][0], before[name][0])
+
+
+def test_the_order_of_replies_does_not_matter(average, config):
+    before, sites = updates(config, 3)
+    replies = {n: {"optimizer_args": {"domain": d}} for n, d in zip(sites, ["dark", "bright", "dark"], strict=True)}
+    shares = {"n0": 0.5, "n1": 0.2, "n2": 0.3}
+    first = average.aggregate(sites, shares, training_replies=replies, global_model=before)
+    turned = dict(reversed(sites.items()))
+    second = average.aggregate(turned, shares, training_replies=replies, global_model=before)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("what", ["nan", "other", "stranger"])
+def test_replies_that_cannot_be_averaged_are_refused(average, config, what):
+    before, sites = updates(config, 2)
+    replies = {node: {"optimizer_args": {"domain": "bright"}} for node in sites}
+    if what == "nan":
+        sites["n1"]["generator.head.grey"][0, 0] = float("nan")
+    elif what == "other":
+        del sites["n1"]["generator.head.grey"]
+    else:
+        replies["n1"]["optimizer_args"]["domain"] = "grey"
+    with pytest.raises(FederationError):
+        average.aggregate(sites, {"n0": 0.5, "n1": 0.5}, training_replies=replies, global_model=before)
+
+
+def test_a_breakpoint_keeps_the_moving_average(average, config, tmp_path):
+    from fedfactory.researcher.aggregator import FactoryAverage
+
+    before, sites = updates(config, 2)
+    replies = {n: {"optimizer_args": {"domain": d}, "sample_size": 5} for n, d in zip(sites, DOMAINS, strict=True)}
+    average.aggregate(sites, {"n0": 0.5, "n1": 0.5}, training_replies=replies, global_model=before)
+    average.hear(replies)
+    state = json.loads(json.dumps(average.save_state_breakpoint(str(tmp_path))))
+    loaded = FactoryAverage()
+    loaded.load_state_breakpoint(state)
+    assert all(torch.equal(loaded.ema[name], tensor) for name, tensor in average.ema.items())
+    assert (loaded.config, loaded.updates_per_round, loaded.sizes) == (config, 2, average.sizes)
+    assert loaded.create_aggregator_args(None, ["n0", "n1"])["n0"]["row_factor"] == 2.0
+
+
+# what travels
+
+
+@settings(max_examples=50, deadline=None)
+@given(scale=st.floats(1e-6, 10), seed=st.integers(0, 99))
+def test_half_precision_changes_keep_their_error_bound(scale, seed):
+    rng = torch.Generator().manual_seed(seed)
+    before = {"w": torch.randn(64, generator=rng) * 3, "count": torch.tensor([5])}
+    after = {"w": before["w"] + scale * torch.randn(64, generator=rng), "count": torch.tensor([9])}
+    sent = pack(after, before, "float16")
+    assert sent[f"{CHANGE}w"].dtype == torch.float16
+    back = restore(sent, before)
+    change = (after["w"] - before["w"]).double()
+    rounding = 2**-23 * (before["w"].abs() + change.abs())  # of the sums themselves, in float32
+    error = (back["w"].double() - after["w"].double()).abs()
+    assert (error <= 2**-11 * change.abs() + 2**-25 + rounding).all()
+    assert torch.equal(back["count"], after["count"])
+
+
+def test_full_precision_travels_as_it_is():
+    weights = {"w": torch.randn(3)}
+    assert torch.equal(restore(pack(weights, weights, "float32"), weights)["w"], weights["w"])
+
+
+def test_the_collector_keeps_weights_on_disk_and_measures_the_change(tmp_path):
+    from fedbiomed.common.message import TrainReply
+    from fedfactory.researcher.fedbiomed_hooks import RoundCollector
+
+    before = {"w": torch.zeros(4)}
+    collector = RoundCollector(None, before, tmp_path, 7)
+    fields = {name: None for name in TrainReply.__dataclass_fields__ if name not in ("params", "success", "encrypted")}
+    message = SimpleNamespace(success=True, encrypted=False, params={"w": torch.tensor([3.0, 4, 0, 0])}, **fields)
+    collector.take("n", message)
+    assert message.params.norm == pytest.approx(5)
+    assert message.params.num_bytes == 16
+    assert torch.equal(message.params.load()["w"], torch.tensor([3.0, 4, 0, 0]))
+    assert [path.name for path in tmp_path.iterdir()] == ["params_round7_n.mpk"]
+    message.params = {"w": torch.tensor([float("inf"), 0, 0, 0])}
+    collector.take("n", message)
+    assert message.params.norm == float("inf")
+    for foreign in ({}, {"w": torch.zeros(5)}, {"x": torch.zeros(4)}, {"w": "text"}, {"change.y": torch.zeros(4)}):
+        message.params = foreign
+        collector.take("n", message)
+        assert "no weights of this model" in message.params.problem
+
+
+# what may be said
+
+
+def test_an_exception_of_a_site_says_its_kind_and_not_its_text():
+    @guarded
+    def read():
+        raise ValueError("cannot read /data/DOE^JANE/scan.nii")
+
+    with pytest.raises(NodeDataError) as caught:
+        read()
+    assert "ValueError" in repr(caught.value)
+    assert "DOE" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+
+    @guarded
+    def ours():
+        raise NodeDataError("3 of 4 slices misshapen")
+
+    with pytest.raises(NodeDataError, match="3 of 4"):
+        ours()
+
+
+# do sites agree
+
+
+def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(store):
+    text = store_facts(store)
+    assert read_facts(text) == json.loads(text.removeprefix("fedfactory slice store "))
+    assert str(store.path) not in text
+    assert "case" not in text
+    assert read_facts("slice store, 16 px") is None
+    assert read_facts("[]") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"size": 32}, "--size 16"), ({"z_bins": 5}, "--z-bins 4"), ({"domain": "grey"}, "has domain 'grey'"),
+     ({"version": "9.9"}, "runs fedfactory 9.9"), ({"plane": "coronal"}, "plane is coronal, elsewhere axial"),
+     ({"crop": "none"}, "crop is none")],
+)  # fmt: skip
+def test_a_site_that_does_not_agree_is_named(store, config, change, message):
+    from fedfactory.researcher.agreement import agreeing_nodes
+
+    good = store_facts(store)
+    other = "fedfactory slice store " + json.dumps({**read_facts(good), **change})
+    texts = {"a": good, "b": good, "c": other}
+    with pytest.raises(FederationError, match=f"c: .*{message}"):
+        agreeing_nodes(texts, config, leave_out=False)
+    assert agreeing_nodes(texts, config, leave_out=True) == ["a", "b"]
+    with pytest.raises(FederationError):
+        agreeing_nodes({"c": "foreign"}, config, leave_out=True)
+
+
+# the plan of a run
+
+
+def test_stages_follow_each_other(config):
+    state = RunState(config, Federation("tag"), (Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10)
+    assert state.rounds == 5
+    assert [state.stage_at(n).updates_per_round for n in range(1, 6)] == [10, 10, 10, 200, 200]
+    assert [state.stage_begins(n) for n in range(1, 6)] == [True, False, False, True, False]
+    assert [state.config_at(n).clip_weight for n in (3, 4)] == [config.clip_weight, 50.0]
+    with pytest.raises(UsageError):
+        Stage(0)
+
+
+def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
+    stages = (Stage(3, 10), Stage(2, 200, 50.0))
+    state = RunState(config, Federation("tag", min_nodes=2), stages, seed=1, save_every=10, seconds=[1.0, 3.0])
+    state.round_done = 2
+    state.save(tmp_path)
+    assert RunState.load(tmp_path) == state
+    assert state.seconds_left() == pytest.approx(6)
+    (tmp_path / "experiment.json").write_text('{"made_by": "x", "config": 3}')
+    with pytest.raises(CheckpointError, match="not readable"):
+        RunState.load(tmp_path)
+    with pytest.raises(UsageError, match="no experiment here"):
+        RunState.load(tmp_path / "nowhere")
+
+
+def test_the_plan_that_is_approved_does_not_depend_on_hyper_parameters(config):
+    """What is hashed is the source that travels; settings go beside it, in the model's and training arguments."""
+    import inspect
+
+    from fedfactory.researcher.wire_plan import FactoryPlan
+
+    source = inspect.getsource(FactoryPlan)
+    lines = FactoryPlan.init_dependencies(None)
+    for value in (config.learning_rate, config.r1_gamma, config.batch_size, *config.domains):
+        assert f"{value!r}" not in source + "".join(lines)
+    assert "transport" not in source
+
+
+def test_the_packages_fingerprint_names_every_module_an_approved_plan_may_call():
+    import fedfactory
+
+    prints = package_fingerprint()
+    assert {"node/plans.py", "generative/trainer.py", "volumes.py"} <= prints.keys()
+    assert not any(name.startswith(("tests", "benchmarks", ".")) for name in prints)
+    assert all((Path(fedfactory.__file__).parent / name).is_file() for name in prints)

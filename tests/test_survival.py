@@ -1,0 +1,209 @@
+"""Three real nodes and a researcher that are killed, frozen and resumed; and what a node really sends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedfactory.errors import UsageError
+from fedfactory.generative.checkpoint import read_weights
+from fedfactory.researcher.run_state import RunState
+from fedfactory.researcher.training import resume
+from helpers import PATIENT, SITES, TAG
+
+
+@pytest.fixture(scope="module")
+def federation(approved):
+    return approved
+
+
+def start(federation, name, *extra, program=None) -> subprocess.Popen:
+    """A `fedfactory train` command in the background; its experiment folder and log bear its name."""
+    words = [
+        "train", "--researcher", federation.researcher, "--out", federation.folder / name, "--tag", TAG,
+        "--config", federation.folder / "config.json", "--updates-per-round", 3, "--node-timeout", 60, *extra,
+    ]  # fmt: skip
+    program = program or "from fedfactory.cli import main; main()"
+    log = (federation.folder / f"{name}.log").open("ab")
+    command = [sys.executable, "-c", program, *(str(word) for word in words)]
+    return subprocess.Popen(command, stdout=log, stderr=log, env=federation._environment())
+
+
+def log_of(federation, name) -> str:
+    return (federation.folder / f"{name}.log").read_text(errors="replace")
+
+
+def wait_for_round(federation, name, number, timeout=120) -> None:
+    deadline = time.monotonic() + timeout
+    while f"round {number} of" not in log_of(federation, name):
+        assert time.monotonic() < deadline, log_of(federation, name)
+        time.sleep(0.05)
+
+
+def weights_of(federation, name) -> dict[str, torch.Tensor]:
+    return read_weights(federation.folder / name / "checkpoint.safetensors", kind="factory")[0]
+
+
+@pytest.fixture(scope="module")
+def reference(federation):
+    """A seeded run that nothing disturbed."""
+    assert start(federation, "reference", "--rounds", 6, "--seed", 5).wait(200) == 0, log_of(federation, "reference")
+    return weights_of(federation, "reference")
+
+
+def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
+    """Killed early, between rounds and in the middle of one; resumed each time, by the command that only says so."""
+    run = start(federation, "killed", "--rounds", 6, "--seed", 5)
+    for after, moment in ((1, 0.0), (3, 0.4)):
+        wait_for_round(federation, "killed", after)
+        time.sleep(moment)
+        run.kill()
+        run.wait()
+        done = RunState.load(federation.folder / "killed").round_done
+        assert done >= after
+        if done == 6:
+            break
+        run = start(federation, "killed", "--resume")
+    assert run.wait(200) == 0, log_of(federation, "killed")
+    weights = weights_of(federation, "killed")
+    assert weights.keys() == reference.keys()
+    assert max(float((weights[n].double() - reference[n].double()).abs().max()) for n in weights) < 1e-6
+    state = RunState.load(federation.folder / "killed")
+    assert [row["round"] for row in state.history["bright"]] == [1, 2, 3, 4, 5, 6]
+    assert len([p for p in (federation.researcher / "var" / "experiments").rglob("breakpoint_*") if p.is_dir()]) < 8
+
+
+def test_a_finished_or_missing_run_is_not_resumed(federation, reference):
+    with pytest.raises(UsageError, match="nothing to resume"):
+        resume(federation.folder / "reference", researcher=federation.researcher)
+    with pytest.raises(UsageError, match="no experiment here"):
+        resume(federation.folder / "nowhere", researcher=federation.researcher)
+
+
+def test_a_run_goes_on_without_a_killed_node_and_takes_it_back(federation):
+    run = start(federation, "lost", "--rounds", 12, "--updates-per-round", 25, "--min-nodes", 2)
+    wait_for_round(federation, "lost", 2)
+    time.sleep(0.3)
+    federation.signal("west", signal.SIGKILL)
+    federation.forget("west")
+    wait_for_round(federation, "lost", 4)
+    federation.start(["west"])
+    assert run.wait(200) == 0, log_of(federation, "lost")
+    state = RunState.load(federation.folder / "lost")
+    assert state.round_done == 12
+    assert {event["event"] for event in state.events} <= {"lost", "absent"}
+    assert state.events
+    assert len(state.history["bright"]) == 12
+    assert 12 < len(state.history["dark"]) < 24
+    assert len(state.reports) == 3  # it is back in the last round
+
+
+def test_a_frozen_node_is_left_behind_at_the_deadline_and_rejoins(federation):
+    run = start(federation, "frozen", "--rounds", 6, "--updates-per-round", 10, "--min-nodes", 2, "--round-timeout", 4)
+    wait_for_round(federation, "frozen", 2)
+    federation.signal("west", signal.SIGSTOP)
+    wait_for_round(federation, "frozen", 4, timeout=40)
+    federation.signal("west", signal.SIGCONT)
+    assert run.wait(200) == 0, log_of(federation, "frozen")
+    state = RunState.load(federation.folder / "frozen")
+    assert any(event["event"] == "lost" for event in state.events)
+    assert max(state.seconds) < 15  # without a deadline the framework waits two minutes
+
+
+def test_a_node_that_fails_in_every_round_does_not_stop_the_others(federation, config):
+    """Its slices are not numbers, so the discriminator's loss is not finite; the site's own check stops it."""
+    store = federation.folder / f"{PATIENT}_west.store"
+    index = json.loads((store / "store.json").read_text())
+    images = store / index["arrays"]["images"]
+    good = images.read_bytes()
+    images.write_bytes(good[:128] + np.full((len(good) - 128) // 2, np.nan, np.float16).tobytes())
+    try:
+        assert start(federation, "failing", "--rounds", 2, "--min-nodes", 2).wait(200) == 0
+    finally:
+        images.write_bytes(good)
+    state = RunState.load(federation.folder / "failing")
+    assert [event["event"] for event in state.events] == [
+        "failed" if "reason" in event else "" for event in state.events
+    ]
+    assert len(state.events) == 2
+    assert PATIENT not in log_of(federation, "failing")
+
+
+def test_encrypted_sums_give_the_plain_weights(federation, reference):
+    """The step of quantisation is 5e-7; six rounds of a GAN enlarge it."""
+    assert start(federation, "encrypted", "--rounds", 6, "--seed", 5, "--secagg").wait(200) == 0
+    encrypted = weights_of(federation, "encrypted")
+    difference = max(float((encrypted[name] - reference[name]).abs().max()) for name in reference)
+    assert 0 < difference < 2e-3
+
+
+def test_half_precision_transport_halves_the_bytes(federation, reference):
+    assert start(federation, "half", "--rounds", 1, "--seed", 5, "--transport", "float16").wait(200) == 0
+    half, full = (RunState.load(federation.folder / name).reports for name in ("half", "reference"))
+    assert max(r["bytes"] for r in half.values()) < 0.51 * max(r["bytes"] for r in full.values())
+
+
+RECORDER = """
+import sys
+from fedbiomed.common.serializer import Serializer
+decode = Serializer.loads
+def loads(data):
+    with open(sys.argv[sys.argv.index("--out") + 1] + ".bytes", "ab") as file:
+        file.write(data)
+    return decode(data)
+Serializer.loads = staticmethod(loads)
+from fedfactory.cli import main
+main()
+"""
+
+
+def test_nothing_a_node_sends_contains_an_image_a_path_or_a_name(federation, config):
+    """Everything that the researcher decodes is written down, and searched for the sites' own slices and names."""
+    run = start(federation, "recorded", "--rounds", 1, program=RECORDER)
+    assert run.wait(200) == 0, log_of(federation, "recorded")
+    sent = (federation.folder / "recorded.bytes").read_bytes()
+    parameters = sum(
+        tensor.numel() for name, tensor in weights_of(federation, "recorded").items() if name.startswith("g.")
+    )
+    assert len(sent) > 3 * 4 * parameters  # the weights of all sites are in it
+    assert b"images_per_second" in sent
+    for private in (PATIENT.encode(), str(federation.folder).encode(), b".store", b"case0"):
+        assert private not in sent
+    for name in SITES:
+        store = federation.folder / f"{PATIENT}_{name}.store"
+        images = np.load(store / json.loads((store / "store.json").read_text())["arrays"]["images"])
+        for slice_ in images[:: len(images) // 4]:
+            row = slice_[np.argmax(slice_.std(axis=1))][4:10]  # six pixels that are not padding
+            for kind in (np.float16, np.float32, np.float64):
+                assert row.astype(kind).tobytes() not in sent
+
+
+def test_a_site_that_does_not_agree_can_be_left_out(federation, config):
+    folder = federation.folder
+    (folder / "config.json").write_text(json.dumps(replace(config, domains=("bright", "other")).to_dict()))
+    try:
+        assert start(federation, "left", "--rounds", 1, "--min-nodes", 1, "--leave-out").wait(100) == 0
+        assert [report["domain"] for report in RunState.load(folder / "left").reports.values()] == ["bright"]
+    finally:
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+
+
+def test_status_tells_progress_and_events(federation, reference):
+    command = [
+        sys.executable,
+        "-c",
+        "from fedfactory.cli import main; main()",
+        "status",
+        federation.folder / "reference",
+    ]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "round 6 of 6, finished" in text
+    assert re.search(r"bright +│ +6", text)
