@@ -2,7 +2,7 @@
 
     uv run python benchmarks/kill_nodes.py --kills 9 --out benchmarks/results/kill_nodes.json
 
-Every kill is SIGKILL, at a random share of the time of a round, so that it falls into updates, uploads and pauses alike;
+Every kill is SIGKILL, at a random share of a round's time, so that it falls into updates, uploads and pauses;
 the node is started again before the next. Reported: rounds, events, and the seconds of rounds with and without a loss.
 """
 

@@ -40,7 +40,10 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         self.config = FactoryConfig.from_dict(model_args["factory"])
         # Every site starts from the same discriminator; the researcher's generator replaces this one.
         torch.manual_seed(model_args["seed"])
-        return Factory(self.config)
+        factory = Factory(self.config)
+        if self.node_id() is None:  # the researcher never trains it, and the framework views weights as one row
+            factory.to(memory_format=torch.contiguous_format)
+        return factory
 
     def make_optimizers(self, model: Factory) -> dict[str, torch.optim.Optimizer]:
         return make_optimizers(model)

@@ -24,8 +24,8 @@ INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
-    What a researcher's search can see: the tag, and a description with domain, version and slice format. No path, no
-    case, no count.
+    What a researcher's search can see: the tag, and a description with domain, version, slice format and number of
+    training slices (which every reply of Fed-BioMed tells too). No path, no case.
 
     Raises: UsageError or StoreError if node or store are not usable, the store has changed since it was prepared, or
         the tag is taken.
@@ -59,6 +59,7 @@ def store_facts(store: SliceStore) -> str:
         "crop": fmt.crop,
         "compatibility": fmt.compatibility,
         "intensities": INTENSITIES,
+        "slices": len(store.slices("train")),
     }
     return INTRODUCTION + json.dumps(facts)
 

@@ -106,6 +106,7 @@ def factory_experiment(
     from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
 
     from ..node.fedbiomed_hooks import SECAGG_RANGE
+    from ..node.sites import read_facts
     from ..node.transport import TRANSPORTS
     from .aggregator import FactoryAverage
     from .strategy import WEIGHTINGS, FactoryStrategy
@@ -142,6 +143,10 @@ def factory_experiment(
     if not experiment.filtered_federation_nodes():
         raise FederationError(f"no connected node offers data with tag '{tag}'")
     attach(experiment)
+    if secagg:
+        for node, text in descriptions_of(tag).items():
+            if facts := read_facts(text):
+                experiment.aggregator().sizes[node] = (facts["domain"], facts.get("slices", 1))
     return experiment
 
 
