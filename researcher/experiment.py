@@ -120,12 +120,14 @@ def factory_experiment(
         raise UsageError(f"transport is one of {', '.join(TRANSPORTS)}, weighting one of {', '.join(WEIGHTINGS)}")
     if secagg and (transport != "float32" or weighting != "samples"):
         raise UsageError("encrypted sums are of all values and weighted by samples; leave transport and weighting out")
+    if secagg:
+        min_nodes = max(min_nodes, 2)  # the sum of one is no secret
     scheme = SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE) if secagg else False
     options = {
         "tags": [tag],
         "training_plan_class": FactoryPlan,
         "nodes": nodes,
-        "node_selection_strategy": FactoryStrategy(nodes_per_round, min_nodes, weighting, seed),
+        "node_selection_strategy": FactoryStrategy(nodes_per_round, min_nodes, weighting, seed, complete=secagg),
         "secagg": scheme,
         "model_args": {"factory": config.to_dict(), "seed": seed, "transport": transport},
         "training_args": {

@@ -28,6 +28,7 @@ class FactoryStrategy(Strategy):
         min_nodes: answers without which a round does not count.
         weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
         seed: of the draw.
+        complete: every asked site must answer, or the round does not count: an encrypted sum lacks nobody.
 
     Attributes:
         events: one dictionary per site and round that did not count: round, node, event, reason.
@@ -35,7 +36,12 @@ class FactoryStrategy(Strategy):
     """
 
     def __init__(
-        self, nodes_per_round: int | None = None, min_nodes: int = 1, weighting: str = "samples", seed: int = 0
+        self,
+        nodes_per_round: int | None = None,
+        min_nodes: int = 1,
+        weighting: str = "samples",
+        seed: int = 0,
+        complete: bool = False,
     ) -> None:
         super().__init__()
         self.connected: Callable[[], set[str]] | None = None
@@ -44,6 +50,7 @@ class FactoryStrategy(Strategy):
             "min_nodes": min_nodes,
             "weighting": weighting,
             "seed": seed,
+            "complete": complete,
             "norms": [],
             "events": [],
         }
@@ -64,7 +71,7 @@ class FactoryStrategy(Strategy):
             for node in sorted(set(from_nodes) - present):
                 self._note(round_i, node, "absent", "not connected")
         self._sampling_node_history[round_i] = list(nodes)
-        self._require(len(nodes), round_i, "are connected")
+        self._require(len(nodes), self._parameters["min_nodes"], round_i, "are connected")
         return list(nodes)  # a copy: the job takes failed nodes out of it
 
     def refine(self, training_replies: dict[str, dict[str, Any]], round_i: int) -> tuple:
@@ -81,7 +88,9 @@ class FactoryStrategy(Strategy):
                 self._note(round_i, node, *event)
         for node in [node for node in training_replies if node not in good]:
             del training_replies[node]
-        self._require(len(good), round_i, "answered properly")
+        asked = self._sampling_node_history[round_i]
+        needed = len(asked) if self._parameters["complete"] else self._parameters["min_nodes"]
+        self._require(len(good), needed, round_i, "answered properly")
         self._parameters["norms"] = (self._parameters["norms"] + lengths)[-REMEMBERED:]
         self._success_node_history[round_i] = list(good)
         uniform = self._parameters["weighting"] == "uniform"
@@ -121,8 +130,8 @@ class FactoryStrategy(Strategy):
     def _note(self, round_i: int, node: str, event: str, reason: str) -> None:
         self.events.append({"round": round_i + 1, "node": node, "event": event, "reason": reason})
 
-    def _require(self, count: int, round_i: int, what: str) -> None:
-        if count < self._parameters["min_nodes"]:
+    def _require(self, count: int, needed: int, round_i: int, what: str) -> None:
+        if count < needed:
             reasons = [f"{e['node']} {e['event']}: {e['reason']}" for e in self.events if e["round"] == round_i + 1]
-            text = f"round {round_i + 1}: {count} sites {what}, at least {self._parameters['min_nodes']} are needed"
+            text = f"round {round_i + 1}: {count} sites {what}, at least {needed} are needed"
             raise FedbiomedStrategyError("; ".join([text, *reasons]))

@@ -105,6 +105,16 @@ def test_too_few_answers_do_not_make_a_round(strategy):
         one.refine({"a": reply()}, 0)
 
 
+def test_an_encrypted_sum_needs_every_site_that_was_asked(strategy):
+    one = strategy(min_nodes=1, complete=True)
+    one.sample_nodes(["a", "b"], 0)
+    with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
+        one.refine({"a": reply()}, 0)
+    one.connected = lambda: {"a"}  # asked again without the lost one
+    assert one.sample_nodes(["a", "b"], 0) == ["a"]
+    assert one.refine({"a": reply()}, 0)[1] == {"a": 1.0}
+
+
 # how it is averaged
 
 
