@@ -95,15 +95,15 @@ def test_a_palette_row_comes_from_the_sites_of_its_domain_alone(config):
     assert merged[name].tolist() == [[1.0] * 3, [3.0] * 3]
 
 
-def test_a_row_whose_site_did_not_answer_stays_as_the_others_hold_it(config):
+def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(config):
     name = "generator.head.grey"
     merged = FactoryAverage(config, 1).aggregate(
         {"a": {name: torch.tensor([[5.0], [7.0]])}},
         {"a": 1.0},
         training_replies=replies(a="bright"),
-        global_model={name: torch.zeros(2, 1)},
+        global_model={name: torch.tensor([[3.0], [6.0]])},
     )
-    assert merged[name].tolist() == [[5.0], [7.0]]
+    assert merged[name].tolist() == [[5.0], [6.0]]  # only its owner may move a row
 
 
 def test_the_average_does_not_depend_on_the_order_of_the_replies(config):
