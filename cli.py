@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -199,17 +198,17 @@ def site_approve(
     ] = False,
 ) -> None:
     """Show the source of the training plans that wait at a node, and approve them."""
-    from .node.sites import approve_plans, package_fingerprint
+    from .node.sites import approve_plans, digest_of_all, package_fingerprint
 
     _quiet_framework()
     files = package_fingerprint()
-    whole = hashlib.sha256("".join(f"{name} {digest} " for name, digest in files.items()).encode()).hexdigest()
 
     def confirm(name: str, source: str) -> bool:
         console.rule(name)
         console.print(source, markup=False)
         console.rule("the package it calls")
-        console.print(f"fedfactory {__version__}, {len(files)} modules, SHA-256 of all {whole}", markup=False)
+        summary = f"fedfactory {__version__}, {len(files)} modules, SHA-256 of all {digest_of_all(files)}"
+        console.print(summary, markup=False)
         if hashes:
             for path, digest in files.items():
                 console.print(f"{digest}  {path}", markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -64,6 +65,15 @@ def refuse_existing(path: str | os.PathLike) -> None:
             raise UsageError(f"{path} exists and is not empty: choose another --out or remove it")
     elif path.exists():
         raise UsageError(f"{path} exists and is not a folder: choose another --out")
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content, in hexadecimal, in bounded memory."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:

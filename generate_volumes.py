@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from fedfactory import __version__
 from fedfactory.adaptation.adapt import MANIFEST
 from fedfactory.adaptation.label_branch import LabelledFactory
 from fedfactory.errors import UsageError
-from fedfactory.files import atomic_folder, refuse_existing
+from fedfactory.files import atomic_folder, refuse_existing, sha256_of
 from fedfactory.generative.image_encoder import read_embedding
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.progress import track
@@ -77,7 +76,7 @@ def generate_volumes(
             entries.append({"name": name, "seed": seed + number})
         manifest = {
             "made_by": f"fedfactory {__version__}",
-            "factory_sha256": hashlib.sha256(Path(factory_file).read_bytes()).hexdigest(),
+            "factory_sha256": sha256_of(factory_file),
             "domain": domain,
             "classes": labelled.card["classes"],
             "slices_per_bin": slices_per_bin,

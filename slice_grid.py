@@ -135,12 +135,9 @@ class SliceGrid:
         """
         data = self.kept(volume)
         weights = [axis.forward(3, self._blur(axis)) for axis in self.axes]
-        slices = _apply(np.moveaxis(data, 2, 0).astype(np.float32), weights, copy_slices=self.axes[2].is_copy)
+        slices = self._apply(np.moveaxis(data, 2, 0).astype(np.float32), weights)
         np.clip(slices, data.min(), data.max(), out=slices)
-        rows, columns, places = (axis.inside for axis in self.axes)
-        result = np.full_like(slices, np.nan)
-        result[places, rows, columns] = slices[places, rows, columns]
-        return result
+        return self._only_inside(slices, np.nan)
 
     def label_slices(self, volume: Volume) -> np.ndarray:
         """(slices, size, size) uint8 of a label map on this grid: the label with the largest interpolated share.
@@ -180,9 +177,7 @@ class SliceGrid:
         for value in np.unique(data):
             if value == UNLABELLED:
                 continue
-            part = _apply(
-                np.moveaxis(data == value, 2, 0).astype(np.float32), weights, copy_slices=self.axes[2].is_copy
-            )
+            part = self._apply(np.moveaxis(data == value, 2, 0).astype(np.float32), weights)
             better = part > best
             result[better], best[better] = value, part[better]
         return self._only_inside(result, UNLABELLED)
@@ -196,7 +191,7 @@ class SliceGrid:
         kept = np.zeros(tuple(stop - start for start, stop in self.box), dtype=np.uint8)
         best = np.full(kept.shape, -np.inf, dtype=np.float32)
         for value in range(probabilities.shape[1]):
-            candidate = np.moveaxis(_apply(probabilities[:, value], weights, copy_slices=self.axes[2].is_copy), 0, 2)
+            candidate = np.moveaxis(self._apply(probabilities[:, value], weights), 0, 2)
             better = candidate > best
             kept[better], best[better] = value, candidate[better]
         kept[~self._covered()] = 0
@@ -211,9 +206,7 @@ class SliceGrid:
         inside = slices[places, rows, columns].astype(np.float32)
         around = [(s.start, n - s.stop) for s, n in zip((places, rows, columns), slices.shape, strict=True)]
         weights = [axis.backward(3) for axis in self.axes]
-        kept = np.moveaxis(
-            _apply(np.pad(inside, around, mode="edge"), weights, copy_slices=self.axes[2].is_copy), 0, 2
-        ).copy()
+        kept = np.moveaxis(self._apply(np.pad(inside, around, mode="edge"), weights), 0, 2).copy()
         kept[~self._covered()] = np.nan
         return self._stored(kept, np.nan)
 
@@ -239,10 +232,18 @@ class SliceGrid:
             rows = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
             parts.append(part[rows])
             target.append(rows)
-        shares = _apply(np.moveaxis(indicator, 2, 0).astype(np.float32), parts, copy_slices=self.axes[2].is_copy)
+        shares = self._apply(np.moveaxis(indicator, 2, 0).astype(np.float32), parts)
         return (target[2], target[0], target[1]), shares
 
-    def _only_inside(self, slices: np.ndarray, outside: int) -> np.ndarray:
+    def _apply(self, planes: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
+        """(slices, rows, columns) float32 of (z, x, y) by the weights of rows, columns and slices."""
+        rows, columns, places = weights
+        planes = np.ascontiguousarray(planes)
+        if not self.axes[2].is_copy:
+            planes = np.tensordot(places, planes, axes=(1, 0))
+        return np.matmul(rows, planes @ columns.T)
+
+    def _only_inside(self, slices: np.ndarray, outside: float) -> np.ndarray:
         rows, columns, places = (axis.inside for axis in self.axes)
         result = np.full_like(slices, outside)
         result[places, rows, columns] = slices[places, rows, columns]
@@ -256,15 +257,6 @@ class SliceGrid:
         whole = np.full(self.shape, outside, dtype=kept.dtype)
         whole[tuple(slice(*ends) for ends in self.box)] = kept
         return turned_back(whole, self.affine, self.fmt.plane)
-
-
-def _apply(planes: np.ndarray, weights: list[np.ndarray], *, copy_slices: bool) -> np.ndarray:
-    """(slices, rows, columns) float32 of (z, x, y) by the weights of rows, columns and slices."""
-    rows, columns, places = weights
-    planes = np.ascontiguousarray(planes)
-    if not copy_slices:
-        planes = np.tensordot(places, planes, axes=(1, 0))
-    return np.matmul(rows, planes @ columns.T)
 
 
 def _objects(data: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:

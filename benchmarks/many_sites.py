@@ -9,7 +9,6 @@ of a real run. Each measurement is a process of its own.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
@@ -18,7 +17,7 @@ from types import SimpleNamespace
 
 import torch
 from fedfactory.files import write_json
-from measuring import machine, peak_resident_mib
+from measuring import in_own_process, machine, peak_resident_mib
 
 SEED = 0
 DOMAINS = ("a", "b", "c")
@@ -43,14 +42,8 @@ def main() -> None:
 
 
 def measure(variant: str, sites: int, parameters: int) -> dict:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        process = context.Process(target=run, args=(variant, sites, parameters, folder, sender))
-        process.start()
-        result = receiver.recv()
-        process.join()
-    return result
+        return in_own_process(run, variant, sites, parameters, folder)
 
 
 def run(variant: str, sites: int, parameters: int, folder: str, sender) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
@@ -68,6 +69,17 @@ def peak_resident_mib() -> float:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10
     return float("nan")
+
+
+def in_own_process(target: Callable, *arguments: Any) -> Any:
+    """What `target(*arguments, sender)` sends, from a new process: its peak memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, sender))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import shutil
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from fedfactory.files import write_json
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.store import SliceStore
-from measuring import machine, peak_resident_mib
+from measuring import in_own_process, machine, peak_resident_mib
 from plain_preparation import prepare_plainly
 from scipy import ndimage
 
@@ -92,13 +91,7 @@ def make_site(folder: Path, count: int) -> None:
 
 
 def measure(folder: Path, count: int, variant: str, workers: int) -> dict:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=run, args=(folder, count, variant, workers, sender))
-    process.start()
-    result = receiver.recv()
-    process.join()
-    return result
+    return in_own_process(run, folder, count, variant, workers)
 
 
 def run(folder: Path, count: int, variant: str, workers: int, sender) -> None:

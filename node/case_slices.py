@@ -15,6 +15,7 @@ import numpy as np
 from ..cropping import crop_box
 from ..dicom import patient_key
 from ..errors import UsageError, VolumeError
+from ..files import sha256_of
 from ..slice_grid import SliceGrid
 from ..slicing import UNLABELLED, SliceFormat, mean_and_deviation
 from ..sources import CaseFiles
@@ -90,13 +91,9 @@ def digest_of(case: CaseFiles) -> str:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise VolumeError(f"{path}: no such file, or no regular one")
         try:
-            with path.open("rb") as file:
-                part = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    part.update(block)
+            whole.update(sha256_of(path).encode())
         except OSError as error:
             raise VolumeError(f"{path}: cannot be read ({error.strerror})") from None
-        whole.update(part.digest())
     return whole.hexdigest()
 
 
@@ -114,7 +111,7 @@ def patient_of(name: str, pattern: str | None) -> str:
 def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     """Raises: VolumeError or UsageError naming the file of an unusable case."""
     digest = digest_of(case)
-    image = _read_image(case)
+    image = read_volume(case.image)
     published = config.compatibility == "published"
     turned = image.turned(config.plane)
     box = crop_box(turned.data, config.crop, published=published)
@@ -124,7 +121,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     try:
         mean, deviation = mean_and_deviation(kept)
     except VolumeError as error:
-        raise VolumeError(f"{_first_file(case)}: {error}") from None
+        raise VolumeError(f"{case.files[0]}: {error}") from None
     low, high = float(kept.min()), float(kept.max())
     return Survey(
         digest=digest,
@@ -149,19 +146,13 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
-    image = _read_image(case)
+    image = read_volume(case.image)
     grid = SliceGrid(seen.shape, seen.affine, seen.box, fmt)
     slices = grid.image_slices(image)
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)
     labels = presence = gaze = None
-    facts: dict[str, Any] = {
-        "height": grid.height,
-        "highest_label": 0,
-        "marks": False,
-        "label_volumes": {},
-        "label_loss": 0.0,
-    }
+    facts: dict[str, Any] = {"height": grid.height, **label_facts(None, voxel=0.0, lost=0.0)}
     if case.label is not None and config.label_kind == "gaze":
         gaze = _read_gaze(case, grid, seen)
         facts["marks"] = len(gaze) > 0
@@ -186,14 +177,6 @@ def _patient(case: CaseFiles, pattern: str | None) -> str:
     """What a DICOM header says goes before what the name suggests, unless a pattern is given."""
     from_header = patient_key(case.image) if pattern is None and isinstance(case.image, tuple) else None
     return from_header or patient_of(case.name, pattern)
-
-
-def _read_image(case: CaseFiles) -> Volume:
-    return read_volume(case.image)
-
-
-def _first_file(case: CaseFiles) -> Path:
-    return case.files[0]
 
 
 def _read_label(case: CaseFiles, image: Volume, config: PrepareConfig) -> Volume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StoreError
-from ..files import atomic_file, write_json
+from ..files import atomic_file, sha256_of, write_json
 from ..generative.image_encoder import load_image_encoder, read_embedding
 from ..generative.trainer import Guide
 from ..progress import track
@@ -39,7 +38,7 @@ def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: 
     with atomic_file(store.path / EMBEDDING) as temporary, temporary.open("wb") as file:
         np.save(file, mean.numpy()[None], allow_pickle=False)
     weights = Path(weights).resolve()
-    write_json(store.path / CARD, {"encoder": encoder, "weights": str(weights), "sha256": _sha256(weights)})
+    write_json(store.path / CARD, {"encoder": encoder, "weights": str(weights), "sha256": sha256_of(weights)})
     return mean
 
 
@@ -61,18 +60,10 @@ def load_guide(store: SliceStore) -> Guide:
     try:
         card = json.loads((store.path / CARD).read_text(encoding="utf-8"))
         encoder, weights, expected = card["encoder"], Path(card["weights"]), card["sha256"]
-        unchanged = _sha256(weights) == expected
+        unchanged = sha256_of(weights) == expected
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{store.path}: no usable image encoder ({error}); run `fedfactory embed`") from None
     if not unchanged:
         raise StoreError(f"{weights}: has changed since the store was embedded; run `fedfactory embed` again")
     network = load_image_encoder(encoder, weights)
     return Guide(network, site_embedding(store, network.width))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

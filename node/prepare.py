@@ -71,8 +71,6 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
         VolumeError: not one case can be used.
         OSError: the disk is full or broken; what was cut so far is used by the next run.
     """
-    if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
     found = find_cases(
         Path(source),
         image_key=config.image_key,
@@ -96,6 +94,8 @@ def prepare_cases(
     Args:
         survey, cut: what a case is, and its slices; default: of volumes.
     """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; at least one is needed")
     out = Path(out)
     found.cases = [case for case in found.cases if case.name not in config.exclude]
     with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts

@@ -81,7 +81,11 @@ class PrepareConfig:
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"{name.replace('_', ' ')} '{value}' is not known: choose {', '.join(known)}")
-        if self.size < 1 or self.z_bins < 1 or any(s is not None and not s > 0 for s in self._spacings):
+        if (
+            self.size < 1
+            or self.z_bins < 1
+            or any(mm is not None and not mm > 0 for mm in (self.spacing, self.slice_spacing))
+        ):
             raise ConfigError("size, z-bins and spacing must be positive")
         if self.validation_share < 0 or self.test_share < 0 or self.validation_share + self.test_share >= 1:
             raise ConfigError("validation and test share must leave patients to train with")
@@ -99,10 +103,6 @@ class PrepareConfig:
             re.compile(self.patient_pattern or "")
         except re.error as error:
             raise UsageError(f"patient pattern '{self.patient_pattern}': {error}") from None
-
-    @property
-    def _spacings(self) -> tuple[float | None, ...]:
-        return self.spacing, self.slice_spacing
 
     @property
     def sparse(self) -> bool:

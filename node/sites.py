@@ -12,6 +12,7 @@ from typing import Any
 from .. import __file__ as fedfactory_file
 from .. import __version__
 from ..errors import FederationError, UsageError
+from ..files import sha256_of
 from .fedbiomed_hooks import open_node, pending_plans
 from .store import SliceStore
 
@@ -78,7 +79,12 @@ def package_fingerprint() -> dict[str, str]:
     root = Path(fedfactory_file).parent
     rooms = ("generative", "adaptation", "node", "researcher")
     modules = [*root.glob("*.py"), *(path for room in rooms for path in (root / room).glob("*.py"))]
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(modules)}
+    return {str(p.relative_to(root)): sha256_of(p) for p in sorted(modules)}
+
+
+def digest_of_all(files: dict[str, str]) -> str:
+    """One SHA-256 for a fingerprint: equal packages have equal ones."""
+    return hashlib.sha256("".join(f"{name} {digest} " for name, digest in files.items()).encode()).hexdigest()
 
 
 def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from dataclasses import replace
@@ -33,6 +34,15 @@ def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) 
     label = (distance < radius).astype(np.uint8) + (distance < radius / 2)
     image = np.array([10.0, 60.0, 100.0], np.float32)[label] + rng.normal(0, 2, shape).astype(np.float32)
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
+
+
+def kernels_of(layer, w):
+    """The kernel of every sample of a modulated convolution, one at a time, as the paper writes it."""
+    for style in layer.modulation(w):
+        kernel = layer.weight / math.sqrt(layer.weight[0].numel()) * style[None, :, None, None]
+        if layer.demodulate:
+            kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        yield kernel
 
 
 def oriented(volume: Volume, codes: str) -> Volume:

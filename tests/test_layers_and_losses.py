@@ -12,7 +12,7 @@ from fedfactory.generative.layers import EqualisedLinear, ModulatedConv, activat
 from fedfactory.generative.losses import discriminator_logistic, generator_non_saturating, r1_penalty
 from fedfactory.generative.networks import make_discriminator, make_generator
 from fedfactory.generative.palette import PaletteHead, palette_table
-from helpers import with_head
+from helpers import kernels_of, with_head
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -20,11 +20,7 @@ def test_modulated_convolution_equals_one_kernel_per_sample(demodulate):
     torch.manual_seed(0)
     layer = ModulatedConv(3, 5, 3, 4, demodulate=demodulate).double()
     x, w = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 4).double()
-    style = layer.modulation(w)
-    for sample in range(2):
-        kernel = layer.weight / math.sqrt(3 * 9) * style[sample][None, :, None, None]
-        if demodulate:
-            kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+    for sample, kernel in enumerate(kernels_of(layer, w)):
         expected = F.conv2d(x[sample : sample + 1], kernel, padding=1)[0]
         torch.testing.assert_close(layer(x, w)[sample], expected)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pickle
 
 import pytest
@@ -20,6 +19,7 @@ from fedfactory.generative.losses import path_lengths, r1_penalty
 from fedfactory.generative.original_checkpoint import import_checkpoint
 from fedfactory.generative.resampling import blur, double, halve, resample
 from golden import FILTER, filled_states, golden_vectors, published_config
+from helpers import kernels_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -155,11 +155,7 @@ def test_resampling_equals_a_sum_written_out():
 def test_modulated_upsampling_equals_one_transposed_kernel_per_sample(demodulate):
     layer = ModulatedConv(3, 5, 3, 4, demodulate=demodulate, upsample=True).double()
     x, w = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 4).double()
-    style = layer.modulation(w)
-    for sample in range(2):
-        kernel = layer.weight / math.sqrt(3 * 9) * style[sample][None, :, None, None]
-        if demodulate:
-            kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+    for sample, kernel in enumerate(kernels_of(layer, w)):
         wide = F.conv_transpose2d(x[sample : sample + 1], kernel.transpose(0, 1), stride=2)
         torch.testing.assert_close(layer(x, w)[sample], resample(wide, 4 * FILTER.double(), pad=(1,) * 4)[0])
 
