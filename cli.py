@@ -283,6 +283,7 @@ def train(
             chosen, out, researcher=researcher, federation=federation, stages=stages, seed=seed, report_round=report
         )
     state = RunState.load(folder)
+    _print_alarms(state.alarms())
     if state.events:
         console.print(f"{len(state.events)} times a site did not count in a round: fedfactory status {folder}")
     console.print(f"{folder}: {state.rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
@@ -304,8 +305,16 @@ def status(
         last = rows[-1] if rows else {}
         table.add_row(domain, str(len(rows)), *(f"{last[t]:.3g}" if t in last else "" for t in terms))
     console.print(table)
+    for pair, score in (state.sharing[-1]["pairs"] if state.sharing else {}).items():
+        console.print(f"anatomy shared by {pair}: {score:.2f} (0 is chance, 1 is all)", markup=False)
+    _print_alarms(state.alarms())
     for event in state.events:
         console.print(f"round {event['round']}: {event['node']} {event['event']}: {event['reason']}", markup=False)
+
+
+def _print_alarms(texts: list[str]) -> None:
+    for text in texts:
+        console.print(f"alarm: {text}; labels may not carry over there", style="bold red", markup=False)
 
 
 @app.command()
@@ -425,6 +434,7 @@ def adapt(
     config = SegmenterConfig(network=network, updates=updates, seed=seed)
     made = adapt_site(store, out, factory_file=factory, synthetic=synthetic, config=config)
     console.print(f"{out}: {network} for {made.card['domain']}, from {made.card['slices']} synthetic slices")
+    _print_alarms(made.card.get("alarms", []))
 
 
 @app.command()

@@ -45,9 +45,9 @@ def main() -> None:
 def run(federation: LocalFederation, folder: Path, kills: int, rng: random.Random) -> dict:
     federation.begin()
     stores = make_stores(folder, list(NODES))
-    # 8 M parameters: a second of training, a second of upload
+    # A few seconds a round: updates, upload and averaging each take a visible share of it.
     config = FactoryConfig.preset(
-        "tiny", NODES, image_size=64, z_bins=4, head="image", start_size=4, channels=(300,) * 5, batch_size=1
+        "tiny", NODES, image_size=64, z_bins=4, head="image", start_size=4, channels=(128,) * 5, batch_size=1
     )
     write_json(folder / "config.json", config.to_dict())
     federation.wait_for("create")

@@ -2,125 +2,85 @@
 
     uv run python benchmarks/persistence.py --out benchmarks/results/persistence.json
 
-Two simulated sites (MNI152, two contrasts), the demo's factory with adaptive augmentation, federated averaging in one
-process with the trainer of the real nodes. "forgetful" makes optimizers and counters anew in every round, as the
-published program does; discriminators stay in both. Reported: kernel distance of the average generator's slices to
-held-out real ones, per domain and seed; smaller is better.
+Two simulated sites (MNI152, two contrasts) and the demo's factory with adaptive augmentation. "forgetful" makes
+optimizers and counters anew in every round, as the published program does; discriminators stay in both. Reported:
+kernel distance of the average generator's slices to held-out subjects, per domain and seed; smaller is better.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from fedfactory.files import write_json
-from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
-from fedfactory.generative.quality import kernel_distance, random_features
-from fedfactory.generative.trainer import TrainerState, make_optimizers
+from fedfactory.generative import FactoryConfig
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.store import SliceStore
 from fedfactory.researcher.simulate import CONTRASTS, simulate_site
 from measuring import machine
+from simulated_federation import SimulatedFederation, distance_to_real
 
 DOMAINS = ("t1", "t2")
-SAMPLES = 400
-DECAY = 0.98  # of the average generator, per round
+VARIANTS = {"persistent": True, "forgetful": False}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--updates", type=int, default=10, help="per round and site")
-    parser.add_argument("--subjects", type=int, default=20, help="per site, half of them held out")
+    parser.add_argument("--looks", type=int, default=3, help="how often the distance is measured, evenly spaced")
+    parser.add_argument("--subjects", type=int, default=32, help="per site, half of them held out")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     config = FactoryConfig.preset("tiny", DOMAINS, augment=True, augment_length=2000)
+    runs = []
     with tempfile.TemporaryDirectory() as name:
-        stores = [site(Path(name), domain, config, arguments.subjects) for domain in DOMAINS]
-        rows = []
+        stores = {domain: site(Path(name), domain, config, arguments.subjects) for domain in DOMAINS}
         for seed in arguments.seeds:
-            for variant in ("persistent", "forgetful"):
-                distance = train(config, stores, variant, seed, arguments.rounds, arguments.updates)
-                rows.append({"seed": seed, "variant": variant, "distance": dict(zip(DOMAINS, distance, strict=True))})
-                print(rows[-1], flush=True)
-    content = {"machine": machine("cpu"), "rounds": arguments.rounds, "updates_per_round": arguments.updates}
-    content |= {"config": config.to_dict(), "runs": rows}
+            for variant, persistent in VARIANTS.items():
+                federation = SimulatedFederation(config, stores, seed, persistent=persistent)
+                runs.append({"seed": seed, "variant": variant, "looks": train(federation, arguments)})
+                print(runs[-1], flush=True)
+    last = {v: [list(r["looks"][-1]["distance"].values()) for r in runs if r["variant"] == v] for v in VARIANTS}
+    content = {
+        "machine": machine("cpu"),
+        "config": config.to_dict(),
+        "updates_per_round": arguments.updates,
+        "runs": runs,
+        "mean_last_distance": {variant: round(float(np.mean(values)), 3) for variant, values in last.items()},
+    }
     if arguments.out:
         write_json(arguments.out, content)
-    mean = {v: np.mean([list(r["distance"].values()) for r in rows if r["variant"] == v]) for v in
-            ("persistent", "forgetful")}  # fmt: skip
-    print(json.dumps({name: float(value) for name, value in mean.items()}))
+    print(json.dumps(content["mean_last_distance"]))
 
 
 def site(folder: Path, domain: str, config: FactoryConfig, subjects: int) -> SliceStore:
-    simulate_site(
-        folder / domain, CONTRASTS[domain], subjects, config.image_size, 100 * DOMAINS.index(domain), prefix="s"
-    )
+    seed = 100 * DOMAINS.index(domain)
+    simulate_site(folder / domain, CONTRASTS[domain], subjects, config.image_size, seed, prefix="s")
     settings = PrepareConfig(
-        domain=domain,
-        size=config.image_size,
-        z_bins=config.z_bins,
-        validation_share=0,
-        test_share=0.5,
+        domain=domain, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0.5,
         label_kind="none",
-    )
+    )  # fmt: skip
     return prepare(folder / domain, folder / f"{domain}.store", settings).store
 
 
-def train(
-    config: FactoryConfig, stores: list[SliceStore], variant: str, seed: int, rounds: int, updates: int
-) -> list[float]:
-    torch.manual_seed(seed)
-    start = Factory(config)
-    factories = [copy.deepcopy(start) for _ in stores]
-    rngs = [torch.Generator().manual_seed(1000 * seed + n) for n in range(len(stores))]
-    optimizers = [make_optimizers(factory) for factory in factories]
-    states = [TrainerState() for _ in stores]
-    average = copy.deepcopy(start.generator)
-    for _ in range(rounds):
-        for n, store in enumerate(stores):
-            if variant == "forgetful":
-                optimizers[n], states[n] = make_optimizers(factories[n]), TrainerState()
-            trainer = FactoryTrainer(factories[n], optimizers[n], rngs[n], state=states[n])
-            chosen = store.slices("train")
-            for _ in range(updates):
-                batch = chosen[torch.randint(len(chosen), (config.batch_size,), generator=rngs[n]).numpy()]
-                z_bin = torch.from_numpy(store.z_bin[batch])
-                trainer.train_step(images(store, batch), z_bin, torch.full_like(z_bin, n))
-            states[n] = trainer.state
-        weights = [factory.generator.state_dict() for factory in factories]
-        mean = {name: torch.stack([one[name] for one in weights]).mean(0) for name in weights[0]}
-        for factory in factories:
-            for name in ("head.grey", "head.log_sigma"):  # rows of the palette belong to their domains
-                for row in range(len(DOMAINS)):
-                    mean[name][row] = weights[row][name][row]
-            factory.generator.load_state_dict(mean)
-        with torch.no_grad():
-            for name, tensor in average.state_dict().items():
-                tensor.lerp_(mean[name], 1 - DECAY)
-    return [distance(average, store, n) for n, store in enumerate(stores)]
-
-
-def images(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
-
-
-@torch.no_grad()
-def distance(generator, store: SliceStore, domain: int) -> float:
-    rng = torch.Generator().manual_seed(7)
-    held_out = store.slices("test")
-    chosen = held_out[torch.randint(len(held_out), (SAMPLES,), generator=rng).numpy()]
-    z_bin = torch.from_numpy(store.z_bin[chosen])
-    z = torch.randn(SAMPLES, generator.config.latent_dim, generator=rng)
-    drawn = generator(z, z_bin, torch.full_like(z_bin, domain), generator.draw_noise(SAMPLES, rng)).clamp(-1, 1)
-    return float(kernel_distance(random_features(images(store, chosen)), random_features(drawn)))
+def train(federation: SimulatedFederation, arguments: argparse.Namespace) -> list[dict]:
+    looks = []
+    for number in range(1, arguments.rounds + 1):
+        federation.run_round(arguments.updates)
+        if number % max(1, arguments.rounds // arguments.looks) == 0:
+            distance = {
+                d: round(distance_to_real(federation.generator, store, n, "test"), 3)
+                for n, (d, store) in enumerate(federation.stores.items())
+            }
+            strength = {d: round(float(state.augmentation.p), 3) for d, state in federation.states.items()}
+            looks.append({"round": number, "distance": distance, "augmentation": strength})
+    return looks
 
 
 if __name__ == "__main__":

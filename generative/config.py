@@ -10,6 +10,8 @@ from ..errors import ConfigError
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024
 HEADS = ("palette", "image")
+CONDITIONINGS = ("auto", "head", "mapping")
+DISCRIMINATORS = ("local", "shared")
 COMPATIBILITY = ("none", "published")
 POSITIVE_INTEGERS = (
     "z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every", "path_every", "path_batch_shrink",
@@ -66,6 +68,10 @@ class FactoryConfig:
 
     domains: tuple[str, ...]  # names of the sites' scanners, modalities or organs; position = domain index
     head: str = "palette"  # "palette": shared anatomy, a palette per domain; "image": the published networks
+    # Where the domain enters: "head": the palette alone, so that one latent is one anatomy in all domains;
+    # "mapping": the mapping network (published; for domains that share no anatomy); "auto": as early as the head needs
+    conditioning: str = "auto"
+    discriminator: str = "local"  # "local": each site keeps its own, "shared": averaged as the generator (published)
     image_size: int = 32  # pixels per side, a power of two times start_size
     z_bins: int = 12  # number of slice heights a volume is divided into
     start_size: int = 8  # side of the learnt constant the generator starts from
@@ -76,6 +82,8 @@ class FactoryConfig:
     mapping_lr_multiplier: float = 0.1
     batch_size: int = 16
     learning_rate: float = 4e-3  # Adam, both networks
+    palette_lr_multiplier: float = 1.0  # of the palette's grey levels
+    texture: float = 0.0  # palette: bound of what a slice may differ from its tissues' grey levels, pixel by pixel
     r1_gamma: float = 0.5  # weight of the gradient penalty on real slices
     r1_every: int = 16  # updates from one penalty to the next
     path_weight: float = 0.0  # weight of path length regularisation
@@ -100,6 +108,10 @@ class FactoryConfig:
         if any(not isinstance(name, str) or not name.strip() for name in self.domains):
             raise ConfigError("a domain name is empty")
         self._check_choice("head", HEADS)
+        self._check_choice("conditioning", CONDITIONINGS)
+        if self.conditioning == "head" and self.head != "palette":
+            raise ConfigError("conditioning is 'head': only the palette head knows the domain; choose 'mapping'")
+        self._check_choice("discriminator", DISCRIMINATORS)
         self._check_choice("compatibility", COMPATIBILITY)
         if self.start_size < SMALLEST_MAP or self.start_size & (self.start_size - 1):
             raise ConfigError(f"start_size is {self.start_size}; choose a power of two from {SMALLEST_MAP} up")
@@ -118,12 +130,12 @@ class FactoryConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
-        if self.learning_rate <= 0 or self.mapping_lr_multiplier <= 0:
-            raise ConfigError("learning_rate and mapping_lr_multiplier must be positive")
+        if min(self.learning_rate, self.mapping_lr_multiplier, self.palette_lr_multiplier) <= 0:
+            raise ConfigError("learning_rate and its multipliers must be positive")
         for name in ("r1_gamma", "path_weight", "clip_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("style_mixing", "augment_p", "augment_target"):
+        for name in ("style_mixing", "augment_p", "augment_target", "texture"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose from 0 to 1")
         if not 0 <= self.ema_decay < 1:
@@ -140,6 +152,13 @@ class FactoryConfig:
         while sides[-1] < self.image_size:
             sides.append(sides[-1] * 2)
         return tuple(sides)
+
+    @property
+    def domain_enters(self) -> str:
+        """ "head" or "mapping", see `conditioning`."""
+        if self.conditioning == "auto":
+            return "head" if self.head == "palette" else "mapping"
+        return self.conditioning
 
     def domain_index(self, name: str) -> int:
         """Position of a domain. Raises ConfigError that lists the known names."""

@@ -96,8 +96,12 @@ class PaletteGenerator(Generator):
         self.config = config
         d, widths = config.latent_dim, config.channels
         self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, d))
+        self.domain_embedding = None
+        if config.domain_enters == "mapping":
+            self.domain_embedding = nn.Parameter(torch.randn(len(config.domains), d))
+        entering = 2 * d if self.domain_embedding is None else 3 * d
         self.mapping = nn.ModuleList(
-            EqualisedLinear(2 * d if layer == 0 else d, d, lr_multiplier=config.mapping_lr_multiplier)
+            EqualisedLinear(entering if layer == 0 else d, d, lr_multiplier=config.mapping_lr_multiplier)
             for layer in range(config.mapping_layers)
         )
         self.constant = nn.Parameter(torch.randn(config.z_bins, widths[0], config.start_size, config.start_size))
@@ -110,13 +114,17 @@ class PaletteGenerator(Generator):
         self.to_logits = nn.ModuleList(
             StyledLayer(width, self.head.num_maps, 1, d, demodulate=False) for width in widths
         )
+        self.texture = StyledLayer(widths[-1], 1, 1, d, demodulate=False) if config.texture else None
         # Numbered as in the published network: a block's logits and the next block's first layer share a latent.
         self.n_latent = 2 * len(widths)
         self.num_maps = self.head.num_maps
 
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
-        """Neither domain nor encoding changes the latents: one z is one anatomy in every domain."""
-        w = torch.cat([pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])], dim=1)
+        """The encoding is not read; nor is the domain, unless the configuration says so: one z is one anatomy."""
+        entering = [pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])]
+        if self.domain_embedding is not None:
+            entering.append(pixel_norm(self.domain_embedding[domain]))
+        w = torch.cat(entering, dim=1)
         for layer in self.mapping:
             w = activate(layer(w))
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.constant[z_bin], domain)
@@ -131,7 +139,10 @@ class PaletteGenerator(Generator):
             features.append(x)
             logits = upsample(logits) + to_logits(x, w[2 * block + 3])
         anatomy = self.head.anatomy(logits)
-        return Synthesis(self.head.paint(anatomy, w[-1], style.domain, noise[0]), anatomy, features)
+        image = self.head.paint(anatomy, w[-1], style.domain, noise[0])
+        if self.texture is not None:  # bounded: it may shade tissue, not turn one into another
+            image = image + self.config.texture * torch.tanh(self.texture(x, w[-1]))
+        return Synthesis(image, anatomy, features)
 
     @property
     def noise_sides(self) -> list[int]:

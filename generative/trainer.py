@@ -26,6 +26,7 @@ from .networks import make_discriminator, make_generator
 
 ADAM_BETAS = (0.0, 0.99)
 ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; the others train the networks to do without
+PALETTE = ("head.grey",)
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -138,9 +139,17 @@ def make_optimizers(factory: Factory) -> dict[str, torch.optim.Optimizer]:
         # A penalty that replaces an update leaves every/(every + 1) of the updates to the losses.
         share = every[name] / (every[name] + 1) if config.compatibility == "published" else 1.0
         betas = tuple(beta**share for beta in ADAM_BETAS) if share != 1.0 else ADAM_BETAS
-        parameters = getattr(factory, name).parameters()
-        optimizers[name] = torch.optim.Adam(parameters, lr=config.learning_rate * share, betas=betas, fused=True)
+        rate = config.learning_rate * share
+        groups = _palette_apart(getattr(factory, name), rate, config.palette_lr_multiplier)
+        optimizers[name] = torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)
     return optimizers
+
+
+def _palette_apart(network: nn.Module, rate: float, multiplier: float) -> list[dict[str, Any]]:
+    """Groups for Adam: the palette's grey levels have a learning rate of their own if a multiplier is set."""
+    named = dict(network.named_parameters())
+    grey = [named.pop(name) for name in PALETTE if name in named] if multiplier != 1.0 else []
+    return [{"params": list(named.values())}, *([{"params": grey, "lr": rate * multiplier}] if grey else [])]
 
 
 class FactoryTrainer:

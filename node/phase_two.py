@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, pseudo_label, read_synthetic
 from ..adaptation.label_branch import LabelledFactory, train_label_branch
+from ..adaptation.plausibility import explained_intensity
 from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
 from ..errors import StoreError, UsageError
+from ..generative.alarm import alarms
 from ..generative.factory_file import load_factory
+from ..generative.quality import site_quality
+from ..generative.sharing import shared_anatomy
 from .store import SliceStore
+
+EXPLAINED = 0.8  # of what the first guess explains, the least an adapted segmenter should
 
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
@@ -95,5 +105,26 @@ def adapt_site(
         data = read_synthetic(synthetic, store.domain)
     source = {"source": "factory" if factory_file is not None else "synthetic volumes"}
     segmenter = adapt(store.format, store.domain, data, config, facts=source)
+    if factory_file is not None:
+        segmenter.card |= _doubts(store, labelled, segmenter)
     segmenter.save(out)
     return segmenter
+
+
+def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> dict[str, Any]:
+    """For the segmenter's card: how the factory fits the site, and why its labels may not, all without a label."""
+    chosen = store.slices("train")
+    images, factory = store.images[chosen].astype(np.float32), labelled.factory
+    domain = factory.config.domain_index(store.domain)
+    z_bin = torch.from_numpy(store.z_bin[chosen])
+    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain)
+    shared = [score for pair, score in shared_anatomy(factory.generator).items() if store.domain in pair]
+    found = alarms(store.domain, quality, max(shared, default=None))
+    own, guess = explained_intensity(images, segmenter), explained_intensity(images, labelled.robust)
+    if own < EXPLAINED * guess:
+        found.append(
+            f"{store.domain}: the adapted segmenter's classes explain {own:.0%} of the images' grey levels, those of "
+            f"the labelled site's segmenter {guess:.0%}"
+        )
+    explained = {"adapted": own, "first_guess": guess}
+    return {"quality": quality.to_dict(), "explained": explained, "alarms": found}

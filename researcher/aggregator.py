@@ -13,20 +13,21 @@ from torch import Tensor
 from ..errors import FederationError
 from ..generative.checkpoint import read_weights, write_weights
 from ..generative.config import FactoryConfig
-from ..node.plans import OWNED_ROWS
+from ..node.plans import owned_parameters
 from ..node.transport import restore
 
+GENERATOR = "generator."  # prefix of its tensors; shared discriminators have no moving average
 AVERAGE_FILE, AVERAGE_KIND = "average.safetensors", "moving average"
 
 
 class FactoryAverage(FedAverage):
     """FedAvg of the generator, with two differences and a moving average.
 
-    Row d of the palette is averaged over the sites of domain d alone: no other site has a gradient for it, so a
-    plain mean would hold it back. Sites are summed in the order of their domains, so that a run can be repeated to
-    the last bit whatever order the replies come in, and one at a time: their weights are read from disk, so memory is
-    that of one site and the sum. The exponential moving average of the global generator is kept here and costs no
-    traffic.
+    What belongs to domain d (its row of the palette, see `owned_parameters`) is averaged over the sites of that domain
+    alone: no other site has a gradient for it, so a plain mean would hold it back. Sites are summed in the order of
+    their domains, so that a run can be repeated to the last bit whatever order the replies come in, and one at a time:
+    their weights are read from disk, so memory is that of one site and the sum. The exponential moving average of the
+    global generator is kept here and costs no traffic.
 
     Attributes:
         ema: name to tensor, the average generator after the last round; empty before the first.
@@ -73,7 +74,9 @@ class FactoryAverage(FedAverage):
         total = sum(weights[node] for node in nodes)
         before: Mapping[str, Tensor] = kwargs["global_model"]
         sums: dict[str, Tensor] = {}
-        rows = {name: before[name].double().clone() for name in OWNED_ROWS if name in before}
+        axes = {name: axis for name, axis in owned_parameters(self.config).items() if name in before}
+        owned = {name: before[name].double().clone() for name in axes}
+        first = {domains[node]: node for node in reversed(nodes)}
         for node in nodes:
             update = model_params[node]
             update = restore(update if isinstance(update, Mapping) else update.load(), before)
@@ -87,16 +90,21 @@ class FactoryAverage(FedAverage):
                     sums[name].add_(tensor.double(), alpha=weights[node] / total)
                 else:
                     sums[name] = tensor.double() * (weights[node] / total)
-                if name in rows:
-                    share = weights[node] / present[domains[node]]
-                    first = node == next(n for n in nodes if domains[n] == domains[node])
-                    rows[name][index] = (0 if first else rows[name][index]) + tensor[index].double() * share
-        merged = {name: tensor.to(before[name].dtype) for name, tensor in {**sums, **rows}.items()}
+                if name in owned:
+                    own, share = owned[name].select(axes[name], index), weights[node] / present[domains[node]]
+                    if node == first[domains[node]]:
+                        own.zero_()
+                    own.add_(tensor.select(axes[name], index).double(), alpha=share)
+        for name, axis in axes.items():  # what belongs to no domain, such as embeddings of heights, is everyone's
+            count = len(self.config.domains)
+            sums[name].narrow(axis, 0, count).copy_(owned[name].narrow(axis, 0, count))
+        merged = {name: tensor.to(before[name].dtype) for name, tensor in sums.items()}
         self.follow(merged, before, sites=len(nodes))
         return merged
 
     def follow(self, merged: Mapping[str, Tensor], before: Mapping[str, Tensor], *, sites: int) -> None:
         """Move the average towards the global generator after a round, as far as that many sites' updates do."""
+        merged = {name: tensor for name, tensor in merged.items() if name.startswith(GENERATOR)}
         if not self.ema:
             self.ema = {name: before[name].detach().double().clone() for name in merged}
         keep = self.config.ema_decay ** (sites * self.updates_per_round)

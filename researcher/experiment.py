@@ -110,7 +110,7 @@ def factory_experiment(
     from ..node.transport import TRANSPORTS
     from .aggregator import FactoryAverage
     from .strategy import WEIGHTINGS, FactoryStrategy
-    from .wire_plan import FactoryPlan
+    from .wire_plan import FactoryPlan, SharedDiscriminatorPlan
 
     if rounds < 1 or updates_per_round < 1 or min_nodes < 1 or (nodes_per_round is not None and nodes_per_round < 1):
         raise UsageError("rounds, updates per round and numbers of nodes must be at least 1")
@@ -125,7 +125,7 @@ def factory_experiment(
     scheme = SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE) if secagg else False
     options = {
         "tags": [tag],
-        "training_plan_class": FactoryPlan,
+        "training_plan_class": SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan,
         "nodes": nodes,
         "node_selection_strategy": FactoryStrategy(nodes_per_round, min_nodes, weighting, seed, complete=secagg),
         "secagg": scheme,
@@ -268,12 +268,14 @@ def prune(experiment: Experiment, keep: str | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def show_preview(experiment: Experiment, picture: np.ndarray, number: int) -> None:
-    """A preview, (H, W) in [-1, 1], for TensorBoard, beside the sites' curves."""
+def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, float], number: int) -> None:
+    """A preview, (H, W) in [-1, 1], and shared anatomy by pair of domains for TensorBoard, beside the sites' curves."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(Path(experiment.tensorboard_results_path) / "researcher")) as writer:
         writer.add_image("preview", (picture + 1).clip(0, 2) / 2, number, dataformats="HW")
+        for pair, score in pairs.items():
+            writer.add_scalar(f"shared anatomy/{pair.replace(' / ', ' and ')}", score, number)
 
 
 def _not_approved(experiment: Experiment) -> list[str]:

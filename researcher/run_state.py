@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import CheckpointError, UsageError
 from ..files import write_json
+from ..generative.alarm import alarms
 from ..generative.config import FactoryConfig
+from ..generative.quality import SiteQuality
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "experiment.json"
+QUALITY = "quality_"
+PAIR = " / "  # between the names of two domains
+CURVES = ("loss_", "quality_", "augment_p", "images_per_second")  # of a site's report, kept for every round
 TWO = 2  # answers without which an average is none
 
 
@@ -82,6 +87,7 @@ class RunState:
         events: rounds in which a site did not count, and why.
         seconds: of every round.
         reports: what the sites told in the last round, by node.
+        sharing: at every checkpoint, the round and `shared_anatomy` by pair of domains.
     """
 
     config: FactoryConfig
@@ -95,6 +101,7 @@ class RunState:
     events: list[dict[str, Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sharing: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for domain in self.config.domains:
@@ -134,7 +141,7 @@ class RunState:
         self.events = list(experiment.strategy().events)
         self.breakpoint = str(Path(experiment.experimentation_path()) / f"breakpoint_{number - 1:04d}")
         for report in reports.values():
-            kept = {k: v for k, v in report.items() if k.startswith("loss_") or k in ("augment_p", "images_per_second")}
+            kept = {k: v for k, v in report.items() if k.startswith(CURVES)}
             self.history[report["domain"]].append({"round": number, **kept})
 
     def seconds_left(self) -> float:
@@ -152,7 +159,28 @@ class RunState:
             "stages": [asdict(stage) for stage in self.stages],
             "federation": asdict(self.federation),
             "events": len(self.events),
+            "shared_anatomy": self.sharing[-1] if self.sharing else None,
+            "quality": {domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
+            "alarms": self.alarms(),
         }
+
+    def quality(self, domain: str) -> dict[str, float]:
+        """What a site of the domain last said of the generator's slices; empty before it did."""
+        for row in reversed(self.history[domain]):
+            found = {k.removeprefix(QUALITY): v for k, v in row.items() if k.startswith(QUALITY)}
+            if found:
+                return found
+        return {}
+
+    def alarms(self) -> list[str]:
+        """Why labels may not carry over between domains, by the newest measurements; empty if nothing speaks for it."""
+        found = []
+        for domain in self.config.domains:
+            shared = [v for pair, v in (self.sharing[-1]["pairs"] if self.sharing else {}).items()
+                      if domain in pair.split(PAIR)]  # fmt: skip
+            quality = self.quality(domain)
+            found += alarms(domain, SiteQuality(**quality) if quality else None, max(shared, default=None))
+        return found
 
     def save(self, out: Path) -> None:
         write_json(

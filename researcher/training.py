@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.generator import Generator
 from ..generative.networks import make_generator
+from ..generative.sharing import shared_anatomy
 from ..progress import track
 from .agreement import agreeing_nodes
 from .experiment import (
@@ -31,14 +33,14 @@ from .experiment import (
     use_researcher,
     wait_for_nodes,
 )
-from .run_state import CHECKPOINT, Federation, RunState, Stage
+from .run_state import CHECKPOINT, PAIR, Federation, RunState, Stage
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
-SHARED_PREFIX = "generator."
+GENERATOR = "generator."  # prefix of its tensors
 
 
 def train(
@@ -104,10 +106,12 @@ def _run(state: RunState, out: Path, researcher: str | Path, report_round: Calla
         reports = _patient_round(experiment, federation)
         state.note(number, reports, experiment, time.monotonic() - started)
         if number % state.save_every == 0 or number == state.rounds:
-            factory = _trained(experiment, state)
-            factory.save(out / CHECKPOINT)
-            picture = save_preview(factory.generator, out / PREVIEWS / f"round_{number:04d}.png", state.seed)
-            show_preview(experiment, picture, number)
+            generator, latest = _generators(experiment)
+            pairs = {PAIR.join(pair): score for pair, score in shared_anatomy(generator).items()}
+            state.sharing.append({"round": number, "pairs": pairs})
+            _trained(experiment, state, generator, latest).save(out / CHECKPOINT)
+            picture = save_preview(generator, out / PREVIEWS / f"round_{number:04d}.png", state.seed)
+            show_preview(experiment, picture, pairs, number)
         state.save(out)
         prune(experiment, keep=state.breakpoint)
         if report_round is not None:
@@ -207,13 +211,22 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     return picture
 
 
-def _trained(experiment: Experiment, state: RunState) -> TrainedFactory:
-    config = experiment.aggregator().config
-    generator = make_generator(config)
-    average = {k.removeprefix(SHARED_PREFIX): v.float() for k, v in experiment.aggregator().ema.items()}
+def _generators(experiment: Experiment) -> tuple[Generator, dict[str, torch.Tensor]]:
+    """The average generator in evaluation mode, and the newest weights."""
+    generator = make_generator(experiment.aggregator().config)
+    average = {k.removeprefix(GENERATOR): v.float() for k, v in experiment.aggregator().ema.items()}
     latest = {k: v.detach().clone() for k, v in experiment.training_plan().model().generator.state_dict().items()}
     generator.load_state_dict({**latest, **average})  # the fixed noise does not travel and has no average
+    return generator.eval(), latest
+
+
+def _trained(
+    experiment: Experiment, state: RunState, generator: Generator, latest: dict[str, torch.Tensor]
+) -> TrainedFactory:
     # Sites agree on size and bins; spacing and height are the middle of what they report.
     spacing = float(np.median([report["spacing"] for report in state.reports.values()]))
     height = float(np.median([report["height"] for report in state.reports.values()]))
-    return TrainedFactory(generator.eval(), latest, spacing, height, state.history, state.facts())
+    discriminator = None
+    if generator.config.discriminator == "shared":
+        discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()
+    return TrainedFactory(generator, latest, spacing, height, state.history, state.facts(), discriminator)

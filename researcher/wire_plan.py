@@ -8,9 +8,28 @@ class FactoryPlan(FactoryTrainingPlan):
     """Phase one of fedfactory: the site's share in training the generator of the data factory.
 
     The code that runs is that of the fedfactory package installed at the node, in the version named above.
-    Weights of the generator leave the site, with the domain's name, the pixel spacing, the organ's height and the
-    mean losses of a round. The discriminator and all images stay.
+    Weights of the generator leave the site, with the domain's name, the pixel spacing, the organ's height, the mean
+    losses of a round, and three numbers that compare synthetic with real slices. The discriminator and all images stay.
     """
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.plans import FactoryTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class SharedDiscriminatorPlan(FactoryTrainingPlan):
+    """Phase one of fedfactory, as published: generator AND discriminator are averaged over the sites.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above.
+    Weights of both networks leave the site. A discriminator has seen the site's images and remembers more of them than
+    a generator, which has not. With them go the domain's name, the pixel spacing, the organ's height, the mean losses
+    of a round, and three numbers that compare synthetic with real slices. All images stay.
+    """
+
+    discriminator_leaves = True
 
     def init_dependencies(self):
         return [

@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fedfactory import __version__
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
 from fedfactory.generative.checkpoint import read_weights
 from fedfactory.node.embedding import embed_store
 from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
+from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export
 from helpers import CLIP_WIDTH, DOMAINS, PATIENT, SITES, TAG, processes_of, train, with_head, write_clip
 
@@ -69,6 +71,12 @@ def test_a_run_gives_a_factory_and_the_same_seed_gives_it_again(approved, config
     assert not [name for name in tensors if "discriminator" in name or name.startswith("d.")]
     assert load_factory(tmp_path / "factory.safetensors").config == config
 
+    state = RunState.load(tmp_path / "run")
+    assert set(state.sharing[-1]["pairs"]) == {"bright / dark"}
+    assert all(set(state.quality(domain)) == {"distance", "layout", "contrast"} for domain in DOMAINS)
+    assert factory.facts["shared_anatomy"] == state.sharing[-1]
+    assert factory.facts["alarms"] == state.alarms() != []  # nine updates are no training
+
     # The second run repeats the first to the last bit: same seed, other process, replies in any order.
     train(federation, config, tmp_path / "again")
     again, _ = read_weights(tmp_path / "again" / "checkpoint.safetensors", kind="factory")
@@ -108,6 +116,27 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     assert kept["updates_done"] == 3 * 3 + 2
     assert kept["path_mean"] > 0
     assert kept["augmentation"]["calls"] == 11
+
+
+def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(approved, config, tmp_path):
+    """What a site approves says that discriminators stay; a setting cannot change that."""
+    federation, shared = approved, replace(config, discriminator="shared")
+    with pytest.raises(FederationError, match="approve"):
+        train(federation, shared, tmp_path / "unapproved")
+    approve = {n: federation.site_command("approve", str(p), "--yes") for n, p in federation.nodes.items()}
+    federation.run_together("approve-shared", approve)
+    shown = (federation.folder / "logs" / "approve-shared-bright.log").read_text()
+    assert "generator AND discriminator are averaged" in " ".join(shown.split())
+    train(federation, shared, tmp_path / "shared")
+    factory = export(tmp_path / "shared", tmp_path / "factory.safetensors")
+    assert load_factory(tmp_path / "factory.safetensors").discriminate(torch.zeros(4, 1, 16, 16), "dark", 0).shape == (
+        4,
+        1,
+    )
+    networks = [factory.generator, factory.discriminator]
+    count = sum(p.numel() for network in networks for p in network.parameters())
+    reports = RunState.load(tmp_path / "shared").reports.values()
+    assert {report["bytes"] for report in reports} == {4 * count}
 
 
 def test_a_domain_that_is_not_in_the_experiment_fails_with_its_name(approved, config, tmp_path):

@@ -86,6 +86,10 @@ def test_no_module_reads_pickles(path):
         ({"learning_speed": 1.0}, "unknown settings"),
         ({"z_bins": "many"}, "whole number"),
         ({"head": "other"}, "choose from palette, image"),
+        ({"conditioning": "late"}, "choose from auto, head, mapping"),
+        ({"discriminator": "public"}, "choose from local, shared"),
+        ({"palette_lr_multiplier": 0.0}, "positive"),
+        ({"texture": 2.0}, "from 0 to 1"),
     ],
 )
 def test_a_factory_configuration_is_checked_at_the_door(changes, message):
@@ -101,12 +105,14 @@ def test_a_configuration_survives_json():
 
 
 def test_the_plan_that_travels_is_short_and_names_its_version():
-    from fedfactory.researcher.wire_plan import FactoryPlan
+    import inspect
 
-    source = (PACKAGE / "researcher" / "wire_plan.py").read_text()
-    assert len(source.splitlines()) < 40
-    lines = FactoryPlan.init_dependencies(None)
-    assert any(f"== '{fedfactory.__version__}'" in line for line in lines)
+    from fedfactory.researcher.wire_plan import FactoryPlan, SharedDiscriminatorPlan
+
+    for plan in (FactoryPlan, SharedDiscriminatorPlan):
+        assert len(inspect.getsource(plan).splitlines()) < 25
+        lines = plan.init_dependencies(None)
+        assert any(f"== '{fedfactory.__version__}'" in line for line in lines)
 
 
 def test_the_version_is_written_once_in_the_package_and_once_in_its_metadata():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fedfactory.errors import ConfigError
 from fedfactory.generative.discriminator import minibatch_statistic
 from fedfactory.generative.layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 from fedfactory.generative.losses import discriminator_logistic, generator_non_saturating, r1_penalty
@@ -129,6 +131,28 @@ def test_one_latent_has_the_same_anatomy_in_every_domain(config):
     first, second = (generator.synthesise(generator.style_of(z, bins, torch.full((2,), d)), noise) for d in (0, 1))
     torch.testing.assert_close(first.anatomy, second.anatomy)
     assert not torch.allclose(first.image, second.image)
+
+
+def test_a_domain_in_the_mapping_network_has_an_anatomy_of_its_own(config):
+    """For domains of other organs: the published conditioning, also before a palette."""
+    torch.manual_seed(0)
+    generator = make_generator(replace(config, conditioning="mapping"))
+    z, bins, noise = torch.randn(2, 8), torch.tensor([1, 2]), generator.fixed_noise()
+    first, second = (generator.synthesise(generator.style_of(z, bins, torch.full((2,), d)), noise) for d in (0, 1))
+    assert not torch.allclose(first.anatomy, second.anatomy)
+    with pytest.raises(ConfigError, match="only the palette"):
+        replace(with_head(config, "image"), conditioning="head")
+
+
+def test_texture_is_bounded_whatever_the_weights(config):
+    torch.manual_seed(0)
+    generator = make_generator(replace(config, texture=0.1))
+    with torch.no_grad():
+        generator.texture.bias.fill_(50.0)
+    style = generator.style_of(torch.randn(3, 8), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.long))
+    shown = generator.synthesise(style, generator.fixed_noise())
+    painted = generator.head.paint(shown.anatomy, style.w[:, -1], style.domain, generator.fixed_noise()[0])
+    torch.testing.assert_close(shown.image - painted, torch.full_like(painted, 0.1))
 
 
 @pytest.mark.parametrize("head", ["palette", "image"])

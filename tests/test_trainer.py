@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fedfactory.errors import FederationError, TrainingError
 from fedfactory.generative import Factory, FactoryTrainer, load_factory
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.researcher.aggregator import FactoryAverage
+from helpers import with_head
 
 
 def batch(size=4):
@@ -104,6 +107,46 @@ def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(con
         global_model={name: torch.tensor([[3.0], [6.0]])},
     )
     assert merged[name].tolist() == [[5.0], [6.0]]  # only its owner may move a row
+
+
+def test_what_belongs_to_a_domain_is_its_own_and_the_rest_of_a_tensor_is_everyones(config):
+    """The published mapping embeds domains and heights in one matrix; the first columns are the domains'."""
+    name = "generator.label_embed.weight"
+    published = with_head(config, "image")
+    options = {"training_replies": replies(a="bright", b="dark"), "global_model": {name: torch.zeros(2, 6)}}
+    params = {"a": {name: torch.full((2, 6), 1.0)}, "b": {name: torch.full((2, 6), 3.0)}}
+    merged = FactoryAverage(published, 1).aggregate(params, {"a": 0.5, "b": 0.5}, **options)
+    assert merged[name].tolist() == [[1.0, 3.0, 2.0, 2.0, 2.0, 2.0]] * 2
+    plain = replace(published, compatibility="published")
+    merged = FactoryAverage(plain, 1).aggregate(params, {"a": 0.5, "b": 0.5}, **options)
+    assert merged[name].tolist() == [[2.0] * 6] * 2
+
+
+def test_shared_discriminators_are_averaged_and_have_no_moving_average(config):
+    average = FactoryAverage(config, 1)
+    params = {
+        n: {"generator.w": torch.tensor([v]), "discriminator.w": torch.tensor([v])} for n, v in (("a", 0.0), ("b", 4.0))
+    }
+    before = {"generator.w": torch.zeros(1), "discriminator.w": torch.zeros(1)}
+    merged = average.aggregate(
+        params, {"a": 0.5, "b": 0.5}, training_replies=replies(a="bright", b="dark"), global_model=before
+    )
+    assert merged["discriminator.w"].item() == 2.0
+    assert set(average.ema) == {"generator.w"}
+
+
+def test_the_palette_can_learn_faster_than_the_rest(config):
+    """Adam's first step is the learning rate, whatever the gradient."""
+    moved = {}
+    for multiplier in (1.0, 4.0):
+        one = trainer(replace(config, palette_lr_multiplier=multiplier))
+        grey, bias = one.factory.generator.head.grey, one.factory.generator.head.bias
+        before = grey.detach().clone(), bias.detach().clone()
+        one.train_step(*batch())
+        after = grey.detach(), bias.detach()
+        moved[multiplier] = [float((new - old).abs().max()) for new, old in zip(after, before, strict=True)]
+    assert moved[4.0][0] == pytest.approx(4 * moved[1.0][0], rel=1e-3)
+    assert moved[4.0][1] == pytest.approx(moved[1.0][1], rel=1e-3)
 
 
 def test_the_average_does_not_depend_on_the_order_of_the_replies(config):

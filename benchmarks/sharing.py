@@ -1,0 +1,287 @@
+"""Which way of training the factory carries labels from one site to the others, every time?
+
+    uv run python benchmarks/sharing.py --seeds 0 1 2 3 4 --work study --out benchmarks/results/sharing.json
+    uv run python benchmarks/sharing.py --variants default --seeds 10 11 12 13 14 --work study --out ...final.json
+    uv run python benchmarks/sharing.py --data cardiac --folder ../shared/data/cardiac --seeds 0 1 2 ...
+
+Simulated federation in one process, with the nodes' trainer and the researcher's aggregator. Three sites, of which the
+first has labels; every seed has subjects of its own. Every variant makes as many updates at every site. After training:
+label branch at the first site, a segmenter for each of the others (a) from synthetic slices alone, (b) as `fedfactory
+adapt` does; mean foreground Dice on held-out subjects, beside no adaptation, random contrasts alone and the oracle, all
+with the same network and number of updates. During training: what the alarm looks at. Finished runs in --work are not
+repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from fedfactory.adaptation.adapt import adapt, draw_slices, mix, pseudo_label
+from fedfactory.adaptation.label_branch import train_label_branch
+from fedfactory.adaptation.plausibility import explained_intensity
+from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig
+from fedfactory.files import write_json
+from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
+from fedfactory.generative.quality import site_quality
+from fedfactory.generative.sharing import shared_anatomy
+from fedfactory.node.phase_two import train_on_store
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store import SliceStore
+from fedfactory.researcher.simulate import CONTRASTS, simulate_site
+from measuring import machine
+from simulated_federation import SimulatedFederation, slices_of
+
+UPDATES = 500  # per site
+LOOKS = 5
+TEST_SUBJECTS = 6
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training.
+
+    Attributes:
+        changes: of the configuration.
+        schedule: (rounds, updates per round), one stage after the other; UPDATES in total.
+        palette: "" as shipped, or "random": six maps with random levels, as a first study had them.
+        momentum: of the server (FedAvgM, Hsu et al. 2019).
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    schedule: tuple[tuple[int, int], ...] = ((50, 10),)
+    palette: str = ""
+    momentum: float = 0.0
+
+
+PUBLISHED = {"head": "image", "start_size": 4, "channels": (48, 48, 32, 16)}
+VARIANTS = {
+    "default": Variant(),
+    "shared_discriminator": Variant({"discriminator": "shared"}),
+    "published_conditioning": Variant(PUBLISHED),
+    "palette_and_mapping": Variant({"conditioning": "mapping"}),
+    "random_palette": Variant(palette="random"),
+    "long_rounds": Variant(schedule=((10, 50),)),
+    "short_then_long": Variant(schedule=((25, 10), (5, 50))),
+    "texture": Variant({"texture": 0.1}),
+    "fast_palette": Variant({"palette_lr_multiplier": 4.0}),
+    "server_momentum": Variant(momentum=0.5),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("brains", "cardiac"), default="brains")
+    parser.add_argument("--folder", type=Path, help="of the cardiac sites: site_a, site_b, site_c with train and test")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data and finished runs")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(run_seed, arguments, seed) for seed in arguments.seeds]
+        seeds = [job.result() for job in jobs]
+    content = {
+        "machine": machine("cpu"),
+        "data": arguments.data,
+        "updates_per_site": UPDATES,
+        "variants": {name: asdict(VARIANTS[name]) for name in arguments.variants},
+        "seeds": seeds,
+    }
+    if arguments.out:
+        write_json(arguments.out, content)
+    report(content)
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Baselines and all variants of one seed."""
+    torch.set_num_threads(1)
+    work = arguments.work / f"{arguments.data}_{seed}"
+    stores = brains(work, seed) if arguments.data == "brains" else cardiac(work, arguments.folder)
+    baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, seed))
+    runs = {}
+    for name in arguments.variants:
+        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, seed))
+        print(arguments.data, seed, name, runs[name]["dice"], flush=True)
+    return {"seed": seed, "baselines": baselines, "runs": runs}
+
+
+def kept(path: Path, make: Any) -> dict[str, Any]:
+    if not path.is_file():
+        write_json(path, make())
+    return json.loads(path.read_text())
+
+
+def brains(work: Path, seed: int) -> dict[str, SliceStore]:
+    stores, size = {}, 32
+    for number, (domain, contrast) in enumerate(CONTRASTS.items()):
+        if not (work / f"{domain}.store").is_dir():
+            simulate_site(work / domain, contrast, 16 + TEST_SUBJECTS, size, 10_000 * seed + 1_000 * number, prefix="s")
+            config = PrepareConfig(
+                domain=domain, size=size, z_bins=12, validation_share=0, test_share=TEST_SUBJECTS / 22, seed=seed
+            )
+            prepare(work / domain, work / f"{domain}.store", config)
+        stores[domain] = SliceStore(work / f"{domain}.store")
+    return stores
+
+
+def cardiac(work: Path, folder: Path) -> dict[str, SliceStore]:
+    """The sites' training cases, split again by patient: the test cases of the folder stay untouched."""
+    stores = {}
+    for domain in ("a", "b", "c"):
+        if not (work / f"{domain}.store").is_dir():
+            config = PrepareConfig(
+                domain=domain, size=64, z_bins=6, validation_share=0, test_share=0.3, patient_pattern=r"patient\d+"
+            )
+            prepare(folder / f"site_{domain}" / "train", work / f"{domain}.store", config)
+        stores[domain] = SliceStore(work / f"{domain}.store")
+    return stores
+
+
+def score_baselines(work: Path, stores: dict[str, SliceStore], seed: int) -> dict[str, Any]:
+    """Without a factory; segmenters are kept for the variants."""
+    config = SegmenterConfig(updates=200, seed=seed)
+    first = next(iter(stores.values()))
+    plain, robust = train_on_store(first, config), train_on_store(first, replace(config, remap_contrast=1.0))
+    plain.save(work / "plain.safetensors")
+    robust.save(work / "robust.safetensors")
+    rows: dict[str, Any] = {"dice": {}, "explained": {}}
+    for domain, store in stores.items():
+        oracle = plain if store is first else train_on_store(store, config)
+        rows["dice"][domain] = {
+            "no_adaptation": dice(plain, store), "augmentation_only": dice(robust, store), "oracle": dice(oracle, store)
+        }  # fmt: skip
+        rows["explained"][domain] = explained(robust, store)
+    return rows
+
+
+def run(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
+    """One factory, and the other sites' segmenters by it."""
+    work, first = next(iter(stores.values())).path.parent, next(iter(stores))
+    one = kept(work / f"{name}.training.json", lambda: train_factory(stores, name, seed))
+    began = time.monotonic()
+    segmenters = SegmenterConfig(updates=200, seed=seed)
+    teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
+    factory = load_factory(work / f"{name}.factory.safetensors")
+    labelled = train_label_branch(factory, teacher, robust, domain=first, seed=seed)
+    scores: dict[str, dict[str, float]] = {}
+    shares: dict[str, dict[str, float]] = {}
+    for domain in list(stores)[1:]:
+        store = stores[domain]
+        drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
+        own = pseudo_label(store.images[store.slices("train")], robust)
+        alone = adapt(store.format, domain, drawn, segmenters, facts={})
+        both = adapt(store.format, domain, mix(drawn, own), segmenters, facts={})
+        scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
+        shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
+    one |= {"agreement": labelled.card["agreement"], "phase_two_seconds": round(time.monotonic() - began)}
+    return {"dice": scores, "explained": shares, **one}
+
+
+def train_factory(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
+    """Phase one; the factory's file lies beside the stores."""
+    variant, work, fmt = VARIANTS[name], next(iter(stores.values())).path.parent, next(iter(stores.values())).format
+    widths = variant.changes.get("channels", (48, 32, 16))
+    while variant.changes.get("start_size", 8) * 2 ** (len(widths) - 1) < fmt.size:
+        widths = (widths[0], *widths)
+    changes = {**variant.changes, "channels": widths, "image_size": fmt.size, "z_bins": fmt.z_bins}
+    if "a" in stores:  # hearts have a left and a right
+        changes["mirror"] = False
+    config = FactoryConfig.preset("tiny", tuple(stores), **changes)
+    began = time.monotonic()
+    with palette(variant.palette, seed):
+        federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum)
+    looks, rounds, number = [], sum(count for count, _ in variant.schedule), 0
+    for count, updates in variant.schedule:
+        for _ in range(count):
+            federation.run_round(updates)
+            number += 1
+            if number % max(1, rounds // LOOKS) == 0:
+                looks.append({"round": number, **look(federation)})
+    generator = federation.generator
+    TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {}).save(work / f"{name}.factory.safetensors")
+    return {"looks": looks, "phase_one_seconds": round(time.monotonic() - began)}
+
+
+def look(federation: SimulatedFederation) -> dict[str, Any]:
+    """What an alarm could look at: the average generator, at the researcher and at every site."""
+    quality = {}
+    for index, (domain, store) in enumerate(federation.stores.items()):
+        chosen = store.slices("train")
+        z_bin = torch.from_numpy(store.z_bin[chosen])
+        found = site_quality(federation.generator, slices_of(store, chosen), z_bin, index)
+        quality[domain] = {key: round(value, 4) for key, value in found.to_dict().items()}
+    shared = shared_anatomy(federation.generator)
+    return {"quality": quality, "shared": {f"{a}/{b}": round(value, 4) for (a, b), value in shared.items()}}
+
+
+def dice(segmenter: Segmenter, store: SliceStore) -> float:
+    """Mean over held-out cases and foreground classes."""
+    chosen = store.slices("test")
+    images, labels = slices_of(store, chosen), torch.from_numpy(store.labels[chosen].astype(np.int64))
+    found = torch.cat([segmenter.probabilities(part).argmax(1) for part in images.split(64)])
+    values = []
+    for case in (case for case in store.cases if case.split == "test"):
+        mine = torch.from_numpy((chosen >= case.first) & (chosen < case.first + case.count))
+        for value in range(1, store.classes):
+            ours, truth = found[mine] == value, labels[mine] == value
+            total = int(ours.sum() + truth.sum())
+            if total:
+                values.append(2 * int((ours & truth).sum()) / total)
+    return round(float(np.mean(values)), 4)
+
+
+def explained(segmenter: Segmenter, store: SliceStore) -> float:
+    return round(explained_intensity(store.images[store.slices("train")], segmenter), 4)
+
+
+class palette:
+    """Inside, new generators begin with another palette."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        self.kind, self.seed = kind, seed
+
+    def __enter__(self) -> None:
+        from fedfactory.generative import palette as module
+
+        self.table = module.palette_table
+        if self.kind == "random":
+            module.palette_table = self.random_table
+
+    def __exit__(self, *_: object) -> None:
+        from fedfactory.generative import palette as module
+
+        module.palette_table = self.table
+
+    def random_table(self, num_domains: int, generator: torch.Generator) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.cat([torch.full((num_domains, 1), -1.0), torch.randn(num_domains, 5, generator=rng)], dim=1)
+
+
+def report(content: dict[str, Any]) -> None:
+    """A line per variant: in how many seeds both sites are above random contrasts, and the share of the oracle."""
+    for name in content["variants"]:
+        above, shares = 0, []
+        for row in content["seeds"]:
+            dice, base = row["runs"][name]["dice"], row["baselines"]["dice"]
+            above += all(dice[d]["adapted"] > base[d]["augmentation_only"] for d in dice)
+            shares += [dice[d]["adapted"] / base[d]["oracle"] for d in dice]
+        print(f"{name:24s} above in {above} of {len(content['seeds'])} seeds, {np.mean(shares):.0%} of the oracle")
+
+
+if __name__ == "__main__":
+    main()

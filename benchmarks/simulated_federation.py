@@ -1,0 +1,117 @@
+"""Phase one in one process, for studies: the nodes' trainer and the researcher's aggregator, without sockets."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
+from fedfactory.generative.generator import Generator
+from fedfactory.generative.trainer import TrainerState, make_optimizers
+from fedfactory.node.store import SliceStore
+
+PREFIX = "generator."
+
+
+class SimulatedFederation:
+    """Sites that take part in every round, in turn.
+
+    Args:
+        stores: by domain, one store.
+        seed: of the initial weights and of every site's draws.
+        persistent: sites keep moments, strengths and counters between rounds; otherwise they lose them at every one.
+        momentum: of the server (FedAvgM, Hsu et al. 2019); 0 is federated averaging.
+
+    Attributes:
+        generator: the moving average that the researcher keeps.
+    """
+
+    def __init__(
+        self,
+        config: FactoryConfig,
+        stores: Mapping[str, SliceStore],
+        seed: int,
+        *,
+        persistent: bool = True,
+        momentum: float = 0.0,
+    ) -> None:
+        if "FBM_RESEARCHER_COMPONENT_ROOT" not in os.environ:  # the framework opens a component when it is imported
+            os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = (root := tempfile.mkdtemp())
+            atexit.register(shutil.rmtree, root, ignore_errors=True)
+        from fedfactory.researcher.aggregator import FactoryAverage
+
+        self.config, self.stores, self.persistent = config, dict(stores), persistent
+        torch.manual_seed(seed)
+        start = Factory(config)
+        self.sites = {domain: copy.deepcopy(start) for domain in self.stores}
+        self.rngs = {d: torch.Generator().manual_seed(1000 * seed + n) for n, d in enumerate(self.stores)}
+        self.optimizers = {domain: make_optimizers(site) for domain, site in self.sites.items()}
+        self.states = {domain: TrainerState() for domain in self.stores}
+        self.momentum, self.velocity = momentum, {}
+        self.shared = self._shared(start)
+        self.generator = copy.deepcopy(start.generator).eval()
+        self.aggregator = FactoryAverage(config)
+
+    def run_round(self, updates: int) -> None:
+        """Every site trains for `updates`, then their weights are averaged by numbers of slices."""
+        self.aggregator.updates_per_round = updates
+        for domain in self.stores:
+            self._train(domain, updates)
+        counts = {domain: len(store.slices("train")) for domain, store in self.stores.items()}
+        replies = {d: {"optimizer_args": {"domain": d}, "sample_size": counts[d]} for d in self.stores}
+        before = self.shared
+        self.shared = self.aggregator.aggregate(
+            {domain: self._shared(site) for domain, site in self.sites.items()},
+            {domain: count / sum(counts.values()) for domain, count in counts.items()},
+            training_replies=replies,
+            global_model=before,
+        )
+        if self.momentum:
+            for name, tensor in self.shared.items():
+                kept = self.velocity.get(name, torch.zeros_like(tensor))
+                self.velocity[name] = self.momentum * kept + tensor - before[name]
+                self.shared[name] = before[name] + self.velocity[name]
+        for site in self.sites.values():
+            site.load_state_dict(self.shared, strict=False)
+        average = {k.removeprefix(PREFIX): v.float() for k, v in self.aggregator.ema.items() if k.startswith(PREFIX)}
+        self.generator.load_state_dict(average, strict=False)  # fixed noise has no average
+
+    def _train(self, domain: str, updates: int) -> None:
+        site, store, rng = self.sites[domain], self.stores[domain], self.rngs[domain]
+        if not self.persistent:
+            self.optimizers[domain], self.states[domain] = make_optimizers(site), TrainerState()
+        trainer = FactoryTrainer(site, self.optimizers[domain], rng, state=self.states[domain])
+        chosen = store.slices("train")
+        for _ in range(updates):
+            batch = chosen[torch.randint(len(chosen), (self.config.batch_size,), generator=rng).numpy()]
+            z_bin = torch.from_numpy(store.z_bin[batch])
+            trainer.train_step(slices_of(store, batch), z_bin, torch.full_like(z_bin, self.config.domain_index(domain)))
+
+    def _shared(self, site: Factory) -> dict[str, torch.Tensor]:
+        local = self.config.discriminator == "local"
+        return {n: p.detach().clone() for n, p in site.named_parameters() if n.startswith(PREFIX) or not local}
+
+
+def slices_of(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
+    """Slices (N, 1, S, S) in [-1, 1] by their numbers."""
+    return torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
+
+
+@torch.no_grad()
+def distance_to_real(generator: Generator, store: SliceStore, domain: int, part: str, samples: int = 400) -> float:
+    """Kernel distance of synthetic slices to real ones of a part of the store, under equal heights."""
+    from fedfactory.generative.quality import kernel_distance, random_features
+
+    rng = torch.Generator().manual_seed(7)
+    chosen = store.slices(part)
+    chosen = chosen[torch.randint(len(chosen), (samples,), generator=rng).numpy()]
+    z_bin = torch.from_numpy(store.z_bin[chosen])
+    z = torch.randn(samples, generator.config.latent_dim, generator=rng)
+    drawn = generator(z, z_bin, torch.full_like(z_bin, domain), generator.draw_noise(samples, rng)).clamp(-1, 1)
+    return kernel_distance(random_features(slices_of(store, chosen)), random_features(drawn))
