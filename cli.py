@@ -388,19 +388,35 @@ def generate_volumes(
         Path | None, typer.Option("--clip_mean", help="Mean embedding of the domain, an array file.")
     ] = None,
     z_depth: Annotated[int | None, typer.Option("--z_depth", help="Height bins to walk; default: all.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="Slices at once.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch_size", min=1, help="Not needed: groups of slices follow from the factory.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     n_domains: Annotated[int | None, typer.Option("--n_domains", help="Domains, to be checked.")] = None,
     remove_largest_components: Annotated[
         bool, typer.Option("--remove_largest_components", help="Keep only each class's largest part.")
     ] = False,
+    layout: Annotated[
+        str, typer.Option(help="nifti, nnunet (raw data set), slices, or legacy-slices (pickled).")
+    ] = "nifti",
+    truncation: Annotated[float, typer.Option(min=0, max=1, help="Below 1: fewer unusual subjects.")] = 1.0,
+    least_share: Annotated[
+        float, typer.Option(min=0, help="Of a volume's voxels that every class must have; others are drawn again.")
+    ] = 0.0,
+    between: Annotated[
+        int, typer.Option(min=0, help="Volumes between every two subjects, on the way from one to the other.")
+    ] = 0,
+    only: Annotated[
+        list[int] | None, typer.Option(min=0, help="Number of a volume to write; repeatable; default: all.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Volumes at once; default: one per core.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Draw labelled synthetic volumes.
 
-    Writes pairs of NIfTI files and a manifest. Underscored options are the original program's.
+    Writes volumes, their latents and a manifest. Underscored options are the original program's.
     """
-    from .generate_volumes import choose_factory
+    from .generate_volumes import Drawing, choose_factory
     from .generate_volumes import generate_volumes as run
 
     file, name = choose_factory(
@@ -409,12 +425,16 @@ def generate_volumes(
     )  # fmt: skip
     if out_dir is None:
         raise UsageError("give the new folder with --out_dir")
-    folders = run(
-        file, out_dir, domain=name, volumes=n_volumes, slices_per_bin=slices_in_one_z, z_depth=z_depth,
-        batch_size=batch_size, device=device, clip_mean=clip_mean, largest_component=remove_largest_components,
+    drawing = Drawing(
+        domain=name, volumes=n_volumes, slices_per_bin=slices_in_one_z, z_depth=z_depth,
+        largest_component=remove_largest_components, truncation=truncation, least_share=least_share, between=between,
         seed=seed,
     )  # fmt: skip
-    console.print(f"{out_dir}: {len(folders)} labelled volumes of domain {name}")
+    workers = workers or (os.cpu_count() or 1 if device == "cpu" else 1)
+    names = run(
+        file, out_dir, drawing, layout=layout, only=only or None, workers=workers, device=device, clip_mean=clip_mean
+    )
+    console.print(f"{out_dir}: {len(names)} labelled volumes of domain {name}")
 
 
 @app.command()

@@ -2,90 +2,200 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from fedfactory import __version__
 from fedfactory.adaptation.adapt import MANIFEST
 from fedfactory.adaptation.label_branch import LabelledFactory
+from fedfactory.adaptation.volume_formats import WRITERS, finish, name_of
 from fedfactory.errors import UsageError
-from fedfactory.files import atomic_folder, refuse_existing, sha256_of
+from fedfactory.files import atomic_folder, refuse_existing, sha256_of, write_json
 from fedfactory.generative.image_encoder import read_embedding
-from fedfactory.generative.synthesis import slice_heights
+from fedfactory.generative.synthesis import between_latents, slice_heights
 from fedfactory.progress import track
-from fedfactory.volumes import Volume, write_volume
 from monai.transforms import KeepLargestConnectedComponent
+from torch import Tensor
+
+LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
+ATTEMPTS = 50  # draws of a volume before --least-share is called too high
+NOISE = 1  # marks the seed of a volume's noise, beside that of its latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is drawn; volume n depends on this and on n alone.
+
+    Attributes:
+        domain: whose look the images have.
+        volumes: how many.
+        slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
+        z_depth: height bins to walk from the lowest up; None walks all.
+        largest_component: keep only each class's largest 26-connected part.
+        truncation: 1 draws all the variety the factory has, lower values fewer unusual subjects.
+        least_share: of a volume's voxels that every class must have; a draw with less is thrown away.
+        between: volumes between every two drawn subjects, on the way from one to the other.
+        seed: repeats a run.
+    """
+
+    domain: str
+    volumes: int = 1
+    slices_per_bin: int = 2
+    z_depth: int | None = None
+    largest_component: bool = False
+    truncation: float = 1.0
+    least_share: float = 0.0
+    between: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.volumes < 1 or self.slices_per_bin < 1:
+            raise UsageError("the number of volumes and of slices per bin must be at least 1")
+        if not 0 <= self.truncation <= 1 or not 0 <= self.least_share < 1:
+            raise UsageError("truncation goes from 0 to 1, the least share of a class from 0 to below 1")
+        if self.between < 0:
+            raise UsageError("the number of volumes between two subjects must not be negative")
 
 
 def generate_volumes(
     factory_file: str | Path,
     out: str | Path,
+    drawing: Drawing,
     *,
-    domain: str,
-    volumes: int,
-    slices_per_bin: int = 2,
-    z_depth: int | None = None,
-    batch_size: int = 32,
+    layout: str = "nifti",
+    only: Sequence[int] | None = None,
+    workers: int = 1,
     device: str = "cpu",
     clip_mean: Path | None = None,
-    largest_component: bool = False,
-    seed: int = 0,
-) -> list[Path]:
-    """Write labelled synthetic subjects as `out/<name>/{image,label}/<name>.nii.gz`, with a manifest.
+) -> list[str]:
+    """Write labelled synthetic subjects with a manifest and their latents.
 
     Args:
         factory_file: labelled factory.
         out: new folder; nothing is left there if anything fails.
-        domain: whose look the images have.
-        slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
-        z_depth: height bins to walk from the lowest up; default: all.
-        batch_size: slices synthesised at once; does not change the result.
+        layout: "nifti" (pairs `<name>/{image,label}/<name>.nii.gz`), "nnunet", "slices" or "legacy-slices" (pickled).
+        only: numbers of the volumes to write, out of those that the drawing describes; None writes all.
+        workers: volumes drawn at once; does not change the files.
         clip_mean: array file with the domain's mean embedding, for a factory trained with embeddings.
-        largest_component: keep only each class's largest 26-connected part.
-        seed: volume n depends on seed + n alone.
 
-    Returns: the subjects' folders. Images are in [-1, 1]; spacing and height come from the factory's card.
-    Raises: UsageError for unknown domains, depths or devices; CheckpointError for an unusable file.
+    Returns: the subjects' names. Images are in [-1, 1]; spacing and height come from the factory's card.
+    Raises: UsageError for unknown domains, depths or devices, or if no draw has enough of every class; CheckpointError
+        for an unusable file.
     """
     refuse_existing(out)
-    if volumes < 1 or batch_size < 1:
-        raise UsageError("the number of volumes and the batch size must be at least 1")
+    if workers < 1 or layout not in WRITERS:
+        raise UsageError(f"workers must be at least 1, the layout one of {', '.join(WRITERS)}")
+    numbers = range(drawing.volumes) if only is None else sorted(set(only))
+    if not numbers or not 0 <= numbers[0] <= numbers[-1] < drawing.volumes:
+        raise UsageError(f"only {list(numbers)}: the drawing has volumes 0 to {drawing.volumes - 1}")
     labelled = LabelledFactory.load(factory_file)
-    config = labelled.factory.config
-    config.domain_index(domain)
+    config, classes = labelled.factory.config, labelled.card["classes"]
+    config.domain_index(drawing.domain)
     encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
-    heights = slice_heights(config.z_bins if z_depth is None else z_depth, slices_per_bin)
+    heights = slice_heights(config.z_bins if drawing.z_depth is None else drawing.z_depth, drawing.slices_per_bin)
     if heights.max() > config.z_bins - 1:
-        raise UsageError(f"z_depth is {z_depth}, this factory has {config.z_bins} bins")
+        raise UsageError(f"z_depth is {drawing.z_depth}, this factory has {config.z_bins} bins")
     _move(labelled, device)
     extent = labelled.factory.height * float(heights.max()) / (config.z_bins - 1)
     affine = _affine(config.image_size, labelled.factory.spacing, extent / len(heights), len(heights))
-    keep_largest = KeepLargestConnectedComponent(range(1, labelled.card["classes"]), independent=True, connectivity=3)
-    entries, drawing = [], {"batch_size": batch_size, "encoding": encoding}
-    with atomic_folder(out) as folder:
-        for number in track(range(volumes), f"generating volumes of {domain}"):
-            images, labels = labelled.draw_volume(domain, heights, seed=seed + number, **drawing)
-            if largest_component:
-                labels = np.asarray(keep_largest(torch.from_numpy(labels)[None]))[0]
-            name = f"synthetic_{number:04d}"
-            for kind, slices in (("image", images), ("label", labels)):
-                volume = Volume(np.ascontiguousarray(np.moveaxis(slices, 0, 2)), affine)
-                write_volume(folder / name / kind / f"{name}.nii.gz", volume)
-            entries.append({"name": name, "seed": seed + number})
+    latents = _Latents(drawing, config.latent_dim)
+
+    def make(number: int, folder: Path) -> dict[str, Any]:
+        images, labels, attempt = _draw(labelled, latents, number, heights, encoding)
+        WRITERS[layout](folder, number, images, labels, affine, classes)
+        shares = np.bincount(labels.ravel(), minlength=classes) / labels.size
+        return {"name": name_of(number), "attempt": attempt, "shares": [round(float(one), 5) for one in shares]}
+
+    with atomic_folder(out) as folder, _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        made = pool.map(lambda number: make(number, folder), numbers)
+        entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
+        finish(folder, layout, drawing.domain, len(numbers), classes)
+        drawn = [latents.of(number, entry["attempt"]) for number, entry in zip(numbers, entries, strict=True)]
+        np.save(folder / LATENTS, torch.cat(drawn).numpy(), allow_pickle=False)
         manifest = {
             "made_by": f"fedfactory {__version__}",
             "factory_sha256": sha256_of(factory_file),
-            "domain": domain,
-            "classes": labelled.card["classes"],
-            "slices_per_bin": slices_per_bin,
+            "classes": classes,
+            "layout": layout,
+            "latents": LATENTS,
+            "clip_mean_sha256": None if clip_mean is None else sha256_of(clip_mean),
+            **asdict(drawing),
             "z_depth": int(heights.max()) + 1,
-            "largest_component": largest_component,
             "volumes": entries,
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    return [Path(out) / entry["name"] for entry in entries]
+        write_json(folder / MANIFEST, manifest)
+    return [entry["name"] for entry in entries]
+
+
+class _Latents:
+    """Latent of every volume and attempt; any of them can be had alone."""
+
+    def __init__(self, drawing: Drawing, width: int) -> None:
+        self.drawing, self.width = drawing, width
+
+    def of(self, number: int, attempt: int) -> Tensor:
+        """(1, latent_dim): of a drawn subject, or on the way from one to the next."""
+        subject, step = divmod(number, self.drawing.between + 1)
+        first = self._drawn(subject, attempt)
+        if step == 0:
+            return first
+        return between_latents(first, self._drawn(subject + 1, attempt), step / (self.drawing.between + 1))
+
+    def _drawn(self, subject: int, attempt: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seed_of(self.drawing.seed, subject, attempt))
+        return torch.randn(1, self.width, generator=rng)
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for PyTorch from several numbers; near ones give unrelated draws."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _draw(
+    labelled: LabelledFactory,
+    drawing: Drawing,
+    latents: _Latents,
+    number: int,
+    heights: Tensor,
+    encoding: Tensor | None,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images, labels and number of the attempt that had enough of every class."""
+    classes = labelled.card["classes"]
+    keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
+    for attempt in range(ATTEMPTS if drawing.least_share else 1):
+        images, labels = labelled.draw_volume(
+            drawing.domain,
+            heights,
+            seed=seed_of(drawing.seed, number, attempt, NOISE),
+            z=latents.of(number, attempt),
+            encoding=encoding,
+            truncation=drawing.truncation,
+        )
+        if drawing.largest_component:
+            labels = np.asarray(keep_largest(torch.from_numpy(labels)[None]))[0]
+        if np.bincount(labels.ravel(), minlength=classes).min() >= drawing.least_share * labels.size:
+            return images, labels, attempt
+    raise UsageError(
+        f"none of {ATTEMPTS} draws of volume {number} has {drawing.least_share:.2%} of every class; ask for less"
+    )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Inside, PyTorch computes a volume on one thread, whatever the number of workers: the same files, and threads of
+    several workers do not wait for each other."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(kept)
 
 
 def choose_factory(

@@ -88,8 +88,11 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         cases, classes, shown = manifest["volumes"], int(manifest["classes"]), manifest["domain"]
         names = [str(case["name"]) for case in cases]
+        layout = manifest["layout"]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged)") from None
+    if layout != "nifti":
+        raise UsageError(f"{folder}: its layout is '{layout}'; generate volumes with --layout nifti to adapt to them")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}', the store is of '{domain}'")
     images, labels = [], []

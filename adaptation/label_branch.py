@@ -99,19 +99,28 @@ class LabelledFactory:
 
     @torch.no_grad()
     def draw_volume(
-        self, domain: str, heights: Tensor, *, seed: int, batch_size: int = 32, encoding: Tensor | None = None
+        self,
+        domain: str,
+        heights: Tensor,
+        *,
+        seed: int,
+        z: Tensor | None = None,
+        encoding: Tensor | None = None,
+        truncation: float = 1.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One synthetic subject: images (N, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
 
         Args:
             heights: (N,) in [0, z_bins - 1], see `slice_heights`.
+            seed: of the noise, and of the latent if none is given; the same arguments give the same volume.
+            z: (1, latent_dim), the subject's latent.
             encoding: (encoding_dim,), the domain's mean embedding, or None.
-            seed: the same seed, factory and heights give the same volume, whatever the batch size.
+            truncation: see `synthesise_volume`.
         """
         index = self.factory.config.domain_index(domain)
         rng = torch.Generator().manual_seed(seed)
         images, labels = [], []
-        options = {"domain": index, "rng": rng, "batch_size": batch_size, "encoding": encoding}
+        options = {"domain": index, "rng": rng, "z": z, "encoding": encoding, "truncation": truncation}
         for part in synthesise_volume(self.factory.generator, heights, **options):
             images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())
             labels.append(self.branch(part).argmax(1).to(torch.uint8).cpu().numpy())

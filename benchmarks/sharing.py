@@ -78,6 +78,7 @@ VARIANTS = {
     "texture": Variant({"texture": 0.1}),
     "fast_palette": Variant({"palette_lr_multiplier": 4.0}),
     "server_momentum": Variant(momentum=0.5),
+    "twice_as_long": Variant(schedule=((100, 10),)),  # not at equal updates: what more training gives
 }
 
 
@@ -176,7 +177,8 @@ def run(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     segmenters = SegmenterConfig(updates=200, seed=seed)
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
-    factory = load_factory(work / f"{name}.factory.safetensors")
+    with palette(VARIANTS[name].palette, seed):
+        factory = load_factory(work / f"{name}.factory.safetensors")
     labelled = train_label_branch(factory, teacher, robust, domain=first, seed=seed)
     scores: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}

@@ -49,7 +49,7 @@ def measure(arguments: argparse.Namespace, size: int, heights: torch.Tensor) -> 
 
     def volume(name: str) -> torch.Tensor:
         rng = torch.Generator().manual_seed(SEED)
-        parts = synthesise_volume(generators[name], heights, domain=0, rng=rng, batch_size=arguments.batch)
+        parts = synthesise_volume(generators[name], heights, domain=0, rng=rng)
         return torch.cat([part.image for part in parts])
 
     difference = (volume("ours") - volume("twin")).abs().max().item()

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .generator import Generator, Synthesis
+from .config import FactoryConfig
+from .generator import Generator, Style, Synthesis
+
+GROUP_PIXELS = 2**20  # of the slices that are synthesised at once
+LARGEST_GROUP = 32
+CENTRE_DRAWS, CENTRE_SEED = 256, 20_241_121  # latents whose mean is the centre of truncation, per height
 
 
 def slice_heights(z_depth: int, slices_per_bin: int) -> Tensor:
@@ -22,6 +27,41 @@ def slice_heights(z_depth: int, slices_per_bin: int) -> Tensor:
     return torch.linspace(0, z_depth - 1, count)
 
 
+def group_size(config: FactoryConfig) -> int:
+    """Slices that are synthesised at once. It depends on the factory alone: libraries choose other algorithms for
+    other batch sizes, and the same volume would differ in its last bits."""
+    return max(1, min(LARGEST_GROUP, GROUP_PIXELS // config.image_size**2))
+
+
+def between_latents(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two normal latents (1, d): 0 gives the first, 1 the second, and in between the length
+    stays that of a latent, where a straight line would pass near zero (White 2016)."""
+    if not 0 < share < 1:
+        return first if share <= 0 else second
+    a, b = first.double(), second.double()
+    cosine = ((a * b).sum() / (a.norm() * b.norm())).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    if angle < 1e-4:
+        return torch.lerp(first, second, share)
+    mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return mixed.to(first.dtype)
+
+
+@torch.no_grad()
+def centre_style(generator: Generator, domain: int, encoding: Tensor | None = None) -> Tensor:
+    """Mean latents (z_bins, n_latent, latent_dim) of every height: what truncation moves towards."""
+    config, device = generator.config, next(generator.parameters()).device
+    rng = torch.Generator().manual_seed(CENTRE_SEED)
+    z = torch.randn(CENTRE_DRAWS, config.latent_dim, generator=rng).to(device)
+    domains = torch.full((CENTRE_DRAWS,), domain, device=device)
+    given = None if encoding is None else encoding.to(device).expand(CENTRE_DRAWS, -1)
+    means = [
+        generator.style_of(z, torch.full_like(domains, z_bin), domains, given).w.mean(dim=0)
+        for z_bin in range(config.z_bins)
+    ]
+    return torch.stack(means)
+
+
 @torch.no_grad()
 def synthesise_volume(
     generator: Generator,
@@ -29,28 +69,45 @@ def synthesise_volume(
     *,
     domain: int,
     rng: torch.Generator,
-    batch_size: int,
+    z: Tensor | None = None,
     encoding: Tensor | None = None,
+    truncation: float = 1.0,
 ) -> Iterator[Synthesis]:
     """One subject, slice by slice: one latent for the whole volume, only the height changes.
 
     Args:
         heights: (N,) in [0, z_bins - 1].
+        rng: CPU generator of the noise, and of the latent if none is given.
+        z: (1, latent_dim), the subject's latent; None draws one.
         encoding: (encoding_dim,), the domain's mean embedding, or None.
-        rng: CPU generator; the result does not depend on `batch_size`.
+        truncation: 1 keeps the latent, 0 gives the mean subject (Karras et al. 2019); less variety, fewer faults.
 
-    Yields: batches of at most `batch_size` slices, in order.
+    Yields: groups of slices, in order.
     """
     config, device = generator.config, next(generator.parameters()).device
     if heights.max() > config.z_bins - 1:
         raise UsageError(f"heights go up to {heights.max():.0f}, this factory has bins 0 to {config.z_bins - 1}")
-    z = torch.randn(1, config.latent_dim, generator=rng).to(device)
-    count = len(heights) if generator.grain else 1
-    noise = [one.to(device) for one in generator.draw_noise(count, rng)]
-    for start in range(0, len(heights), batch_size):
-        height = heights[start : start + batch_size].to(device)
-        domains = torch.full((len(height),), domain, device=device)
-        encodings = None if encoding is None else encoding.to(device).expand(len(height), -1)
-        style = generator.style_at(z.expand(len(height), -1), height, domains, encodings)
-        parts = [one[start : start + batch_size] if generator.grain else one for one in noise]
-        yield generator.synthesise(style, parts)
+    if z is None:
+        z = torch.randn(1, config.latent_dim, generator=rng)
+    z, size = z.to(device), group_size(config)
+    centre = centre_style(generator, domain, encoding) if truncation != 1 else None
+    noise = [one.to(device) for one in generator.draw_noise(len(heights) if generator.grain else 1, rng)]
+    for start in range(0, len(heights), size):
+        # The last group is filled up with its last slice, so that every group is computed alike.
+        chosen = torch.arange(start, start + size).clamp(max=len(heights) - 1)
+        height = heights[chosen].to(device)
+        domains = torch.full((size,), domain, device=device)
+        encodings = None if encoding is None else encoding.to(device).expand(size, -1)
+        style = generator.style_at(z.expand(size, -1), height, domains, encodings)
+        if centre is not None:
+            style = _truncated(style, centre, height, truncation)
+        parts = [one[chosen.to(device)] if generator.grain else one for one in noise]
+        made, kept = generator.synthesise(style, parts), min(size, len(heights) - start)
+        yield Synthesis(made.image[:kept], made.anatomy[:kept], [feature[:kept] for feature in made.features])
+
+
+def _truncated(style: Style, centre: Tensor, height: Tensor, truncation: float) -> Style:
+    low = height.floor().long().clamp(0, len(centre) - 1)
+    high = (low + 1).clamp(max=len(centre) - 1)
+    mean = torch.lerp(centre[low], centre[high], (height - low)[:, None, None])
+    return Style(torch.lerp(mean, style.w, truncation), style.constant, style.domain)

@@ -22,7 +22,7 @@ from ..adaptation.inference import segment
 from ..adaptation.label_branch import LabelledFactory
 from ..adaptation.segmenter import Segmenter, SegmenterConfig
 from ..files import refuse_existing, write_json
-from ..generate_volumes import generate_volumes
+from ..generate_volumes import Drawing, generate_volumes
 from ..generative.config import FactoryConfig
 from ..node.phase_two import adapt_site, label_factory, train_on_store
 from ..node.prepare import prepare
@@ -110,9 +110,8 @@ def run_demo(
         segmenter = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
         label_factory(factory_file, hospitals[0].store, labelled_file, config=segmenter)
         for hospital in hospitals:
-            generate_volumes(
-                labelled_file, out / "synthetic" / hospital.name, domain=hospital.name, volumes=4, seed=seed
-            )
+            drawing = Drawing(domain=hospital.name, volumes=4, seed=seed)
+            generate_volumes(labelled_file, out / "synthetic" / hospital.name, drawing)
         models = _train_segmenters(out / "models", hospitals, labelled_file, size, segmenter)
         _say("4/4 held-out subjects: label maps, scores, report")
         scores = {site.name: _score_site(out, site, models[site.name]) for site in hospitals}

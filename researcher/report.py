@@ -54,6 +54,8 @@ def write_report(
         "<p>Upper row of each pair: held-out real slices. Lower row: synthetic ones, the same latent in each "
         "domain's look.</p>",
         picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
+        "<h2>Do labels carry over?</h2>",
+        _sharing(factory),
         f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
         f"<p>{_legend()}</p>",
         picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
@@ -108,6 +110,28 @@ def _verdict(result: DemoResult) -> str:
             f"{row['oracle'] - row['adapted']:+.3f} below the oracle."
         )
     return " ".join(parts)
+
+
+def _sharing(factory: TrainedFactory) -> str:
+    """What was measured without labels: anatomy shared by pairs of domains, and what the sites saw."""
+    facts = factory.facts
+    pairs = "".join(
+        f"<tr><td>{html.escape(pair)}</td><td>{score:.2f}</td></tr>"
+        for pair, score in facts["shared_anatomy"]["pairs"].items()
+    )
+    sites = "".join(
+        f"<tr><td>{html.escape(domain)}</td><td>{one['distance']:.2g}</td><td>{one['layout']:.2f}</td>"
+        f"<td>{one['contrast']:.2f}</td></tr>"
+        for domain, one in facts["quality"].items()
+    )
+    alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts["alarms"]) or "<p>No alarm.</p>"
+    return (
+        "<p>One latent should be one anatomy in all domains. Measured without labels; 0 is chance, 1 is all.</p>"
+        f"<table><tr><th>domains</th><th>shared anatomy</th></tr>{pairs}</table>"
+        "<p>What sites saw when they last compared synthetic with their real slices:</p>"
+        f"<table><tr><th>site</th><th>kernel distance</th><th>layout (1 is best)</th><th>contrast (1 is best)</th></tr>"
+        f"{sites}</table>{alarms}"
+    )
 
 
 def _legend() -> str:

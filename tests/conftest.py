@@ -8,9 +8,10 @@ import tempfile
 
 import pytest
 import torch
+from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
-from helpers import DOMAINS, PATIENT, SITES, TAG, port_is_free, processes_of, train, write_site
+from helpers import DOMAINS, PATIENT, SITES, TAG, port_is_free, processes_of, train, untrained_segmenter, write_site
 
 # Fed-BioMed opens a researcher component when it is imported. Tests that use it in this process get one of their own.
 os.environ.setdefault("FBM_RESEARCHER_COMPONENT_ROOT", tempfile.mkdtemp(prefix="fedfactory-tests-"))
@@ -29,6 +30,20 @@ def trained(config) -> TrainedFactory:
     generator = make_generator(config).eval()
     history = {domain: [{"round": 1, "loss_generator": 0.5, "loss_discriminator": 1.0}] for domain in DOMAINS}
     return TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, history, {"rounds": 1, "seed": 0})
+
+
+@pytest.fixture
+def labelled(trained):
+    torch.manual_seed(1)
+    branch = LabelBranch.for_generator(trained.generator, 3).eval()
+    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
+    return LabelledFactory(trained, branch, untrained_segmenter(), card)
+
+
+@pytest.fixture
+def labelled_file(labelled, tmp_path):
+    labelled.save(tmp_path / "labelled.safetensors")
+    return tmp_path / "labelled.safetensors"
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,31 +12,16 @@ from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
 from fedfactory.adaptation.inference import segment
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory, train_label_branch
+from fedfactory.adaptation.label_branch import LabelledFactory
 from fedfactory.adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, seeded, train_segmenter
 from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
-from fedfactory.generate_volumes import generate_volumes
-from fedfactory.generative import TrainedFactory, make_generator
+from fedfactory.generate_volumes import Drawing, generate_volumes
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.volumes import Volume, read_volume, write_volume
-from helpers import ball_volume, untrained_segmenter, with_head
-
-
-@pytest.fixture
-def labelled(trained):
-    torch.manual_seed(1)
-    branch = LabelBranch.for_generator(trained.generator, 3).eval()
-    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    return LabelledFactory(trained, branch, untrained_segmenter(), card)
-
-
-@pytest.fixture
-def labelled_file(labelled, tmp_path):
-    labelled.save(tmp_path / "labelled.safetensors")
-    return tmp_path / "labelled.safetensors"
+from helpers import ball_volume
 
 
 def test_a_segmenter_learns_a_ball_and_labels_a_new_image_on_its_own_grid(store, tmp_path):
@@ -88,17 +72,6 @@ def test_augmentation_keeps_background_dark_and_labels_whole():
     assert not np.allclose(batch["data"], image)
 
 
-def test_a_volume_does_not_depend_on_the_batch_size_but_on_its_seed(labelled):
-    heights = slice_heights(4, 3)
-    first, labels = labelled.draw_volume("bright", heights, seed=7, batch_size=2)
-    again, _ = labelled.draw_volume("bright", heights, seed=7, batch_size=100)
-    other, _ = labelled.draw_volume("bright", heights, seed=8)
-    np.testing.assert_allclose(first, again, atol=1e-5)
-    assert not np.allclose(first, other, atol=0.01)
-    assert first.shape == labels.shape == (9, 16, 16)
-    assert labels.dtype == np.uint8
-
-
 def test_the_same_latent_has_the_same_labels_in_every_domain(labelled):
     heights = slice_heights(4, 2)
     bright, one = labelled.draw_volume("bright", heights, seed=7)
@@ -107,43 +80,12 @@ def test_the_same_latent_has_the_same_labels_in_every_domain(labelled):
     assert not np.allclose(bright, dark, atol=0.01)
 
 
-def test_heights_are_evenly_spaced_from_the_lowest_bin_to_the_highest():
-    heights = slice_heights(29, 10)
-    assert len(heights) == 280
-    assert (heights[0], heights[-1]) == (0, 28)
-    torch.testing.assert_close(heights.diff(), torch.full((279,), 28 / 279))
-    with pytest.raises(UsageError):
-        slice_heights(1, 10)
-
-
-def test_generated_volumes_are_nifti_pairs_with_a_manifest_that_makes_them_again(labelled_file, tmp_path):
-    out = tmp_path / "syn"
-    folders = generate_volumes(labelled_file, out, domain="dark", volumes=2, slices_per_bin=2, seed=5)
-    image = read_volume(folders[1] / "image" / "synthetic_0001.nii.gz")
-    label = read_volume(folders[1] / "label" / "synthetic_0001.nii.gz", integer=True)
-    assert image.data.shape == label.data.shape == (16, 16, 6)
-    np.testing.assert_allclose(image.spacing, [6.0, 6.0, 100 / 6], rtol=1e-5)
-    np.testing.assert_allclose(image.affine @ [7.5, 7.5, 2.5, 1], [0, 0, 0, 1], atol=1e-4)
-    entry = json.loads((out / "manifest.json").read_text())["volumes"][1]
-    (again,) = generate_volumes(labelled_file, tmp_path / "again", domain="dark", volumes=1, seed=entry["seed"])
-    np.testing.assert_array_equal(read_volume(again / "image" / "synthetic_0000.nii.gz").data, image.data)
-
-
-def test_keeping_largest_components_removes_islands(labelled_file, tmp_path):
-    from scipy import ndimage
-
-    (folder,) = generate_volumes(labelled_file, tmp_path / "k", domain="bright", volumes=1, largest_component=True)
-    label = read_volume(folder / "label" / "synthetic_0000.nii.gz", integer=True).data
-    for value in (1, 2):
-        assert ndimage.label(label == value, np.ones((3, 3, 3)))[1] <= 1
-
-
 def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
     trained.save(tmp_path / "f.safetensors")
     config = SegmenterConfig(updates=2)
     made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3, config=config)
     assert 0 <= made.card["agreement"] <= 1
-    generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", domain="bright", volumes=2)
+    generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", Drawing(domain="bright", volumes=2))
     adapt_site(
         store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config
     )
@@ -184,7 +126,7 @@ def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path)
 
 @pytest.mark.parametrize("name", ["../site/case0", "..", "/etc", ""])
 def test_a_manifest_cannot_point_out_of_its_folder(tmp_path, name):
-    manifest = {"volumes": [{"name": name}], "classes": 2, "domain": "bright"}
+    manifest = {"volumes": [{"name": name}], "classes": 2, "domain": "bright", "layout": "nifti"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UsageError, match="no plain name"):
         read_synthetic(tmp_path, "bright")
@@ -208,13 +150,6 @@ def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labe
         (lambda: adapt_site(small.path, out, factory_file=labelled_file), StoreError, "--size 16"),
         (lambda: adapt_site(store.path, out), UsageError, "either"),
         (lambda: adapt_site(store.path, out, synthetic=tmp_path), UsageError, "manifest"),
-        (lambda: generate_volumes(labelled_file, out, domain="x", volumes=1), ConfigError, "unknown domain"),
-        (lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, z_depth=9), UsageError, "4 bins"),
-        (
-            lambda: generate_volumes(labelled_file, out, domain="dark", volumes=1, device="cuda:77"),
-            UsageError,
-            "device",
-        ),
     ]:
         with pytest.raises(error, match=message):
             call()
@@ -307,31 +242,3 @@ def test_labelled_slices_leave_out_cases_without_labels(site, tmp_path):
     shutil.rmtree(site / "case1" / "label")
     store = prepare(site, tmp_path / "s", PrepareConfig(domain="bright", size=16, z_bins=4)).store
     assert len(labelled_slices(store).images) == 16
-
-
-def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
-    published = replace(with_head(config, "image"), encoding_dim=6)
-    torch.manual_seed(0)
-    generator = make_generator(published).eval()
-    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {"rounds": 1})
-    segmenter = untrained_segmenter()
-    made = train_label_branch(factory, segmenter, segmenter, domain="bright", updates=2, batch_size=2)
-    made.save(tmp_path / "labelled.safetensors")
-    np.save(tmp_path / "mean.npy", np.ones((1, 6), np.float32))
-    options = {"domain": "dark", "volumes": 1, "seed": 3}
-    plain = generate_volumes(tmp_path / "labelled.safetensors", tmp_path / "plain", **options, batch_size=5)
-    again = generate_volumes(tmp_path / "labelled.safetensors", tmp_path / "again", **options, batch_size=2)
-    embedded = generate_volumes(
-        tmp_path / "labelled.safetensors", tmp_path / "embedded", **options, clip_mean=tmp_path / "mean.npy"
-    )
-    first, second, third = (
-        read_volume(folders[0] / "image" / "synthetic_0000.nii.gz").data for folders in (plain, again, embedded)
-    )
-    np.testing.assert_allclose(first, second, atol=1e-5)  # whatever the batch size
-    assert np.abs(first - third).max() > 1e-3
-    np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
-    with pytest.raises(UsageError, match="takes 6"):
-        generate_volumes(
-            tmp_path / "labelled.safetensors", tmp_path / "wide", **options, clip_mean=tmp_path / "wide.npy"
-        )
-    assert not (tmp_path / "wide").exists()

@@ -128,3 +128,12 @@ def test_the_alarm_is_silent_for_a_good_domain_and_names_each_fault():
     assert "at chance" in alarms("t2", GOOD, 0.01)[0]
     assert "far from real" in alarms("t2", replace(GOOD, distance=1e4), 0.8)[0]
     assert len(alarms("t2", SiteQuality(1e5, -0.5, 0.01), 0.0)) == 4
+
+
+def test_the_published_setting_sends_less_than_half_of_the_published_bytes():
+    """Published: 352 MiB per direction, node and round at 512 px with three domains."""
+    from fedbiomed.common.serializer import Serializer
+
+    generator = make_generator(FactoryConfig.preset("paper", ("a", "b", "c")))
+    message = Serializer.dumps({name: tensor.detach() for name, tensor in generator.named_parameters()})
+    assert 100 < len(message) / 2**20 < 352 / 2

@@ -1,0 +1,257 @@
+"""Labelled synthetic volumes: what is drawn, how it is written, and that it can be made again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedfactory.adaptation.adapt import read_synthetic
+from fedfactory.adaptation.label_branch import train_label_branch
+from fedfactory.errors import ConfigError, UsageError
+from fedfactory.generate_volumes import Drawing, generate_volumes
+from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
+from fedfactory.generative.synthesis import between_latents, centre_style, group_size, slice_heights, synthesise_volume
+from fedfactory.node.original_slices import import_slices
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.volumes import read_volume
+from helpers import folder_bytes, untrained_segmenter, with_head
+
+DARK = Drawing(domain="dark", volumes=3, seed=5)
+
+
+def image_of(folder, number) -> np.ndarray:
+    name = f"synthetic_{number:04d}"
+    return read_volume(folder / name / "image" / f"{name}.nii.gz").data
+
+
+def test_heights_are_evenly_spaced_from_the_lowest_bin_to_the_highest():
+    heights = slice_heights(29, 10)
+    assert len(heights) == 280
+    assert (heights[0], heights[-1]) == (0, 28)
+    torch.testing.assert_close(heights.diff(), torch.full((279,), 28 / 279))
+    with pytest.raises(UsageError):
+        slice_heights(1, 10)
+
+
+def test_groups_follow_from_the_factory_alone_and_fit_into_memory():
+    sizes = {side: group_size(FactoryConfig(domains=("a",), image_size=side, channels=(1,) * n)) for side, n in
+             ((32, 3), (64, 4), (512, 7), (1024, 8))}  # fmt: skip
+    assert sizes == {32: 32, 64: 32, 512: 4, 1024: 1}
+
+
+def test_a_volume_depends_on_its_seed(labelled):
+    heights = slice_heights(4, 3)
+    first, labels = labelled.draw_volume("bright", heights, seed=7)
+    again, _ = labelled.draw_volume("bright", heights, seed=7)
+    other, _ = labelled.draw_volume("bright", heights, seed=8)
+    assert np.array_equal(first, again)
+    assert not np.allclose(first, other, atol=0.01)
+    assert first.shape == labels.shape == (9, 16, 16)
+    assert labels.dtype == np.uint8
+
+
+def test_a_slice_does_not_depend_on_how_many_are_asked_for(labelled):
+    """Forty are two groups, the second of which is filled up; the first nine of them are those of a short walk."""
+    generator = labelled.factory.generator
+    z, heights = torch.randn(1, 8), torch.linspace(0, 3, 40)
+    walks = []
+    for count in (9, 40):
+        rng = torch.Generator().manual_seed(0)
+        parts = synthesise_volume(generator, heights[:count], domain=1, rng=rng, z=z)
+        walks.append(torch.cat([part.anatomy for part in parts]))
+    assert walks[1].shape[0] == 40
+    torch.testing.assert_close(walks[0], walks[1][:9], rtol=0, atol=1e-5)
+
+
+def test_no_truncation_keeps_the_subject_and_full_truncation_gives_the_mean_one(labelled):
+    generator, heights = labelled.factory.generator, slice_heights(4, 2)
+    whole, half, none = (
+        [labelled.draw_volume("dark", heights, seed=seed, truncation=share)[0] for seed in (1, 2)]
+        for share in (1.0, 0.5, 0.0)
+    )
+    distance = [np.abs(one - two).mean() for one, two in (whole, half, none)]
+    assert distance[0] > distance[1] > distance[2]
+    centre = centre_style(generator, 1)
+    assert centre.shape == (4, generator.n_latent, 8)
+    z, domain = torch.randn(4096, 8), torch.ones(4096, dtype=torch.long)
+    drawn = torch.stack([generator.style_of(z, torch.full((4096,), k), domain).w.mean(0) for k in range(4)]).detach()
+    assert float((drawn - centre).norm() / drawn.norm()) < 0.2
+
+
+def test_the_way_between_two_latents_keeps_their_length_and_meets_its_ends():
+    a, b = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)).unbind()
+    assert torch.equal(between_latents(a, b, 0.0), a)
+    assert torch.equal(between_latents(a, b, 1.0), b)
+    half = between_latents(a, b, 0.5)
+    assert min(a.norm(), b.norm()) * 0.95 < half.norm() < max(a.norm(), b.norm()) * 1.05
+    torch.testing.assert_close(between_latents(a, a, 0.3), a)
+
+
+def test_volumes_are_nifti_pairs_with_the_factorys_geometry(labelled_file, tmp_path):
+    generate_volumes(labelled_file, tmp_path / "syn", DARK)
+    folder = tmp_path / "syn" / "synthetic_0001"
+    image = read_volume(folder / "image" / "synthetic_0001.nii.gz")
+    label = read_volume(folder / "label" / "synthetic_0001.nii.gz", integer=True)
+    assert image.data.shape == label.data.shape == (16, 16, 6)
+    np.testing.assert_allclose(image.spacing, [6.0, 6.0, 100 / 6], rtol=1e-5)
+    np.testing.assert_allclose(image.affine @ [7.5, 7.5, 2.5, 1], [0, 0, 0, 1], atol=1e-4)
+
+
+def test_workers_do_not_change_a_byte(labelled_file, tmp_path):
+    for workers in (1, 3):
+        generate_volumes(labelled_file, tmp_path / str(workers), DARK, workers=workers)
+    assert folder_bytes(tmp_path / "1") == folder_bytes(tmp_path / "3")
+
+
+def test_any_volume_can_be_made_again_alone(labelled_file, tmp_path):
+    drawing = replace(DARK, truncation=0.7, between=1)
+    generate_volumes(labelled_file, tmp_path / "all", drawing)
+    generate_volumes(labelled_file, tmp_path / "one", drawing, only=[1])
+    assert [path.name for path in (tmp_path / "one").glob("synthetic*")] == ["synthetic_0001"]
+    assert folder_bytes(tmp_path / "one" / "synthetic_0001") == folder_bytes(tmp_path / "all" / "synthetic_0001")
+    latents, alone = (np.load(tmp_path / name / "latents.npy", allow_pickle=False) for name in ("all", "one"))
+    assert np.array_equal(latents[1:2], alone)
+    manifest = json.loads((tmp_path / "all" / "manifest.json").read_text())
+    assert (manifest["truncation"], manifest["between"], manifest["seed"]) == (0.7, 1, 5)
+    assert len(manifest["factory_sha256"]) == 64
+
+
+def test_volumes_between_two_subjects_lie_between_them(labelled_file, tmp_path):
+    generate_volumes(labelled_file, tmp_path / "way", replace(DARK, volumes=5, between=3))
+    latents = np.load(tmp_path / "way" / "latents.npy")
+    steps = np.linalg.norm(np.diff(latents, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps.mean(), rtol=0.2)
+    assert np.linalg.norm(latents[4] - latents[0]) > 2.5 * steps.mean()
+
+
+def test_draws_without_enough_of_a_class_are_thrown_away(labelled_file, tmp_path):
+    generate_volumes(labelled_file, tmp_path / "any", replace(DARK, volumes=6))
+    shares = [volume["shares"] for volume in json.loads((tmp_path / "any" / "manifest.json").read_text())["volumes"]]
+    least = sorted(min(one) for one in shares)[3]  # about half of the draws have less
+    generate_volumes(labelled_file, tmp_path / "enough", replace(DARK, volumes=6, least_share=least))
+    manifest = json.loads((tmp_path / "enough" / "manifest.json").read_text())
+    assert all(min(volume["shares"]) >= least - 1e-5 for volume in manifest["volumes"])
+    assert any(volume["attempt"] > 0 for volume in manifest["volumes"])
+    with pytest.raises(UsageError, match="ask for less"):
+        generate_volumes(labelled_file, tmp_path / "never", replace(DARK, volumes=2, least_share=0.9))
+    assert not (tmp_path / "never").exists()
+
+
+def test_keeping_largest_components_removes_islands(labelled_file, tmp_path):
+    from scipy import ndimage
+
+    generate_volumes(labelled_file, tmp_path / "k", Drawing(domain="bright", largest_component=True))
+    path = tmp_path / "k" / "synthetic_0000" / "label" / "synthetic_0000.nii.gz"
+    label = read_volume(path, integer=True).data
+    for value in (1, 2):
+        assert ndimage.label(label == value, np.ones((3, 3, 3)))[1] <= 1
+
+
+def test_an_nnunet_data_set_is_what_its_planner_reads(labelled_file, tmp_path):
+    out = tmp_path / "Dataset501_Synthetic"
+    generate_volumes(labelled_file, out, DARK, layout="nnunet")
+    generate_volumes(labelled_file, tmp_path / "pairs", DARK)
+    description = json.loads((out / "dataset.json").read_text())
+    assert description["numTraining"] == 3
+    assert description["channel_names"] == {"0": "dark"}
+    assert list(description["labels"].values()) == [0, 1, 2]
+    images = sorted(path.name for path in (out / "imagesTr").iterdir())
+    labels = sorted(path.name for path in (out / "labelsTr").iterdir())
+    assert [name.replace("_0000.nii.gz", ".nii.gz") for name in images] == labels
+    assert np.array_equal(read_volume(out / "imagesTr" / images[2]).data, image_of(tmp_path / "pairs", 2))
+    with pytest.raises(UsageError, match="--layout nifti"):
+        read_synthetic(out, "dark")
+
+
+def test_nnunets_own_integrity_check_passes(labelled_file, tmp_path):
+    integrity = pytest.importorskip(
+        "nnunetv2.experiment_planning.verify_dataset_integrity", reason="nnunetv2 is not installed"
+    )
+    generate_volumes(labelled_file, tmp_path / "Dataset501_Synthetic", DARK, layout="nnunet")
+    integrity.verify_dataset_integrity(str(tmp_path / "Dataset501_Synthetic"), 1)
+
+
+def test_files_open_in_monai(labelled_file, tmp_path):
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+    generate_volumes(labelled_file, tmp_path / "syn", DARK)
+    folder = tmp_path / "syn" / "synthetic_0000"
+    paths = {kind: str(folder / kind / "synthetic_0000.nii.gz") for kind in ("image", "label")}
+    read = Compose([LoadImaged(keys=("image", "label")), EnsureChannelFirstd(keys=("image", "label"))])(paths)
+    assert read["image"].shape == read["label"].shape == (1, 16, 16, 6)
+    assert set(np.unique(read["label"])) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("layout", ["slices", "legacy-slices"])
+def test_slices_have_the_published_fields(labelled_file, tmp_path, layout):
+    out = tmp_path / "slices"
+    generate_volumes(labelled_file, out, replace(DARK, volumes=2), layout=layout)
+    generate_volumes(labelled_file, tmp_path / "pairs", replace(DARK, volumes=2))
+    if layout == "legacy-slices":  # what the published program reads, and we read without executing it
+        store = import_slices(out, tmp_path / "store", PrepareConfig(domain="dark", z_bins=4, test_share=0)).store
+        assert len(store) == 12
+        images = store.images[: store.cases[0].count]
+    else:
+        paths = sorted(out.glob("fakeVolume0_slice*.npz"))
+        with np.load(paths[0], allow_pickle=False) as record:
+            assert record["data"].shape == (16, 16, 1)
+            assert record["mask"].shape == (16, 16, 3)
+            assert (record["mask"].sum(-1) == 1).all()
+        images = np.stack([np.load(path)["data"][..., 0] for path in paths])
+    expected = np.moveaxis(image_of(tmp_path / "pairs", 0), 2, 0)
+    np.testing.assert_allclose(images.astype(np.float32), expected, atol=2e-3)  # stores keep half precision
+
+
+def test_unusable_requests_say_so_and_leave_nothing(labelled_file, tmp_path):
+    out = tmp_path / "o"
+    for call, error, message in [
+        (lambda: Drawing(domain="dark", volumes=0), UsageError, "at least 1"),
+        (lambda: Drawing(domain="dark", truncation=1.5), UsageError, "truncation"),
+        (lambda: Drawing(domain="dark", between=-1), UsageError, "negative"),
+        (lambda: generate_volumes(labelled_file, out, replace(DARK, domain="x")), ConfigError, "unknown domain"),
+        (lambda: generate_volumes(labelled_file, out, replace(DARK, z_depth=9)), UsageError, "4 bins"),
+        (lambda: generate_volumes(labelled_file, out, replace(DARK, z_depth=-1)), UsageError, "-1 bins"),
+        (lambda: generate_volumes(labelled_file, out, DARK, device="cuda:77"), UsageError, "device"),
+        (lambda: generate_volumes(labelled_file, out, DARK, layout="zip"), UsageError, "nnunet"),
+        (lambda: generate_volumes(labelled_file, out, DARK, only=[3]), UsageError, "0 to 2"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+        assert not out.exists()
+
+
+def test_a_failure_in_the_middle_leaves_no_half_written_volume(labelled_file, tmp_path, monkeypatch):
+    from fedfactory.adaptation import volume_formats
+
+    def full(folder, number, *rest):
+        if number == 2:
+            raise OSError(28, "No space left on device")
+        volume_formats.write_pair(folder, number, *rest)
+
+    monkeypatch.setitem(volume_formats.WRITERS, "nifti", full)
+    with pytest.raises(OSError, match="No space"):
+        generate_volumes(labelled_file, tmp_path / "full", DARK)
+    assert list(tmp_path.glob("*full*")) == []
+
+
+def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
+    published = replace(with_head(config, "image"), encoding_dim=6)
+    torch.manual_seed(0)
+    generator = make_generator(published).eval()
+    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {"rounds": 1})
+    segmenter = untrained_segmenter()
+    made = train_label_branch(factory, segmenter, segmenter, domain="bright", updates=2, batch_size=2)
+    file = tmp_path / "labelled.safetensors"
+    made.save(file)
+    np.save(tmp_path / "mean.npy", np.ones((1, 6), np.float32))
+    one = Drawing(domain="dark", seed=3)
+    generate_volumes(file, tmp_path / "plain", one)
+    generate_volumes(file, tmp_path / "embedded", one, clip_mean=tmp_path / "mean.npy")
+    assert np.abs(image_of(tmp_path / "plain", 0) - image_of(tmp_path / "embedded", 0)).max() > 1e-3
+    np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
+    with pytest.raises(UsageError, match="takes 6"):
+        generate_volumes(file, tmp_path / "wide", one, clip_mean=tmp_path / "wide.npy")
+    assert not (tmp_path / "wide").exists()
