@@ -358,16 +358,19 @@ def label(
     store: Annotated[Path, typer.Option(help="The site's slice store, with labels.")],
     out: Annotated[Path, typer.Option(help="Labelled factory file, .safetensors.")],
     classes: Annotated[int | None, typer.Option(help="Label values including background, to be checked.")] = None,
+    labelling: Annotated[
+        str, typer.Option(help="synthesis: a segmenter labels synthetic slices; inversion: own slices are inverted.")
+    ] = "synthesis",
     seed: Seed = 0,
 ) -> None:
     """Labelled site: teach the factory to draw labels."""
     from .adaptation.segmenter import SegmenterConfig
     from .node.phase_two import label_factory
 
-    made = label_factory(factory, store, out, classes=classes, config=SegmenterConfig(seed=seed))
-    console.print(
-        f"{out}: {made.card['classes']} classes, agreement with the teacher {made.card['agreement']:.3f} Dice"
-    )
+    config = SegmenterConfig(seed=seed)
+    made = label_factory(factory, store, out, classes=classes, labelling=labelling, config=config)
+    card = made.card
+    console.print(f"{out}: {card['classes']} classes, Dice {card['agreement']:.3f} on {card['judged_on']}")
 
 
 @app.command("generate-volumes")

@@ -158,15 +158,10 @@ def seed_of(*numbers: int) -> int:
 
 
 def _draw(
-    labelled: LabelledFactory,
-    drawing: Drawing,
-    latents: _Latents,
-    number: int,
-    heights: Tensor,
-    encoding: Tensor | None,
+    labelled: LabelledFactory, latents: _Latents, number: int, heights: Tensor, encoding: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Images, labels and number of the attempt that had enough of every class."""
-    classes = labelled.card["classes"]
+    drawing, classes = latents.drawing, labelled.card["classes"]
     keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
     for attempt in range(ATTEMPTS if drawing.least_share else 1):
         images, labels = labelled.draw_volume(
@@ -250,8 +245,7 @@ def _mean_embedding(path: Path, width: int) -> torch.Tensor:
 
 def _move(labelled: LabelledFactory, device: str) -> None:
     try:
-        labelled.factory.generator.to(device)
-        labelled.branch.to(device)
+        labelled.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); try --device cpu") from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, UsageError
@@ -19,33 +20,48 @@ from ..generative.factory_file import TrainedFactory
 from ..generative.generator import Generator, Synthesis
 from ..generative.networks import make_generator
 from ..generative.synthesis import synthesise_volume
-from ..progress import track
-from .segmenter import Segmenter, seeded
+from .segmenter import Segmenter
 
+MOST_BRANCHES = 20
 KIND = "labelled factory"
-HIDDEN = 64  # width of the classifier
+WIDTHS = (128, 32)  # of the classifier, as published
+VIEWS = ("view", "own")
 
 
 class LabelBranch(nn.Module):
-    """All feature maps, enlarged to the image's side, and the tissue maps, through two 1 x 1 layers.
+    """The published pixel classifier: every feature map to 128 numbers a pixel, summed at the image's side, then two
+    layers. A palette's tissue maps are read too.
 
     No domain is read: what the branch learns in the labelled domain holds for the same anatomy in any other.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: Sequence[int], classes: int) -> None:
         super().__init__()
+        wide, narrow = WIDTHS
         self.classes = classes
-        self.layers = nn.Sequential(nn.Conv2d(channels, HIDDEN, 1), nn.LeakyReLU(0.2), nn.Conv2d(HIDDEN, classes, 1))
+        # Before enlarging, at each map's own side: the same function as of the enlarged maps, and much cheaper.
+        self.project = nn.ModuleList(nn.Conv2d(count, wide, 1) for count in channels)
+        self.classify = nn.Sequential(
+            nn.ReLU(), nn.BatchNorm2d(wide), nn.Conv2d(wide, narrow, 1),
+            nn.ReLU(), nn.BatchNorm2d(narrow), nn.Conv2d(narrow, classes, 1),
+        )  # fmt: skip
 
     @classmethod
     def for_generator(cls, generator: Generator, classes: int) -> LabelBranch:
-        return cls(sum(generator.feature_channels) + generator.num_maps, classes)
+        return cls([*generator.feature_channels, *([generator.num_maps] if generator.num_maps else [])], classes)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
         """Logits (B, classes, S, S) of the slices that `synthesis` shows."""
-        side = synthesis.image.shape[-1]
-        enlarged = [F.interpolate(f, size=(side, side), mode="bilinear") for f in synthesis.features]
-        return self.layers(torch.cat([*enlarged, synthesis.anatomy], dim=1))
+        maps = [*synthesis.features, *([synthesis.anatomy] if synthesis.anatomy.shape[1] else [])]
+        total, side = None, synthesis.image.shape[-1]
+        for project, one in zip(self.project, maps, strict=True):  # maps of equal side are added before enlarging
+            projected = project(one)
+            if total is not None and total.shape[-1] != projected.shape[-1]:
+                total = F.interpolate(total, size=projected.shape[-2:], mode="bilinear", align_corners=True)
+            total = projected if total is None else total + projected
+        if total.shape[-1] != side:
+            total = F.interpolate(total, size=(side, side), mode="bilinear", align_corners=True)
+        return self.classify(total)
 
 
 @dataclass
@@ -54,20 +70,23 @@ class LabelledFactory:
 
     Attributes:
         factory: the generator it draws with.
-        branch: its labels.
+        branches: its labels are the mean of what these say; the best one first.
         robust: the labelled site's segmenter, trained with random contrasts; gives every site's own images a first
             guess.
-        card: labelled domain, classes, agreement, and the factory's own card entries.
+        card: "classes", "labelled_domain", "agreement" and "judged_on" (see `train_label_branch`), and "labels_from":
+            by domain, "view" (the labelled domain's view of the same latent gives the labels) or "own" (the domain's
+            own features do).
     """
 
     factory: TrainedFactory
-    branch: LabelBranch
+    branches: list[LabelBranch]
     robust: Segmenter
     card: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
         tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
-        tensors |= {f"branch.{name}": tensor for name, tensor in self.branch.state_dict().items()}
+        for number, branch in enumerate(self.branches):
+            tensors |= {f"branch{number}.{name}": tensor for name, tensor in branch.state_dict().items()}
         tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
         factory = self.factory
         card = {
@@ -77,6 +96,7 @@ class LabelledFactory:
             "height": factory.height,
             "facts": factory.facts,
             "robust": {"format": self.robust.format.to_dict(), **self.robust.card},
+            "branches": len(self.branches),
             **self.card,
         }
         write_weights(path, tensors, card)
@@ -87,15 +107,33 @@ class LabelledFactory:
         tensors, card = read_weights(path, kind=KIND)
         try:
             generator = make_generator(FactoryConfig.from_dict(card["config"])).eval()
-            branch = LabelBranch.for_generator(generator, card["classes"]).eval()
+            if not 1 <= card["branches"] <= MOST_BRANCHES:
+                raise UsageError(f"{card['branches']} label branches")
+            branches = [LabelBranch.for_generator(generator, card["classes"]).eval() for _ in range(card["branches"])]
             robust = Segmenter.from_card(card["robust"])
-            for network, prefix in ((generator, "g_ema."), (branch, "branch."), (robust.network, "robust.")):
+            named = {f"branch{number}.": branch for number, branch in enumerate(branches)}
+            for prefix, network in {"g_ema.": generator, "robust.": robust.network, **named}.items():
                 own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
                 load_strictly(network, own, path)
             factory = TrainedFactory(generator, {}, card["spacing"], card["height"], {}, card["facts"])
+            kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "judged_on", "labels_from")}
+            factory.config.domain_index(kept["labelled_domain"])
+            if any(kept["labels_from"][domain] not in VIEWS for domain in factory.config.domains):
+                raise UsageError("labels_from names something unknown")
         except (KeyError, TypeError, ConfigError, UsageError) as error:
             raise CheckpointError(f"{path}: its card is not usable ({error})") from None
-        return cls(factory, branch, robust, {k: card[k] for k in ("classes", "labelled_domain", "agreement")})
+        return cls(factory, branches, robust, kept)
+
+    def to(self, device: torch.device | str) -> LabelledFactory:
+        for network in (self.factory.generator, *self.branches):
+            network.to(device)
+        return self
+
+    @torch.no_grad()
+    def labels(self, synthesis: Synthesis) -> Tensor:
+        """(B, S, S) uint8, by the mean of the branches' probabilities."""
+        total = sum(torch.softmax(branch(synthesis), dim=1) for branch in self.branches)
+        return total.argmax(1).to(torch.uint8)
 
     @torch.no_grad()
     def draw_volume(
@@ -110,6 +148,8 @@ class LabelledFactory:
     ) -> tuple[np.ndarray, np.ndarray]:
         """One synthetic subject: images (N, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
 
+        Raises: ConfigError for an unknown domain.
+
         Args:
             heights: (N,) in [0, z_bins - 1], see `slice_heights`.
             seed: of the noise, and of the latent if none is given; the same arguments give the same volume.
@@ -117,73 +157,21 @@ class LabelledFactory:
             encoding: (encoding_dim,), the domain's mean embedding, or None.
             truncation: see `synthesise_volume`.
         """
-        index = self.factory.config.domain_index(domain)
-        rng = torch.Generator().manual_seed(seed)
+        config, labelled = self.factory.config, self.card["labelled_domain"]
+        if z is None:
+            z = torch.randn(1, config.latent_dim, generator=torch.Generator().manual_seed(seed))
+
+        def walk(shown: str) -> Iterator[Synthesis]:
+            rng = torch.Generator().manual_seed(seed + 1)  # the same noise in every view
+            given = encoding if shown == domain else None
+            options = {"rng": rng, "z": z, "encoding": given, "truncation": truncation}
+            return synthesise_volume(self.factory.generator, heights, domain=config.domain_index(shown), **options)
+
         images, labels = [], []
-        options = {"domain": index, "rng": rng, "z": z, "encoding": encoding, "truncation": truncation}
-        for part in synthesise_volume(self.factory.generator, heights, **options):
+        # Where the domain enters at the palette alone, features are equal in all views.
+        again = self.card["labels_from"][domain] == "view" and domain != labelled and config.domain_enters != "head"
+        views = walk(labelled) if again else itertools.repeat(None)
+        for part, view in zip(walk(domain), views, strict=False):
             images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())
-            labels.append(self.branch(part).argmax(1).to(torch.uint8).cpu().numpy())
+            labels.append(self.labels(part if view is None else view).cpu().numpy())
         return np.concatenate(images), np.concatenate(labels)
-
-
-def train_label_branch(
-    factory: TrainedFactory,
-    teacher: Segmenter,
-    robust: Segmenter,
-    *,
-    domain: str,
-    updates: int = 250,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> LabelledFactory:
-    """Teach the branch what a segmenter of the labelled domain sees in that domain's synthetic slices.
-
-    Args:
-        teacher: trained on the labelled site's own slices.
-        robust: the same with random contrasts; kept in the labelled factory.
-        domain: the labelled domain.
-
-    Returns: the labelled factory; its card says how often branch and teacher agree on fresh slices (mean
-        foreground Dice, "agreement").
-    """
-    generator, config = factory.generator, factory.config
-    index = config.domain_index(domain)
-    rng = torch.Generator().manual_seed(seed)
-    with seeded(seed):
-        branch = LabelBranch.for_generator(generator, teacher.classes)
-    optimizer = torch.optim.Adam(branch.parameters(), lr=4e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=updates)
-    loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    for _ in track(range(updates), "training the label branch"):
-        synthesis = _draw(generator, index, batch_size, rng)
-        target = teacher.probabilities(synthesis.image).argmax(1, keepdim=True)
-        loss = loss_function(branch(synthesis), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    agreement = _agreement(branch.eval(), teacher, generator, index, rng)
-    card = {"classes": teacher.classes, "labelled_domain": domain, "agreement": agreement}
-    return LabelledFactory(factory, branch, robust, card)
-
-
-@torch.no_grad()
-def _draw(generator: Generator, domain: int, batch: int, rng: torch.Generator) -> Synthesis:
-    config = generator.config
-    z = torch.randn(batch, config.latent_dim, generator=rng)
-    height = torch.rand(batch, generator=rng) * (config.z_bins - 1)
-    noise = generator.draw_noise(batch, rng)
-    return generator.synthesise(generator.style_at(z, height, torch.full((batch,), domain)), noise)
-
-
-@torch.no_grad()
-def _agreement(branch: LabelBranch, teacher: Segmenter, generator: Generator, domain: int, rng) -> float:
-    synthesis = _draw(generator, domain, 128, rng)
-    ours, theirs = branch(synthesis).argmax(1), teacher.probabilities(synthesis.image).argmax(1)
-    scores = []
-    for value in range(1, teacher.classes):
-        both, total = ((ours == value) & (theirs == value)).sum(), (ours == value).sum() + (theirs == value).sum()
-        if total > 0:
-            scores.append(float(2 * both / total))
-    return float(np.mean(scores)) if scores else float("nan")

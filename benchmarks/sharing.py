@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import adapt, draw_slices, mix, pseudo_label
-from fedfactory.adaptation.label_branch import train_label_branch
+from fedfactory.adaptation.branch_training import train_label_branch
 from fedfactory.adaptation.plausibility import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig
 from fedfactory.files import write_json

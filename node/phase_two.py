@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, pseudo_label, read_synthetic
-from ..adaptation.label_branch import LabelledFactory, train_label_branch
+from ..adaptation.branch_training import LABELLINGS, train_label_branch
+from ..adaptation.label_branch import LabelledFactory
 from ..adaptation.plausibility import explained_intensity
 from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
 from ..errors import StoreError, UsageError
@@ -43,6 +44,7 @@ def label_factory(
     out: str | Path,
     *,
     classes: int | None = None,
+    labelling: str = "synthesis",
     config: SegmenterConfig | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
@@ -51,11 +53,15 @@ def label_factory(
         factory_file: exported factory. store_dir: the site's store, with labels.
         out: labelled factory file.
         classes: number of label values including background, if it is to be checked against the store's.
+        labelling: "synthesis": a segmenter of the site's own labels synthetic slices; "inversion" (published): the
+            site's own slices are inverted, and the branch learns their labels.
         config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
             gives other sites' images a first guess.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
+    if labelling not in LABELLINGS:
+        raise UsageError(f"labelling is one of {', '.join(LABELLINGS)}")
     factory, store = load_factory(factory_file), SliceStore(store_dir)
     factory.config.domain_index(store.domain)
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
@@ -64,9 +70,20 @@ def label_factory(
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))
-    labelled = train_label_branch(factory, teacher, robust, domain=store.domain, seed=config.seed)
+    options: dict[str, Any] = {"domain": store.domain, "seed": config.seed}
+    if labelling == "inversion":
+        options |= {"real": _with_heights(store, "train"), "held_out": _with_heights(store, "validation")}
+    labelled = train_label_branch(factory, teacher, robust, **options)
     labelled.save(out)
     return labelled
+
+
+def _with_heights(store: SliceStore, split: str) -> tuple[LabelledSlices, np.ndarray] | None:
+    """Labelled slices of a split and their height bins; None if it has none."""
+    if not any(case.split == split and case.labelled for case in store.cases):
+        return None
+    chosen = store.labelled_slices(split)
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes), store.z_bin[chosen]
 
 
 def adapt_site(

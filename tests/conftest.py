@@ -37,7 +37,9 @@ def labelled(trained):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    return LabelledFactory(trained, branch, untrained_segmenter(), card)
+    card["judged_on"] = "nothing"
+    card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
+    return LabelledFactory(trained, [branch], untrained_segmenter(), card)
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ def labelled_file(trained, tmp_path):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    LabelledFactory(trained, branch, untrained_segmenter(), card).save(tmp_path / "factory" / "labelled.safetensors")
+    card["judged_on"] = "nothing"
+    card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
+    LabelledFactory(trained, [branch], untrained_segmenter(), card).save(tmp_path / "factory" / "labelled.safetensors")
     return tmp_path / "factory" / "labelled.safetensors"
 
 

@@ -1,0 +1,145 @@
+"""What the label branch learns, which of its states are kept, and whose view labels a domain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fedfactory.adaptation.branch_training import choose_views, foreground_dice, train_label_branch
+from fedfactory.adaptation.inversion import invert
+from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.segmenter import LabelledSlices
+from fedfactory.errors import UsageError
+from fedfactory.generative import TrainedFactory, make_generator
+from fedfactory.node.phase_two import label_factory
+from helpers import untrained_segmenter, with_head
+
+
+class Threshold:
+    """A teacher that calls bright pixels 2, middle ones 1: something a branch can learn."""
+
+    classes = 3
+
+    def probabilities(self, images):
+        label = (images[:, 0] > -0.2).long() + (images[:, 0] > 0.2)
+        return F.one_hot(label, 3).permute(0, 3, 1, 2).float()
+
+
+def factory_of(config) -> TrainedFactory:
+    torch.manual_seed(0)
+    generator = make_generator(config).eval()
+    return TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
+
+
+def draw(generator, count, domain=0, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 8, generator=rng)
+    style = generator.style_of(z, torch.arange(count) % 4, torch.full((count,), domain))
+    return style, generator.synthesise(style, generator.fixed_noise())
+
+
+@pytest.mark.parametrize("head", ["palette", "image"])
+def test_the_classifier_is_that_of_the_enlarged_maps_written_out(config, head):
+    generator = factory_of(with_head(config, head)).generator
+    torch.manual_seed(1)
+    branch = LabelBranch.for_generator(generator, 3).eval()
+    _, made = draw(generator, 2)
+    maps = [*made.features, *([made.anatomy] if made.anatomy.shape[1] else [])]
+    if head == "palette":  # two sides: enlarging once is what the published order does
+        enlarged = [F.interpolate(one, size=(16, 16), mode="bilinear", align_corners=True) for one in maps]
+        total = sum(project(one) for project, one in zip(branch.project, enlarged, strict=True))
+        torch.testing.assert_close(branch(made), branch.classify(total), atol=1e-5, rtol=1e-4)
+    assert branch(made).shape == (2, 3, 16, 16)
+
+
+def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config):
+    labelled = train_label_branch(factory_of(config), Threshold(), untrained_segmenter(), domain="bright", updates=120)
+    assert labelled.card["agreement"] > 0.8
+    assert labelled.card["judged_on"] == "fresh synthetic slices"
+    assert len(labelled.branches) == 3
+    _, made = draw(labelled.factory.generator, 64, seed=9)
+    truth = Threshold().probabilities(made.image).argmax(1)
+    scores = [foreground_dice(branch(made).argmax(1), truth, 3) for branch in labelled.branches]
+    assert foreground_dice(labelled.labels(made), truth, 3) > min(scores) - 0.01
+
+
+def test_several_branches_say_what_their_mean_says(labelled):
+    torch.manual_seed(5)
+    other = LabelBranch.for_generator(labelled.factory.generator, 3).eval()
+    both = replace(labelled, branches=[*labelled.branches, other])
+    _, made = draw(labelled.factory.generator, 3)
+    mean = torch.stack([torch.softmax(branch(made), 1) for branch in both.branches]).mean(0)
+    assert torch.equal(both.labels(made).long(), mean.argmax(1))
+
+
+def test_a_labelled_factory_survives_its_file(labelled, tmp_path):
+    torch.manual_seed(5)
+    labelled.branches.append(LabelBranch.for_generator(labelled.factory.generator, 3).eval())
+    labelled.save(tmp_path / "l.safetensors")
+    again = LabelledFactory.load(tmp_path / "l.safetensors")
+    assert again.card == labelled.card
+    _, made = draw(labelled.factory.generator, 3)
+    assert torch.equal(again.labels(made), labelled.labels(made))
+
+
+def test_inversion_finds_latents_whose_slices_look_like_the_given_ones(config):
+    generator = factory_of(config).generator
+    _, made = draw(generator, 6)
+    z_bin = torch.arange(6) % 4
+    start, found = (invert(generator, made.image.detach(), z_bin, 0, steps=steps) for steps in (0, 150))
+    error = [
+        float((generator.synthesise(style, generator.fixed_noise()).image - made.image).abs().mean())
+        for style in (start, found)
+    ]
+    assert error[1] < 0.4 * error[0]
+    assert not found.w.requires_grad
+
+
+def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients(config):
+    factory = factory_of(config)
+    sets = []
+    for seed in (1, 2):
+        _, made = draw(factory.generator, 24, seed=seed)
+        labels = Threshold().probabilities(made.image).argmax(1).numpy().astype(np.uint8)
+        sets.append((LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3), np.arange(24) % 4))
+    options = {"domain": "bright", "updates": 60, "real": sets[0]}
+    judged = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
+    assert judged.card["judged_on"] == "validation cases"
+    assert judged.card["agreement"] > 0.5
+    alone = train_label_branch(factory, Threshold(), untrained_segmenter(), **options)
+    assert alone.card["judged_on"] == "its own training slices"
+    assert len(alone.branches) == 1  # nothing to choose the best by
+
+
+def test_domains_of_their_own_anatomy_are_labelled_by_their_own_features(config):
+    """Untrained published networks: domains are at chance, so another view says nothing."""
+    labelled = train_label_branch(
+        factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=2
+    )
+    assert set(labelled.card["labels_from"].values()) <= {"view", "own"}
+    assert choose_views(labelled, seed=3)["bright"] == "view"
+
+
+@pytest.mark.parametrize("choice", ["view", "own"])
+def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
+    labelled = train_label_branch(
+        factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=20
+    )
+    labelled.card["labels_from"]["dark"] = choice
+    heights = torch.linspace(0, 3, 6)
+    home, own = (labelled.draw_volume(domain, heights, seed=4)[1] for domain in ("bright", "dark"))
+    assert np.array_equal(home, own) == (choice == "view")
+
+
+def test_labelling_by_inversion_works_from_files(trained, store, tmp_path):
+    from fedfactory.adaptation.segmenter import SegmenterConfig
+
+    trained.save(tmp_path / "f.safetensors")
+    options = {"config": SegmenterConfig(updates=2), "labelling": "inversion"}
+    made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", **options)
+    assert LabelledFactory.load(tmp_path / "l.safetensors").card == made.card
+    with pytest.raises(UsageError, match="synthesis, inversion"):
+        label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "m.safetensors", labelling="guess")
