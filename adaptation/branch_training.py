@@ -11,7 +11,7 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from ..generative.alarm import AT_CHANCE
+from ..generative.alarm import LITTLE_SHARED
 from ..generative.factory_file import TrainedFactory
 from ..generative.generator import Generator, Style, Synthesis
 from ..generative.sharing import shared_anatomy
@@ -106,7 +106,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
         )
         guess = labelled.robust.probabilities(shown.image).argmax(1)
         own, view = (foreground_dice(labelled.labels(one), guess, labelled.card["classes"]) for one in (shown, viewed))
-        if score < AT_CHANCE or own > view:
+        if score < LITTLE_SHARED or own > view:
             chosen[domain] = "own"
     return chosen
 

@@ -34,9 +34,10 @@ from fedfactory.adaptation.plausibility import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig
 from fedfactory.files import write_json
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.quality import site_quality
+from fedfactory.generative.alarm import FAR, alarms
+from fedfactory.generative.quality import SiteQuality, site_quality
 from fedfactory.generative.sharing import shared_anatomy
-from fedfactory.node.phase_two import train_on_store
+from fedfactory.node.phase_two import EXPLAINED, train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.store import SliceStore
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and finished runs")
+    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -103,9 +105,9 @@ def main() -> None:
         "variants": {name: asdict(VARIANTS[name]) for name in arguments.variants},
         "seeds": seeds,
     }
+    report(content)
     if arguments.out:
         write_json(arguments.out, content)
-    report(content)
 
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -116,6 +118,8 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, seed))
     runs = {}
     for name in arguments.variants:
+        if arguments.gather and not (work / f"{name}.json").is_file():
+            continue
         runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, seed))
         print(arguments.data, seed, name, runs[name]["dice"], flush=True)
     return {"seed": seed, "baselines": baselines, "runs": runs}
@@ -275,14 +279,34 @@ class palette:
 
 
 def report(content: dict[str, Any]) -> None:
-    """A line per variant: in how many seeds both sites are above random contrasts, and the share of the oracle."""
+    """A line per variant, and how the alarm did: a site has failed if it is not above random contrasts."""
+    confusion = {"failed, alarm": 0, "failed, silent": 0, "good, alarm": 0, "good, silent": 0}
     for name in content["variants"]:
-        above, shares = 0, []
-        for row in content["seeds"]:
+        above, shares, seeds = 0, [], [row for row in content["seeds"] if name in row["runs"]]
+        if not seeds:
+            continue
+        for row in seeds:
             dice, base = row["runs"][name]["dice"], row["baselines"]["dice"]
-            above += all(dice[d]["adapted"] > base[d]["augmentation_only"] for d in dice)
+            good = {d: dice[d]["adapted"] > base[d]["augmentation_only"] for d in dice}
+            above += all(good.values())
             shares += [dice[d]["adapted"] / base[d]["oracle"] for d in dice]
-        print(f"{name:24s} above in {above} of {len(content['seeds'])} seeds, {np.mean(shares):.0%} of the oracle")
+            for domain, one in good.items():
+                found = alarms_of(row, name, domain)
+                confusion[f"{'good' if one else 'failed'}, {'alarm' if found else 'silent'}"] += 1
+        print(f"{name:24s} above in {above} of {len(seeds)} seeds, {np.mean(shares):.0%} of the oracle")
+    content["alarm"] = confusion
+    print(confusion)
+
+
+def alarms_of(row: dict[str, Any], name: str, domain: str) -> list[str]:
+    """What `fedfactory adapt` would have said at a site, from a run's measurements."""
+    one, home = row["runs"][name], next(iter(row["baselines"]["dice"]))
+    last = one["looks"][-1]
+    shared = next(score for pair, score in last["shared"].items() if set(pair.split("/")) == {home, domain})
+    found = alarms(domain, SiteQuality(**last["quality"][domain]), shared, far=FAR)
+    if one["explained"][domain]["adapted"] < EXPLAINED * row["baselines"]["explained"][domain]:
+        found.append("explains less")
+    return found
 
 
 if __name__ == "__main__":

@@ -7,27 +7,31 @@ from __future__ import annotations
 
 from .quality import SiteQuality
 
-AT_CHANCE = 0.1  # shared anatomy: below, two domains tell no more about each other than two different subjects
+LITTLE_SHARED = 0.33  # shared anatomy: good runs had .38 and more, those whose labels did not carry over .30 at most
+FAR = 0.6  # kernel distance of the average generator: good runs had .49 at most, nearly all bad ones .70 and more
+FAR_IN_TRAINING = 10.0  # of the generator after a round, which is noisier than the average
 COLLAPSED = 0.4  # of the real slices' contrast
-FAR = 100.0  # kernel distance
 WRONG_LAYOUT = 0.5  # correlation of mean slices
 
 
-def alarms(domain: str, quality: SiteQuality | None, shared: float | None) -> list[str]:
+def alarms(
+    domain: str, quality: SiteQuality | None, shared: float | None, *, far: float = FAR_IN_TRAINING
+) -> list[str]:
     """What is wrong with a domain, one sentence each; empty for a good one.
 
     Args:
         quality: as a site of the domain measured it, None if none did yet.
-        shared: its best `shared_anatomy` with any other domain, None if not measured.
+        shared: its best `shared_anatomy` with another domain, or that with the labelled one; None if not measured.
+        far: kernel distance from which on slices are far from real ones; FAR for a finished factory.
     """
     found = []
-    if shared is not None and shared < AT_CHANCE:
-        found.append(f"{domain}: its anatomy is at chance with the other domains' ({shared:.2f})")
+    if shared is not None and shared < LITTLE_SHARED:
+        found.append(f"{domain}: it shares little anatomy with the other domains ({shared:.2f}; 0 is chance)")
     if quality is None:
         return found
     if quality.contrast < COLLAPSED:
         found.append(f"{domain}: its synthetic slices have {quality.contrast:.0%} of the real contrast")
-    if quality.distance > FAR:
+    if quality.distance > far:
         found.append(f"{domain}: its synthetic slices are far from real ones (kernel distance {quality.distance:.3g})")
     if quality.layout < WRONG_LAYOUT:
         found.append(f"{domain}: bright and dark lie elsewhere than in real slices (correlation {quality.layout:.2f})")
