@@ -441,6 +441,30 @@ def generate_volumes(
 
 
 @app.command()
+def audit(
+    factory: Annotated[Path, typer.Option(help="Labelled factory file.")],
+    store: Annotated[Path, typer.Option(help="The site's slice store, with patients held out.")],
+    out: Annotated[Path, typer.Option(help="New folder: audit.html stays at the site, audit.json holds numbers.")],
+    volumes: Annotated[int, typer.Option(min=2, help="Synthetic subjects to draw.")] = 40,
+    encoder: Annotated[str, typer.Option(help="Feature extractor: open_clip name, local-dir:FOLDER, timm:NAME.")] = "",
+    weights: Annotated[Path | None, typer.Option(help="Its weights, a local file; default: random filters.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """How good synthetic slices are, and whether they give patients away. Run where the real images are."""
+    from .generative.image_encoder import load_image_encoder
+    from .generative.quality import random_features
+    from .node.audit import audit_factory
+
+    if bool(encoder) != (weights is not None):
+        raise UsageError("--encoder and --weights go together")
+    features = load_image_encoder(encoder, weights) if encoder else random_features
+    made = audit_factory(factory, store, out, volumes=volumes, features=features, seed=seed)
+    for text in made.findings:
+        console.print(f"finding: {text}", style="bold red", markup=False)
+    console.print(f"{out}: {len(made.findings)} findings; look at audit.html with your own eyes")
+
+
+@app.command()
 def adapt(
     store: Annotated[Path, typer.Option(help="The site's own slice store; labels are not needed.")],
     out: Annotated[Path, typer.Option(help="Segmenter file, .safetensors.")],
