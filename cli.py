@@ -445,6 +445,9 @@ def audit(
     factory: Annotated[Path, typer.Option(help="Labelled factory file.")],
     store: Annotated[Path, typer.Option(help="The site's slice store, with patients held out.")],
     out: Annotated[Path, typer.Option(help="New folder: audit.html stays at the site, audit.json holds numbers.")],
+    held_out: Annotated[
+        Path | None, typer.Option(help="Another store: patients of the site that never trained.")
+    ] = None,
     volumes: Annotated[int, typer.Option(min=2, help="Synthetic subjects to draw.")] = 40,
     encoder: Annotated[str, typer.Option(help="Feature extractor: open_clip name, local-dir:FOLDER, timm:NAME.")] = "",
     weights: Annotated[Path | None, typer.Option(help="Its weights, a local file; default: random filters.")] = None,
@@ -458,7 +461,7 @@ def audit(
     if bool(encoder) != (weights is not None):
         raise UsageError("--encoder and --weights go together")
     features = load_image_encoder(encoder, weights) if encoder else random_features
-    made = audit_factory(factory, store, out, volumes=volumes, features=features, seed=seed)
+    made = audit_factory(factory, store, out, held_out_dir=held_out, volumes=volumes, features=features, seed=seed)
     for text in made.findings:
         console.print(f"finding: {text}", style="bold red", markup=False)
     console.print(f"{out}: {len(made.findings)} findings; look at audit.html with your own eyes")

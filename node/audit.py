@@ -23,6 +23,7 @@ from ..generative.quality import kernel_distance, layout_agreement, random_featu
 from ..generative.synthesis import slice_heights
 from ..pages import picture, write_page
 from ..progress import track
+from .split import SPLITS
 from .store import SliceStore
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def audit_factory(
     store_dir: str | Path,
     out: str | Path,
     *,
+    held_out_dir: str | Path | None = None,
     volumes: int = 40,
     features: Features = random_features,
     seed: int = 0,
@@ -76,7 +78,8 @@ def audit_factory(
     """Compare a labelled factory's volumes of a site's domain with the site's images; write `audit.json`, `audit.html`.
 
     Args:
-        store_dir: the site's store, with patients held out from training (validation or test).
+        store_dir: the site's store, with patients held out from training (validation or test), or
+        held_out_dir: another store of the same format, of patients of the site that never trained.
         out: new folder. The page holds real slices and stays at the site; the JSON holds numbers only.
         volumes: synthetic subjects to draw.
         features: (N, 1, S, S) to (N, d); default: random filters, which tell texture and layout, not diagnosis.
@@ -89,6 +92,10 @@ def audit_factory(
     config.domain_index(store.domain)
     store.require(size=config.image_size, z_bins=config.z_bins)
     trained, held_out = _real(store, ("train",)), _real(store, ("validation", "test"))
+    if held_out_dir is not None:
+        other = SliceStore(held_out_dir)
+        other.require(size=config.image_size, z_bins=config.z_bins)
+        held_out = _real(other, SPLITS)
     heights = slice_heights(config.z_bins, 2)
     drawn = [
         labelled.draw_volume(store.domain, heights, seed=seed + number)
@@ -126,10 +133,7 @@ def audit(
     if not len(trained.images) or not len(held_out.images):
         raise StoreError("an audit needs patients that trained and patients that did not; prepare with a test share")
     rng = torch.Generator().manual_seed(seed)
-    # Equally many of each side: the nearest of many is nearer than the nearest of few.
-    count = min(len(trained.images), len(held_out.images))
-    some = trained.take(torch.randperm(len(trained.images), generator=rng)[:count])
-    other = held_out.take(torch.randperm(len(held_out.images), generator=rng)[:count])
+    some, other = _equal(trained, held_out, rng)
     spaces = {"features": _standardised(features, some, other, synthetic), "pixels": _pixels(some, other, synthetic)}
     numbers: dict[str, Any] = {"fidelity": _fidelity(spaces["features"], synthetic, other), "privacy": {}}
     findings, pairs = [], np.empty(0)
@@ -143,11 +147,24 @@ def audit(
             closest = to_seen.argsort()[:SHOWN]
             pairs = torch.cat([synthetic.images[closest], some.images[which[closest]]], dim=1).numpy()
     patients = {"trained": len(some.group.unique()), "held_out": len(other.group.unique())}
-    numbers["patients"], numbers["slices_each"] = patients, count
+    numbers["patients"], numbers["slices_each"] = patients, len(some.images)
     numbers["enough_patients"] = min(patients.values()) >= FEWEST
     if not numbers["enough_patients"]:
         findings.append(f"fewer than {FEWEST} patients on a side: membership cannot be judged")
     return Audit(numbers, findings, pairs)
+
+
+def _equal(first: Slices, second: Slices, rng: torch.Generator) -> tuple[Slices, Slices]:
+    """As many patients and slices of either side, drawn at random: the nearest of many is nearer than that of few."""
+    patients = min(len(one.group.unique()) for one in (first, second))
+    parts = []
+    for one in (first, second):
+        known = one.group.unique()
+        kept = known[torch.randperm(len(known), generator=rng)[:patients]]
+        parts.append(one.take(torch.nonzero(torch.isin(one.group, kept))[:, 0]))
+    count = min(len(one.images) for one in parts)
+    drawn = [one.take(torch.randperm(len(one.images), generator=rng)[:count]) for one in parts]
+    return drawn[0], drawn[1]
 
 
 def _findings(space: str, ratio: Estimate, known: Estimate) -> list[str]:

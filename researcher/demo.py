@@ -24,6 +24,7 @@ from ..adaptation.segmenter import Segmenter, SegmenterConfig
 from ..files import refuse_existing, write_json
 from ..generate_volumes import Drawing, generate_volumes
 from ..generative.config import FactoryConfig
+from ..node.audit import Audit, audit_factory
 from ..node.phase_two import adapt_site, label_factory, train_on_store
 from ..node.prepare import prepare
 from ..node.prepare_config import PrepareConfig
@@ -112,6 +113,7 @@ def run_demo(
         for hospital in hospitals:
             drawing = Drawing(domain=hospital.name, volumes=4, seed=seed)
             generate_volumes(labelled_file, out / "synthetic" / hospital.name, drawing)
+        audited = _audit(out, hospitals[-1], labelled_file, config, size, seed)
         models = _train_segmenters(out / "models", hospitals, labelled_file, size, segmenter)
         _say("4/4 held-out subjects: label maps, scores, report")
         scores = {site.name: _score_site(out, site, models[site.name]) for site in hospitals}
@@ -120,7 +122,9 @@ def run_demo(
     result = DemoResult(dice, scores, seconds, seed, versions())
     result.files = {"report": out / "report.html", "results": out / "results.json", "labelled factory": labelled_file}
     result.files |= {f"segmenter {name}": paths["adapted"] for name, paths in models.items()}
-    write_report(result, factory, labelled_file, {site.name: site.test for site in hospitals}, out / "synthetic")
+    result.files["audit"] = out / "audit" / "audit.html"
+    tests = {site.name: site.test for site in hospitals}
+    write_report(result, factory, labelled_file, tests, out / "synthetic", audited)
     facts = {"dice": dice, "seconds": round(seconds, 1), "seed": seed, "versions": result.versions}
     write_json(result.files["results"], facts)
     return result
@@ -174,6 +178,17 @@ def _phase_one(
     with federation.background("train", [str(word) for word in train], rounds=size.rounds):
         federation.run_together("approve plan", approve)
     return experiment
+
+
+def _audit(out: Path, site: DemoSite, labelled_file: Path, config: FactoryConfig, size: DemoSize, seed: int) -> Audit:
+    """Synthetic slices of the last site against its own subjects, and against those held out."""
+    settings = PrepareConfig(
+        domain=site.name, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0,
+        label_kind="none",
+    )  # fmt: skip
+    held_out = prepare(site.test, site.test.parent / "held_out_store", settings.like(site.store)).store
+    options = {"held_out_dir": held_out.path, "volumes": max(2, size.synthetic_volumes // 3), "seed": seed}
+    return audit_factory(labelled_file, site.store, out / "audit", **options)
 
 
 def _train_segmenters(

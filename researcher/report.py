@@ -16,6 +16,7 @@ from .simulate import CLASSES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..node.audit import Audit
     from .demo import DemoResult
 
 COLOURS = ["#000000", "#4477aa", "#ccbb44", "#ee6677"]  # background, then one a class
@@ -28,12 +29,18 @@ ROW_NAMES = {
 
 
 def write_report(
-    result: DemoResult, factory: TrainedFactory, labelled_file: Path, tests: dict[str, Path], synthetic: Path
+    result: DemoResult,
+    factory: TrainedFactory,
+    labelled_file: Path,
+    tests: dict[str, Path],
+    synthetic: Path,
+    audited: Audit,
 ) -> None:
     """Write `report.html` (to `result.files["report"]`).
 
     Args:
         tests: per site the folder of held-out subjects. synthetic: folder with synthetic volumes per site.
+        audited: the audit of the last site.
     """
     sites = list(result.dice)
     other = sites[-1]
@@ -59,6 +66,8 @@ def write_report(
         f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
         f"<p>{_legend()}</p>",
         picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
+        f"<h2>Do synthetic slices of {html.escape(other)} give subjects away?</h2>",
+        _audit(audited),
         "<h2>Training curves</h2>",
         picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
         "<h2>Made with</h2>",
@@ -131,6 +140,31 @@ def _sharing(factory: TrainedFactory) -> str:
         "<p>What sites saw when they last compared synthetic with their real slices:</p>"
         f"<table><tr><th>site</th><th>kernel distance</th><th>layout (1 is best)</th><th>contrast (1 is best)</th></tr>"
         f"{sites}</table>{alarms}"
+    )
+
+
+def _audit(audited: Audit) -> str:
+    """The summary of an audit; its own page, with the closest pairs, stays at the site."""
+    numbers = audited.numbers
+
+    def cell(one: dict[str, float]) -> str:
+        return f"<td>{one['value']:.2f} <small>({one['low']:.2f} to {one['high']:.2f})</small></td>"
+
+    rows = "".join(
+        f"<tr><td>{space}</td>{cell(found['copying_ratio'])}{cell(found['attack_auc'])}</tr>"
+        for space, found in numbers["privacy"].items()
+    )
+    fidelity, patients = numbers["fidelity"], numbers["patients"]
+    findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
+    return (
+        "<p>Distance of synthetic slices to subjects that trained over that to subjects that did not: 1 is honest, "
+        "near 0 are copies. Area under the curve of an attacker who guesses who trained: 0.5 is guessing. 95 % "
+        "intervals.</p>"
+        f"<table><tr><th>measured on</th><th>copying ratio</th><th>attacker's area</th></tr>{rows}</table>"
+        f"<p>Precision {fidelity['precision']:.2f}, recall {fidelity['recall']:.2f}, kernel distance "
+        f"{fidelity['kernel_distance']:.3g}; {patients['trained']} subjects that trained, {patients['held_out']} that "
+        "did not. With so few, only gross leaks would show.</p>"
+        + (f"<ul>{findings}</ul>" if findings else "<p>No finding.</p>")
     )
 
 
