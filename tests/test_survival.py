@@ -89,19 +89,25 @@ def test_a_finished_or_missing_run_is_not_resumed(federation, reference):
         resume(federation.folder / "nowhere", researcher=federation.researcher)
 
 
-def test_a_run_goes_on_without_a_killed_node_and_takes_it_back(federation):
-    run = start(federation, "lost", "--rounds", 12, "--updates-per-round", 25, "--min-nodes", 2)
-    wait_for_round(federation, "lost", 2)
+def run_with_a_killed_node(federation, name, rounds, *extra) -> RunState:
+    """A run in whose third round a node is killed, and started again two rounds later; its state at the end."""
+    run = start(federation, name, "--rounds", rounds, "--updates-per-round", 25, "--min-nodes", 2, *extra)
+    wait_for_round(federation, name, 2)
     time.sleep(0.3)
     federation.signal("west", signal.SIGKILL)
     federation.forget("west")
-    wait_for_round(federation, "lost", 4)
+    wait_for_round(federation, name, 4)
     federation.start(["west"])
-    assert run.wait(200) == 0, log_of(federation, "lost")
-    state = RunState.load(federation.folder / "lost")
-    assert state.round_done == 12
+    assert run.wait(200) == 0, log_of(federation, name)
+    state = RunState.load(federation.folder / name)
+    assert state.round_done == rounds
     assert {event["event"] for event in state.events} <= {"lost", "absent"}
     assert state.events
+    return state
+
+
+def test_a_run_goes_on_without_a_killed_node_and_takes_it_back(federation):
+    state = run_with_a_killed_node(federation, "lost", 12)
     assert len(state.history["bright"]) == 12
     assert 12 < len(state.history["dark"]) < 24
     assert len(state.reports) == 3  # it is back in the last round
@@ -151,18 +157,7 @@ def test_half_precision_and_encrypted_sums_give_the_same_weights(federation, ref
 
 def test_an_encrypted_run_repeats_a_round_that_lost_a_node(federation):
     """The sum of an incomplete round cannot be decrypted; those that are left make a new one."""
-    run = start(federation, "gap", "--rounds", 6, "--updates-per-round", 25, "--min-nodes", 2, "--secagg")
-    wait_for_round(federation, "gap", 2)
-    time.sleep(0.3)
-    federation.signal("west", signal.SIGKILL)
-    federation.forget("west")
-    wait_for_round(federation, "gap", 4)
-    federation.start(["west"])
-    assert run.wait(200) == 0, log_of(federation, "gap")
-    state = RunState.load(federation.folder / "gap")
-    assert state.round_done == 6
-    assert {event["event"] for event in state.events} <= {"lost", "absent"}
-    assert state.events
+    run_with_a_killed_node(federation, "gap", 6, "--secagg")
 
 
 RECORDER = """
