@@ -21,8 +21,8 @@ from .label_branch import LabelBranch, LabelledFactory
 from .segmenter import LabelledSlices, Segmenter, seeded
 
 RATE = 4e-3
-LOOKS = 10  # at the branch while it is trained; the best of them are kept
-JUDGED = 128  # slices of a look
+LOOKS = 5  # at the branch while it is trained; the best of them are kept
+JUDGED = 64  # slices of a look
 LABELLINGS = ("synthesis", "inversion")
 
 Example = tuple[Synthesis, Tensor]  # slices and their labels (B, S, S)

@@ -34,7 +34,7 @@ from fedfactory.adaptation.plausibility import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig
 from fedfactory.files import write_json
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.alarm import FAR, alarms
+from fedfactory.generative.alarm import alarms
 from fedfactory.generative.quality import SiteQuality, site_quality
 from fedfactory.generative.sharing import shared_anatomy
 from fedfactory.node.phase_two import EXPLAINED, train_on_store
@@ -303,7 +303,7 @@ def alarms_of(row: dict[str, Any], name: str, domain: str) -> list[str]:
     one, home = row["runs"][name], next(iter(row["baselines"]["dice"]))
     last = one["looks"][-1]
     shared = next(score for pair, score in last["shared"].items() if set(pair.split("/")) == {home, domain})
-    found = alarms(domain, SiteQuality(**last["quality"][domain]), shared, far=FAR)
+    found = alarms(domain, SiteQuality(**last["quality"][domain]), shared)
     if one["explained"][domain]["adapted"] < EXPLAINED * row["baselines"]["explained"][domain]:
         found.append("explains less")
     return found

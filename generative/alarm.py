@@ -8,21 +8,17 @@ from __future__ import annotations
 from .quality import SiteQuality
 
 LITTLE_SHARED = 0.33  # shared anatomy: good runs had .38 and more, those whose labels did not carry over .30 at most
-FAR = 0.6  # kernel distance of the average generator: good runs had .49 at most, nearly all bad ones .70 and more
-FAR_IN_TRAINING = 10.0  # of the generator after a round, which is noisier than the average
+FAR = 10.0  # kernel distance: only gross failure, since good and bad runs overlap up to 6
 COLLAPSED = 0.4  # of the real slices' contrast
 WRONG_LAYOUT = 0.5  # correlation of mean slices
 
 
-def alarms(
-    domain: str, quality: SiteQuality | None, shared: float | None, *, far: float = FAR_IN_TRAINING
-) -> list[str]:
+def alarms(domain: str, quality: SiteQuality | None, shared: float | None) -> list[str]:
     """What is wrong with a domain, one sentence each; empty for a good one.
 
     Args:
         quality: as a site of the domain measured it, None if none did yet.
         shared: its best `shared_anatomy` with another domain, or that with the labelled one; None if not measured.
-        far: kernel distance from which on slices are far from real ones; FAR for a finished factory.
     """
     found = []
     if shared is not None and shared < LITTLE_SHARED:
@@ -31,7 +27,7 @@ def alarms(
         return found
     if quality.contrast < COLLAPSED:
         found.append(f"{domain}: its synthetic slices have {quality.contrast:.0%} of the real contrast")
-    if quality.distance > far:
+    if quality.distance > FAR:
         found.append(f"{domain}: its synthetic slices are far from real ones (kernel distance {quality.distance:.3g})")
     if quality.layout < WRONG_LAYOUT:
         found.append(f"{domain}: bright and dark lie elsewhere than in real slices (correlation {quality.layout:.2f})")

@@ -15,7 +15,7 @@ from ..adaptation.label_branch import LabelledFactory
 from ..adaptation.plausibility import explained_intensity
 from ..adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
 from ..errors import StoreError, UsageError
-from ..generative.alarm import FAR, alarms
+from ..generative.alarm import alarms
 from ..generative.factory_file import load_factory
 from ..generative.quality import site_quality
 from ..generative.sharing import shared_anatomy
@@ -45,6 +45,8 @@ def label_factory(
     *,
     classes: int | None = None,
     labelling: str = "synthesis",
+    branch_updates: int = 250,
+    keep: int = 3,
     config: SegmenterConfig | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
@@ -55,6 +57,7 @@ def label_factory(
         classes: number of label values including background, if it is to be checked against the store's.
         labelling: "synthesis": a segmenter of the site's own labels synthetic slices; "inversion" (published): the
             site's own slices are inverted, and the branch learns their labels.
+        branch_updates, keep: training steps of the branch, and how many of its best states give the labels together.
         config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
             gives other sites' images a first guess.
 
@@ -70,7 +73,7 @@ def label_factory(
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))
-    options: dict[str, Any] = {"domain": store.domain, "seed": config.seed}
+    options: dict[str, Any] = {"domain": store.domain, "updates": branch_updates, "keep": keep, "seed": config.seed}
     if labelling == "inversion":
         options |= {"real": _with_heights(store, "train"), "held_out": _with_heights(store, "validation")}
     labelled = train_label_branch(factory, teacher, robust, **options)
@@ -137,7 +140,7 @@ def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) 
     quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain)
     home = {store.domain, labelled.card["labelled_domain"]}
     shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
-    found = alarms(store.domain, quality, shared, far=FAR)
+    found = alarms(store.domain, quality, shared)
     own, guess = explained_intensity(images, segmenter), explained_intensity(images, labelled.robust)
     if own < EXPLAINED * guess:
         found.append(

@@ -49,6 +49,7 @@ class DemoSize:
     rounds: int = 50
     updates_per_round: int = 10
     segmenter_updates: int = 200
+    branch_updates: int = 250
     synthetic_volumes: int = 60
 
 
@@ -109,7 +110,8 @@ def run_demo(
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
         segmenter = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
-        label_factory(factory_file, hospitals[0].store, labelled_file, config=segmenter)
+        options = {"branch_updates": size.branch_updates, "keep": 1, "config": segmenter}  # three take a minute more
+        label_factory(factory_file, hospitals[0].store, labelled_file, **options)
         for hospital in hospitals:
             drawing = Drawing(domain=hospital.name, volumes=4, seed=seed)
             generate_volumes(labelled_file, out / "synthetic" / hospital.name, drawing)

@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
-from helpers import DOMAINS, PATIENT, SITES, TAG, port_is_free, processes_of, train, untrained_segmenter, write_site
+from helpers import (
+    DOMAINS,
+    PATIENT,
+    SITES,
+    TAG,
+    port_is_free,
+    processes_of,
+    state_files,
+    train,
+    untrained_segmenter,
+    write_site,
+)
 
 # Fed-BioMed opens a researcher component when it is imported. Tests that use it in this process get one of their own.
 os.environ.setdefault("FBM_RESEARCHER_COMPONENT_ROOT", tempfile.mkdtemp(prefix="fedfactory-tests-"))
@@ -113,3 +125,14 @@ def withheld(unapproved, config) -> tuple[str, bool]:
 def approved(withheld, unapproved):
     """The federation, with the plan approved at every node."""
     return unapproved
+
+
+@pytest.fixture(scope="session")
+def reference(approved):
+    """A seeded run that nothing disturbed: its experiment folder, and what the first node kept after each round."""
+    folder = approved.folder / "reference"
+    words = ["train", "--researcher", approved.researcher, "--tag", TAG, "--config", approved.folder / "config.json"]
+    words += ["--out", folder, "--rounds", 6, "--updates-per-round", 3, "--seed", 5, "--node-timeout", 60]
+    with approved.background("train-reference", [str(word) for word in words], rounds=6):
+        pass
+    return SimpleNamespace(folder=folder, states=state_files(approved, DOMAINS[0])[-6:])

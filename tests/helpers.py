@@ -151,3 +151,9 @@ def processes_of(folder) -> list[psutil.Process]:
 def port_is_free(port) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("localhost", port)) != 0
+
+
+def state_files(federation, domain) -> list[Path]:
+    """What a node kept after each round, oldest first."""
+    found = (federation.nodes[domain] / "var").rglob("optim_state_*")
+    return sorted(found, key=lambda path: path.stat().st_mtime)
