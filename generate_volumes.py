@@ -61,6 +61,10 @@ class Drawing:
             raise UsageError("truncation goes from 0 to 1, the least share of a class from 0 to below 1")
         if self.between < 0:
             raise UsageError("the number of volumes between two subjects must not be negative")
+        if (
+            self.between and self.least_share
+        ):  # a subject drawn again would no longer be the end of its neighbours' ways
+            raise UsageError("volumes between subjects cannot be drawn again; leave the least share out")
 
 
 def generate_volumes(

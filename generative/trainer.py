@@ -27,6 +27,7 @@ from .networks import make_discriminator, make_generator
 ADAM_BETAS = (0.0, 0.99)
 ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; the others train the networks to do without
 PALETTE = ("head.grey",)
+GENERATOR = "generator."  # prefix of its tensors among a factory's
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import FederationError
 from ..generative.checkpoint import read_weights, write_weights
 from ..generative.config import FactoryConfig
+from ..generative.trainer import GENERATOR
 from ..node.plans import owned_parameters
 from ..node.transport import restore
 
-GENERATOR = "generator."  # prefix of its tensors; shared discriminators have no moving average
 AVERAGE_FILE, AVERAGE_KIND = "average.safetensors", "moving average"
 
 
@@ -104,6 +104,7 @@ class FactoryAverage(FedAverage):
 
     def follow(self, merged: Mapping[str, Tensor], before: Mapping[str, Tensor], *, sites: int) -> None:
         """Move the average towards the global generator after a round, as far as that many sites' updates do."""
+        # Shared discriminators have no moving average.
         merged = {name: tensor for name, tensor in merged.items() if name.startswith(GENERATOR)}
         if not self.ema:
             self.ema = {name: before[name].detach().double().clone() for name in merged}

@@ -19,6 +19,7 @@ from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.generator import Generator
 from ..generative.networks import make_generator
 from ..generative.sharing import shared_anatomy
+from ..generative.trainer import GENERATOR
 from ..progress import track
 from .agreement import agreeing_nodes
 from .experiment import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
-GENERATOR = "generator."  # prefix of its tensors
 
 
 def train(

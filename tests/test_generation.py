@@ -211,6 +211,7 @@ def test_unusable_requests_say_so_and_leave_nothing(labelled_file, tmp_path):
         (lambda: Drawing(domain="dark", volumes=0), UsageError, "at least 1"),
         (lambda: Drawing(domain="dark", truncation=1.5), UsageError, "truncation"),
         (lambda: Drawing(domain="dark", between=-1), UsageError, "negative"),
+        (lambda: Drawing(domain="dark", between=1, least_share=0.1), UsageError, "drawn again"),
         (lambda: generate_volumes(labelled_file, out, replace(DARK, domain="x")), ConfigError, "unknown domain"),
         (lambda: generate_volumes(labelled_file, out, replace(DARK, z_depth=9)), UsageError, "4 bins"),
         (lambda: generate_volumes(labelled_file, out, replace(DARK, z_depth=-1)), UsageError, "-1 bins"),
