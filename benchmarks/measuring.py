@@ -77,6 +77,7 @@ def in_own_process(target: Callable, *arguments: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(*arguments, sender))
     process.start()
+    sender.close()  # or a child that dies would be waited for
     result = receiver.recv()
     process.join()
     return result

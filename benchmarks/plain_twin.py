@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from fedfactory.generative import Factory, FactoryConfig
 from fedfactory.generative.discriminator import minibatch_statistic
-from fedfactory.generative.generator import Style, Synthesis
+from fedfactory.generative.generator import Edit, Style, Synthesis
 from fedfactory.generative.layers import ModulatedConv, activate
 from fedfactory.generative.style_discriminator import DownBlock, StyleDiscriminator
 from fedfactory.generative.style_generator import StyleGenerator
@@ -50,15 +50,15 @@ class PlainModulatedConv(ModulatedConv):
 
 
 class PlainGenerator(StyleGenerator):
-    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
+    def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
         w = style.w.unbind(dim=1)
         x = self.conv1(style.constant, w[0], noise[0])
-        features, image = [x], self.to_rgb1(x, w[1])
+        features, image = [style.constant, x], self.to_rgb1(x, w[1])
         for block, to_rgb in enumerate(self.to_rgbs):
             layer = 2 * block + 1
-            x = self.convs[2 * block](x, w[layer], noise[layer])
-            x = self.convs[2 * block + 1](x, w[layer + 1], noise[layer + 1])
-            features.append(x)
+            grown = self.convs[2 * block](x if edit is None else edit(x), w[layer], noise[layer])
+            x = self.convs[2 * block + 1](grown, w[layer + 1], noise[layer + 1])
+            features += [grown, x]
             image = plain_resample(image, 4 * KERNEL, up=2, pad=(2, 1)) + to_rgb(x, w[layer + 2])
         return Synthesis(image, image[:, :0], features)
 

@@ -1,67 +1,168 @@
-"""Speed of drawing whole volumes with the published generator, against a textbook twin in the same run.
+"""Labelled volumes a second and peak memory of `generate_volumes`, against the published way, in one run.
 
-    uv run python benchmarks/synthesis.py --sizes 64 128 --out benchmarks/results/synthesis_cpu.json
+    uv run python benchmarks/synthesis.py --out benchmarks/results/synthesis_cpu.json
 
-The twin's slices are compared with ours; both walk the same heights with the same latent.
+Both draw with the same published generator, label with the same five branches and write one file per slice. The
+published way encodes every slice again and reads five checkpoints for every micro-batch (`published_synthesis.py`);
+its volumes take long, so fewer are drawn and the rates compared. First the labels of equal features are compared.
+Weights are untrained: speed does not depend on them. Every side runs in a process of its own, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from factory_step import configuration
+from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig, build_network
+from fedfactory.adaptation.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.files import write_json
-from fedfactory.generative import Factory
-from fedfactory.generative.synthesis import slice_heights, synthesise_volume
-from measuring import interleaved, machine
+from fedfactory.generate_volumes import Drawing, generate_volumes
+from fedfactory.generative import Factory, TrainedFactory
+from fedfactory.generative.generator import Synthesis
+from fedfactory.slicing import SliceFormat
+from measuring import in_own_process, machine, peak_resident_mib
 from plain_twin import make_plain
+from published_synthesis import PublishedSynthesis
 
-SEED = 0
+SEED, MEMBERS, CLASSES = 0, 5, 3
+DOMAIN = "a"  # the first
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--limit", type=int, default=64, help="widest layer; 512 is the published width")
-    parser.add_argument("--z-depth", type=int, default=29)
-    parser.add_argument("--slices-per-bin", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--limit", type=int, default=64, help="widest layer; the published width is 512")
+    parser.add_argument("--slices-per-bin", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=4, help="bins and slices at once, of the published way")
+    parser.add_argument("--volumes", type=int, default=20)
+    parser.add_argument("--published-volumes", type=int, default=1)
+    parser.add_argument("--few-volumes", type=int, default=2, help="to see whether memory grows with their number")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
-    heights = slice_heights(arguments.z_depth, arguments.slices_per_bin)
-    rows = [measure(arguments, size, heights) for size in arguments.sizes]
-    content = {"machine": machine(arguments.device), "seed": SEED, "widest_layer": arguments.limit}
-    content |= {"slices_per_volume": len(heights), "batch": arguments.batch, "sizes": rows}
+    with tempfile.TemporaryDirectory() as folder:
+        content = measure(arguments, Path(folder))
     if arguments.out:
         write_json(arguments.out, content)
-    for row in rows:
-        print(f"{row['size']} px: {row['slices_per_second']} slices/s, ratio {row['ratio']:.2f}")
+    ours, published = content["ours"], content["published"]
+    print(f"equal labels for equal features: {content['equal_labels']}")
+    print(
+        f"ours {ours['volumes_per_second']:.3f} volumes/s, {ours['peak_mib']:.0f} MiB",
+        f"(few volumes {content['ours_few']['peak_mib']:.0f} MiB)",
+    )
+    print(f"published {published['volumes_per_second']:.5f} volumes/s, {published['peak_mib']:.0f} MiB")
+    print(f"ratio {content['ratio']:.1f}")
 
 
-def measure(arguments: argparse.Namespace, size: int, heights: torch.Tensor) -> dict:
-    torch.manual_seed(SEED)
-    factory = Factory(configuration(size, arguments.batch, arguments.limit)).to(arguments.device).eval()
-    generators = {"ours": factory.generator, "twin": make_plain(factory).generator.eval()}
-
-    def volume(name: str) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(SEED)
-        parts = synthesise_volume(generators[name], heights, domain=0, rng=rng)
-        return torch.cat([part.image for part in parts])
-
-    difference = (volume("ours") - volume("twin")).abs().max().item()
-    calls = {name: lambda name=name: volume(name) for name in generators}
-    seconds = interleaved(calls, repeats=arguments.repeats, device=arguments.device)
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    write_members(arguments, folder)
+    equal = equal_labels(arguments, folder)
+    few = in_own_process(draw_ours, arguments, folder, arguments.few_volumes)
+    ours = in_own_process(draw_ours, arguments, folder, arguments.volumes)
+    published = in_own_process(draw_published, arguments, folder)
+    config = configuration(arguments.size, arguments.batch, arguments.limit)
     return {
-        "size": size,
-        "seconds_per_volume": seconds,
-        "slices_per_second": {name: round(len(heights) / value, 2) for name, value in seconds.items()},
-        "ratio": seconds["twin"] / seconds["ours"],
-        "largest_difference": difference,
+        "machine": machine("cpu"),
+        "seed": SEED,
+        "size": arguments.size,
+        "z_bins": config.z_bins,
+        "slices_per_bin": arguments.slices_per_bin,
+        "widest_layer": arguments.limit,
+        "members": MEMBERS,
+        "published_batch": arguments.batch,
+        "equal_labels": equal,
+        "ours": ours,
+        "ours_few": few,
+        "published": published,
+        "ratio": ours["volumes_per_second"] / published["volumes_per_second"],
     }
+
+
+def write_members(arguments: argparse.Namespace, folder: Path) -> None:
+    """The same generator and branches as one labelled factory and as five checkpoints."""
+    torch.manual_seed(SEED)
+    config = configuration(arguments.size, arguments.batch, arguments.limit)
+    factory = Factory(config)
+    network = translator(arguments, factory)
+    network.phi.fill_(1.0)
+    branches = []
+    for number in range(MEMBERS):
+        branch = LabelBranch.for_generator(factory.generator, CLASSES).eval()
+        network.heads[SOURCE].load_state_dict(branch.state_dict())
+        torch.save(network.state_dict(), folder / f"member{number}.pt")
+        branches.append(branch)
+    fmt = SliceFormat(size=arguments.size, spacing=1.0, window=(-1.0, 1.0), z_bins=config.z_bins)
+    facts = {"classes": CLASSES, "config": {"network": SegmenterConfig().network}}
+    robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, facts)
+    card = {"classes": CLASSES, "labelled_domain": DOMAIN, "agreement": 0.0, "judged_on": "nothing"}
+    card["labels_from"] = dict.fromkeys(config.domains, "own")
+    trained = TrainedFactory(factory.generator, {}, 1.0, 145.0, {}, {})
+    LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")
+
+
+def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:
+    """As wide, relative to the published one, as the generator is."""
+    width = max(1, 64 * arguments.limit // 512)
+    network = Translator(factory.generator, CLASSES, (0, 1), EncoderConfig(width=width)).eval()
+    return network.requires_grad_(False)
+
+
+def published(arguments: argparse.Namespace, folder: Path) -> PublishedSynthesis:
+    labelled = LabelledFactory.load(folder / "labelled.safetensors")
+    torch.manual_seed(SEED)
+    factory = Factory(labelled.factory.config)
+    factory.generator.load_state_dict(labelled.factory.generator.state_dict())
+    plain = make_plain(factory)
+    files = [folder / f"member{number}.pt" for number in range(MEMBERS)]
+    return PublishedSynthesis(plain.generator.eval(), translator(arguments, plain), files, domain=0)
+
+
+@torch.no_grad()
+def equal_labels(arguments: argparse.Namespace, folder: Path) -> bool:
+    """Whether both label the same features alike."""
+    labelled, other = LabelledFactory.load(folder / "labelled.safetensors"), published(arguments, folder)
+    z, bins = torch.randn(4, labelled.factory.config.latent_dim), torch.arange(4)
+    style = labelled.factory.generator.style_of(z, bins, torch.zeros(4, dtype=torch.long))
+    made: Synthesis = labelled.factory.generator.synthesise(style, labelled.factory.generator.fixed_noise())
+    return torch.equal(labelled.labels(made).long(), other.labels_of(made))
+
+
+def draw_ours(arguments: argparse.Namespace, folder: Path, volumes: int, sender: Any) -> None:
+    drawing = Drawing(domain=DOMAIN, volumes=volumes, slices_per_bin=arguments.slices_per_bin, seed=SEED)
+    start = time.perf_counter()
+    generate_volumes(
+        folder / "labelled.safetensors", folder / f"ours{volumes}", drawing, layout="slices", workers=os.cpu_count()
+    )
+    send(sender, volumes, time.perf_counter() - start)
+
+
+def draw_published(arguments: argparse.Namespace, folder: Path, sender: Any) -> None:
+    program, out = published(arguments, folder), folder / "published"
+    out.mkdir()
+    start = time.perf_counter()
+    for number in range(arguments.published_volumes):
+        program.volume(
+            out, number, z_depth=program.generator.config.z_bins, slices_in_one_z=arguments.slices_per_bin,
+            batch_size=arguments.batch,
+        )  # fmt: skip
+    send(sender, arguments.published_volumes, time.perf_counter() - start)
+
+
+def send(sender: Any, volumes: int, seconds: float) -> None:
+    sender.send(
+        {
+            "volumes": volumes,
+            "seconds": seconds,
+            "volumes_per_second": volumes / seconds,
+            "peak_mib": peak_resident_mib(),
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .config import FactoryConfig
+
+Edit = Callable[[Tensor], Tensor]  # of a feature map (B, c, r, r) on its way to the next resolution
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,13 @@ class Style:
         w = torch.cat([self.w[:, :crossover], other.w[:, crossover:]], dim=1)
         return Style(w, self.constant, self.domain)
 
+    def at(self, position: Tensor) -> Style:
+        """Linear interpolation along the batch: position (N,) in [0, B - 1]."""
+        low = position.floor().long().clamp(0, len(self.w) - 1)
+        high = (low + 1).clamp(max=len(self.w) - 1)
+        first, second = (Style(self.w[n], self.constant[n], self.domain[n]) for n in (low, high))
+        return first.between(second, position - low)
+
     def between(self, other: Style, share: Tensor) -> Style:
         """Linear interpolation: share (B,), 0 gives this style, 1 the other."""
         w = torch.lerp(self.w, other.w, share[:, None, None])
@@ -43,7 +53,7 @@ class Synthesis:
     Attributes:
         image: (B, 1, S, S), about [-1, 1].
         anatomy: (B, maps, S, S), soft tissue maps shared by all domains, summing to one; no maps without a palette.
-        features: activated feature maps, (B, c, r, r) for r = start_size .. S.
+        features: feature maps (B, c, r, r), coarse to fine, as many and as wide as `Generator.feature_channels` says.
     """
 
     image: Tensor
@@ -59,7 +69,6 @@ class Generator(nn.Module, ABC):
         n_latent: number of styled layers.
         num_maps: channels of `Synthesis.anatomy`.
         grain: whether noise is the scanner's grain, new in every slice, or part of the anatomy, one draw a volume.
-        feature_channels: width of every map in `Synthesis.features`.
     """
 
     config: FactoryConfig
@@ -72,8 +81,11 @@ class Generator(nn.Module, ABC):
         """z: (B, latent_dim) unit normal; z_bin, domain: (B,) integers; encoding: (B, encoding_dim) or None."""
 
     @abstractmethod
-    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
-        """Slices of a style; `noise` as `draw_noise` or `fixed_noise` give it."""
+    def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
+        """Slices of a style; `noise` as `draw_noise` or `fixed_noise` give it.
+
+        `edit` changes what leaves a resolution, before it is enlarged; the features that are handed out are unchanged.
+        """
 
     @property
     @abstractmethod
@@ -85,8 +97,9 @@ class Generator(nn.Module, ABC):
         """The maps that belong to the network, (1, 1, r, r) each: the same slices for the same style."""
 
     @property
+    @abstractmethod
     def feature_channels(self) -> tuple[int, ...]:
-        return self.config.channels
+        """Width of every map in `Synthesis.features`."""
 
     def draw_noise(self, batch: int, rng: torch.Generator) -> list[Tensor]:
         """Fresh unit normal maps, (B, 1, r, r) each, on the device of `rng`."""

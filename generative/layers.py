@@ -42,7 +42,9 @@ class BiasActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = activate(x + self.bias[:, None, None].to(x.dtype))
+        x = x + self.bias[:, None, None].to(x.dtype)
+        # Without gradients in place: fresh memory for a large map costs as much as what is done to it.
+        x = activate(x) if torch.is_grad_enabled() else F.leaky_relu_(x, 0.2).mul_(math.sqrt(2))
         return x.clamp(-HALF_LIMIT, HALF_LIMIT) if x.dtype == torch.float16 else x
 
 
@@ -108,7 +110,8 @@ class ModulatedConv(nn.Module):
             y = F.conv2d(x, weight, padding=self.padding)
         if self.demodulate:
             power = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, c_out)
-            y = y * torch.rsqrt(power + 1e-8)[:, :, None, None].to(y.dtype)
+            factor = torch.rsqrt(power + 1e-8)[:, :, None, None].to(y.dtype)
+            y = y * factor if torch.is_grad_enabled() else y.mul_(factor)
         return y
 
 

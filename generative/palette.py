@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .config import FactoryConfig
-from .generator import Generator, Style, Synthesis
+from .generator import Edit, Generator, Style, Synthesis
 from .layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 
 LEVELS = (-1.0, 0.0, 1.0)  # dark, middle and bright on the [-1, 1] scale of slices
@@ -129,12 +129,12 @@ class PaletteGenerator(Generator):
             w = activate(layer(w))
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.constant[z_bin], domain)
 
-    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
+    def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
         w = style.w.unbind(dim=1)
         x = activate(self.first(style.constant, w[0]))
         features, logits = [x], self.to_logits[0](x, w[1])
         for block, (grow, refine, to_logits) in enumerate(zip(self.grow, self.refine, self.to_logits[1:], strict=True)):
-            x = activate(grow(upsample(x), w[2 * block + 1]))
+            x = activate(grow(upsample(x if edit is None else edit(x)), w[2 * block + 1]))
             x = activate(refine(x, w[2 * block + 2]))
             features.append(x)
             logits = upsample(logits) + to_logits(x, w[2 * block + 3])
@@ -143,6 +143,10 @@ class PaletteGenerator(Generator):
         if self.texture is not None:  # bounded: it may shade tissue, not turn one into another
             image = image + self.config.texture * torch.tanh(self.texture(x, w[-1]))
         return Synthesis(image, anatomy, features)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        return self.config.channels
 
     @property
     def noise_sides(self) -> list[int]:

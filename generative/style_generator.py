@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from .config import FactoryConfig
-from .generator import Generator, Style, Synthesis
+from .generator import Edit, Generator, Style, Synthesis
 from .layers import BiasActivation, EqualisedLinear, MixedPrecision, ModulatedConv, activate, pixel_norm
 from .resampling import double
 
@@ -27,7 +27,8 @@ class NoiseStrength(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
-        return x + (self.weight * noise).to(x.dtype)
+        noise = (self.weight * noise).to(x.dtype)
+        return x + noise if torch.is_grad_enabled() else x.add_(noise)
 
 
 class StyledConv(nn.Module):
@@ -117,19 +118,24 @@ class StyleGenerator(MixedPrecision, Generator):
         w = self.mapping(z, z_bin, domain, encoding)
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.input(len(z)), domain)
 
-    def synthesise(self, style: Style, noise: list[Tensor]) -> Synthesis:
+    def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
         w, largest = style.w.unbind(dim=1), self.config.image_size
         x = self.conv1(style.constant, w[0], noise[0])
-        features, image = [x], self.to_rgb1(x, w[1])
+        features, image = [style.constant, x], self.to_rgb1(x, w[1])
         for block, to_rgb in enumerate(self.to_rgbs):
             layer = 2 * block + 1
             with self.precision_at(noise[layer].shape[-1], largest, x.device):
-                x = self.convs[2 * block](x, w[layer], noise[layer])
-                x = self.convs[2 * block + 1](x, w[layer + 1], noise[layer + 1])
+                grown = self.convs[2 * block](x if edit is None else edit(x), w[layer], noise[layer])
+                x = self.convs[2 * block + 1](grown, w[layer + 1], noise[layer + 1])
                 addition = to_rgb(x, w[layer + 2])
-            features.append(x)
+            features += [grown, x]
             image = double(image) + addition.to(image.dtype)
         return Synthesis(image, image[:, :0], features)
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """The constant's and every styled convolution's: two of every resolution."""
+        return tuple(width for width in self.config.channels for _ in range(2))
 
     @property
     def noise_sides(self) -> list[int]:

@@ -36,10 +36,14 @@ def test_heights_are_evenly_spaced_from_the_lowest_bin_to_the_highest():
         slice_heights(1, 10)
 
 
-def test_groups_follow_from_the_factory_alone_and_fit_into_memory():
-    sizes = {side: group_size(FactoryConfig(domains=("a",), image_size=side, channels=(1,) * n)) for side, n in
-             ((32, 3), (64, 4), (512, 7), (1024, 8))}  # fmt: skip
-    assert sizes == {32: 32, 64: 32, 512: 4, 1024: 1}
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [("cpu", {32: 32, 64: 8, 512: 1, 1024: 1}), ("cuda", {32: 32, 64: 32, 512: 4, 1024: 1})],
+)
+def test_groups_follow_from_factory_and_device_alone_and_fit_into_memory(device, expected):
+    sizes = {side: group_size(FactoryConfig(domains=("a",), image_size=side, channels=(1,) * n), torch.device(device))
+             for side, n in ((32, 3), (64, 4), (512, 7), (1024, 8))}  # fmt: skip
+    assert sizes == expected
 
 
 def test_a_volume_depends_on_its_seed(labelled):
