@@ -364,7 +364,7 @@ def label(
     seed: Seed = 0,
 ) -> None:
     """Labelled site: teach the factory to draw labels."""
-    from .adaptation.segmenter import SegmenterConfig
+    from .adaptation.segmenter_training import SegmenterConfig
     from .node.phase_two import label_factory
 
     config = SegmenterConfig(seed=seed)
@@ -473,18 +473,50 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Segmenter file, .safetensors.")],
     factory: Annotated[Path | None, typer.Option(help="Labelled factory to draw from, or ...")] = None,
     synthetic: Annotated[Path | None, typer.Option(help="... volumes made by generate-volumes.")] = None,
-    network: Annotated[str, typer.Option(help="unet or segresnet.")] = "unet",
-    updates: Annotated[int, typer.Option(min=1, help="Training steps.")] = 300,
+    engine: Annotated[str, typer.Option(help="segmenter, or translator (published; needs the factory).")] = "segmenter",
+    network: Annotated[
+        str, typer.Option(help="Of the segmenter: unet, dynunet, segresnet, or one of these with 3d behind it.")
+    ] = "unet",
+    updates: Annotated[int | None, typer.Option(min=1, help="Training steps; default: as the engine needs.")] = None,
+    volumes: Annotated[int, typer.Option(min=1, help="Synthetic subjects to draw from the factory.")] = 90,
+    one_target_slice: Annotated[
+        bool, typer.Option("--one-target-slice", help="Learn also from one labelled slice of each labelled case.")
+    ] = False,
+    self_training: Annotated[
+        float, typer.Option(min=0, help="Weight of a mean teacher's labels of the site's own slices.")
+    ] = 0.0,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Best states to keep, for an ensemble; judged by synthetic slices.")
+    ] = 1,
+    patience: Annotated[int, typer.Option(min=0, help="Stop after so many looks without a better state.")] = 0,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard curves; an interrupted run goes on from there.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Phase two: train the site's own segmenter."""
-    from .adaptation.segmenter import SegmenterConfig
-    from .node.phase_two import adapt_site
+    from .adaptation.segmenter_training import SegmenterConfig
+    from .adaptation.translator import TranslatorConfig
+    from .node.site_adaptation import Adaptation, adapt_site
 
-    config = SegmenterConfig(network=network, updates=updates, seed=seed)
-    made = adapt_site(store, out, factory_file=factory, synthetic=synthetic, config=config)
-    console.print(f"{out}: {network} for {made.card['domain']}, from {made.card['slices']} synthetic slices")
-    _print_alarms(made.card.get("alarms", []))
+    given = {"seed": seed, **({"updates": updates} if updates else {})}
+    adaptation = Adaptation(
+        engine=engine,
+        segmenter=SegmenterConfig(network=network, self_training=self_training, precision=precision, **given),
+        translator=TranslatorConfig(**given),
+        volumes=volumes,
+        one_target_slice=one_target_slice,
+        keep=keep,
+        patience=patience,
+    )
+    made = adapt_site(
+        store, out, factory_file=factory, synthetic=synthetic, adaptation=adaptation, work=work, device=device
+    )
+    card = made.card
+    console.print(f"{out}: {card['config']['network']} for {card['domain']}, from {card['slices']} slices")
+    _print_alarms(card.get("alarms", []))
 
 
 @app.command()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fedfactory import __version__
 from fedfactory.adaptation.adapt import MANIFEST
-from fedfactory.adaptation.label_branch import LabelledFactory
+from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.volume_formats import WRITERS, finish, name_of
 from fedfactory.errors import UsageError
 from fedfactory.files import atomic_folder, refuse_existing, sha256_of, write_json

@@ -14,8 +14,10 @@ from ..generative.synthesis import slice_heights
 from ..progress import track
 from ..slicing import SliceFormat
 from ..volumes import read_volume
-from .label_branch import LabelledFactory
-from .segmenter import LabelledSlices, Segmenter, SegmenterConfig, train_segmenter
+from .labelled_factory import LabelledFactory
+from .labelled_slices import LabelledSlices
+from .segmenter import Segmenter
+from .segmenter_training import SegmenterConfig, train_segmenters
 
 MANIFEST = "manifest.json"
 
@@ -27,28 +29,29 @@ def adapt(
     config: SegmenterConfig,
     *,
     facts: dict[str, Any],
-) -> Segmenter:
-    """Train a segmenter for images of `domain` that are brought into `fmt`.
+    **options: Any,
+) -> list[Segmenter]:
+    """Train segmenters for images of `domain` that are brought into `fmt`, the best first.
 
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
         data: labelled synthetic slices of the site's domain, see `draw_slices` and `read_synthetic`.
         facts: where the data came from; kept in the segmenter's card.
+        options: see `train_segmenters`.
 
     Raises: StoreError if size of slices and format differ.
     """
     if data.images.shape[1] != fmt.size:
         raise StoreError(f"synthetic slices are {data.images.shape[1]} px, the site's store has {fmt.size} px")
     card = {"domain": domain, "slices": len(data.images), **facts}
-    return train_segmenter(data, fmt, config, title=f"adapting to {domain}", card=card)
+    return train_segmenters(data, fmt, config, title=f"adapting to {domain}", card=card, **options)
 
 
-def pseudo_label(images: np.ndarray, robust: Segmenter, batch_size: int = 64) -> LabelledSlices:
+def pseudo_label(images: np.ndarray, robust: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
     """A site's own slices (N, S, S) with the labels that another site's robust segmenter gives them."""
     images = images.astype(np.float32)
-    parts = torch.from_numpy(images)[:, None].split(batch_size)
-    labels = [robust.probabilities(part).argmax(1).to(torch.uint8).numpy() for part in parts]
-    return LabelledSlices(images, np.concatenate(labels), robust.classes)
+    labels = robust.probabilities(torch.from_numpy(images)[:, None]).argmax(1).to(torch.uint8).numpy()
+    return LabelledSlices(images, labels, robust.classes, volume)
 
 
 def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
@@ -63,19 +66,24 @@ def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
     longer = max(len(synthetic.images), len(own.images))
     parts = [part for one in (synthetic, own) for part in [one] * max(1, round(longer / len(one.images)))]
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return LabelledSlices(images, labels, synthetic.classes)
+    volume = None
+    if all(part.volume is not None for part in parts):  # a volume that is repeated is another one
+        volume = np.concatenate([part.volume - part.volume[0] + 1_000_000 * n for n, part in enumerate(parts)])
+    return LabelledSlices(images, labels, synthetic.classes, volume)
 
 
-def draw_slices(factory: LabelledFactory, domain: str, *, volumes: int, seed: int) -> LabelledSlices:
-    """Labelled slices of `volumes` synthetic subjects, two per height bin."""
-    heights = slice_heights(factory.factory.config.z_bins, 2)
+def draw_slices(
+    factory: LabelledFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
+) -> LabelledSlices:
+    """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin."""
+    bins = factory.factory.config.z_bins
+    heights = slice_heights(bins, 2) if slices is None else torch.linspace(0, bins - 1, slices)
     drawn = [
         factory.draw_volume(domain, heights, seed=seed + number)
         for number in track(range(volumes), f"drawing volumes of {domain}")
     ]
-    return LabelledSlices(
-        np.concatenate([one[0] for one in drawn]), np.concatenate([one[1] for one in drawn]), factory.card["classes"]
-    )
+    images, labels = (np.concatenate(one) for one in zip(*drawn, strict=True))
+    return LabelledSlices(images, labels, factory.card["classes"], np.repeat(np.arange(volumes), len(heights)))
 
 
 def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
@@ -105,4 +113,5 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
             raise VolumeError(f"{folder / name}: image and label do not fit together")
         images.append(np.moveaxis(image.data, 2, 0))
         labels.append(np.moveaxis(label.data, 2, 0))
-    return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes)
+    volume = np.repeat(np.arange(len(images)), [len(one) for one in images])
+    return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes, volume)

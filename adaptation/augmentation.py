@@ -33,8 +33,8 @@ class ContrastRemapTransform(AbstractTransform):
         return batch
 
 
-def augmentation(*, mirror: bool, remap_contrast: float) -> Compose:
-    """Transforms of batches {"data": (B, 1, S, S) float32 in [-1, 1], "seg": (B, 1, S, S)}.
+def augmentation(*, mirror: bool, remap_contrast: float, dimensions: int = 2) -> Compose:
+    """Transforms of batches {"data": (B, 1, S, S) float32 in [-1, 1], "seg": (B, 1, S, S)}; 3-D: (B, 1, D, S, S).
 
     Args:
         mirror: left-right flips, for organs that are symmetric.
@@ -42,11 +42,18 @@ def augmentation(*, mirror: bool, remap_contrast: float) -> Compose:
 
     They draw from numpy's global generator: seed it for repeatable runs.
     """
+    return Compose([geometry(mirror=mirror, dimensions=dimensions), appearance(remap_contrast=remap_contrast)])
+
+
+def geometry(*, mirror: bool, dimensions: int = 2) -> Compose:
+    """Where things are: small rotations in the slice's plane and changes of size, flips."""
     transforms: list[AbstractTransform] = [
         SpatialTransform(
             None,
             do_elastic_deform=False,
             angle_x=(-0.15, 0.15),
+            angle_y=(0, 0),
+            angle_z=(0, 0),
             scale=(0.9, 1.1),
             border_mode_data="constant",
             border_cval_data=BACKGROUND,
@@ -57,15 +64,18 @@ def augmentation(*, mirror: bool, remap_contrast: float) -> Compose:
         )
     ]
     if mirror:
-        transforms.append(MirrorTransform(axes=(0,)))
-    if remap_contrast:
-        transforms.append(ContrastRemapTransform(remap_contrast))
-    transforms += [
+        transforms.append(MirrorTransform(axes=(dimensions - 2,)))
+    return Compose(transforms)
+
+
+def appearance(*, remap_contrast: float = 0.0) -> Compose:
+    """How things look: contrast, brightness, noise."""
+    transforms: list[AbstractTransform] = [
         GammaTransform((0.7, 1.5), retain_stats=False, p_per_sample=0.5),
         _AboveBackground(BrightnessMultiplicativeTransform((0.85, 1.15), p_per_sample=0.5)),
         GaussianNoiseTransform((0, 0.01), p_per_sample=0.5),
     ]
-    return Compose(transforms)
+    return Compose([ContrastRemapTransform(remap_contrast), *transforms] if remap_contrast else transforms)
 
 
 class _AboveBackground(AbstractTransform):

@@ -17,8 +17,11 @@ from ..generative.generator import Generator, Style, Synthesis
 from ..generative.sharing import shared_anatomy
 from ..progress import track
 from .inversion import invert
-from .label_branch import LabelBranch, LabelledFactory
-from .segmenter import LabelledSlices, Segmenter, seeded
+from .label_branch import LabelBranch
+from .labelled_factory import LabelledFactory
+from .labelled_slices import LabelledSlices, foreground_dice
+from .segmenter import Segmenter
+from .training_loop import seeded
 
 RATE = 4e-3
 LOOKS = 5  # at the branch while it is trained; the best of them are kept
@@ -109,16 +112,6 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
         if score < LITTLE_SHARED or own > view:
             chosen[domain] = "own"
     return chosen
-
-
-def foreground_dice(ours: Tensor, theirs: Tensor, classes: int) -> float:
-    """Mean Dice over the foreground classes that occur, of label maps (B, S, S); NaN if none does."""
-    scores = []
-    for value in range(1, classes):
-        both, total = ((ours == value) & (theirs == value)).sum(), (ours == value).sum() + (theirs == value).sum()
-        if total > 0:
-            scores.append(float(2 * both / total))
-    return float(np.mean(scores)) if scores else float("nan")
 
 
 def _train(

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from monai.networks.nets import SegResNet, UNet
+from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
 
 from ..errors import UsageError
 
-NETWORKS = ("unet", "segresnet")
+NETWORKS = ("unet", "dynunet", "segresnet", "unet3d", "dynunet3d", "segresnet3d")
+WIDTHS = (16, 32, 64)
+
+
+def dimensions(name: str) -> int:
+    """2 or 3, of a network by name. Raises: UsageError for an unknown name."""
+    if name not in NETWORKS:
+        raise UsageError(f"unknown network '{name}': choose from {', '.join(NETWORKS)}")
+    return 3 if name.endswith("3d") else 2
 
 
 def build_network(name: str, classes: int) -> nn.Module:
-    """A 2-D network, slices (B, 1, S, S) to logits (B, classes, S, S); S a multiple of 8.
+    """Slices (B, 1, S, S), or for 3-D names stacks of slices (B, 1, D, S, S), to logits of the same sides.
 
-    Raises: UsageError for an unknown name.
+    S is a multiple of 8, D of 4. Raises: UsageError for an unknown name.
     """
-    if name == "unet":
-        # Instance norm: the statistics of a batch of synthetic slices would not hold at another site.
-        return UNet(2, 1, classes, channels=(16, 32, 64), strides=(2, 2), num_res_units=1, norm="instance")
-    if name == "segresnet":
-        return SegResNet(
-            2, init_filters=16, in_channels=1, out_channels=classes, blocks_down=(1, 2, 2), blocks_up=(1, 1)
+    dims = dimensions(name)
+    # Slices lie further apart than pixels: the first halving leaves their number alone.
+    strides = (2, 2) if dims == 2 else ((1, 2, 2), (2, 2, 2))
+    # Instance norm: the statistics of a batch of synthetic slices would not hold at another site.
+    if name.startswith("unet"):
+        return UNet(dims, 1, classes, channels=WIDTHS, strides=strides, num_res_units=1, norm="instance")
+    if name.startswith("dynunet"):
+        kernels, steps = [3] * len(WIDTHS), [1, *strides]
+        return DynUNet(
+            dims, 1, classes, kernels, steps, upsample_kernel_size=list(strides), filters=WIDTHS, norm_name="instance"
         )
-    raise UsageError(f"unknown network '{name}': choose from {', '.join(NETWORKS)}")
+    options = {"init_filters": 16, "in_channels": 1, "out_channels": classes}
+    return SegResNet(dims, blocks_down=(1, 2, 2), blocks_up=(1, 1), **options)

@@ -1,62 +1,33 @@
-"""Training a slice segmenter on labelled slices, and its file: safetensors with a JSON card."""
+"""A trained segmenter and its file: safetensors with a JSON card."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from monai.losses import DiceCELoss
+from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, ConfigError, TrainingError, UsageError
+from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.checkpoint import load_strictly, read_weights, write_weights
-from ..progress import track
+from ..generative.config import FactoryConfig
+from ..generative.networks import make_generator
 from ..slicing import SliceFormat
-from .augmentation import augmentation
-from .networks import build_network
+from .networks import build_network, dimensions
+from .translator_network import EncoderConfig, Translator
 
 KIND = "segmenter"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterConfig:
-    """How a segmenter is trained. Raises: ConfigError if a value is out of range."""
-
-    network: str = "unet"
-    updates: int = 300
-    batch_size: int = 32
-    learning_rate: float = 4e-3  # AdamW, the peak of a one-cycle schedule
-    mirror: bool = True  # left-right flips
-    remap_contrast: float = 0.0  # share of slices with a random grey scale
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.updates < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ConfigError("updates, batch_size and learning_rate must be positive")
-        if not 0 <= self.remap_contrast <= 1:
-            raise ConfigError(f"remap_contrast is {self.remap_contrast}; choose a share from 0 to 1")
-
-
-@dataclass(frozen=True)
-class LabelledSlices:
-    """Training data: images (N, S, S) float in [-1, 1], labels (N, S, S) integer below `classes`."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: int
+TRANSLATOR = "translator"  # the network's name in such a segmenter's card
+PATCH_DEPTH = 8  # slices that a 3-D network sees at once
+SLICES_AT_ONCE = 32
 
 
 class Segmenter:
     """A trained network with everything needed to apply it to a new image.
 
     Attributes:
-        network: slices (B, 1, S, S) to logits (B, classes, S, S).
+        network: slices (B, 1, S, S) to logits (B, classes, S, S), or stacks of slices (B, 1, D, S, S) alike.
         format: what a new image must be turned into first.
         card: where it came from; JSON-able.
     """
@@ -68,10 +39,28 @@ class Segmenter:
     def classes(self) -> int:
         return self.card["classes"]
 
+    @property
+    def dimensions(self) -> int:
+        """2 if a slice is segmented by itself, 3 if its neighbours are seen."""
+        name = self.card["config"]["network"]
+        return 2 if name == TRANSLATOR else dimensions(name)
+
+    def to(self, device: torch.device | str) -> Segmenter:
+        self.network.to(device)
+        return self
+
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """(B, 1, S, S) in [-1, 1] to (B, classes, S, S) summing to one."""
-        return torch.softmax(self.network(images), dim=1)
+        """One volume's slices in order, (N, 1, S, S) in [-1, 1], to (N, classes, S, S) summing to one.
+
+        A 2-D network takes slices of any volumes.
+        """
+        if self.dimensions == 2:
+            parts = [torch.softmax(self.network(part), dim=1) for part in images.split(SLICES_AT_ONCE)]
+            return torch.cat(parts)
+        size = (PATCH_DEPTH, *images.shape[2:])
+        windows = SlidingWindowInferer(size, sw_batch_size=1, overlap=0.5, mode="gaussian", cval=-1.0)
+        return torch.softmax(windows(images[:, 0][None, None], self.network)[0].movedim(0, 1), dim=1)
 
     def save(self, path: str | Path) -> None:
         write_weights(path, self.network.state_dict(), {**self.card, "kind": KIND, "format": self.format.to_dict()})
@@ -90,68 +79,11 @@ class Segmenter:
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Segmenter:
         """An untrained segmenter of the card's kind, to load weights into. Raises KeyError for a card that lacks it."""
-        network = build_network(card["config"]["network"], card["classes"])
+        name, classes = card["config"]["network"], card["classes"]
+        if name == TRANSLATOR:
+            generator = make_generator(FactoryConfig.from_dict(card["factory"]))
+            encoder = EncoderConfig(**card["config"]["encoder"])
+            network: nn.Module = Translator(generator, classes, card["domains"], encoder)
+        else:
+            network = build_network(name, classes)
         return cls(network, SliceFormat.from_dict(card["format"]), card)
-
-
-def train_segmenter(
-    data: LabelledSlices, fmt: SliceFormat, config: SegmenterConfig, *, title: str, card: dict[str, Any]
-) -> Segmenter:
-    """Cross entropy + Dice on augmented slices, AdamW with a one-cycle schedule.
-
-    Args:
-        data: labelled slices. fmt: their format, kept with the network.
-        title: text of the progress bar.
-        card: facts about the data to keep with the network.
-
-    Raises: TrainingError if the loss becomes NaN or infinite.
-    """
-    with seeded(config.seed):
-        network = build_network(config.network, data.classes).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.updates)
-        # Dice over the whole batch: a class that is absent from most slices has no gradient in a slice's own Dice.
-        loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-        batches = _batches(data, config)
-        for update in track(range(config.updates), title):
-            images, labels = next(batches)
-            loss = loss_function(network(images), labels)
-            if not torch.isfinite(loss):
-                raise TrainingError(f"{title}: the loss is {loss.item()} at update {update}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return Segmenter(network, fmt, {"classes": data.classes, "config": asdict(config), **card})
-
-
-def _batches(data: LabelledSlices, config: SegmenterConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless augmented batches (B, 1, S, S), every slice once per pass."""
-    transform = augmentation(mirror=config.mirror, remap_contrast=config.remap_contrast)
-    order = np.empty(0, dtype=np.int64)
-    while True:
-        while len(order) < config.batch_size:
-            order = np.concatenate([order, np.random.permutation(len(data.images))])
-        chosen, order = np.sort(order[: config.batch_size]), order[config.batch_size :]
-        images = data.images[chosen].astype(np.float32)[:, None]
-        labels = data.labels[chosen].astype(np.float32)[:, None]
-        batch = transform(data=images, seg=labels)
-        yield torch.from_numpy(batch["data"]).float(), torch.from_numpy(batch["seg"]).float()
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and PyTorch's global generators inside, and restore them afterwards.
-
-    batchgenerators draws from the first two, MONAI initialises from the third.
-    """
-    python, array, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-        torch.set_rng_state(torch_state)

@@ -16,9 +16,9 @@ from ..errors import ConfigError
 from ..generative.generator import Synthesis
 from ..slicing import SliceFormat
 from .augmentation import augmentation
-from .branch_training import foreground_dice
-from .label_branch import LabelledFactory
-from .segmenter import LabelledSlices, Segmenter
+from .labelled_factory import LabelledFactory
+from .labelled_slices import LabelledSlices, foreground_dice
+from .segmenter import Segmenter
 from .training_loop import Kept, Learner, LoopConfig, one_cycle, seeded, train
 from .translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 

@@ -31,15 +31,17 @@ import torch
 from fedfactory.adaptation.adapt import adapt, draw_slices, mix, pseudo_label
 from fedfactory.adaptation.branch_training import train_label_branch
 from fedfactory.adaptation.plausibility import explained_intensity
-from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
 from fedfactory.files import write_json
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
 from fedfactory.generative.alarm import alarms
 from fedfactory.generative.quality import SiteQuality, site_quality
 from fedfactory.generative.sharing import shared_anatomy
-from fedfactory.node.phase_two import EXPLAINED, train_on_store
+from fedfactory.node.phase_two import train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_adaptation import EXPLAINED
 from fedfactory.node.store import SliceStore
 from fedfactory.researcher.simulate import CONTRASTS, simulate_site
 from measuring import machine
@@ -190,8 +192,8 @@ def run(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         own = pseudo_label(store.images[store.slices("train")], robust)
-        alone = adapt(store.format, domain, drawn, segmenters, facts={})
-        both = adapt(store.format, domain, mix(drawn, own), segmenters, facts={})
+        (alone,) = adapt(store.format, domain, drawn, segmenters, facts={})
+        (both,) = adapt(store.format, domain, mix(drawn, own), segmenters, facts={})
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
     one |= {"agreement": labelled.card["agreement"], "phase_two_seconds": round(time.monotonic() - began)}

@@ -19,8 +19,11 @@ from typing import Any
 
 import torch
 from factory_step import configuration
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
-from fedfactory.adaptation.segmenter import Segmenter, SegmenterConfig, build_network
+from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.networks import build_network
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
 from fedfactory.adaptation.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.files import write_json
 from fedfactory.generate_volumes import Drawing, generate_volumes

@@ -14,8 +14,8 @@ from monai.metrics import MultiScaleSSIMMetric
 from torch import Tensor
 
 from .. import __version__
-from ..adaptation.branch_training import foreground_dice
-from ..adaptation.label_branch import LabelledFactory
+from ..adaptation.labelled_factory import LabelledFactory
+from ..adaptation.labelled_slices import foreground_dice
 from ..errors import StoreError
 from ..files import atomic_folder, refuse_existing, sha256_of, write_json
 from ..generative.fidelity import Estimate, attack_auc, copying_ratio, frechet_distance, nearest, precision_and_recall

@@ -19,15 +19,17 @@ from rich.console import Console
 from .. import __version__
 from ..adaptation.evaluation import Score, evaluate, mean_dice
 from ..adaptation.inference import segment
-from ..adaptation.label_branch import LabelledFactory
-from ..adaptation.segmenter import Segmenter, SegmenterConfig
+from ..adaptation.labelled_factory import LabelledFactory
+from ..adaptation.segmenter import Segmenter
+from ..adaptation.segmenter_training import SegmenterConfig
 from ..files import refuse_existing, write_json
 from ..generate_volumes import Drawing, generate_volumes
 from ..generative.config import FactoryConfig
 from ..node.audit import Audit, audit_factory
-from ..node.phase_two import adapt_site, label_factory, train_on_store
+from ..node.phase_two import label_factory, train_on_store
 from ..node.prepare import prepare
 from ..node.prepare_config import PrepareConfig
+from ..node.site_adaptation import Adaptation, adapt_site
 from ..node.store import SliceStore
 from ..progress import track
 from .local_federation import LocalFederation
@@ -207,9 +209,8 @@ def _train_segmenters(
         for method, model in shared.items():
             # The network is the labelled site's; the window that scales images is the applying site's own.
             Segmenter(model.network, SliceStore(site.store).format, model.card).save(paths[method])
-        adapt_site(
-            site.store, paths["adapted"], factory_file=labelled_file, volumes=size.synthetic_volumes, config=config
-        )
+        adaptation = Adaptation(segmenter=config, volumes=size.synthetic_volumes)
+        adapt_site(site.store, paths["adapted"], factory_file=labelled_file, adaptation=adaptation)
         labelled = site is hospitals[0]
         oracle = shared["no_adaptation"] if labelled else train_on_store(SliceStore(site.oracle_store), config)
         oracle.save(paths["oracle"])

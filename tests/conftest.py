@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
 from helpers import (

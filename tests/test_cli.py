@@ -9,7 +9,8 @@ from pathlib import Path
 import fedfactory
 import pytest
 import torch
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
+from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.cli import main
 from helpers import ball_volume, untrained_segmenter, write_site
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fedfactory
 import pytest
-from fedfactory.adaptation.segmenter import SegmenterConfig
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig
 from fedfactory.slicing import SliceFormat

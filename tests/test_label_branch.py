@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.branch_training import choose_views, foreground_dice, train_label_branch
+from fedfactory.adaptation.branch_training import choose_views, train_label_branch
 from fedfactory.adaptation.inversion import invert
-from fedfactory.adaptation.label_branch import LabelBranch, LabelledFactory
-from fedfactory.adaptation.segmenter import LabelledSlices
+from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.labelled_slices import LabelledSlices, foreground_dice
 from fedfactory.errors import UsageError
 from fedfactory.generative import TrainedFactory, make_generator
 from fedfactory.node.phase_two import label_factory
@@ -143,7 +144,7 @@ def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
 
 
 def test_labelling_by_inversion_works_from_files(trained, store, tmp_path):
-    from fedfactory.adaptation.segmenter import SegmenterConfig
+    from fedfactory.adaptation.segmenter_training import SegmenterConfig
 
     trained.save(tmp_path / "f.safetensors")
     options = {"config": SegmenterConfig(updates=2), "labelling": "inversion"}

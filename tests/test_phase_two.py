@@ -12,14 +12,18 @@ from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
 from fedfactory.adaptation.inference import segment
-from fedfactory.adaptation.label_branch import LabelledFactory
-from fedfactory.adaptation.segmenter import LabelledSlices, Segmenter, SegmenterConfig, seeded, train_segmenter
+from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.labelled_slices import LabelledSlices
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig, train_segmenter
+from fedfactory.adaptation.training_loop import seeded
 from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
 from fedfactory.generate_volumes import Drawing, generate_volumes
 from fedfactory.generative.synthesis import slice_heights
-from fedfactory.node.phase_two import adapt_site, label_factory, labelled_slices, train_on_store
+from fedfactory.node.phase_two import label_factory, labelled_slices, train_on_store
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_adaptation import Adaptation, adapt_site
 from fedfactory.volumes import Volume, read_volume, write_volume
 from helpers import ball_volume
 
@@ -86,10 +90,9 @@ def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
     made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3, config=config)
     assert 0 <= made.card["agreement"] <= 1
     generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", Drawing(domain="bright", volumes=2))
-    adapt_site(
-        store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", volumes=2, config=config
-    )
-    adapt_site(store.path, tmp_path / "b.safetensors", synthetic=tmp_path / "syn", config=config)
+    adaptation = Adaptation(segmenter=config, volumes=2)
+    adapt_site(store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", adaptation=adaptation)
+    adapt_site(store.path, tmp_path / "b.safetensors", synthetic=tmp_path / "syn", adaptation=adaptation)
     for name in "ab":
         assert Segmenter.load(tmp_path / f"{name}.safetensors").format == store.format
 
@@ -114,12 +117,12 @@ def test_the_robust_segmenter_travels_in_the_labelled_factory(labelled, labelled
 def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path):
     labels = store.path / store.files["labels"]
     labels.write_bytes(labels.read_bytes()[:-10] + b"\xff" * 10)
-    config = SegmenterConfig(updates=2)
-    first = adapt_site(store.path, tmp_path / "a.safetensors", factory_file=labelled_file, volumes=1, config=config)
+    brief = Adaptation(segmenter=SegmenterConfig(updates=2, self_training=1.0), volumes=1)
+    first = adapt_site(store.path, tmp_path / "a.safetensors", factory_file=labelled_file, adaptation=brief)
     index = json.loads((store.path / "store.json").read_text())
     del index["arrays"]["labels"]
     (store.path / "store.json").write_text(json.dumps({**index, "label_kind": "none"}))
-    second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, volumes=1, config=config)
+    second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, adaptation=brief)
     for one, two in zip(first.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(one, two)
 

@@ -1,0 +1,86 @@
+"""How well a factory's labels agree with an oracle's on the same synthetic slices.
+
+    uv run python benchmarks/label_agreement.py --work study --seeds 0 1 2 --out benchmarks/results/label_agreement.json
+
+Takes the sites and factories that `benchmarks/sharing.py` left in --work. For every domain a segmenter is trained on
+that site's own labels (the oracle; nobody has it where no site but one has labels) and labels 40 synthetic subjects;
+Dice with the factory's labels, by class. Beside it, how well the oracle does on real held-out subjects: it cannot be
+expected to agree with anybody much better than with the truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from fedfactory.adaptation.adapt import draw_slices, pseudo_label
+from fedfactory.adaptation.branch_training import train_label_branch
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
+from fedfactory.files import write_json
+from fedfactory.generative import load_factory
+from fedfactory.node.phase_two import train_on_store
+from fedfactory.node.store import SliceStore
+from measuring import machine
+
+VOLUMES = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks/sharing.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--updates", type=int, default=400, help="of the oracle")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    seeds = {seed: agreement(arguments, seed) for seed in arguments.seeds}
+    content: dict[str, Any] = {"machine": machine("cpu"), "volumes": VOLUMES, "seeds": seeds, "mean": {}}
+    for domain in next(iter(seeds.values())):
+        rows = [one[domain] for one in seeds.values()]
+        mean = {key: np.mean([row[key] for row in rows], axis=0).round(4).tolist() for key in rows[0]}
+        content["mean"][domain] = mean
+        print(domain, mean)
+    if arguments.out:
+        write_json(arguments.out, content)
+
+
+def agreement(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
+    """By domain: Dice by class of the factory's labels, and of real held-out labels, with the oracle's."""
+    work = arguments.work / f"brains_{seed}"
+    factory = load_factory(work / "default.factory.safetensors")
+    teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
+    labelled = train_label_branch(factory, teacher, robust, domain=factory.config.domains[0], seed=seed)
+    rows = {}
+    for domain in factory.config.domains:
+        store = SliceStore(work / f"{domain}.store")
+        oracle = train_on_store(store, SegmenterConfig(updates=arguments.updates, seed=seed))
+        drawn = draw_slices(labelled, domain, volumes=VOLUMES, seed=seed + 1000)
+        seen = pseudo_label(drawn.images, oracle)
+        chosen = store.slices("test")
+        real = pseudo_label(store.images[chosen], oracle)
+        rows[domain] = {
+            "factory": by_class(drawn.labels, seen.labels, store.classes),
+            "real": by_class(store.labels[chosen], real.labels, store.classes),
+        }
+        rows[domain] |= {f"{name} mean": float(np.mean(values)) for name, values in list(rows[domain].items())}
+        print(seed, domain, rows[domain], flush=True)
+    return rows
+
+
+def by_class(ours: np.ndarray, theirs: np.ndarray, classes: int) -> list[float]:
+    """Dice of every foreground class over all slices together."""
+    values = range(1, classes)
+    return [
+        2 * float(((ours == v) & (theirs == v)).sum()) / float((ours == v).sum() + (theirs == v).sum()) for v in values
+    ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,235 @@
+"""Phase two at a site: both engines, few labels, best states, interruptions."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fedfactory.adaptation.labelled_slices import LabelledSlices
+from fedfactory.adaptation.networks import NETWORKS, build_network, dimensions
+from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
+from fedfactory.adaptation.segmenter_training import Sampler, SegmenterConfig, SegmenterLearner, train_segmenters
+from fedfactory.adaptation.training_loop import STATE, Learner, LoopConfig, train
+from fedfactory.adaptation.translator import TranslatorConfig
+from fedfactory.adaptation.translator_network import EncoderConfig
+from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_adaptation import Adaptation, adapt_site
+from fedfactory.slicing import SliceFormat
+
+FORMAT = SliceFormat(size=16, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
+TRANSLATOR = TranslatorConfig(updates=4, pretraining=2, batch_size=4, encoder=EncoderConfig(width=4, blocks=(1,) * 4))
+
+
+def volumes_of(sizes, classes=3, seed=0) -> LabelledSlices:
+    """Volumes of noise with a bright square of class 1 and a dark one of class 2 in every slice."""
+    rng, count = np.random.default_rng(seed), sum(sizes)
+    labels = np.zeros((count, 16, 16), np.uint8)
+    for label in labels:
+        row, column = rng.integers(0, 6, 2)
+        label[row : row + 5, column : column + 5] = 1
+        label[row : row + 5, column + 6 : column + 11] = 2
+    images = np.choose(labels, [-1.0, 0.8, 0.0]) + rng.normal(0, 0.05, labels.shape)
+    return LabelledSlices(images.astype(np.float32), labels, classes, np.repeat(np.arange(len(sizes)), sizes))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_learns_squares_and_gives_probabilities(name):
+    data = volumes_of([10, 6, 9])
+    config = SegmenterConfig(network=name, updates=12, batch_size=24, mirror=False)
+    (made,) = train_segmenters(data, FORMAT, config, title="t", card={})
+    found = made.probabilities(torch.from_numpy(data.images[:10])[:, None])
+    assert found.shape == (10, 3, 16, 16)
+    torch.testing.assert_close(found.sum(1), torch.ones(10, 16, 16))
+    inside = found[:, 0][torch.from_numpy(data.labels[:10]) > 0].mean()
+    outside = found[:, 0][torch.from_numpy(data.labels[:10]) == 0].mean()
+    assert outside > inside + 0.05
+
+
+def test_a_three_dimensional_network_segments_a_single_slice():
+    fmt = {"classes": 2, "config": {"network": "unet3d"}}
+    made = Segmenter(build_network("unet3d", 2), FORMAT, fmt)
+    assert made.probabilities(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+
+
+def test_stacks_are_neighbouring_slices_of_one_volume():
+    data = volumes_of([20, 3])
+    numbered = LabelledSlices(
+        np.broadcast_to(np.arange(23.0)[:, None, None], (23, 16, 16)), data.labels, 3, data.volume
+    )
+    sampler = Sampler(numbered, stacks=True, seed=0)
+    for number in range(10):
+        images, labels = sampler.batch(number, 2)
+        assert images.shape == labels.shape == (2, 1, PATCH_DEPTH, 16, 16)
+        for stack in images[:, 0, :, 0, 0]:
+            real = stack[stack >= 0]
+            np.testing.assert_array_equal(np.diff(real), 1)
+            assert len(real) == (3 if real[0] >= 20 else PATCH_DEPTH)
+    with pytest.raises(UsageError, match="volumes"):
+        Sampler(LabelledSlices(data.images, data.labels, 3), stacks=True, seed=0)
+
+
+def test_every_slice_is_seen_once_per_pass_and_batches_do_not_depend_on_those_before():
+    data = volumes_of([10])
+    numbered = LabelledSlices(np.broadcast_to(np.arange(10.0)[:, None, None], (10, 16, 16)), data.labels, 3)
+    sampler = Sampler(numbered, stacks=False, seed=3)
+    seen = np.concatenate([sampler.batch(number, 4)[0][:, 0, 0, 0] for number in range(5)])
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    again = Sampler(numbered, stacks=False, seed=3).batch(3, 4)[0][:, 0, 0, 0]
+    np.testing.assert_array_equal(again, seen[12:16])
+
+
+class Interrupted(Exception):
+    pass
+
+
+def learner(updates, stop_at=None, **changes):
+    config = SegmenterConfig(updates=updates, batch_size=4, self_training=0.5, **changes)
+    data = volumes_of([8, 8])
+    made = SegmenterLearner(data, config, own=data, judged=volumes_of([6], seed=1), facts={})
+    if stop_at is not None:
+        update = made.update
+
+        def failing(number):
+            if number == stop_at:
+                raise Interrupted
+            return update(number)
+
+        made.update = failing
+    return made
+
+
+def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path):
+    loop = LoopConfig(looks=5, keep=2)
+    expected = train(learner(10), 10, loop, title="t", seed=0)
+    loop = LoopConfig(looks=5, keep=2, folder=tmp_path)
+    with pytest.raises(Interrupted):
+        train(learner(10, stop_at=7), 10, loop, title="t", seed=0)
+    assert (tmp_path / STATE).is_file()
+    with pytest.raises(CheckpointError, match="other data or settings"):
+        train(learner(10, learning_rate=1e-3), 10, loop, title="t", seed=0)
+    found = train(learner(10), 10, loop, title="t", seed=0)
+    assert [(one.update, one.score) for one in found] == [(one.update, one.score) for one in expected]
+    for one, two in zip(found, expected, strict=True):
+        for name, tensor in one.weights.items():
+            torch.testing.assert_close(tensor, two.weights[name], atol=1e-6, rtol=1e-6)
+    assert not (tmp_path / STATE).exists()
+    assert list((tmp_path / "curves").iterdir())
+
+
+class Scripted(Learner):
+    """Scores as written down."""
+
+    def __init__(self, scores, loss=0.0):
+        self.network, self.optimizers, self.facts = torch.nn.Linear(1, 1), [], {}
+        self.scores, self.loss, self.updates = iter(scores), loss, 0
+
+    def update(self, number):
+        torch.nn.init.constant_(self.network.bias, number)
+        self.updates += 1
+        return {"loss": self.loss}
+
+    def score(self):
+        return next(self.scores)
+
+
+def test_the_best_states_are_kept_in_their_order():
+    kept = train(Scripted([1, 5, 3, 4, 2]), 5, LoopConfig(looks=5, keep=3), title="t", seed=0)
+    assert [(one.update, one.score) for one in kept] == [(2, 5), (4, 4), (3, 3)]
+    assert [float(one.weights["bias"]) for one in kept] == [1, 3, 2]
+
+
+def test_training_stops_when_nothing_gets_better():
+    made = Scripted([1, 5, 3, 4, 9])
+    kept = train(made, 5, LoopConfig(looks=5, patience=2), title="t", seed=0)
+    assert (made.updates, kept[0].score) == (4, 5)
+
+
+def test_a_loss_that_is_no_number_ends_training_with_its_name():
+    with pytest.raises(TrainingError, match=r"loss.*update 0"):
+        train(Scripted([1], loss=float("nan")), 5, LoopConfig(looks=1), title="t", seed=0)
+
+
+@pytest.mark.parametrize("engine", ["segmenter", "translator"])
+def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labelled_file, store, tmp_path):
+    adaptation = Adaptation(
+        engine=engine, volumes=2, keep=2, segmenter=SegmenterConfig(updates=6, batch_size=4), translator=TRANSLATOR,
+        one_target_slice=True,
+    )  # fmt: skip
+    out = tmp_path / "m.safetensors"
+    made = adapt_site(store.path, out, factory_file=labelled_file, adaptation=adaptation)
+    assert made.card["labelled_slices"] == 3  # of three labelled cases
+    assert made.card["chosen_by"].startswith("synthetic slices")
+    for path in (out, tmp_path / "m_2.safetensors"):
+        loaded = Segmenter.load(path)
+        assert loaded.card["domain"] == "bright"
+    images = torch.from_numpy(store.images[:5].astype(np.float32))[:, None]
+    first, again = made.probabilities(images), Segmenter.load(out).probabilities(images)
+    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(first.sum(1), torch.ones(5, 16, 16))
+    assert not (tmp_path / "m_3.safetensors").exists()
+
+
+def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path):
+    adaptation = Adaptation(engine="translator", volumes=1, translator=TRANSLATOR)
+    made = [
+        adapt_site(store.path, tmp_path / f"{n}.safetensors", factory_file=labelled_file, adaptation=adaptation)
+        for n in range(2)
+    ]
+    one, two = (model.network.state_dict() for model in made)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_three_dimensional_network_adapts_to_volumes_like_the_sites(labelled_file, store, tmp_path):
+    config = SegmenterConfig(network="unet3d", updates=2, batch_size=8)
+    adaptation = Adaptation(volumes=2, segmenter=config)
+    made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled_file, adaptation=adaptation)
+    assert made.dimensions == 3
+
+
+def test_wrong_requests_are_refused_and_write_nothing(labelled_file, store, site, tmp_path):
+    out = tmp_path / "m.safetensors"
+    bare = prepare(site, tmp_path / "bare", PrepareConfig(domain="bright", size=16, z_bins=4, label_kind="none")).store
+    index = json.loads((store.path / "store.json").read_text())
+    for case in index["cases"]:
+        case["split"] = "test"
+    for call, error, message in [
+        (
+            lambda: adapt_site(
+                bare.path, out, factory_file=labelled_file, adaptation=Adaptation(one_target_slice=True)
+            ),
+            StoreError,
+            "no case|no training case",
+        ),
+        (
+            lambda: adapt_site(store.path, out, synthetic=tmp_path, adaptation=Adaptation(engine="translator")),
+            UsageError,
+            "factory itself",
+        ),
+        (lambda: Adaptation(engine="magic"), ConfigError, "segmenter, translator"),
+        (lambda: Adaptation(keep=9), ConfigError, "keep"),
+        (lambda: SegmenterConfig(network="resnet"), UsageError, "unknown network"),
+        (lambda: SegmenterConfig(precision="int8"), ConfigError, "precision"),
+        (lambda: LoopConfig(looks=2, keep=3), ConfigError, "keep"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()
+        assert not out.exists()
+    (store.path / "store.json").write_text(json.dumps(index))
+    with pytest.raises(StoreError, match="no training slices"):
+        adapt_site(store.path, out, factory_file=labelled_file)
+
+
+def test_labels_with_other_classes_than_the_factorys_are_refused(labelled_file, store, site, tmp_path):
+    index = json.loads((store.path / "store.json").read_text())
+    index["classes"] = 5
+    (store.path / "store.json").write_text(json.dumps(index))
+    with pytest.raises(StoreError, match="5 values"):
+        adapt_site(store.path, tmp_path / "m", factory_file=labelled_file, adaptation=Adaptation(one_target_slice=True))
+
+
+def test_dimensions_follow_from_the_name():
+    assert [dimensions(name) for name in NETWORKS] == [2, 2, 2, 3, 3, 3]
