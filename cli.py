@@ -521,14 +521,19 @@ def adapt(
 
 @app.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="NIfTI images.")],
-    model: Annotated[list[Path], typer.Option(help="Segmenter file; several are averaged.")],
+    images: Annotated[list[Path], typer.Argument(help="NIfTI images, or folders with one DICOM series each.")],
+    model: Annotated[list[Path], typer.Option("--model", "--ensemble", help="Segmenter file; several are averaged.")],
     out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write those too.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write slices with labels as PNG.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Average with the mirrored image.")] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Label maps of new images, on their own grid."""
+    from .adaptation.inference import Outputs
     from .adaptation.inference import segment as run
 
-    for path in run(images, model, out):
+    for path in run(images, model, out, outputs=Outputs(probabilities, pictures, flips), device=device):
         console.print(str(path), markup=False)
 
 
@@ -540,7 +545,8 @@ def evaluate(
 ) -> None:
     """Score label maps against references.
 
-    Dice, 95 % Hausdorff distance, mean surface distance and volume error, per case and class.
+    Dice, 95 % Hausdorff distance, mean surface distance and volume error, per case and class; a page beside the CSV
+    file has means, intervals and the worst cases.
     """
     from .adaptation.evaluation import evaluate as run
     from .adaptation.evaluation import mean_dice

@@ -197,6 +197,20 @@ class SliceGrid:
         kept[~self._covered()] = 0
         return self._stored(kept, 0)
 
+    def probabilities_to_volume(self, probabilities: np.ndarray) -> np.ndarray:
+        """(slices, classes, size, size) to (classes, X, Y, Z) float32 in the volume's stored axis order.
+
+        They sum to one everywhere; voxels outside of the slices are background for certain.
+        """
+        weights, outside = [axis.backward(1) for axis in self.axes], ~self._covered()
+        volumes = []
+        for value in range(probabilities.shape[1]):
+            kept = np.moveaxis(self._apply(probabilities[:, value], weights), 0, 2).copy()
+            kept[outside] = value == 0
+            volumes.append(self._stored(kept, float(value == 0)))
+        whole = np.stack(volumes).clip(0)
+        return whole / whole.sum(0)
+
     def image_to_volume(self, slices: np.ndarray) -> np.ndarray:
         """(slices, size, size) values to float32 in the volume's stored axis order, cubic; NaN outside the slices.
 

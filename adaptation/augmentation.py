@@ -10,6 +10,7 @@ from batchgenerators.transforms.spatial_transforms import MirrorTransform, Spati
 
 from ..slicing import BACKGROUND
 
+ROTATION = 0.15  # radians; patients lie that straight in most scanners
 KNOTS = 3  # of the random contrast curve: air, middle, bright; more bends were measured to be weaker
 
 
@@ -33,25 +34,26 @@ class ContrastRemapTransform(AbstractTransform):
         return batch
 
 
-def augmentation(*, mirror: bool, remap_contrast: float, dimensions: int = 2) -> Compose:
-    """Transforms of batches {"data": (B, 1, S, S) float32 in [-1, 1], "seg": (B, 1, S, S)}; 3-D: (B, 1, D, S, S).
+def augmentation(*, mirror: bool, remap_contrast: float, rotation: float = ROTATION) -> Compose:
+    """Transforms of batches {"data": (B, 1, S, S) float32 in [-1, 1], "seg": (B, 1, S, S)}.
 
     Args:
         mirror: left-right flips, for organs that are symmetric.
         remap_contrast: share of slices with a random grey scale, 0 to 1.
+        rotation: largest angle in the slice's plane, radians.
 
     They draw from numpy's global generator: seed it for repeatable runs.
     """
-    return Compose([geometry(mirror=mirror, dimensions=dimensions), appearance(remap_contrast=remap_contrast)])
+    return Compose([geometry(mirror=mirror, rotation=rotation), appearance(remap_contrast=remap_contrast)])
 
 
-def geometry(*, mirror: bool, dimensions: int = 2) -> Compose:
-    """Where things are: small rotations in the slice's plane and changes of size, flips."""
+def geometry(*, mirror: bool, rotation: float = ROTATION, dimensions: int = 2) -> Compose:
+    """Where things are: rotations in the slice's plane, small changes of size, flips. 3-D: (B, 1, D, S, S)."""
     transforms: list[AbstractTransform] = [
         SpatialTransform(
             None,
             do_elastic_deform=False,
-            angle_x=(-0.15, 0.15),
+            angle_x=(-rotation, rotation),
             angle_y=(0, 0),
             angle_z=(0, 0),
             scale=(0.9, 1.1),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,9 +15,16 @@ from monai.metrics import compute_average_surface_distance, compute_dice, comput
 
 from ..errors import UsageError, VolumeError
 from ..files import atomic_file
+from ..overlays import strip
+from ..pages import pixels, table, write_page
 from ..progress import track
 from ..sources import find_labels
 from ..volumes import Volume, read_volume
+
+MEASURES = {"dice": "Dice", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "volume_error": "volume error"}
+PROBABILITIES = "_probabilities"  # ending of the case name of what `segment` may write beside its label maps
+RESAMPLES = 2000
+WORST = 5
 
 
 @dataclass(frozen=True)
@@ -30,17 +39,39 @@ class Score:
     volume_error: float  # (predicted - reference) / reference
 
 
+@dataclass(frozen=True)
+class Summary:
+    """One measure of one class over all cases where it is defined.
+
+    Attributes:
+        label: class, or 0 for the mean of a case's classes.
+        mean, low, high: and the ends of its 95 % confidence interval (bootstrap over cases).
+        cases, undefined: how many it was taken over, and left out of.
+    """
+
+    label: int
+    measure: str
+    mean: float
+    low: float
+    high: float
+    cases: int
+    undefined: int
+
+
 def evaluate(predictions: str | Path, references: str | Path, out: str | Path | None = None) -> list[Score]:
     """Score every predicted label map that has a reference of the same case name.
 
     Args:
-        predictions: a label map, a folder of them, or a medical-folder layout with `label` folders.
+        predictions: a label map, a folder of them, or a medical-folder layout with `label` folders. The probabilities
+            that `segment` may leave beside its label maps are passed over.
         references: the same kinds.
-        out: CSV file with one row per case and class.
+        out: CSV file with one row per case and class; beside it, with the ending `.html`, a page with means, intervals
+            and pictures of the worst cases.
 
     Raises: UsageError if nothing matches, VolumeError if grids differ or a file is unreadable.
     """
     predicted, reference = find_labels(Path(predictions)), find_labels(Path(references))
+    predicted = {case: path for case, path in predicted.items() if not case.endswith(PROBABILITIES)}
     missing = sorted(predicted.keys() - reference.keys())
     if missing:
         raise UsageError(f"{references}: has no label map for {', '.join(missing[:3])} ({len(missing)} in all)")
@@ -55,7 +86,66 @@ def evaluate(predictions: str | Path, references: str | Path, out: str | Path | 
             writer = csv.DictWriter(file, [field.name for field in fields(Score)])
             writer.writeheader()
             writer.writerows(asdict(score) for score in scores)
+        _write_page(Path(out).with_suffix(".html"), scores, predicted, reference)
     return scores
+
+
+def summarise(scores: list[Score], *, seed: int = 0) -> list[Summary]:
+    """Means with confidence intervals, of every class and of each case's mean over its classes."""
+    rows = []
+    labels = sorted({score.label for score in scores})
+    by_case: dict[str, list[Score]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score)
+    for measure in MEASURES:
+        for label in [0, *labels]:
+            if label:
+                values = [getattr(score, measure) for score in scores if score.label == label]
+            else:
+                values = [_mean([getattr(score, measure) for score in own]) for own in by_case.values()]
+            found = np.array(values)[np.isfinite(values)]
+            low, high = _interval(found, seed)
+            rows.append(Summary(label, measure, _mean(found), low, high, len(found), len(values) - len(found)))
+    return rows
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    """Of the defined ones; NaN if there are none."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    """2.5 and 97.5 % of means of cases drawn with replacement; NaN for fewer than two cases."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    means = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _write_page(path: Path, scores: list[Score], predicted: dict[str, Path], reference: dict[str, Path]) -> None:
+    rows = []
+    for one in summarise(scores):
+        name = f"class {one.label}" if one.label else "mean of classes"
+        interval = f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
+        rows.append([MEASURES[one.measure], name, interval, str(one.cases), str(one.undefined)])
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        by_case.setdefault(score.case, []).append(score.dice)
+    worst = sorted(by_case, key=lambda case: np.mean(by_case[case]))[:WORST]
+    body = [
+        f"<h1>{len(by_case)} cases</h1><p>Mean, and its 95 % confidence interval over cases. Undefined: the class is "
+        "missing in one of the two label maps, so that there is no distance.</p>",
+        table(["measure", "class", "mean", "cases", "undefined"], rows),
+        "<h2>The worst cases</h2><p>Upper row: predicted; lower row: reference.</p>",
+    ]
+    for case in worst:
+        ours, theirs = (read_volume(one[case], integer=True).turned("axial").data for one in (predicted, reference))
+        title = f"{case}, mean Dice {np.mean(by_case[case]):.3f}"
+        body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
+    write_page(path, "evaluation", body)
 
 
 def score_case(case: str, predicted: Volume, reference: Volume) -> list[Score]:

@@ -3,56 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from ..dicom import find_series
 from ..errors import CheckpointError, UsageError, VolumeError
 from ..files import atomic_folder, refuse_existing
+from ..overlays import strip
 from ..progress import track
 from ..slice_grid import SliceGrid
 from ..slicing import mean_and_deviation
 from ..volumes import Volume, case_name, read_volume, write_volume
+from .evaluation import PROBABILITIES
 from .segmenter import Segmenter
 
+ROWS = 2  # the axis of (N, 1, S, S) slices that mirroring turns round
 
-def segment(images: Sequence[str | Path], models: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Segment NIfTI images.
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written besides label maps.
+
+    Attributes:
+        probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one.
+        pictures: `<case>.png`, slices with their labels.
+        flips: average with the mirrored image, for networks trained with mirrored ones.
+    """
+
+    probabilities: bool = False
+    pictures: bool = False
+    flips: bool = False
+
+
+def segment(
+    images: Sequence[str | Path],
+    models: Sequence[str | Path],
+    out: str | Path,
+    *,
+    outputs: Outputs | None = None,
+    device: str = "cpu",
+) -> list[Path]:
+    """Segment images.
 
     Args:
-        images: files; their names must differ.
+        images: NIfTI files, or folders with one DICOM series each; their names must differ.
         models: segmenter files; the probabilities of several are averaged.
         out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape.
 
-    Returns: the written files. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
+    Returns: the written label maps. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
     """
-    paths = [Path(image) for image in images]
-    names = [case_name(path) for path in paths]
-    if not paths or not models:
+    outputs, sources = outputs or Outputs(), [_source(Path(image)) for image in images]
+    names = [case_name(Path(image)) for image in images]
+    if not sources or not models:
         raise UsageError("give at least one image and one model")
     if len(set(names)) != len(names):
-        raise UsageError("two images have the same file name; segment them into different folders")
+        raise UsageError("two images have the same name; segment them into different folders")
     refuse_existing(out)
-    segmenters = [Segmenter.load(model) for model in models]
+    segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(one.format, one.classes) for one in segmenters}) > 1:
         raise CheckpointError("the models of an ensemble must share slice format and classes")
+    if outputs.flips and not all(one.card["config"].get("mirror") for one in segmenters):
+        raise UsageError("these models were not trained with mirrored images; leave flips out")
     with atomic_folder(out) as folder:
-        for path, name in track(list(zip(paths, names, strict=True)), "segmenting"):
-            volume = read_volume(path)
+        for source, name in track(list(zip(sources, names, strict=True)), "segmenting"):
+            volume = read_volume(source)
             try:
-                labels = segment_volume(volume, segmenters)
+                grid, found = slice_probabilities(volume, segmenters, flips=outputs.flips, device=device)
             except VolumeError as error:
-                raise VolumeError(f"{path}: {error}") from None
-            write_volume(folder / f"{name}.nii.gz", Volume(labels, volume.affine))
+                raise VolumeError(f"{name}: {error}") from None
+            labels = Volume(grid.labels_to_volume(found), volume.affine)
+            write_volume(folder / f"{name}.nii.gz", labels)
+            if outputs.probabilities:
+                whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), volume.affine)
+                write_volume(folder / f"{name}{PROBABILITIES}.nii.gz", whole)
+            if outputs.pictures:
+                _picture(folder / f"{name}.png", volume, labels, grid)
     return [Path(out) / f"{name}.nii.gz" for name in names]
 
 
-def segment_volume(volume: Volume, segmenters: Sequence[Segmenter], batch_size: int = 32) -> np.ndarray:
+def segment_volume(volume: Volume, segmenters: Sequence[Segmenter]) -> np.ndarray:
     """uint8 label map of the volume's shape. Raises VolumeError if the image is constant."""
+    grid, found = slice_probabilities(volume, segmenters)
+    return grid.labels_to_volume(found)
+
+
+def slice_probabilities(
+    volume: Volume, segmenters: Sequence[Segmenter], *, flips: bool = False, device: str = "cpu"
+) -> tuple[SliceGrid, np.ndarray]:
+    """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it."""
     fmt = segmenters[0].format
     grid = SliceGrid.of(volume, fmt)
     mean, deviation = mean_and_deviation(grid.kept(volume))
-    slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None]
-    parts = [torch.stack([one.probabilities(part) for one in segmenters]).mean(0) for part in slices.split(batch_size)]
-    return grid.labels_to_volume(torch.cat(parts).numpy())
+    slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
+
+    def once(given: Tensor) -> Tensor:
+        return torch.stack([one.probabilities(given) for one in segmenters]).mean(0)
+
+    found = once(slices)
+    if flips:
+        found = (found + once(slices.flip(ROWS)).flip(ROWS)) / 2
+    return grid, found.cpu().numpy()
+
+
+def _source(path: Path) -> Path | tuple[Path, ...]:
+    """A file, or the files of the one DICOM series in a folder. Raises: UsageError if there is none or several."""
+    if not path.is_dir():
+        return path
+    series = find_series(path)
+    if len(series) != 1:
+        raise UsageError(f"{path}: holds {len(series)} DICOM series, expected one")
+    return next(iter(series.values()))
+
+
+def _picture(path: Path, volume: Volume, labels: Volume, grid: SliceGrid) -> None:
+    import matplotlib.image
+
+    image, found = (one.turned(grid.fmt.plane).data for one in (volume, labels))
+    matplotlib.image.imsave(path, strip(image, found))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, UsageError
 from ..slicing import BACKGROUND, SliceFormat
-from .augmentation import appearance, geometry
+from .augmentation import ROTATION, appearance, geometry
 from .labelled_slices import LabelledSlices, foreground_dice
 from .networks import build_network, dimensions
 from .segmenter import PATCH_DEPTH, Segmenter
@@ -36,6 +36,7 @@ class SegmenterConfig:
         updates, batch_size: steps, and slices in each; a 3-D network takes stacks of eight slices.
         learning_rate: AdamW, the peak of a one-cycle schedule.
         mirror: left-right flips.
+        rotation: largest random angle in the slice's plane, radians; pi where scans have no common orientation.
         remap_contrast: share of slices with a random grey scale.
         self_training: weight of a mean teacher's labels of the site's own slices (Tarvainen and Valpola 2017); 0 is
             off.
@@ -47,6 +48,7 @@ class SegmenterConfig:
     batch_size: int = 32
     learning_rate: float = 4e-3
     mirror: bool = True
+    rotation: float = ROTATION
     remap_contrast: float = 0.0
     self_training: float = 0.0
     precision: str = "float32"
@@ -135,7 +137,7 @@ class SegmenterLearner(Learner):
         if few is not None:
             self.labelled.append((Sampler(few, **options), from_few))
         self.own = (Sampler(own, **options), count) if config.self_training and own is not None else None
-        self.geometry = geometry(mirror=config.mirror, dimensions=self.dims)
+        self.geometry = geometry(mirror=config.mirror, rotation=config.rotation, dimensions=self.dims)
         self.appearance = appearance(remap_contrast=config.remap_contrast)
         # Dice over the whole batch: a class that is absent from most slices has no gradient in a slice's own Dice.
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)

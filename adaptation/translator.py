@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..generative.generator import Synthesis
 from ..slicing import SliceFormat
-from .augmentation import augmentation
+from .augmentation import ROTATION, augmentation
 from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice
 from .segmenter import Segmenter
@@ -40,7 +40,7 @@ class TranslatorConfig:
             structural similarity never: 2 and 0 repeat that.
         mask_weight: of cross entropy and Dice; 1 / classes repeats the published scale.
         encoder: its size.
-        mirror: left-right flips.
+        mirror, rotation: of random flips and angles, as for a segmenter.
     """
 
     pretraining: int = 200
@@ -54,6 +54,7 @@ class TranslatorConfig:
     mask_weight: float = 1.0
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(width=16, blocks=(1, 2, 4, 1)))
     mirror: bool = True
+    rotation: float = ROTATION
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,7 +175,7 @@ class TranslatorLearner(Learner):
         self.network, self.config, self.facts = translator, config, facts
         self.source, self.judged, self.own, self.few = source, judged, own, few
         self.losses = TranslatorLosses(translator, config)
-        self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0)
+        self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0, rotation=config.rotation)
         total = config.pretraining + config.updates
         encoder = torch.optim.RAdam(translator.encoder.parameters(), config.learning_rate)
         heads = torch.optim.Adam(translator.heads.parameters(), config.head_learning_rate)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -50,6 +51,11 @@ from simulated_federation import SimulatedFederation, slices_of
 UPDATES = 500  # per site
 LOOKS = 5
 TEST_SUBJECTS = 6
+CARDIAC_SPACING = 2.5  # mm: 64 pixels around the middle of the scan, where the heart is
+SEGMENTERS = {
+    "brains": SegmenterConfig(updates=200),
+    "cardiac": SegmenterConfig(updates=800, rotation=math.pi, mirror=False),  # these scans have no common orientation
+}
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,13 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = arguments.work / f"{arguments.data}_{seed}"
     stores = brains(work, seed) if arguments.data == "brains" else cardiac(work, arguments.folder)
-    baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, seed))
+    config = replace(SEGMENTERS[arguments.data], seed=seed)
+    baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, config))
     runs = {}
     for name in arguments.variants:
         if arguments.gather and not (work / f"{name}.json").is_file():
             continue
-        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, seed))
+        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, config))
         print(arguments.data, seed, name, runs[name]["dice"], flush=True)
     return {"seed": seed, "baselines": baselines, "runs": runs}
 
@@ -152,16 +159,16 @@ def cardiac(work: Path, folder: Path) -> dict[str, SliceStore]:
     for domain in ("a", "b", "c"):
         if not (work / f"{domain}.store").is_dir():
             config = PrepareConfig(
-                domain=domain, size=64, z_bins=6, validation_share=0, test_share=0.3, patient_pattern=r"patient\d+"
-            )
+                domain=domain, size=64, spacing=CARDIAC_SPACING, z_bins=6, validation_share=0, test_share=0.3,
+                patient_pattern=r"patient\d+",
+            )  # fmt: skip
             prepare(folder / f"site_{domain}" / "train", work / f"{domain}.store", config)
         stores[domain] = SliceStore(work / f"{domain}.store")
     return stores
 
 
-def score_baselines(work: Path, stores: dict[str, SliceStore], seed: int) -> dict[str, Any]:
+def score_baselines(work: Path, stores: dict[str, SliceStore], config: SegmenterConfig) -> dict[str, Any]:
     """Without a factory; segmenters are kept for the variants."""
-    config = SegmenterConfig(updates=200, seed=seed)
     first = next(iter(stores.values()))
     plain, robust = train_on_store(first, config), train_on_store(first, replace(config, remap_contrast=1.0))
     plain.save(work / "plain.safetensors")
@@ -176,12 +183,12 @@ def score_baselines(work: Path, stores: dict[str, SliceStore], seed: int) -> dic
     return rows
 
 
-def run(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
+def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig) -> dict[str, Any]:
     """One factory, and the other sites' segmenters by it."""
+    seed = segmenters.seed
     work, first = next(iter(stores.values())).path.parent, next(iter(stores))
     one = kept(work / f"{name}.training.json", lambda: train_factory(stores, name, seed))
     began = time.monotonic()
-    segmenters = SegmenterConfig(updates=200, seed=seed)
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
     with palette(VARIANTS[name].palette, seed):
         factory = load_factory(work / f"{name}.factory.safetensors")

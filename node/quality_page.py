@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..overlays import COLOURS, coloured
 from ..pages import picture, pixels, table, write_page
 from ..slicing import UNLABELLED
 from .store import Case, SliceStore
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 QUALITY_PAGE = "quality.html"
 COLUMNS, MONTAGE_CASES = 8, 6
-SHOWN_SIZE, OPACITY = 128, 0.5
-COLOURS = np.array([[0.93, 0.4, 0.47], [0.27, 0.47, 0.67], [0.8, 0.73, 0.27], [0.13, 0.53, 0.2], [0.67, 0.2, 0.47]])
+SHOWN_SIZE = 128
 LISTED = 500  # cases in the table
 SAMPLED = 64  # slices behind the histogram of prepared intensities
 HISTOGRAM_BINS = 64
@@ -69,17 +69,16 @@ def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
     """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
     step = max(1, store.format.size // SHOWN_SIZE)
     grey = (np.asarray(store.images[number, ::step, ::step], dtype=np.float32) + 1) / 2
-    shown = np.repeat(grey[..., None], 3, axis=2)
+    label = np.zeros(grey.shape, np.uint8)
     if store.labels is not None and case.labelled:
         label = np.asarray(store.labels[number, ::step, ::step])
-        marked = (label > 0) & (label != UNLABELLED)
-        shown[marked] = (1 - OPACITY) * shown[marked] + OPACITY * COLOURS[(label[marked] - 1) % len(COLOURS)]
+    shown = coloured(grey, np.where(label == UNLABELLED, 0, label))
     if store.gaze is not None and case.labelled:
         rows = store.gaze[store.gaze[:, 0] == number]
         places = (rows[:, 1:3] / step).round().astype(int).clip(0, len(shown) - 1)
-        shown[places[:, 0], places[:, 1]] = COLOURS[0]
+        shown[places[:, 0], places[:, 1]] = COLOURS[0] * 255
     # Rows of a slice go from left to right; on paper the front of the body is up.
-    return np.pad((np.rot90(shown).clip(0, 1) * 255).astype(np.uint8), ((1, 1), (1, 1), (0, 0)))
+    return np.pad(np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
 
 
 def _histograms(store: SliceStore) -> Figure:

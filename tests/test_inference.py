@@ -1,0 +1,179 @@
+"""Segmenting new images and scoring label maps."""
+
+from __future__ import annotations
+
+import csv
+
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import pytest
+from fedfactory.adaptation.evaluation import MEASURES, evaluate, score_case, summarise
+from fedfactory.adaptation.inference import Outputs, segment
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
+from fedfactory.errors import CheckpointError, UsageError
+from fedfactory.node.phase_two import train_on_store
+from fedfactory.volumes import Volume, read_volume, write_volume
+from grand_challenge_metrics import stats
+from helpers import ball_volume, oriented, write_dicom
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+EVERYTHING = Outputs(probabilities=True, pictures=True)
+
+
+@pytest.fixture
+def model(store, tmp_path):
+    train_on_store(store, SegmenterConfig(updates=3, batch_size=8)).save(tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def oblique(volume: Volume) -> Volume:
+    angle = 0.3
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return Volume(volume.data, turn @ volume.affine)
+
+
+CASES = {
+    "plain": lambda: ball_volume()[0],
+    "oblique": lambda: oblique(ball_volume()[0]),
+    "flipped": lambda: oriented(ball_volume()[0], "LPI"),
+    "turned": lambda: oriented(ball_volume()[0], "SAR"),
+    "anisotropic": lambda: ball_volume(shape=(20, 24, 4), spacing=(3.0, 3.0, 12.0))[0],
+    "single_slice": lambda: Volume(ball_volume()[0].data[:, :, 4:5], ball_volume()[0].affine),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_label_map_and_probabilities_lie_on_the_images_own_grid(kind, model, tmp_path):
+    write_volume(tmp_path / "case.nii.gz", CASES[kind]())
+    image = read_volume(tmp_path / "case.nii.gz")
+    (path,) = segment([tmp_path / "case.nii.gz"], [model], tmp_path / "out", outputs=EVERYTHING)
+    found = read_volume(path, integer=True)
+    assert found.data.shape == image.data.shape
+    np.testing.assert_array_equal(found.affine, image.affine)
+    likely = nib.load(tmp_path / "out" / "case_probabilities.nii.gz")
+    np.testing.assert_array_equal(likely.affine, image.affine)
+    values = np.asarray(likely.dataobj)
+    assert values.shape == (*image.data.shape, 3)
+    assert values.min() >= 0
+    np.testing.assert_allclose(values.sum(-1), 1, atol=1e-5)
+    clear = np.sort(values, -1)[..., -1] - np.sort(values, -1)[..., -2] > 1e-4
+    np.testing.assert_array_equal(values.argmax(-1)[clear], found.data[clear])
+    picture = matplotlib.image.imread(tmp_path / "out" / "case.png")
+    assert picture.ndim == 3
+    assert picture.std() > 0
+
+
+def test_an_image_without_any_organ_is_all_background_and_can_be_scored(store, tmp_path):
+    made = train_on_store(store, SegmenterConfig(updates=3, batch_size=8))
+    last = [module for module in made.network.modules() if hasattr(module, "bias") and module.bias is not None][-1]
+    last.bias.data = last.bias.data + 1000 * (np.arange(3) == 0)  # sees background everywhere
+    made.save(tmp_path / "m.safetensors")
+    image, label = ball_volume()
+    write_volume(tmp_path / "case.nii.gz", image)
+    (path,) = segment([tmp_path / "case.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "out", outputs=EVERYTHING)
+    found = read_volume(path, integer=True)
+    assert not found.data.any()
+    assert {score.dice for score in score_case("case", found, label)} == {0.0}
+
+
+def test_a_dicom_series_is_segmented_on_its_own_grid(model, tmp_path):
+    image, _ = ball_volume()
+    write_dicom(tmp_path / "series", image)
+    (path,) = segment([tmp_path / "series"], [model], tmp_path / "out")
+    assert path.name == "series.nii.gz"
+    found = read_volume(path, integer=True)
+    assert sorted(found.data.shape) == sorted(image.data.shape)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="0 DICOM series"):
+        segment([tmp_path / "empty"], [model], tmp_path / "other")
+
+
+def test_an_ensemble_says_what_its_members_say_on_average(store, model, tmp_path):
+    other = train_on_store(store, SegmenterConfig(updates=3, batch_size=8, seed=1))
+    other.save(tmp_path / "n.safetensors")
+    write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
+
+    def likely(name, *models):
+        segment([tmp_path / "case.nii.gz"], models, tmp_path / name, outputs=EVERYTHING)
+        return np.asarray(nib.load(tmp_path / name / "case_probabilities.nii.gz").dataobj)
+
+    one, two = likely("a", model), likely("b", tmp_path / "n.safetensors")
+    np.testing.assert_allclose(likely("both", model, tmp_path / "n.safetensors"), (one + two) / 2, atol=1e-5)
+
+
+def test_flips_make_the_answer_symmetric_and_need_a_network_that_knows_them(store, model, tmp_path):
+    image, _ = ball_volume(shape=(20, 24, 8))
+    symmetric = Volume(np.maximum(image.data, image.data[::-1]), np.diag([3.0, 3.0, 5.0, 1.0]))
+    symmetric.affine[0, 3] = -28.5  # the middle of the volume is the middle of the slices
+    write_volume(tmp_path / "case.nii.gz", symmetric)
+    segment([tmp_path / "case.nii.gz"], [model], tmp_path / "out", outputs=Outputs(probabilities=True, flips=True))
+    likely = np.asarray(nib.load(tmp_path / "out" / "case_probabilities.nii.gz").dataobj)
+    np.testing.assert_allclose(likely, likely[::-1], atol=1e-4)
+    train_on_store(store, SegmenterConfig(updates=1, mirror=False)).save(tmp_path / "n.safetensors")
+    with pytest.raises(UsageError, match="mirrored"):
+        segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(flips=True))
+
+
+def test_models_of_different_formats_are_no_ensemble(store, model, tmp_path):
+    made = Segmenter.load(model)
+    from dataclasses import replace
+
+    Segmenter(made.network, replace(made.format, spacing=9.0), made.card).save(tmp_path / "n.safetensors")
+    write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
+    with pytest.raises(CheckpointError, match="share"):
+        segment([tmp_path / "case.nii.gz"], [model, tmp_path / "n.safetensors"], tmp_path / "out")
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), spacing=st.tuples(*[st.floats(0.5, 4.0)] * 3))
+def test_scores_equal_those_of_an_independent_library(seed, spacing):
+    rng = np.random.default_rng(seed)
+    masks = [gaussian_filter(rng.normal(size=(12, 13, 9)), 2.0) > 0.05 for _ in range(2)]
+    if not all(mask.any() for mask in masks):
+        return
+    affine = np.diag([*spacing, 1.0])
+    (score,) = score_case("c", *(Volume(mask.astype(np.uint8), affine) for mask in masks))
+    ours, theirs = masks
+    matrix = stats.calculate_confusion_matrix(theirs.astype(int), ours.astype(int), [0, 1])
+    assert score.dice == pytest.approx(stats.dice_from_confusion_matrix(matrix)[1], abs=1e-6)
+    # Both in millimetres; the libraries interpolate between neighbouring distances of a percentile differently.
+    assert score.hd95 == pytest.approx(stats.percentile_hausdorff_distance(theirs, ours, 0.95, spacing), rel=0.1)
+    assert score.volume_error == pytest.approx(ours.sum() / theirs.sum() - 1)
+
+
+def test_a_summary_has_means_with_intervals_and_counts_what_is_undefined(tmp_path):
+    empty, box = np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint8)
+    box[2:6, 2:6, 2:6] = 1
+    part = box.copy()
+    part[2:4] = 0
+    scores = []
+    for number, found in enumerate((box, box, part, empty)):
+        scores += score_case(str(number), Volume(found, np.eye(4)), Volume(box, np.eye(4)))
+    rows = {(row.measure, row.label): row for row in summarise(scores)}
+    dice = rows["dice", 1]
+    assert dice.mean == pytest.approx((1 + 1 + 2 / 3 + 0) / 4)
+    assert 0 <= dice.low < dice.mean < dice.high <= 1
+    assert (dice.cases, dice.undefined) == (4, 0)
+    assert (rows["hd95", 1].cases, rows["hd95", 1].undefined) == (3, 1)
+    assert rows["dice", 0] == rows["dice", 0].__class__(**{**vars(dice), "label": 0})
+    assert {row.measure for row in rows.values()} == set(MEASURES)
+
+
+def test_an_evaluation_leaves_a_table_and_a_page_with_the_worst_cases(site, tmp_path):
+    for number in range(3):
+        mask = read_volume(site / f"case{number}" / "label" / "mask.nii.gz", integer=True)
+        shifted = Volume(np.roll(mask.data, number, axis=0), mask.affine)
+        write_volume(tmp_path / "pred" / f"case{number}.nii.gz", shifted)
+    write_volume(tmp_path / "pred" / "case0_probabilities.nii.gz", ball_volume()[0])
+    evaluate(tmp_path / "pred", site, tmp_path / "m.csv")
+    with (tmp_path / "m.csv").open() as file:
+        assert {row["case"] for row in csv.DictReader(file)} == {"case0", "case1", "case2"}
+    page = (tmp_path / "m.html").read_text()
+    assert page.index("case2, mean Dice") < page.index("case1, mean Dice") < page.index("case0, mean Dice 1.000")
+    assert "HD95 (mm)" in page
+    assert page.count("<img") == 3
