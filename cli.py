@@ -13,6 +13,7 @@ from rich.table import Table
 
 from . import __version__
 from .errors import FedFactoryError, UsageError
+from .files import refuse_existing, write_json
 
 if TYPE_CHECKING:
     from .node.prepare import Preparation
@@ -519,9 +520,53 @@ def adapt(
     _print_alarms(card.get("alarms", []))
 
 
+@app.command("adapt-remote")
+def adapt_remote(
+    factory: Annotated[Path, typer.Option(help="Labelled factory; its weights travel to the sites.")],
+    researcher: Annotated[Path, typer.Option(help="Fed-BioMed researcher component.")],
+    tag: Annotated[str, typer.Option(help="Tag of the sites' data.")],
+    out: Annotated[Path, typer.Option(help="JSON file for what the sites report.")],
+    domain: Annotated[
+        list[str] | None, typer.Option(help="Whose site adapts; repeatable; default: all that are connected.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="segmenter or translator.")] = "segmenter",
+    network: Annotated[str, typer.Option(help="Of the segmenter, as for `adapt`.")] = "unet",
+    updates: Annotated[int | None, typer.Option(min=1, help="Training steps; default: as the engine needs.")] = None,
+    volumes: Annotated[int, typer.Option(min=1, help="Synthetic subjects that a site draws.")] = 90,
+    one_target_slice: Annotated[
+        bool, typer.Option("--one-target-slice", help="Learn also from one labelled slice of each labelled case.")
+    ] = False,
+    node_timeout: Annotated[float, typer.Option(help="Seconds to wait for the sites' nodes.")] = 60,
+    approval_timeout: Annotated[float, typer.Option(help="Seconds to wait for the sites' approval.")] = 0,
+    round_timeout: Annotated[float | None, typer.Option(help="Seconds to wait for the sites' reports.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Phase two at sites that a researcher reaches by Fed-BioMed alone; each keeps its segmenter."""
+    from .adaptation.segmenter_training import SegmenterConfig
+    from .adaptation.translator import TranslatorConfig
+    from .node.site_adaptation import Adaptation
+    from .researcher.remote_adaptation import adapt_remotely
+
+    refuse_existing(out)
+    _quiet_framework()
+    given = {"seed": seed, **({"updates": updates} if updates else {})}
+    adaptation = Adaptation(
+        engine=engine, segmenter=SegmenterConfig(network=network, **given), translator=TranslatorConfig(**given),
+        volumes=volumes, one_target_slice=one_target_slice,
+    )  # fmt: skip
+    reports = adapt_remotely(
+        factory, researcher=researcher, tag=tag, domains=domain, adaptation=adaptation, node_timeout=node_timeout,
+        approval_timeout=approval_timeout, round_timeout=round_timeout,
+    )  # fmt: skip
+    write_json(out, reports)
+    for name, report in reports.items():
+        alarmed = f", {report['alarms']} alarms" if report["alarms"] else ""
+        console.print(f"{name}: a segmenter from {report['slices']} own slices{alarmed}; it is kept there")
+
+
 @app.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="NIfTI images, or folders with one DICOM series each.")],
+    images: Annotated[list[Path], typer.Argument(help="NIfTI images, DICOM folders, or whole data sets.")],
     model: Annotated[list[Path], typer.Option("--model", "--ensemble", help="Segmenter file; several are averaged.")],
     out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write those too.")] = False,

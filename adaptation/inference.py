@@ -17,6 +17,7 @@ from ..overlays import strip
 from ..progress import track
 from ..slice_grid import SliceGrid
 from ..slicing import mean_and_deviation
+from ..sources import find_cases
 from ..volumes import Volume, case_name, read_volume, write_volume
 from .evaluation import PROBABILITIES
 from .segmenter import Segmenter
@@ -50,15 +51,15 @@ def segment(
     """Segment images.
 
     Args:
-        images: NIfTI files, or folders with one DICOM series each; their names must differ.
+        images: NIfTI files, folders with one DICOM series, or whole data sets (see `find_cases`); names must differ.
         models: segmenter files; the probabilities of several are averaged.
         out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape.
 
     Returns: the written label maps. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
     """
-    outputs, sources = outputs or Outputs(), [_source(Path(image)) for image in images]
-    names = [case_name(Path(image)) for image in images]
-    if not sources or not models:
+    outputs, cases = outputs or Outputs(), [case for image in images for case in _cases(Path(image))]
+    names = [name for name, _ in cases]
+    if not cases or not models:
         raise UsageError("give at least one image and one model")
     if len(set(names)) != len(names):
         raise UsageError("two images have the same name; segment them into different folders")
@@ -69,7 +70,7 @@ def segment(
     if outputs.flips and not all(one.card["config"].get("mirror") for one in segmenters):
         raise UsageError("these models were not trained with mirrored images; leave flips out")
     with atomic_folder(out) as folder:
-        for source, name in track(list(zip(sources, names, strict=True)), "segmenting"):
+        for name, source in track(cases, "segmenting"):
             volume = read_volume(source)
             try:
                 grid, found = slice_probabilities(volume, segmenters, flips=outputs.flips, device=device)
@@ -109,14 +110,21 @@ def slice_probabilities(
     return grid, found.cpu().numpy()
 
 
-def _source(path: Path) -> Path | tuple[Path, ...]:
-    """A file, or the files of the one DICOM series in a folder. Raises: UsageError if there is none or several."""
+def _cases(path: Path) -> list[tuple[str, Path | tuple[Path, ...]]]:
+    """Name and file of an image, or of all images in a folder.
+
+    Raises: UsageError if a folder has none, or one that is unclear.
+    """
     if not path.is_dir():
-        return path
+        return [(case_name(path), path)]
     series = find_series(path)
-    if len(series) != 1:
-        raise UsageError(f"{path}: holds {len(series)} DICOM series, expected one")
-    return next(iter(series.values()))
+    if len(series) == 1:
+        return [(path.name, next(iter(series.values())))]
+    found = find_cases(path, label_key=None)
+    if found.problems or not found.cases:
+        said = next(iter(found.problems.values()), f"{path}: holds no image")
+        raise UsageError(said)
+    return [(case.name.replace("/", "_"), case.image) for case in found.cases]
 
 
 def _picture(path: Path, volume: Volume, labels: Volume, grid: SliceGrid) -> None:

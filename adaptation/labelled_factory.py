@@ -22,7 +22,7 @@ from ..generative.synthesis import synthesise_volume
 from .label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
 
-MOST_BRANCHES = 20
+MOST_BRANCHES, MOST_CLASSES = 20, 255
 KIND = "labelled factory"
 VIEWS = ("view", "own")
 
@@ -51,8 +51,27 @@ class LabelledFactory:
         for number, branch in enumerate(self.branches):
             tensors |= {f"branch{number}.{name}": tensor for name, tensor in branch.state_dict().items()}
         tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
+        write_weights(path, tensors, self.full_card())
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelledFactory:
+        """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
+        tensors, card = read_weights(path, kind=KIND)
+        try:
+            made = cls.from_card(card)
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        named = {f"branch{number}.": branch for number, branch in enumerate(made.branches)}
+        networks = {"g_ema.": made.factory.generator, "robust.": made.robust.network, **named}
+        for prefix, network in networks.items():
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            load_strictly(network, own, path)
+        return made
+
+    def full_card(self) -> dict[str, Any]:
+        """Everything but the weights, JSON-able."""
         factory = self.factory
-        card = {
+        return {
             "kind": KIND,
             "config": factory.config.to_dict(),
             "spacing": factory.spacing,
@@ -62,29 +81,23 @@ class LabelledFactory:
             "branches": len(self.branches),
             **self.card,
         }
-        write_weights(path, tensors, card)
 
     @classmethod
-    def load(cls, path: str | Path) -> LabelledFactory:
-        """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
-        tensors, card = read_weights(path, kind=KIND)
+    def from_card(cls, card: dict[str, Any]) -> LabelledFactory:
+        """Untrained, to load weights into. Raises: UsageError for a card that is not usable."""
         try:
             generator = make_generator(FactoryConfig.from_dict(card["config"])).eval()
-            if not 1 <= card["branches"] <= MOST_BRANCHES:
-                raise UsageError(f"{card['branches']} label branches")
+            if not 1 <= card["branches"] <= MOST_BRANCHES or not 2 <= card["classes"] <= MOST_CLASSES:
+                raise UsageError(f"{card['branches']} label branches of {card['classes']} classes")
             branches = [LabelBranch.for_generator(generator, card["classes"]).eval() for _ in range(card["branches"])]
             robust = Segmenter.from_card(card["robust"])
-            named = {f"branch{number}.": branch for number, branch in enumerate(branches)}
-            for prefix, network in {"g_ema.": generator, "robust.": robust.network, **named}.items():
-                own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                load_strictly(network, own, path)
             factory = TrainedFactory(generator, {}, card["spacing"], card["height"], {}, card["facts"])
             kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "judged_on", "labels_from")}
             factory.config.domain_index(kept["labelled_domain"])
             if any(kept["labels_from"][domain] not in VIEWS for domain in factory.config.domains):
                 raise UsageError("labels_from names something unknown")
         except (KeyError, TypeError, ConfigError, UsageError) as error:
-            raise CheckpointError(f"{path}: its card is not usable ({error})") from None
+            raise UsageError(f"its card is not usable ({error})") from None
         return cls(factory, branches, robust, kept)
 
     def to(self, device: torch.device | str) -> LabelledFactory:

@@ -52,7 +52,7 @@ class TranslatorConfig:
     l2_weight: float = 1.0
     ssim_weight: float = 1.0
     mask_weight: float = 1.0
-    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(width=16, blocks=(1, 2, 4, 1)))
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=1))
     mirror: bool = True
     rotation: float = ROTATION
     seed: int = 0
@@ -106,16 +106,16 @@ class TranslatorLosses:
 
     def __init__(self, translator: Translator, config: TranslatorConfig) -> None:
         self.translator, self.config = translator, config
-        side = translator.generator.config.image_size // 2
+        side = translator.generator.config.image_size // translator.config.shrink
         window = min(SSIM_WINDOW, side - 1 + side % 2)
         self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0, win_size=window)
         self.dice_and_entropy = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 
     def intra(self, batch: Batch) -> dict[str, Tensor]:
         """Every slice shown in its own role."""
-        translator, half = self.translator, F.avg_pool2d(batch.images, 2)
-        made = translator.decode(half, batch.roles, self._noise(len(half)))
-        losses = {"reconstruction": self._image_loss(half, made)}
+        translator, given = self.translator, self.translator.shrunk(batch.images)
+        made = translator.decode(given, batch.roles, self._noise(len(given)))
+        losses = {"reconstruction": self._image_loss(given, made)}
         n, m = batch.sources, batch.labelled
         losses["source labels"] = self._mask_loss(SOURCE, part_of(made, slice(0, n)), batch.labels[:n])
         if m:
@@ -125,18 +125,18 @@ class TranslatorLosses:
 
     def inter(self, batch: Batch) -> dict[str, Tensor]:
         """Every slice translated to the other role, and the translation, cut off, back to its own."""
-        translator, half = self.translator, F.avg_pool2d(batch.images, 2)
+        translator, given = self.translator, self.translator.shrunk(batch.images)
         n, m = batch.sources, batch.labelled
         other, losses = 1 - batch.roles, {}
         with torch.no_grad():
-            there = translator.decode(half, other, self._noise(len(half)))
+            there = translator.decode(given, other, self._noise(len(given)))
         losses["translated labels"] = self._mask_loss(TARGET, part_of(there, slice(0, n)), batch.labels[:n])
         if m:  # the encoder must translate so that the source branch reads the known labels
             rows = slice(n, n + m)
-            known = translator.decode(half[rows], other[rows], self._noise(m))
+            known = translator.decode(given[rows], other[rows], self._noise(m))
             losses["labels read in the source role"] = self._mask_loss(SOURCE, known, batch.labels[n:])
-        back = translator.decode(F.avg_pool2d(there.image, 2), batch.roles, self._noise(len(half)))
-        losses["cycle"] = self._image_loss(half, back)
+        back = translator.decode(translator.shrunk(there.image), batch.roles, self._noise(len(given)))
+        losses["cycle"] = self._image_loss(given, back)
         losses["labels after the cycle"] = self._mask_loss(SOURCE, part_of(back, slice(0, n)), batch.labels[:n])
         if m:
             losses["target labels after the cycle"] = self._mask_loss(
@@ -149,10 +149,10 @@ class TranslatorLosses:
         device = next(generator.parameters()).device
         return [torch.randn(batch, 1, side, side, device=device) for side in generator.noise_sides]
 
-    def _image_loss(self, half: Tensor, made: Synthesis) -> Tensor:
-        shown = F.avg_pool2d(made.image, 2)
-        similar = self.ssim((shown + 1) / 2, (half + 1) / 2)
-        return self.config.l2_weight * F.mse_loss(shown, half) + self.config.ssim_weight * similar
+    def _image_loss(self, given: Tensor, made: Synthesis) -> Tensor:
+        shown = self.translator.shrunk(made.image)
+        similar = self.ssim((shown + 1) / 2, (given + 1) / 2)
+        return self.config.l2_weight * F.mse_loss(shown, given) + self.config.ssim_weight * similar
 
     def _mask_loss(self, role: int, made: Synthesis, labels: Tensor) -> Tensor:
         return self.config.mask_weight * self.dice_and_entropy(self.translator.heads[role](made), labels)
@@ -219,7 +219,7 @@ class TranslatorLearner(Learner):
         translator = self.network.eval()
         images = torch.from_numpy(self.judged.images[:JUDGED].astype(np.float32))[:, None]
         labels = torch.from_numpy(self.judged.labels[:JUDGED].astype(np.int64))
-        made = translator.decode(F.avg_pool2d(images, 2), torch.full((len(images),), SOURCE))
+        made = translator.decode(translator.shrunk(images), torch.full((len(images),), SOURCE))
         return foreground_dice(translator.heads[SOURCE](made).argmax(1), labels, self.judged.classes)
 
     def _batch(self, sources: int, targets: int) -> Batch:

@@ -31,18 +31,26 @@ INTER_WEIGHT = 0.6  # of the labels read in the source role, against those in th
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Size of the encoder; the published one is width 64, blocks (3, 4, 14, 3).
+    """Size of the encoder; the published one is width 64, blocks (3, 4, 14, 3), shrink 2.
 
     Raises: ConfigError if a value is out of range.
+
+    Attributes:
+        width: channels of the stem. blocks: of each of the four stages.
+        shrink: how many times smaller than the factory's slices its input is, 1 or 2. With 2, its finest content is a
+            quarter of the side: enough at 512 px, too coarse for small factories.
     """
 
     width: int = 64
     blocks: tuple[int, ...] = (3, 4, 14, 3)
+    shrink: int = 2
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if self.width < 1 or len(self.blocks) != 4 or min(self.blocks) < 1:
             raise ConfigError("the encoder's width must be positive, and its blocks four positive numbers")
+        if self.shrink not in (1, 2):
+            raise ConfigError(f"shrink is {self.shrink}; choose 1 or 2")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"blocks": list(self.blocks)}
@@ -139,14 +147,14 @@ class Encoding:
 
 
 class Encoder(nn.Module):
-    """Slices at half the factory's side, and the role to show them in, to latents and content maps."""
+    """Slices, smaller than the factory's by `shrink`, and the role to show them in, to latents and content maps."""
 
     def __init__(self, config: EncoderConfig, factory: FactoryConfig, n_latent: int) -> None:
         super().__init__()
         widths = [config.width * factor for factor in STAGE_WIDTHS]
         self.stem, self.stem_norm, self.stem_prelu = _conv(1, widths[0]), RoleNorm(widths[0]), nn.PReLU(widths[0])
         # A map of one pixel has no statistics of its own: stages end at side 2.
-        sides = [side for k in range(1, 5) if (side := factory.image_size >> (k + 1)) >= 2]
+        sides = [side for k in range(1, 5) if (side := factory.image_size // config.shrink >> k) >= 2]
         self.stages = nn.ModuleList()
         for c_in, c_out, count in zip(widths, widths[1:], config.blocks, strict=False):
             if len(self.stages) < len(sides):
@@ -165,7 +173,7 @@ class Encoder(nn.Module):
         self.gates = nn.ModuleList(SkipGate(*pair) for pair in itertools.pairwise(coarse_to_fine))
 
     def forward(self, x: Tensor, role: Tensor) -> Encoding:
-        """x: (B, 1, S/2, S/2) in [-1, 1]; role: (B,) integers."""
+        """x: (B, 1, s, s) in [-1, 1], s the factory's side by `shrink`; role: (B,) integers."""
         x = self.stem_prelu(self.stem_norm(self.stem(x), role))
         maps = []
         for stage in self.stages:
@@ -236,8 +244,12 @@ class Translator(nn.Module):
             self.mean_codes[role] = torch.stack(means).mean(0)
         self.constant.copy_(torch.cat(constants).mean(0, keepdim=True))
 
+    def shrunk(self, images: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) as the encoder takes them."""
+        return F.avg_pool2d(images, self.config.shrink)
+
     def decode(self, x: Tensor, role: Tensor, noise: list[Tensor] | None = None) -> Synthesis:
-        """Slices x (B, 1, S/2, S/2) as `role` (B,) shows them, with the generator's features.
+        """Slices x (B, 1, s, s), as `shrunk` gives them, as `role` (B,) shows them, with the generator's features.
 
         Args:
             noise: of the generator; None takes its fixed maps, so that results repeat.
@@ -268,7 +280,7 @@ class Translator(nn.Module):
     def probabilities(self, images: Tensor, role: int) -> Tensor:
         """Class probabilities (B, classes, S, S) of target slices (B, 1, S, S), read in one role."""
         roles = torch.full((len(images),), role, device=images.device)
-        return torch.softmax(self.heads[role](self.decode(F.avg_pool2d(images, 2), roles)), dim=1)
+        return torch.softmax(self.heads[role](self.decode(self.shrunk(images), roles)), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Log-probabilities of target slices (B, 1, S, S): the weighted mean of both roles' readings."""

@@ -102,8 +102,8 @@ def configuration(domains: tuple[str, ...], million: float) -> FactoryConfig:
 def run_rounds(arguments: argparse.Namespace) -> None:
     """One variant's experiment; writes what a round takes beside training."""
     from fedfactory.researcher.experiment import (
-        _guarded,
         factory_experiment,
+        guarded,
         request_approval,
         run_round,
         use_researcher,
@@ -129,7 +129,7 @@ def run_rounds(arguments: argparse.Namespace) -> None:
             round_limit=arguments.rounds,
             retain_full_history=False,
         )
-        one_round = lambda: _guarded(experiment.run_once, "round")  # noqa: E731
+        one_round = lambda: guarded(experiment.run_once, "round")  # noqa: E731
     else:
         transport = "float16" if arguments.researcher_of == "ours_half" else "float32"
         experiment = factory_experiment(

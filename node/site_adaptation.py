@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_training import SegmenterConfig
 from ..adaptation.training_loop import LoopConfig
 from ..adaptation.translator import TranslatorConfig, train_translator
+from ..adaptation.translator_network import EncoderConfig
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.alarm import alarms
 from ..generative.quality import site_quality
@@ -61,6 +62,23 @@ class Adaptation:
         if self.volumes < 1 or not 1 <= self.keep <= LOOKS or self.patience < 0:
             raise ConfigError(f"volumes must be at least 1, keep from 1 to {LOOKS}, patience not negative")
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"translator": self.translator.to_dict()}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Adaptation:
+        """Raises: ConfigError for unknown or impossible settings."""
+        try:
+            translator = dict(given["translator"])
+            encoder = EncoderConfig(**translator.pop("encoder"))
+            parts = {
+                "segmenter": SegmenterConfig(**given["segmenter"]),
+                "translator": TranslatorConfig(encoder=encoder, **translator),
+            }
+            return cls(**{**given, **parts})
+        except (KeyError, TypeError, UsageError) as error:
+            raise ConfigError(f"these settings of an adaptation are not usable ({error})") from None
+
     @property
     def choosing(self) -> bool:
         """Whether states are judged."""
@@ -74,7 +92,7 @@ def adapt_site(
     store_dir: str | Path,
     out: str | Path,
     *,
-    factory_file: str | Path | None = None,
+    factory_file: str | Path | LabelledFactory | None = None,
     synthetic: str | Path | None = None,
     adaptation: Adaptation | None = None,
     work: Path | None = None,
@@ -89,7 +107,7 @@ def adapt_site(
     Args:
         store_dir: the site's own store; its labels, if it has any, are read for `one_target_slice` alone.
         out: segmenter file; further states get `_2`, `_3` ... before the ending.
-        factory_file: labelled factory to draw from, or
+        factory_file: labelled factory to draw from, its file or itself, or
         synthetic: folder written by `generate-volumes` for the site's domain. Exactly one of the two.
         work: folder for curves and for the unfinished state, from which an interrupted run goes on.
 
@@ -103,7 +121,7 @@ def adapt_site(
     few = _one_slice_each(store) if adaptation.one_target_slice else None
     labelled, judged = None, None
     if factory_file is not None:
-        labelled = LabelledFactory.load(factory_file)
+        labelled = factory_file if isinstance(factory_file, LabelledFactory) else LabelledFactory.load(factory_file)
         labelled.factory.config.domain_index(store.domain)
         store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
         _require_classes(few, labelled.card["classes"], store)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fedbiomed.researcher.aggregators import FedAverage
+from fedbiomed.researcher.aggregators import Aggregator, FedAverage
 from torch import Tensor
 
 from ..errors import FederationError
@@ -143,3 +143,19 @@ class FactoryAverage(FedAverage):
             if domains[node] not in self.config.domains:
                 raise FederationError(f"a node answered for the unknown domain '{domains[node]}'")
         return domains
+
+
+class NoAverage(Aggregator):
+    """Of sites that keep what they train: what was sent to them stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aggregator_name = "NoAverage"
+
+    def aggregate(
+        self, model_params: Mapping[str, Any], weights: Mapping[str, float], *args: Any, **kwargs: Any
+    ) -> Mapping[str, Tensor]:
+        return kwargs["global_model"]
+
+    def hear(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+        """Nothing is remembered of a site."""

@@ -141,7 +141,7 @@ def factory_experiment(
         "retain_full_history": False,
         **experiment_options,
     }
-    experiment = _guarded(lambda: Experiment(**options), "the experiment could not be set up")
+    experiment = guarded(lambda: Experiment(**options), "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(f"no connected node offers data with tag '{tag}'")
     attach(experiment)
@@ -156,7 +156,7 @@ def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
     """An experiment as it was when a breakpoint was saved. Raises: FederationError if that cannot be loaded."""
     from fedbiomed.researcher.federated_workflows import Experiment
 
-    experiment = _guarded(lambda: Experiment.load_breakpoint(str(breakpoint_folder)), "the run could not be resumed")
+    experiment = guarded(lambda: Experiment.load_breakpoint(str(breakpoint_folder)), "the run could not be resumed")
 
     def settings_that_breakpoints_forget() -> None:
         experiment.set_round_limit(rounds)
@@ -164,7 +164,7 @@ def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
         experiment.set_retain_full_history(False)
         experiment.set_save_breakpoints(True)
 
-    _guarded(settings_that_breakpoints_forget, "the run could not be resumed")
+    guarded(settings_that_breakpoints_forget, "the run could not be resumed")
     attach(experiment)
     return experiment
 
@@ -196,7 +196,7 @@ def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_roun
         arguments = experiment.training_args()
         experiment.set_training_args({**arguments, "num_updates": updates_per_round})
 
-    _guarded(change, "the next stage could not be set up")
+    guarded(change, "the next stage could not be set up")
     experiment.aggregator().config, experiment.aggregator().updates_per_round = config, updates_per_round
     experiment.strategy().forget_lengths()  # rounds of other length change weights by other amounts
 
@@ -241,7 +241,7 @@ def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str,
         use_fine_quantisation()
         before = {name: tensor.clone() for name, tensor in experiment.training_plan().after_training_params().items()}
     with surviving_rounds(timeout):
-        _guarded(experiment.run_once, f"round {number + 1} failed")
+        guarded(experiment.run_once, f"round {number + 1} failed")
     replies = experiment.training_replies()[number]
     experiment.aggregator().hear(replies)
     if before is not None:  # the framework averages encrypted weights itself
@@ -279,15 +279,15 @@ def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, f
 
 
 def _not_approved(experiment: Experiment) -> list[str]:
-    replies = experiment.check_training_plan_status()
-    return [
+    replies, asked = experiment.check_training_plan_status(), experiment.filtered_federation_nodes()
+    return [  # the framework asks every node that has such data, whoever takes part
         reply.node_name or reply.node_id
         for reply in replies.values()
-        if reply.approval_obligation and reply.status != "Approved"
+        if reply.node_id in asked and reply.approval_obligation and reply.status != "Approved"
     ]
 
 
-def _guarded(call: Callable[[], Any], what: str) -> Any:
+def guarded(call: Callable[[], Any], what: str) -> Any:
     """Run one of Fed-BioMed's experiment methods and turn its failure into one line.
 
     It ends the program on any error; only in its debug mode, asked for at each call, do errors come through.

@@ -51,10 +51,14 @@ class RoundCollector(RequestPolicy):
     Args:
         seconds: to wait for a round's replies; None waits until every site has answered or is gone.
         before: global weights of the round. folder: where updates go. number: of the round.
+        expected: whether sites send weights at all; of a plan that keeps them, any that come are refused.
     """
 
-    def __init__(self, seconds: float | None, before: dict[str, Tensor], folder: Path, number: int) -> None:
+    def __init__(
+        self, seconds: float | None, before: dict[str, Tensor], folder: Path, number: int, expected: bool = True
+    ) -> None:
         super().__init__()
+        self.expected = expected
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.before, self.folder, self.number = before, folder, number
 
@@ -68,6 +72,10 @@ class RoundCollector(RequestPolicy):
     def take(self, node: str, reply: TrainReply) -> None:
         """Replace the reply's weights by a `StoredUpdate`, or by an `UnusableUpdate` if they are none."""
         if not reply.success or reply.encrypted or not isinstance(reply.params, dict):
+            return
+        if not self.expected:
+            if reply.params:
+                reply.params = UnusableUpdate("sent weights, though its plan keeps them")
             return
         try:
             reply.params = self._stored(node, reply.params)
@@ -100,7 +108,8 @@ class SurvivingTrainingJob(TrainingJob):
             local_params=self._training_plan.local_params,
         )
         folder = Path(self._keep_files_dir)
-        self.collector = RoundCollector(self.round_timeout, before, folder, self._round_)
+        expected = getattr(self._training_plan, "sends_weights", True)
+        self.collector = RoundCollector(self.round_timeout, before, folder, self._round_, expected)
         self._policies = [self.collector]
 
     def _get_training_results(self, replies: dict[str, TrainReply]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The text that travels: what a site's administrator reads and approves."""
 
 import fedfactory
+from fedfactory.node.adaptation_plan import AdaptationTrainingPlan
 from fedfactory.node.plans import FactoryTrainingPlan
 
 
@@ -35,5 +36,23 @@ class SharedDiscriminatorPlan(FactoryTrainingPlan):
         return [
             "import fedfactory",
             "from fedfactory.node.plans import FactoryTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class AdaptationPlan(AdaptationTrainingPlan):
+    """Phase two of fedfactory: the site trains a segmenter for its own images, and keeps it.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above.
+    A labelled factory comes from the researcher. No weight and no image leaves the site; what leaves are the domain's
+    name, counts of slices and alarms, seconds, five numbers that compare classes and synthetic slices with the site's
+    images, and, where the site has labelled test cases, their number and mean Dice. The segmenter lies beside the
+    site's store, in a folder named like it with `.segmenters` behind.
+    """
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.adaptation_plan import AdaptationTrainingPlan",
             f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
         ]

@@ -89,8 +89,14 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(model, tmp_path):
     found = read_volume(path, integer=True)
     assert sorted(found.data.shape) == sorted(image.data.shape)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="0 DICOM series"):
+    with pytest.raises(UsageError, match="empty"):
         segment([tmp_path / "empty"], [model], tmp_path / "other")
+
+
+def test_a_whole_data_set_is_segmented_and_scored_by_its_cases_names(site, model, tmp_path):
+    paths = segment([site], [model], tmp_path / "out")
+    assert [path.name for path in paths] == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
+    assert {score.case for score in evaluate(tmp_path / "out", site)} == {"case0", "case1", "case2"}
 
 
 def test_an_ensemble_says_what_its_members_say_on_average(store, model, tmp_path):

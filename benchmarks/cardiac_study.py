@@ -1,0 +1,147 @@
+"""Phase two on the cardiac sites: no adaptation, translator, segmenter and oracle, Dice and HD95 by structure.
+
+    uv run python benchmarks/sharing.py --data cardiac --folder cardiac --variants default --seeds 0 1 2 --work study
+    uv run python benchmarks/cardiac_study.py --folder cardiac --work study --seeds 0 1 2 \\
+        --out benchmarks/results/cardiac_study.json
+
+`site_a` has labels; `site_b` (inverted contrast, bias field, noise) and `site_c` (gamma, blur, noise) have none that
+are used, but for the oracle. Takes stores and factories that the first command left in --work. Test cases are the
+folder's own, segmented from their files onto their own grid and scored there. Finished seeds are not repeated. Beside
+the JSON: a picture per site, reference and every method, of the first test case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import matplotlib.image
+import numpy as np
+import torch
+from fedfactory.adaptation.evaluation import evaluate
+from fedfactory.adaptation.inference import segment
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_training import SegmenterConfig
+from fedfactory.adaptation.translator import TranslatorConfig
+from fedfactory.files import write_json
+from fedfactory.node.phase_two import label_factory, train_on_store
+from fedfactory.node.site_adaptation import Adaptation, adapt_site
+from fedfactory.node.store import SliceStore
+from fedfactory.overlays import strip
+from fedfactory.volumes import read_volume
+from measuring import machine
+
+METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "oracle")
+STRUCTURES = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
+SETTINGS = {"rotation": math.pi, "mirror": False}  # these scans have no common orientation
+SEGMENTER = SegmenterConfig(updates=800, **SETTINGS)
+TRANSLATOR = TranslatorConfig(pretraining=300, updates=600, **SETTINGS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks/sharing.py")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
+    parser.add_argument("--out", type=Path, help="JSON file; pictures go beside it")
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(run_seed, arguments, seed) for seed in arguments.seeds]
+        seeds = {seed: job.result() for seed, job in zip(arguments.seeds, jobs, strict=True)}
+    content: dict[str, Any] = {"machine": machine("cpu"), "seeds": seeds, "mean": {}}
+    for site in ("b", "c"):
+        rows = {method: [one[site][method] for one in seeds.values()] for method in METHODS}
+        content["mean"][site] = {
+            method: {key: round(float(np.nanmean([one[key] for one in found])), 4) for key in found[0]}
+            for method, found in rows.items()
+        }
+        for method in METHODS:
+            print(site, method, content["mean"][site][method])
+    if arguments.out:
+        write_json(arguments.out, content)
+        for site in ("b", "c"):
+            draw(arguments, site, arguments.out.with_name(f"{arguments.out.stem}_site_{site}.png"))
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    work = arguments.work / f"cardiac_{seed}"
+    kept = work / "cardiac_study.json"
+    if not kept.is_file():
+        write_json(kept, {site: run_site(arguments, work, site, seed) for site in ("b", "c")})
+    return json.loads(kept.read_text())
+
+
+def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) -> dict[str, dict[str, float]]:
+    """By method: Dice and HD95 by structure and on average, seconds of training."""
+    store, home = SliceStore(work / f"{site}.store"), SliceStore(work / "a.store")
+    config = replace(SEGMENTER, seed=seed)
+    labelled = work / "labelled.safetensors"
+    if not labelled.is_file():
+        label_factory(work / "default.factory.safetensors", home.path, labelled, config=config)
+    adaptation = {"volumes": 60, "segmenter": config, "translator": replace(TRANSLATOR, seed=seed)}
+    made = {
+        "no_adaptation": lambda: Segmenter.load(work / "plain.safetensors"),
+        "augmentation_only": lambda: Segmenter.load(work / "robust.safetensors"),
+        "oracle": lambda: train_on_store(store, config),
+        **{
+            engine: lambda engine=engine: adapt_site(
+                store.path,
+                work / f"{engine}_{site}.safetensors",
+                factory_file=labelled,
+                adaptation=Adaptation(engine=engine, **adaptation),
+            )
+            for engine in ("translator", "segmenter")
+        },
+    }
+    tests = arguments.folder / f"site_{site}" / "test"
+    rows = {}
+    for method in METHODS:
+        began = time.monotonic()
+        model = made[method]()
+        seconds = round(time.monotonic() - began)
+        # The network may be another site's; the window that scales images is the applying site's own.
+        Segmenter(model.network, store.format, model.card).save(work / f"{method}_{site}.safetensors")
+        out = work / f"predictions_{site}" / method
+        shutil.rmtree(out, ignore_errors=True)
+        segment([tests], [work / f"{method}_{site}.safetensors"], out)
+        rows[method] = summary(out, tests) | {"seconds": seconds}
+        print(seed, site, method, rows[method], flush=True)
+    return rows
+
+
+def summary(predicted: Path, tests: Path) -> dict[str, float]:
+    scores = evaluate(predicted, tests)
+    row: dict[str, float] = {}
+    for measure in ("dice", "hd95"):
+        for label, name in STRUCTURES.items():
+            values = [getattr(score, measure) for score in scores if score.label == label]
+            row[f"{measure} {name}"] = round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else math.nan
+        row[measure] = round(float(np.nanmean([row[f"{measure} {name}"] for name in STRUCTURES.values()])), 4)
+    return row
+
+
+def draw(arguments: argparse.Namespace, site: str, path: Path) -> None:
+    """Reference and every method on the first test case of a site, for the first seed."""
+    work = arguments.work / f"cardiac_{arguments.seeds[0]}"
+    case = sorted((arguments.folder / f"site_{site}" / "test").iterdir())[0]
+    image, label = (next((case / kind).glob("*.nii.gz")) for kind in ("image", "label"))
+    maps = [label, *(work / f"predictions_{site}" / method / f"{case.name}.nii.gz" for method in METHODS)]
+    turned = [read_volume(one, integer=True).turned("axial").data for one in maps]
+    matplotlib.image.imsave(path, strip(read_volume(image).turned("axial").data, *turned))
+
+
+if __name__ == "__main__":
+    main()

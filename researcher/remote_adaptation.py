@@ -1,0 +1,103 @@
+"""Phase two at sites to which the researcher has no other access than Fed-BioMed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..adaptation.labelled_factory import LabelledFactory
+from ..errors import FederationError, UsageError
+from ..node.site_adaptation import Adaptation
+from .experiment import attach, descriptions_of, request_approval, run_round, use_researcher, wait_for_nodes
+
+if TYPE_CHECKING:
+    from fedbiomed.researcher.federated_workflows import Experiment
+
+
+def adapt_remotely(
+    factory_file: str | Path,
+    *,
+    researcher: str | Path,
+    tag: str,
+    domains: list[str] | None = None,
+    adaptation: Adaptation | None = None,
+    node_timeout: float = 60,
+    approval_timeout: float = 0,
+    round_timeout: float | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Let sites train their own segmenters, which they keep. No site needs another one: call it again for others.
+
+    Args:
+        factory_file: labelled factory; its weights travel to the sites.
+        researcher: Fed-BioMed researcher component.
+        tag: of the nodes' data sets. domains: whose sites are asked; None asks all that are connected.
+        adaptation: how they adapt.
+        node_timeout, approval_timeout: seconds to wait for a node, and for its administrator.
+        round_timeout: seconds after which sites that have not answered are given up; None waits.
+
+    Returns: by domain what the site reported: counts, seconds, measures.
+    Raises: UsageError, CheckpointError, FederationError.
+    """
+    labelled, adaptation = LabelledFactory.load(factory_file), adaptation or Adaptation()
+    for domain in domains or ():
+        labelled.factory.config.domain_index(domain)
+    use_researcher(researcher)
+    wait_for_nodes(len(domains or [tag]), node_timeout, tag)
+    nodes = _nodes_of(tag, domains)
+    experiment = adaptation_experiment(labelled, adaptation, tag=tag, nodes=nodes)
+    request_approval(experiment, approval_timeout)
+    reports = run_round(experiment, round_timeout)
+    missing = sorted(set(nodes) - set(reports))
+    if missing:
+        said = "; ".join(f"{event['node']}: {event['reason']}" for event in experiment.strategy().events)
+        raise FederationError(f"{len(missing)} of {len(nodes)} sites did not adapt: {said}")
+    # Node ids and traffic are the framework's; what a site reported is named by its domain.
+    hidden = ("domain", "bytes", "node_name")
+    return {row["domain"]: {k: v for k, v in row.items() if k not in hidden} for row in reports.values()}
+
+
+def adaptation_experiment(
+    labelled: LabelledFactory, adaptation: Adaptation, *, tag: str, nodes: list[str]
+) -> Experiment:
+    """A Fed-BioMed `Experiment` of one round in which every node trains its own segmenter.
+
+    Raises: FederationError if no node offers data with `tag`.
+    """
+    from fedbiomed.researcher.federated_workflows import Experiment
+
+    from ..node.adaptation_plan import LabelledFactoryNetworks
+    from .aggregator import NoAverage
+    from .experiment import guarded
+    from .strategy import FactoryStrategy
+    from .wire_plan import AdaptationPlan
+
+    options = {
+        "tags": [tag],
+        "nodes": nodes,
+        "training_plan_class": AdaptationPlan,
+        "node_selection_strategy": FactoryStrategy(),
+        "model_args": {"card": labelled.full_card(), "adaptation": adaptation.to_dict()},
+        "training_args": {"loader_args": {"batch_size": 1}, "num_updates": 1, "share_persistent_buffers": True},
+        "aggregator": NoAverage(),
+        "round_limit": 1,
+    }
+    experiment = guarded(lambda: Experiment(**options), "the experiment could not be set up")
+    if not experiment.filtered_federation_nodes():
+        raise FederationError(f"no connected node offers data with tag '{tag}'")
+    experiment.training_plan().model().load_state_dict(LabelledFactoryNetworks(labelled).state_dict())
+    attach(experiment)
+    return experiment
+
+
+def _nodes_of(tag: str, domains: list[str] | None) -> list[str]:
+    """Ids of the connected nodes of these domains. Raises: UsageError for a domain that no node has."""
+    from ..node.sites import read_facts
+
+    found: dict[str, list[str]] = {}
+    for node, text in descriptions_of(tag).items():
+        if facts := read_facts(text):
+            found.setdefault(facts["domain"], []).append(node)
+    for domain in domains or ():
+        if domain not in found:
+            raise UsageError(f"no connected node has data of domain '{domain}' with tag '{tag}'")
+    return sorted(node for domain in (domains or found) for node in found[domain])

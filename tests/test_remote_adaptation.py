@@ -1,0 +1,108 @@
+"""Phase two at a site for a researcher without access to it: a real node, and what it really sends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.errors import ConfigError, NodeDataError
+from fedfactory.generative import TrainedFactory, make_generator
+from fedfactory.node.adaptation_plan import AdaptationTrainingPlan
+from fedfactory.node.site_adaptation import Adaptation
+from helpers import PATIENT, SITES, TAG, untrained_segmenter
+
+RECORDER = """
+import sys
+from fedbiomed.common.serializer import Serializer
+decode = Serializer.loads
+def loads(data):
+    with open(sys.argv[sys.argv.index("--out") + 1] + ".bytes", "ab") as file:
+        file.write(data)
+    return decode(data)
+Serializer.loads = staticmethod(loads)
+from fedfactory.cli import main
+main()
+"""
+REPORTED = {
+    "slices", "labelled_slices", "synthetic_slices", "alarms", "seconds", "explained_adapted", "explained_first_guess",
+    "quality_distance", "quality_layout", "quality_contrast",
+}  # fmt: skip
+
+
+def labelled_factory(config) -> LabelledFactory:
+    torch.manual_seed(0)
+    generator = make_generator(config).eval()
+    branch = LabelBranch.for_generator(generator, 3).eval()
+    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0, "judged_on": "nothing"}
+    card["labels_from"] = dict.fromkeys(config.domains, "view")
+    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
+    return LabelledFactory(factory, [branch], untrained_segmenter(), card)
+
+
+def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved, config, tmp_path):
+    federation, name = approved, next(name for name, domain in SITES.items() if domain == "dark")
+    same = [other for other, domain in SITES.items() if domain == "dark"]
+    made = labelled_factory(config)
+    made.save(tmp_path / "labelled.safetensors")
+    out = tmp_path / "report.json"
+    words = [
+        "adapt-remote", "--factory", tmp_path / "labelled.safetensors", "--researcher", federation.researcher,
+        "--tag", TAG, "--domain", "dark", "--updates", 3, "--volumes", 2, "--out", out, "--approval-timeout", 90,
+    ]  # fmt: skip
+    log = (tmp_path / "log").open("wb")
+    command = [sys.executable, "-c", RECORDER, *(str(word) for word in words)]
+    run = subprocess.Popen(command, stdout=log, stderr=log, env=federation._environment())
+    approve = {n: federation.site_command("approve", str(federation.nodes[n]), "--yes", "--wait", "90") for n in same}
+    federation.run_together("approve-adapt", approve)
+    assert run.wait(120) == 0, (tmp_path / "log").read_text()
+    shown = (federation.folder / "logs" / f"approve-adapt-{name}.log").read_text()
+    assert "No weight and no image leaves the site" in " ".join(shown.split())
+
+    reports = json.loads(out.read_text())
+    assert set(reports) == {"dark"}
+    assert set(reports["dark"]) - {"test_dice", "test_cases"} == REPORTED
+    assert all(isinstance(value, int | float) for value in reports["dark"].values())
+    sent = (tmp_path / "report.json.bytes").read_bytes()
+    assert b"explained_first_guess" in sent  # it is the report that was recorded
+    weights = sum(tensor.nbytes for tensor in made.factory.generator.state_dict().values())
+    assert len(sent) < weights / 2
+    for private in (PATIENT.encode(), str(federation.folder).encode(), b".store", b"case0", b"generator.head"):
+        assert private not in sent
+
+    for one in same:
+        folder = federation.folder / f"{PATIENT}_{one}.store.segmenters"
+        (kept,) = folder.glob("dark_*.safetensors")
+        assert Segmenter.load(kept).card["domain"] == "dark"
+    assert not (federation.folder / f"{PATIENT}_bright.store.segmenters").exists()
+
+
+def plan_with(config, **changes) -> None:
+    arguments = {"card": labelled_factory(config).full_card(), "adaptation": Adaptation().to_dict()}
+    AdaptationTrainingPlan().init_model({**arguments, **changes})
+
+
+def test_what_a_researcher_asks_for_is_checked_at_the_site(config):
+    card = labelled_factory(config).full_card()
+    plan_with(config)
+    with pytest.raises(NodeDataError, match="cannot be used"):
+        plan_with(config, card={**card, "branches": 10_000})
+    with pytest.raises(NodeDataError, match="cannot be used"):
+        plan_with(config, card={"kind": "labelled factory"})
+    with pytest.raises(NodeDataError, match="at most"):
+        plan_with(config, adaptation=replace(Adaptation(), volumes=10**9).to_dict())
+    with pytest.raises(ConfigError, match="not usable"):
+        plan_with(config, adaptation={"engine": "segmenter"})
+    with pytest.raises(ConfigError, match="not usable"):
+        plan_with(config, adaptation={**Adaptation().to_dict(), "out": "/etc/passwd"})
+
+
+def test_settings_of_an_adaptation_survive_the_way():
+    asked = Adaptation(engine="translator", keep=2, one_target_slice=True)
+    assert Adaptation.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
