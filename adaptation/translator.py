@@ -39,6 +39,9 @@ class TranslatorConfig:
         l2_weight, ssim_weight: of the image loss. The published program adds the squared difference twice and
             structural similarity never: 2 and 0 repeat that.
         mask_weight: of cross entropy and Dice; 1 / classes repeats the published scale.
+        target_synthesis: synthetic slices of the site's domain, with the factory's labels, count as labelled target
+            slices. Without them nothing ties the site's grey levels to anatomy but reconstruction (the published way,
+            where no target slice has labels).
         encoder: its size.
         mirror, rotation: of random flips and angles, as for a segmenter.
     """
@@ -52,6 +55,7 @@ class TranslatorConfig:
     l2_weight: float = 1.0
     ssim_weight: float = 1.0
     mask_weight: float = 1.0
+    target_synthesis: bool = True
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=1))
     mirror: bool = True
     rotation: float = ROTATION

@@ -184,6 +184,9 @@ def _translators(
     source = draw_slices(labelled, home, volumes=adaptation.volumes, seed=config.seed)
     judged = draw_slices(labelled, home, volumes=JUDGED, seed=config.seed + FAR)
     own = store.images[store.slices("train")]
+    if config.target_synthesis:
+        drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
+        few = drawn if few is None else mix(drawn, few)
     options = {"source": source, "judged": judged, "own": own, "few": few, "loop": loop, "facts": facts}
     return train_translator(labelled, store.domain, store.format, config, **options)
 

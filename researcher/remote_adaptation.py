@@ -35,7 +35,7 @@ def adapt_remotely(
         node_timeout, approval_timeout: seconds to wait for a node, and for its administrator.
         round_timeout: seconds after which sites that have not answered are given up; None waits.
 
-    Returns: by domain what the site reported: counts, seconds, measures.
+    Returns: by the node's name what the site reported: domain, counts, seconds, measures.
     Raises: UsageError, CheckpointError, FederationError.
     """
     labelled, adaptation = LabelledFactory.load(factory_file), adaptation or Adaptation()
@@ -51,9 +51,8 @@ def adapt_remotely(
     if missing:
         said = "; ".join(f"{event['node']}: {event['reason']}" for event in experiment.strategy().events)
         raise FederationError(f"{len(missing)} of {len(nodes)} sites did not adapt: {said}")
-    # Node ids and traffic are the framework's; what a site reported is named by its domain.
-    hidden = ("domain", "bytes", "node_name")
-    return {row["domain"]: {k: v for k, v in row.items() if k not in hidden} for row in reports.values()}
+    hidden = ("bytes", "node_name")  # these are the framework's
+    return {row["node_name"]: {k: v for k, v in row.items() if k not in hidden} for row in reports.values()}
 
 
 def adaptation_experiment(

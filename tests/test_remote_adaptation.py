@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedbiomed.common.serializer import Serializer
 from fedfactory.adaptation.label_branch import LabelBranch
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.segmenter import Segmenter
@@ -21,17 +22,20 @@ from helpers import PATIENT, SITES, TAG, untrained_segmenter
 RECORDER = """
 import sys
 from fedbiomed.common.serializer import Serializer
-decode = Serializer.loads
+decode, replies = Serializer.loads, []
 def loads(data):
-    with open(sys.argv[sys.argv.index("--out") + 1] + ".bytes", "ab") as file:
-        file.write(data)
+    if b"TrainReply" in data:
+        replies.append(data)
+        with open(sys.argv[sys.argv.index("--out") + 1] + f".reply{len(replies)}", "xb") as file:
+            file.write(data)
     return decode(data)
 Serializer.loads = staticmethod(loads)
 from fedfactory.cli import main
 main()
 """
 REPORTED = {
-    "slices", "labelled_slices", "synthetic_slices", "alarms", "seconds", "explained_adapted", "explained_first_guess",
+    "domain", "slices", "labelled_slices", "synthetic_slices", "alarms", "seconds", "explained_adapted",
+    "explained_first_guess",
     "quality_distance", "quality_layout", "quality_contrast",
 }  # fmt: skip
 
@@ -66,15 +70,19 @@ def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved
     assert "No weight and no image leaves the site" in " ".join(shown.split())
 
     reports = json.loads(out.read_text())
-    assert set(reports) == {"dark"}
-    assert set(reports["dark"]) - {"test_dice", "test_cases"} == REPORTED
-    assert all(isinstance(value, int | float) for value in reports["dark"].values())
-    sent = (tmp_path / "report.json.bytes").read_bytes()
-    assert b"explained_first_guess" in sent  # it is the report that was recorded
-    weights = sum(tensor.nbytes for tensor in made.factory.generator.state_dict().values())
-    assert len(sent) < weights / 2
-    for private in (PATIENT.encode(), str(federation.folder).encode(), b".store", b"case0", b"generator.head"):
-        assert private not in sent
+    assert set(reports) == set(same)
+    for report in reports.values():
+        assert set(report) - {"test_dice", "test_cases"} == REPORTED
+        assert report.pop("domain") == "dark"
+        assert all(isinstance(value, int | float) for value in report.values())
+    sent = [path.read_bytes() for path in tmp_path.glob("report.json.reply*")]
+    assert len(sent) == len(same)
+    for reply in sent:
+        assert b"explained_first_guess" in reply
+        assert Serializer.loads(reply)["params"] == {}
+        assert len(reply) < 4096
+        for private in (PATIENT.encode(), str(federation.folder).encode(), b".store", b"case0", b"generator.head"):
+            assert private not in reply
 
     for one in same:
         folder = federation.folder / f"{PATIENT}_{one}.store.segmenters"
