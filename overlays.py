@@ -7,6 +7,7 @@ import numpy as np
 COLOURS = np.array([[0.93, 0.4, 0.47], [0.27, 0.47, 0.67], [0.8, 0.73, 0.27], [0.13, 0.53, 0.2], [0.67, 0.2, 0.47]])
 OPACITY = 0.45
 SHOWN = 5  # slices of a volume
+LEAST_SIDE = 192  # pixels; smaller slices are enlarged
 
 
 def coloured(grey: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -29,7 +30,8 @@ def strip(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, (0.5, 99.5))
     grey = (image - low) / max(float(high - low), 1e-12)
     rows = [np.concatenate([_upright(coloured(grey[..., k], one[..., k])) for k in places], axis=1) for one in labels]
-    return np.concatenate(rows)
+    enlarged = -(-LEAST_SIDE // max(image.shape[:2]))
+    return np.concatenate(rows).repeat(enlarged, axis=0).repeat(enlarged, axis=1)
 
 
 def _upright(slice_: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@
 
 `site_a` has labels; `site_b` (inverted contrast, bias field, noise) and `site_c` (gamma, blur, noise) have none that
 are used, but for the oracle. Takes stores and factories that the first command left in --work. Test cases are the
-folder's own, segmented from their files onto their own grid and scored there. Finished seeds are not repeated. Beside
+folder's own, segmented from their files onto their own grid and scored there. Finished sites are not repeated. Beside
 the JSON: a picture per site, reference and every method, of the first test case.
 """
 
@@ -34,6 +34,7 @@ from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_training import SegmenterConfig
 from fedfactory.adaptation.translator import TranslatorConfig
+from fedfactory.adaptation.translator_network import EncoderConfig
 from fedfactory.files import write_json
 from fedfactory.node.phase_two import label_factory, train_on_store
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
@@ -46,7 +47,9 @@ METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "ora
 STRUCTURES = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 SETTINGS = {"rotation": math.pi, "mirror": False}  # these scans have no common orientation
 SEGMENTER = SegmenterConfig(updates=800, **SETTINGS)
-TRANSLATOR = TranslatorConfig(pretraining=300, updates=600, **SETTINGS)
+TRANSLATOR = TranslatorConfig(
+    pretraining=200, updates=400, encoder=EncoderConfig(width=16, blocks=(1, 2, 4, 1)), **SETTINGS
+)
 
 
 def main() -> None:
@@ -54,12 +57,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
     parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks/sharing.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="sites side by side, one thread each")
     parser.add_argument("--out", type=Path, help="JSON file; pictures go beside it")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(run_seed, arguments, seed) for seed in arguments.seeds]
-        seeds = {seed: job.result() for seed, job in zip(arguments.seeds, jobs, strict=True)}
+        jobs = {
+            (seed, site): pool.submit(kept, arguments, seed, site) for seed in arguments.seeds for site in ("b", "c")
+        }
+        seeds = {seed: {site: jobs[seed, site].result() for site in ("b", "c")} for seed in arguments.seeds}
     content: dict[str, Any] = {"machine": machine("cpu"), "seeds": seeds, "mean": {}}
     for site in ("b", "c"):
         rows = {method: [one[site][method] for one in seeds.values()] for method in METHODS}
@@ -75,20 +80,20 @@ def main() -> None:
             draw(arguments, site, arguments.out.with_name(f"{arguments.out.stem}_site_{site}.png"))
 
 
-def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+def kept(arguments: argparse.Namespace, seed: int, site: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     work = arguments.work / f"cardiac_{seed}"
-    kept = work / "cardiac_study.json"
-    if not kept.is_file():
-        write_json(kept, {site: run_site(arguments, work, site, seed) for site in ("b", "c")})
-    return json.loads(kept.read_text())
+    file = work / f"cardiac_study_{site}.json"
+    if not file.is_file():
+        write_json(file, run_site(arguments, work, site, seed))
+    return json.loads(file.read_text())
 
 
 def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) -> dict[str, dict[str, float]]:
     """By method: Dice and HD95 by structure and on average, seconds of training."""
     store, home = SliceStore(work / f"{site}.store"), SliceStore(work / "a.store")
     config = replace(SEGMENTER, seed=seed)
-    labelled = work / "labelled.safetensors"
+    labelled = work / f"labelled_{site}.safetensors"  # sites run side by side, and know nothing of each other
     if not labelled.is_file():
         label_factory(work / "default.factory.safetensors", home.path, labelled, config=config)
     adaptation = {"volumes": 60, "segmenter": config, "translator": replace(TRANSLATOR, seed=seed)}

@@ -56,11 +56,15 @@ def test_the_published_branch_reads_the_constant_and_every_styled_layer():
     assert widths == (512,) * 10 + (256, 256, 128, 128, 64, 64)
 
 
-@pytest.mark.parametrize(("size", "served"), [(128, [32, 16, 8, 4]), (64, [16, 8, 4]), (32, [8, 4])])
-def test_smaller_factories_are_served_at_the_sides_they_have(size, served):
+@pytest.mark.parametrize(
+    ("size", "shrink", "served"),
+    [(128, 2, [32, 16, 8, 4]), (64, 2, [16, 8, 4]), (32, 2, [8, 4]), (64, 1, [32, 16, 8, 4]), (32, 1, [16, 8, 4])],
+)
+def test_smaller_factories_are_served_at_the_sides_they_have(size, shrink, served):
     channels = (8,) * (size.bit_length() - 2)
     config = published(image_size=size, channels=channels, latent_dim=8, encoding_dim=0)
-    made = Translator(make_generator(config), 3, (0, 1), SMALL).eval()
+    encoder = EncoderConfig(width=4, blocks=(1, 1, 1, 1), shrink=shrink)
+    made = Translator(make_generator(config), 3, (0, 1), encoder).eval()
     assert made.encoder.served == served
     assert made(torch.zeros(2, 1, size, size)).shape == (2, 3, size, size)
 
@@ -192,6 +196,7 @@ def test_training_leaves_a_frozen_head_and_the_generator_as_they_are():
     [
         lambda: EncoderConfig(width=0),
         lambda: EncoderConfig(blocks=(1, 2)),
+        lambda: EncoderConfig(shrink=4),
         lambda: TranslatorConfig(updates=1),
         lambda: TranslatorConfig(ramp=0),
     ],
