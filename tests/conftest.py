@@ -26,8 +26,18 @@ from helpers import (
     write_site,
 )
 
-# Fed-BioMed opens a researcher component when it is imported. Tests that use it in this process get one of their own.
-os.environ.setdefault("FBM_RESEARCHER_COMPONENT_ROOT", tempfile.mkdtemp(prefix="fedfactory-tests-"))
+SLOW = ("test_survival.py", "test_federation.py")  # begun first, one in each process of a test run
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many threads as cores, all processes together
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+# Fed-BioMed opens a researcher component when it is imported. Every process of a test run gets one of its own.
+os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = tempfile.mkdtemp(prefix="fedfactory-tests-")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")
