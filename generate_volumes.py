@@ -14,6 +14,7 @@ import torch
 from fedfactory import __version__
 from fedfactory.adaptation.adapt import MANIFEST
 from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.training_loop import seed_of
 from fedfactory.adaptation.volume_formats import WRITERS, finish, name_of
 from fedfactory.errors import UsageError
 from fedfactory.files import atomic_folder, refuse_existing, sha256_of, write_json
@@ -154,11 +155,6 @@ class _Latents:
     def _drawn(self, subject: int, attempt: int) -> Tensor:
         rng = torch.Generator().manual_seed(seed_of(self.drawing.seed, subject, attempt))
         return torch.randn(1, self.width, generator=rng)
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed for PyTorch from several numbers; near ones give unrelated draws."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _draw(

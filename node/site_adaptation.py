@@ -134,6 +134,8 @@ def adapt_site(
     if adaptation.engine == "translator":
         if labelled is None:
             raise UsageError("a translator needs the factory itself (--factory), synthetic volumes are not enough")
+        if device != "cpu":
+            raise UsageError(f"the translator is trained on the processor, not on {device}")
         made = _translators(store, labelled, adaptation, few, loop, facts)
     else:
         config = adaptation.segmenter
