@@ -86,12 +86,6 @@ def segment(
     return [Path(out) / f"{name}.nii.gz" for name in names]
 
 
-def segment_volume(volume: Volume, segmenters: Sequence[Segmenter]) -> np.ndarray:
-    """uint8 label map of the volume's shape. Raises VolumeError if the image is constant."""
-    grid, found = slice_probabilities(volume, segmenters)
-    return grid.labels_to_volume(found)
-
-
 def slice_probabilities(
     volume: Volume, segmenters: Sequence[Segmenter], *, flips: bool = False, device: str = "cpu"
 ) -> tuple[SliceGrid, np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 from .segmenter import Segmenter
 
 
-def explained_intensity(images: np.ndarray, segmenter: Segmenter, batch_size: int = 64) -> float:
+def explained_intensity(images: np.ndarray, segmenter: Segmenter, volume: np.ndarray | None = None) -> float:
     """Share of the foreground's grey-level variance that the predicted classes explain, in [0, 1].
 
     Between-class over total variance of the pixels that are predicted as any class but background. Tissue differs in
@@ -16,14 +16,11 @@ def explained_intensity(images: np.ndarray, segmenter: Segmenter, batch_size: in
     quarter to a half for brains): compare two segmenters on the same images, not sites.
 
     Args:
-        images: (N, S, S) in [-1, 1].
+        images: (N, S, S) in [-1, 1]. volume: (N,) which volume a slice belongs to, for 3-D networks.
     """
-    grey, found = [], []
-    for part in torch.from_numpy(images.astype(np.float32))[:, None].split(batch_size):
-        label = segmenter.probabilities(part).argmax(1)
-        grey.append(part[:, 0][label > 0].double())
-        found.append(label[label > 0])
-    grey, found = torch.cat(grey), torch.cat(found)
+    shown = torch.from_numpy(images.astype(np.float32))
+    label = segmenter.probabilities(shown[:, None], volume).argmax(1)
+    grey, found = shown[label > 0].double(), label[label > 0]
     total = float(((grey - grey.mean()) ** 2).sum()) if len(grey) else 0.0
     if total == 0:
         return 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
@@ -50,14 +51,20 @@ class Segmenter:
         return self
 
     @torch.no_grad()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """One volume's slices in order, (N, 1, S, S) in [-1, 1], to (N, classes, S, S) summing to one.
+    def probabilities(self, images: Tensor, volume: np.ndarray | None = None) -> Tensor:
+        """Slices (N, 1, S, S) in [-1, 1] to (N, classes, S, S) summing to one.
 
-        A 2-D network takes slices of any volumes.
+        Args:
+            volume: (N,) which volume a slice belongs to, for 3-D networks; a volume's slices follow each other. None
+                takes all for one volume's.
         """
         if self.dimensions == 2:
             parts = [torch.softmax(self.network(part), dim=1) for part in images.split(SLICES_AT_ONCE)]
             return torch.cat(parts)
+        if volume is not None:
+            ends = np.flatnonzero(np.diff(volume)) + 1
+            counts = np.diff([0, *ends, len(volume)]).tolist()
+            return torch.cat([self.probabilities(part) for part in images.split(counts)])
         size = (PATCH_DEPTH, *images.shape[2:])
         windows = SlidingWindowInferer(size, sw_batch_size=1, overlap=0.5, mode="gaussian", cval=-1.0)
         return torch.softmax(windows(images[:, 0][None, None], self.network)[0].movedim(0, 1), dim=1)

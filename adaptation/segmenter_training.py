@@ -178,12 +178,7 @@ class SegmenterLearner(Learner):
             return float(self.done)
         segmenter = Segmenter(self.network, None, {"config": {"network": self.config.network}})
         images = self._tensor(self.judged.images)[:, None]
-        if self.dims == 2:
-            found = segmenter.probabilities(images).argmax(1)
-        else:
-            ends = np.flatnonzero(np.r_[np.diff(self.judged.volume) != 0, True]) + 1
-            parts = np.split(np.arange(len(images)), ends[:-1])
-            found = torch.cat([segmenter.probabilities(images[part]).argmax(1) for part in parts])
+        found = segmenter.probabilities(images, self.judged.volume).argmax(1)
         self.network.train()
         score = foreground_dice(found.cpu(), torch.from_numpy(self.judged.labels.astype(np.int64)), self.classes)
         return 0.0 if math.isnan(score) else score

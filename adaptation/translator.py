@@ -184,7 +184,7 @@ class TranslatorLearner(Learner):
         encoder = torch.optim.RAdam(translator.encoder.parameters(), config.learning_rate)
         heads = torch.optim.Adam(translator.heads.parameters(), config.head_learning_rate)
         self.optimizers = [(encoder, one_cycle(encoder, total)), (heads, None)]
-        self.total = total
+        self.total, self.done = total, 0
 
     def update(self, number: int) -> dict[str, float]:
         translator, config = self.network, self.config
@@ -207,6 +207,7 @@ class TranslatorLearner(Learner):
             optimizer.step()
             if schedule is not None:
                 schedule.step()
+        self.done = number + 1
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def start_adaptation(self) -> None:
@@ -218,8 +219,10 @@ class TranslatorLearner(Learner):
 
     @torch.no_grad()
     def score(self) -> float:
-        """Dice of source slices read in their own role. No label of the site is looked at; until the adaptation is over
-        a state does not count."""
+        """Dice of source slices read in their own role, without any label of the site; -1 for a state of the
+        pre-training, which knows no target yet."""
+        if self.done <= self.config.pretraining:
+            return -1.0
         translator = self.network.eval()
         images = torch.from_numpy(self.judged.images[:JUDGED].astype(np.float32))[:, None]
         labels = torch.from_numpy(self.judged.labels[:JUDGED].astype(np.int64))

@@ -92,26 +92,18 @@ def synthesise_volume(
     if z is None:
         z = torch.randn(1, config.latent_dim, generator=rng)
     z, size = z.to(device), group_size(config, device)
-    centre = centre_style(generator, domain, encoding) if truncation != 1 else None
     noise = [one.to(device) for one in generator.draw_noise(len(heights) if generator.grain else 1, rng)]
     # The subject at every bin, once; between bins its latents lie on straight lines.
     bins = torch.arange(config.z_bins, device=device)
     given = None if encoding is None else encoding.to(device).expand(len(bins), -1)
     subject = generator.style_of(z.expand(len(bins), -1), bins, torch.full_like(bins, domain), given)
+    if truncation != 1:
+        towards = torch.lerp(centre_style(generator, domain, encoding), subject.w, truncation)
+        subject = Style(towards, subject.constant, subject.domain)
     for start in range(0, len(heights), size):
         # The last group is filled up with its last slice, so that every group is computed alike.
         chosen = torch.arange(start, start + size).clamp(max=len(heights) - 1)
-        height = heights[chosen].to(device)
-        style = subject.at(height)
-        if centre is not None:
-            style = _truncated(style, centre, height, truncation)
+        style = subject.at(heights[chosen].to(device))
         parts = [one[chosen.to(device)] if generator.grain else one for one in noise]
         made, kept = generator.synthesise(style, parts), min(size, len(heights) - start)
         yield Synthesis(made.image[:kept], made.anatomy[:kept], [feature[:kept] for feature in made.features])
-
-
-def _truncated(style: Style, centre: Tensor, height: Tensor, truncation: float) -> Style:
-    low = height.floor().long().clamp(0, len(centre) - 1)
-    high = (low + 1).clamp(max=len(centre) - 1)
-    mean = torch.lerp(centre[low], centre[high], (height - low)[:, None, None])
-    return Style(torch.lerp(mean, style.w, truncation), style.constant, style.domain)

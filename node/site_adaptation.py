@@ -249,7 +249,8 @@ def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) 
     home = {store.domain, labelled.card["labelled_domain"]}
     shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
     found = alarms(store.domain, quality, shared)
-    own, guess = explained_intensity(images, segmenter), explained_intensity(images, labelled.robust)
+    volume = _volume_of(store)[chosen]
+    own, guess = (explained_intensity(images, one, volume) for one in (segmenter, labelled.robust))
     if own < EXPLAINED * guess:
         found.append(
             f"{store.domain}: the adapted segmenter's classes explain {own:.0%} of the images' grey levels, those of "

@@ -55,6 +55,14 @@ def test_a_three_dimensional_network_segments_a_single_slice():
     assert made.probabilities(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
 
 
+def test_a_three_dimensional_network_never_mixes_volumes():
+    made = Segmenter(build_network("unet3d", 2), FORMAT, {"classes": 2, "config": {"network": "unet3d"}})
+    images = torch.randn(14, 1, 16, 16)
+    together = made.probabilities(images, np.repeat([3, 0, 7], [5, 1, 8]))
+    apart = torch.cat([made.probabilities(part) for part in images.split([5, 1, 8])])
+    torch.testing.assert_close(together, apart)
+
+
 def test_stacks_are_neighbouring_slices_of_one_volume():
     data = volumes_of([20, 3])
     numbered = LabelledSlices(
@@ -166,6 +174,8 @@ def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labell
     for path in (out, tmp_path / "m_2.safetensors"):
         loaded = Segmenter.load(path)
         assert loaded.card["domain"] == "bright"
+        if engine == "translator":  # what has not met the site yet is no result
+            assert loaded.card["chosen"]["update"] > TRANSLATOR.pretraining
     images = torch.from_numpy(store.images[:5].astype(np.float32))[:, None]
     first, again = made.probabilities(images), Segmenter.load(out).probabilities(images)
     torch.testing.assert_close(first, again)
