@@ -177,6 +177,7 @@ class TranslatorLearner(Learner):
         facts: dict[str, Any],
     ) -> None:
         self.network, self.config, self.facts = translator, config, facts
+        self.device = next(translator.parameters()).device
         self.source, self.judged, self.own, self.few = source, judged, own, few
         self.losses = TranslatorLosses(translator, config)
         self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0, rotation=config.rotation)
@@ -224,10 +225,10 @@ class TranslatorLearner(Learner):
         if self.done <= self.config.pretraining:
             return -1.0
         translator = self.network.eval()
-        images = torch.from_numpy(self.judged.images[:JUDGED].astype(np.float32))[:, None]
+        images = torch.from_numpy(self.judged.images[:JUDGED].astype(np.float32))[:, None].to(self.device)
         labels = torch.from_numpy(self.judged.labels[:JUDGED].astype(np.int64))
-        made = translator.decode(translator.shrunk(images), torch.full((len(images),), SOURCE))
-        return foreground_dice(translator.heads[SOURCE](made).argmax(1), labels, self.judged.classes)
+        made = translator.decode(translator.shrunk(images), torch.full((len(images),), SOURCE, device=self.device))
+        return foreground_dice(translator.heads[SOURCE](made).argmax(1).cpu(), labels, self.judged.classes)
 
     def _batch(self, sources: int, targets: int) -> Batch:
         labelled = targets // 2 if self.few is not None else 0
@@ -245,7 +246,7 @@ class TranslatorLearner(Learner):
             chosen = np.random.randint(0, len(self.own), targets - labelled)
             shown = self.own[chosen].astype(np.float32)[:, None]
             images.append(self.augment(data=shown, seg=np.zeros_like(shown))["data"])
-        found, known = (torch.from_numpy(np.concatenate(one)).float() for one in (images, labels))
+        found, known = (torch.from_numpy(np.concatenate(one)).float().to(self.device) for one in (images, labels))
         return Batch(found, known, sources, labelled)
 
 
@@ -260,6 +261,7 @@ def train_translator(
     own: np.ndarray,
     few: LabelledSlices | None = None,
     loop: LoopConfig | None = None,
+    device: str = "cpu",
     facts: dict[str, Any],
 ) -> list[Segmenter]:
     """Translators for a site's images, the best first.
@@ -278,6 +280,7 @@ def train_translator(
     for head in translator.heads:
         head.load_state_dict(labelled.branches[0].state_dict())
     translator.find_centre(config.seed)
+    translator.to(device)
     facts = {"domain": domain, "slices": len(source.images), **facts}
     learner = TranslatorLearner(
         translator, config, source=source, judged=judged, own=own, few=few, facts={**facts, **config.to_dict()}
@@ -295,7 +298,7 @@ def train_translator(
 
 
 def _segmenter(translator: Translator, kept: Kept, fmt: SliceFormat, card: dict[str, Any]) -> Segmenter:
-    network = copy.deepcopy(translator)
+    network = copy.deepcopy(translator).cpu()
     network.load_state_dict(kept.weights)
     chosen = {"update": kept.update, "score": kept.score}
     return Segmenter(network.requires_grad_(False), fmt, {**card, "chosen": chosen})

@@ -1,6 +1,7 @@
 """Phase two on the cardiac sites: no adaptation, translator, segmenter and oracle, Dice and HD95 by structure.
 
-    uv run python benchmarks/sharing.py --data cardiac --folder cardiac --variants default --seeds 0 1 2 --work study
+    uv run python benchmarks/sharing.py --data cardiac --size 64 --times 3 --folder cardiac --variants default \\
+        --seeds 0 1 2 --work study
     uv run python benchmarks/cardiac_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/cardiac_study.json
 

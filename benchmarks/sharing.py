@@ -2,7 +2,7 @@
 
     uv run python benchmarks/sharing.py --seeds 0 1 2 3 4 --work study --out benchmarks/results/sharing.json
     uv run python benchmarks/sharing.py --variants default --seeds 10 11 12 13 14 --work study --out ...final.json
-    uv run python benchmarks/sharing.py --data cardiac --folder ../shared/data/cardiac --seeds 0 1 2 ...
+    uv run python benchmarks/sharing.py --data cardiac --folder ../shared/data/cardiac --times 3 --seeds 0 1 2 ...
 
 Simulated federation in one process, with the nodes' trainer and the researcher's aggregator. Three sites, of which the
 first has labels; every seed has subjects of its own. Every variant makes as many updates at every site. After training:
@@ -51,7 +51,7 @@ from simulated_federation import SimulatedFederation, slices_of
 UPDATES = 500  # per site
 LOOKS = 5
 TEST_SUBJECTS = 6
-CARDIAC_SPACING = 2.5  # mm: 64 pixels around the middle of the scan, where the heart is
+CARDIAC_SIDE = 160.0  # mm around the middle of the scan, where the heart is
 SEGMENTERS = {
     "brains": SegmenterConfig(updates=200),
     "cardiac": SegmenterConfig(updates=800, rotation=math.pi, mirror=False),  # these scans have no common orientation
@@ -95,6 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("brains", "cardiac"), default="brains")
     parser.add_argument("--folder", type=Path, help="of the cardiac sites: site_a, site_b, site_c with train and test")
+    parser.add_argument("--size", type=int, default=32, help="pixels per side")
+    parser.add_argument("--times", type=int, default=1, help="rounds of every variant, multiplied")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
@@ -109,27 +111,30 @@ def main() -> None:
     content = {
         "machine": machine("cpu"),
         "data": arguments.data,
-        "updates_per_site": UPDATES,
+        "size": arguments.size,
+        "updates_per_site": UPDATES * arguments.times,
         "variants": {name: asdict(VARIANTS[name]) for name in arguments.variants},
         "seeds": seeds,
     }
     report(content)
     if arguments.out:
         write_json(arguments.out, content)
+        draw(content, arguments.out.with_suffix(".png"))
 
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Baselines and all variants of one seed."""
     torch.set_num_threads(1)
     work = arguments.work / f"{arguments.data}_{seed}"
-    stores = brains(work, seed) if arguments.data == "brains" else cardiac(work, arguments.folder)
+    size = arguments.size
+    stores = brains(work, seed, size) if arguments.data == "brains" else cardiac(work, arguments.folder, size)
     config = replace(SEGMENTERS[arguments.data], seed=seed)
     baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, config))
     runs = {}
     for name in arguments.variants:
         if arguments.gather and not (work / f"{name}.json").is_file():
             continue
-        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, config))
+        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, config, arguments.times))
         print(arguments.data, seed, name, runs[name]["dice"], flush=True)
     return {"seed": seed, "baselines": baselines, "runs": runs}
 
@@ -140,8 +145,8 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def brains(work: Path, seed: int) -> dict[str, SliceStore]:
-    stores, size = {}, 32
+def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
+    stores = {}
     for number, (domain, contrast) in enumerate(CONTRASTS.items()):
         if not (work / f"{domain}.store").is_dir():
             simulate_site(work / domain, contrast, 16 + TEST_SUBJECTS, size, 10_000 * seed + 1_000 * number, prefix="s")
@@ -153,13 +158,13 @@ def brains(work: Path, seed: int) -> dict[str, SliceStore]:
     return stores
 
 
-def cardiac(work: Path, folder: Path) -> dict[str, SliceStore]:
+def cardiac(work: Path, folder: Path, size: int) -> dict[str, SliceStore]:
     """The sites' training cases, split again by patient: the test cases of the folder stay untouched."""
     stores = {}
     for domain in ("a", "b", "c"):
         if not (work / f"{domain}.store").is_dir():
             config = PrepareConfig(
-                domain=domain, size=64, spacing=CARDIAC_SPACING, z_bins=6, validation_share=0, test_share=0.3,
+                domain=domain, size=size, spacing=CARDIAC_SIDE / size, z_bins=6, validation_share=0, test_share=0.3,
                 patient_pattern=r"patient\d+",
             )  # fmt: skip
             prepare(folder / f"site_{domain}" / "train", work / f"{domain}.store", config)
@@ -183,11 +188,11 @@ def score_baselines(work: Path, stores: dict[str, SliceStore], config: Segmenter
     return rows
 
 
-def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig) -> dict[str, Any]:
+def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, times: int) -> dict[str, Any]:
     """One factory, and the other sites' segmenters by it."""
     seed = segmenters.seed
     work, first = next(iter(stores.values())).path.parent, next(iter(stores))
-    one = kept(work / f"{name}.training.json", lambda: train_factory(stores, name, seed))
+    one = kept(work / f"{name}.training.json", lambda: train_factory(stores, name, seed, times))
     began = time.monotonic()
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
     with palette(VARIANTS[name].palette, seed):
@@ -207,7 +212,7 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig) -
     return {"dice": scores, "explained": shares, **one}
 
 
-def train_factory(stores: dict[str, SliceStore], name: str, seed: int) -> dict[str, Any]:
+def train_factory(stores: dict[str, SliceStore], name: str, seed: int, times: int) -> dict[str, Any]:
     """Phase one; the factory's file lies beside the stores."""
     variant, work, fmt = VARIANTS[name], next(iter(stores.values())).path.parent, next(iter(stores.values())).format
     widths = variant.changes.get("channels", (48, 32, 16))
@@ -220,8 +225,9 @@ def train_factory(stores: dict[str, SliceStore], name: str, seed: int) -> dict[s
     began = time.monotonic()
     with palette(variant.palette, seed):
         federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum)
-    looks, rounds, number = [], sum(count for count, _ in variant.schedule), 0
-    for count, updates in variant.schedule:
+    schedule = [(count * times, updates) for count, updates in variant.schedule]
+    looks, rounds, number = [], sum(count for count, _ in schedule), 0
+    for count, updates in schedule:
         for _ in range(count):
             federation.run_round(updates)
             number += 1
@@ -262,6 +268,28 @@ def dice(segmenter: Segmenter, store: SliceStore) -> float:
 
 def explained(segmenter: Segmenter, store: SliceStore) -> float:
     return round(explained_intensity(store.images[store.slices("train")], segmenter), 4)
+
+
+def draw(content: dict[str, Any], path: Path) -> None:
+    """Held-out Dice of every variant and seed at the sites without labels, beside the baselines' means."""
+    import matplotlib.pyplot as plt
+
+    names = [name for name in content["variants"] if any(name in row["runs"] for row in content["seeds"])]
+    domains = list(content["seeds"][0]["baselines"]["dice"])[1:]
+    size = (5 * len(domains), 1.4 + 0.35 * len(names))
+    figure, axes = plt.subplots(1, len(domains), figsize=size, sharey=True, layout="constrained")
+    for axis, domain in zip(axes, domains, strict=True):
+        for baseline, style in (("no_adaptation", ":"), ("augmentation_only", "--"), ("oracle", "-")):
+            values = [row["baselines"]["dice"][domain][baseline] for row in content["seeds"]]
+            axis.axvline(np.mean(values), color="grey", linestyle=style, label=baseline.replace("_", " "))
+        for height, name in enumerate(names):
+            values = [row["runs"][name]["dice"][domain]["adapted"] for row in content["seeds"] if name in row["runs"]]
+            axis.plot(values, [height] * len(values), "o", alpha=0.6)
+        axis.set(title=f"site {domain}", xlabel="mean foreground Dice", yticks=range(len(names)))
+        axis.set_yticklabels([name.replace("_", " ") for name in names])
+    axes[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 class palette:

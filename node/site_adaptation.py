@@ -134,9 +134,7 @@ def adapt_site(
     if adaptation.engine == "translator":
         if labelled is None:
             raise UsageError("a translator needs the factory itself (--factory), synthetic volumes are not enough")
-        if device != "cpu":
-            raise UsageError(f"the translator is trained on the processor, not on {device}")
-        made = _translators(store, labelled, adaptation, few, loop, facts)
+        made = _translators(store, labelled, adaptation, few, loop=loop, device=device, facts=facts)
     else:
         config = adaptation.segmenter
         if labelled is not None:
@@ -179,8 +177,7 @@ def _translators(
     labelled: LabelledFactory,
     adaptation: Adaptation,
     few: LabelledSlices | None,
-    loop: LoopConfig,
-    facts: dict[str, Any],
+    **training: Any,
 ) -> list[Segmenter]:
     config, home = adaptation.translator, labelled.card["labelled_domain"]
     source = draw_slices(labelled, home, volumes=adaptation.volumes, seed=config.seed)
@@ -189,7 +186,7 @@ def _translators(
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "judged": judged, "own": own, "few": few, "loop": loop, "facts": facts}
+    options = {"source": source, "judged": judged, "own": own, "few": few, **training}
     return train_translator(labelled, store.domain, store.format, config, **options)
 
 

@@ -12,7 +12,7 @@ from fedfactory.adaptation.networks import NETWORKS, build_network, dimensions
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
 from fedfactory.adaptation.segmenter_training import Sampler, SegmenterConfig, SegmenterLearner, train_segmenters
 from fedfactory.adaptation.training_loop import STATE, Learner, LoopConfig, train
-from fedfactory.adaptation.translator import TranslatorConfig
+from fedfactory.adaptation.translator import TranslatorConfig, TranslatorLearner
 from fedfactory.adaptation.translator_network import EncoderConfig
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
 from fedfactory.node.prepare import prepare
@@ -191,6 +191,40 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
     ]
     one, two = (model.network.state_dict() for model in made)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_interrupted_translator_ends_where_an_undisturbed_one_does(labelled_file, store, tmp_path, monkeypatch):
+    adaptation = Adaptation(engine="translator", volumes=1, translator=TRANSLATOR)
+    options = {"factory_file": labelled_file, "adaptation": adaptation}
+    expected = adapt_site(store.path, tmp_path / "a.safetensors", **options)
+    update = TranslatorLearner.update
+
+    def failing(self, number):
+        if number == 4:
+            raise Interrupted
+        return update(self, number)
+
+    monkeypatch.setattr(TranslatorLearner, "update", failing)
+    out, work = tmp_path / "b.safetensors", tmp_path / "work"
+    with pytest.raises(Interrupted):
+        adapt_site(store.path, out, work=work, **options)
+    assert not out.exists()
+    seen = []
+    monkeypatch.setattr(TranslatorLearner, "update", lambda self, number: seen.append(number) or update(self, number))
+    found = adapt_site(store.path, out, work=work, **options)
+    assert seen == [4, 5]  # of six
+    for name, tensor in expected.network.state_dict().items():
+        torch.testing.assert_close(found.network.state_dict()[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("engine", ["segmenter", "translator"])
+def test_an_engine_trains_on_a_gpu_and_leaves_a_file_for_any_machine(engine, labelled_file, store, tmp_path):
+    config = SegmenterConfig(updates=6, batch_size=4)
+    adaptation = Adaptation(engine=engine, volumes=1, segmenter=config, translator=TRANSLATOR)
+    out = tmp_path / "m.safetensors"
+    adapt_site(store.path, out, factory_file=labelled_file, adaptation=adaptation, device="cuda")
+    assert {tensor.device.type for tensor in Segmenter.load(out).network.state_dict().values()} == {"cpu"}
 
 
 def test_a_three_dimensional_network_adapts_to_volumes_like_the_sites(labelled_file, store, tmp_path):
