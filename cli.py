@@ -115,6 +115,7 @@ def prepare(
     ] = None,
     validation_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of the patients, held out.")] = 0.15,
     test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of the patients, held out.")] = 0.15,
+    split: Annotated[str | None, typer.Option(help="All patients of this run are train, validation or test.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="Text file with a case name in each line to leave out.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Volumes at once; default: one per core.")] = None,
     seed: Seed = 0,
@@ -132,7 +133,8 @@ def prepare(
         compatibility=compatibility, image_key=image_key, label_key=label_key, mask_key=mask_key,
         mask_as_class=mask_as_class, label_kind=label_kind, unlabelled_value=unlabelled_value, classes=classes,
         patient_pattern=patient_pattern, validation_share=validation_share, test_share=test_share,
-        exclude=tuple(read_lines(exclude)) if exclude else (), seed=seed,
+        exclude=tuple(read_lines(exclude)) if exclude else (), split=split,
+        seed=seed,
     )  # fmt: skip
     result = run(source, out, config.like(like) if like else config, workers=workers or os.cpu_count() or 1)
     _report_preparation(out, result)

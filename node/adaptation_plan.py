@@ -123,8 +123,8 @@ def segmenter_file(store: SliceStore, networks: nn.Module) -> Path:
 
 def _held_out_dice(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
     """Mean foreground Dice on labelled test cases; nothing where there are none, or labels of another kind."""
-    cases = [case for case in store.cases if case.split == "test" and case.labelled]
-    if store.label_kind != "dense" or not cases or store.classes != segmenter.classes:
+    cases = [case for case in store.cases if case.split == "test" and case.label_kind == "dense"]
+    if not cases or store.classes != segmenter.classes:
         return {}
     scores = []
     for case in cases:

@@ -232,7 +232,7 @@ def _label_numbers(
         "agreement_with_independent_segmenter": foreground_dice(torch.from_numpy(labels), torch.cat(parts), classes),
         "shares_synthetic": _shares(labels, classes),
     }
-    if store.labels is not None and len(chosen := store.slices("train", labelled=True)):
+    if store.labels is not None and len(chosen := store.slices("train", kinds=("dense",))):
         numbers["shares_real"] = _shares(store.labels[chosen], classes)
     return numbers
 

@@ -13,15 +13,13 @@ from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_training import SegmenterConfig, train_segmenter
-from ..errors import StoreError, UsageError
+from ..errors import UsageError
 from ..generative.factory_file import load_factory
 from .store import SliceStore
 
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
-    """The training slices of a store's labelled cases. Raises StoreError if it has none, or labels of another kind."""
-    if store.label_kind not in ("dense", "none"):
-        raise StoreError(f"{store.path}: its labels are of kind '{store.label_kind}'; this needs dense ones")
+    """The training slices of a store's labelled cases. Raises StoreError if it has none with dense labels."""
     chosen = store.labelled_slices("train")
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
 
@@ -77,7 +75,7 @@ def label_factory(
 
 def _with_heights(store: SliceStore, split: str) -> tuple[LabelledSlices, np.ndarray] | None:
     """Labelled slices of a split and their height bins; None if it has none."""
-    if not any(case.split == split and case.labelled for case in store.cases):
+    if not any(case.split == split and case.label_kind == "dense" for case in store.cases):
         return None
     chosen = store.labelled_slices(split)
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes), store.z_bin[chosen]

@@ -119,7 +119,8 @@ class _Run:
         self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
         old = {case.name: case for case in self.store.cases} if self.store else {}
         digests = self._each(found.cases, digest_of, "reading") if old else {}
-        unchanged = {name for name, case in old.items() if digests.get(name) == case.digest}
+        kinds = ("none", self.config.label_kind)
+        unchanged = {n for n, case in old.items() if digests.get(n) == case.digest and case.label_kind in kinds}
         fresh = [c for c in found.cases if c.name not in unchanged and c.name not in self.failed]
         seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
         split = self._split(seen, old)
@@ -178,6 +179,9 @@ class _Run:
                 raise
 
     def _split(self, seen: Mapping[str, Survey], old: Mapping[str, Case]) -> dict[str, str]:
+        known = {case.patient: case.split for case in old.values()}
+        if self.config.split is not None:
+            return {**{one.patient: self.config.split for one in seen.values()}, **known}
         labelled: dict[str, bool] = {}
         for case in (*old.values(), *seen.values()):
             labelled[case.patient] = labelled.get(case.patient, False) or case.labelled
@@ -186,7 +190,7 @@ class _Run:
             validation_share=self.config.validation_share,
             test_share=self.config.test_share,
             seed=self.config.seed,
-            known={case.patient: case.split for case in old.values()},
+            known=known,
         )
 
     def _format(self, seen: list[Survey]) -> SliceFormat:
@@ -214,7 +218,8 @@ class _Run:
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
         settings = {**fmt.to_dict(), "window": None, "z_bins": None, **self.config.of_the_site()}
-        text = json.dumps([__version__, seen.digest, settings, self.config.classes])
+        labels = [self.config.label_kind, self.config.unlabelled_value, self.config.classes]
+        text = json.dumps([__version__, seen.digest, settings, labels])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             part.write(self.cut(case, seen, fmt, self.config))
@@ -258,7 +263,9 @@ class _Run:
             else:
                 seen, part = fresh[name]
                 values, clipped = part.scaled(fmt)
-                case = _describe(name, seen, part.facts, split[seen.patient], firsts[name], clipped, checksum(values))
+                kind = self.config.label_kind if seen.labelled else "none"
+                digest = checksum(values)
+                case = _describe(name, seen, part.facts, kind, split[seen.patient], firsts[name], clipped, digest)
             arrays.put(case, values)
             return case
 
@@ -267,7 +274,6 @@ class _Run:
             "version": FORMAT_VERSION,
             "made_by": f"fedfactory {__version__}",
             "domain": self.config.domain,
-            "label_kind": self.config.label_kind if any(case.labelled for case in cases) else "none",
             "classes": classes,
             "height": float(np.median([case.height for case in cases])),
             "site": self.config.of_the_site(),
@@ -285,7 +291,7 @@ def _one_line(text: str) -> str:
 
 
 def _describe(
-    name: str, seen: Survey, facts: dict[str, Any], split: str, first: int, clipped: float, digest: str
+    name: str, seen: Survey, facts: dict[str, Any], kind: str, split: str, first: int, clipped: float, digest: str
 ) -> Case:
     return Case(
         name=name,
@@ -293,7 +299,7 @@ def _describe(
         split=split,
         first=first,
         count=facts["count"],
-        labelled=seen.labelled,
+        label_kind=kind,
         shape=tuple(seen.shape),
         affine=tuple(tuple(row) for row in seen.affine.tolist()),
         box=seen.box,

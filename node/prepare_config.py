@@ -12,13 +12,14 @@ from ..cropping import CROPS
 from ..errors import ConfigError, StoreError, UsageError
 from ..slicing import COMPATIBILITY, SliceFormat
 from ..volumes import PLANES
+from .split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
 NEEDS_UNLABELLED = ("scribble", "point", "block")
 FORMAT_FILE = "format.json"
 # Two stores may be mixed, or one extended, only where these agree.
 AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
-OF_THE_SITE = ("domain", "label_kind", "unlabelled_value", "mask_key", "mask_as_class")
+OF_THE_SITE = ("domain", "mask_key", "mask_as_class")  # one run may bring dense labels, the next scribbles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class PrepareConfig:
             first digits, or what DICOM headers say.
         validation_share, test_share: of the patients; the rest trains.
         exclude: names of cases to leave out.
+        split: part of the split that all patients of this run belong to; default: drawn by the shares.
         seed: of the split.
     """
 
@@ -67,6 +69,7 @@ class PrepareConfig:
     validation_share: float = 0.15
     test_share: float = 0.15
     exclude: tuple[str, ...] = ()
+    split: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -89,6 +92,8 @@ class PrepareConfig:
             raise ConfigError("size, z-bins and spacing must be positive")
         if self.validation_share < 0 or self.test_share < 0 or self.validation_share + self.test_share >= 1:
             raise ConfigError("validation and test share must leave patients to train with")
+        if self.split not in (None, *SPLITS):
+            raise UsageError(f"split '{self.split}' is not known: choose {', '.join(SPLITS)}")
         if self.label_kind in NEEDS_UNLABELLED and self.unlabelled_value is None:
             raise UsageError(
                 f"label kind '{self.label_kind}': say with --unlabelled-value which value means that nobody annotated"

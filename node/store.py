@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from ..errors import ConfigError, StoreError, UsageError
 from ..progress import track
 from ..slice_grid import SliceGrid
 from ..slicing import SliceFormat
+from .prepare_config import LABEL_KINDS
 from .split import SPLITS
 
 INDEX = "store.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+ARRAY_OF = {"image": "presence", "gaze": "gaze"}  # where labels of a kind lie; all others are label maps
 DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32}
 
 
@@ -28,7 +31,7 @@ class Case:
     Attributes:
         name: of the case at this site. patient: equal for all volumes of one patient. split: "train", ...
         first, count: its slices are first .. first + count - 1.
-        labelled: whether it has labels of the store's kind.
+        label_kind: of its labels; "none" without any.
         shape, affine: of the stored volume. box: what was kept of it, along the turned axes.
         mean, deviation: the intensities v became (v - mean) / deviation.
         height: millimetres along the slice axis.
@@ -41,7 +44,7 @@ class Case:
     split: str
     first: int
     count: int
-    labelled: bool
+    label_kind: str
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
     box: tuple[tuple[int, int], ...]
@@ -54,6 +57,10 @@ class Case:
     facts: dict[str, Any]
 
     @property
+    def labelled(self) -> bool:
+        return self.label_kind != "none"
+
+    @property
     def span(self) -> slice:
         return slice(self.first, self.first + self.count)
 
@@ -63,7 +70,13 @@ class Case:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Case:
         case = cls(**{field.name: values[field.name] for field in fields(cls)})
-        if case.split not in SPLITS or case.count < 0 or case.first < 0 or len(case.shape) != 3:
+        if (
+            case.split not in SPLITS
+            or case.label_kind not in LABEL_KINDS
+            or case.count < 0
+            or case.first < 0
+            or len(case.shape) != 3
+        ):
             raise ValueError(f"case {case.name!r} is not described properly")
         return case
 
@@ -74,7 +87,8 @@ class SliceStore:
     Attributes:
         domain: name of the site's scanner, modality or organ.
         format: size, spacing, window and bins of the slices.
-        label_kind: as given to `prepare`; "none" for a site without labels.
+        label_kind: of the labelled training cases (of all, if none of those is labelled); "mixed" if they differ,
+            "none" for a site without labels.
         classes: number of label values including background; 0 without labels.
         height: median extent of the volumes along the slice axis, millimetres.
         cases: the volumes, sorted by name.
@@ -104,13 +118,13 @@ class SliceStore:
                     "`fedfactory prepare` again"
                 )
             self.domain: str = index["domain"]
-            self.label_kind: str = index["label_kind"]
             self.classes: int = index["classes"]
             self.height: float = index["height"]
             self.site: dict[str, Any] = index["site"]
             self.warnings: list[str] = index["warnings"]
             self.format = SliceFormat.from_dict(index["format"])
             self.cases = [Case.from_dict(case) for case in index["cases"]]
+            self.label_kind = _common_kind(self.cases)
             self.files: dict[str, str] = index["arrays"]
             arrays = {kind: self._open(kind) for kind in DTYPES}
             self.z_bin = np.asarray(index["z_bin"], dtype=np.int64)
@@ -151,26 +165,28 @@ class SliceStore:
     def __len__(self) -> int:
         return len(self.images)
 
-    def slices(self, split: str | None = None, *, labelled: bool = False) -> np.ndarray:
+    def slices(self, split: str | None = None, *, kinds: Collection[str] = LABEL_KINDS) -> np.ndarray:
         """Indices of slices, rising, (n,) int64.
 
         Args:
             split: "train", "validation" or "test"; None takes all.
-            labelled: leave out cases without labels.
+            kinds: of the cases' labels; others are left out.
         """
         chosen = [
             np.arange(case.first, case.first + case.count)
             for case in self.cases
-            if split in (None, case.split) and (case.labelled or not labelled)
+            if split in (None, case.split) and case.label_kind in kinds
         ]
         return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
 
     def labelled_slices(self, split: str | None = "train") -> np.ndarray:
-        """Indices of the slices of labelled cases, (n,). Raises StoreError if there are none."""
-        chosen = self.slices(split, labelled=True)
+        """Indices of the slices of densely labelled cases, (n,). Raises StoreError if there are none."""
+        chosen = self.slices(split, kinds=("dense",))
         if self.labels is None or not len(chosen):
             where = "" if split is None else f" in the {split} part"
-            raise StoreError(f"{self.path}: no case of this store has labels{where}")
+            others = sorted({case.label_kind for case in self.cases if case.labelled} - {"dense"})
+            also = f"; its labels are of kind {', '.join(others)}" if others else ""
+            raise StoreError(f"{self.path}: no case of this store has dense labels{where}{also}")
         return chosen
 
     def grid(self, case: Case) -> SliceGrid:
@@ -194,14 +210,21 @@ class SliceStore:
     def parts(self, case: Case) -> dict[str, np.ndarray]:
         """The arrays of one case, by kind; of its labels only if it has some. Slices of `gaze` count from its first."""
         found = {"images": self.images[case.span]}
-        if case.labelled and self.labels is not None:
+        array = ARRAY_OF.get(case.label_kind, "labels")
+        if case.labelled and array == "labels":
             found["labels"] = self.labels[case.span]
-        if case.labelled and self.presence is not None:
+        elif case.labelled and array == "presence":
             found["presence"] = self.presence[case.span]
-        if case.labelled and self.gaze is not None:
+        elif case.labelled:
             inside = (self.gaze[:, 0] >= case.first) & (self.gaze[:, 0] < case.first + case.count)
             found["gaze"] = self.gaze[inside] - np.array([case.first, 0, 0, 0], np.float32)
         return found
+
+
+def _common_kind(cases: list[Case]) -> str:
+    labelled = [case for case in cases if case.labelled]
+    kinds = {case.label_kind for case in labelled if case.split == "train"} or {case.label_kind for case in labelled}
+    return "none" if not kinds else kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def checksum(parts: dict[str, np.ndarray]) -> str:

@@ -329,7 +329,7 @@ def test_a_second_run_adds_replaces_and_skips(site, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"size": 32}, "size is 16, not 32"), ({"z_bins": 9}, "z bins is 4, not 9"), ({"domain": "y"}, "is x, not y"),
-     ({"plane": "coronal"}, "plane"), ({"spacing": 2.0}, "spacing"), ({"label_kind": "none"}, "label kind")],
+     ({"plane": "coronal"}, "plane"), ({"spacing": 2.0}, "spacing")],
 )  # fmt: skip
 def test_a_store_is_not_extended_with_slices_of_another_kind(site, tmp_path, change, message):
     prepare(site, tmp_path / "out", CONFIG)
@@ -337,6 +337,31 @@ def test_a_store_is_not_extended_with_slices_of_another_kind(site, tmp_path, cha
     with pytest.raises(UsageError, match=message):
         prepare(site, tmp_path / "out", replace(CONFIG, **change))
     assert folder_bytes(tmp_path / "out") == before
+
+
+def test_a_store_holds_cases_with_labels_of_different_kinds(site, tmp_path):
+    write_site(site, cases=4)
+    names = [f"case{n}" for n in range(4)]
+
+    def of(number, **changes):
+        exclude = tuple(name for name in names if name != f"case{number}")
+        return prepare(site, tmp_path / "out", replace(CONFIG, exclude=exclude, **changes)).store
+
+    of(0, split="train")
+    of(1, label_kind="image", split="train")
+    assert of(2, label_kind="none", split="train").label_kind == "mixed"
+    store = of(3, label_kind="box", split="test")
+    kinds = [(case.label_kind, case.split) for case in store.cases]
+    assert kinds == [("dense", "train"), ("image", "train"), ("none", "train"), ("box", "test")]
+    np.testing.assert_array_equal(store.labelled_slices("train"), np.arange(8))
+    with pytest.raises(
+        StoreError, match=r"no case .* dense labels in the test part; its labels are of kind box, image"
+    ):
+        store.labelled_slices("test")
+    assert (store.labels[8:24] == UNLABELLED).all() and store.presence[8:16].any() and not store.presence[16:].any()
+    again = of(0, label_kind="image", split="train")  # the same files, read otherwise
+    assert again.cases[0].label_kind == "image" and (again.labels[:8] == UNLABELLED).all()
+    again.verify()
 
 
 def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
@@ -592,7 +617,8 @@ def test_a_site_of_which_nothing_can_be_used_leaves_no_store(site, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "error"),
-    [({"domain": " "}, UsageError), ({"label_kind": "odd"}, UsageError), ({"plane": "odd"}, UsageError),
+    [({"domain": " "}, UsageError), ({"split": "odd"}, UsageError), ({"label_kind": "odd"}, UsageError),
+     ({"plane": "odd"}, UsageError),
      ({"size": 0}, ConfigError), ({"spacing": -1.0}, ConfigError), ({"spacing": float("nan")}, ConfigError),
      ({"validation_share": 0.6, "test_share": 0.4}, ConfigError), ({"classes": 1}, ConfigError),
      ({"patient_pattern": "("}, UsageError), ({"mask_as_class": True}, UsageError)],

@@ -1,0 +1,51 @@
+"""The gated CRF energy: pixels that are near and look alike should have the same label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RADIUS = 5
+SIGMA_PLACE = 6.0  # pixels
+SIGMA_GREY = 0.1  # of grey levels in [0, 1]
+
+
+def gated_crf(
+    probabilities: Tensor,
+    images: Tensor,
+    *,
+    radius: int = RADIUS,
+    sigma_place: float = SIGMA_PLACE,
+    sigma_grey: float = SIGMA_GREY,
+) -> Tensor:
+    """Potts energy within a window, with one Gaussian kernel over place and grey level (Obukhov et al. 2019; FedICRA).
+
+    L = 1 / (B H W) sum_i sum_{j in window(i), j != i} k_ij (1 - sum_c p_ic p_jc), with neighbours inside the image
+    only. Every pair is met once and counted twice: the kernel is symmetric. Memory is that of one shifted copy, not of
+    the window.
+
+    Args:
+        probabilities: (B, C, H, W), summing to one over C. images: (B, 1, H, W) in [0, 1]; no gradient reaches them.
+        radius: of the square window, pixels.
+    """
+    batch, _, height, width = probabilities.shape
+    images, total = images.detach(), probabilities.new_zeros(())
+    for down in range(min(radius, height - 1) + 1):
+        for right in range(-min(radius, width - 1), min(radius, width - 1) + 1):
+            if down == 0 and right <= 0:
+                continue
+            here, there = _overlap(down, right, height, width)
+            place = (down**2 + right**2) / (2 * sigma_place**2)
+            grey = (images[here] - images[there]).square() / (2 * sigma_grey**2)
+            kernel = torch.exp(-place - grey)[:, 0]
+            same = torch.einsum("bchw,bchw->bhw", probabilities[here], probabilities[there])
+            total = total + (kernel * (1 - same)).sum()
+    return 2 * total / (batch * height * width)
+
+
+def _overlap(down: int, right: int, height: int, width: int) -> tuple[tuple, tuple]:
+    """Indices of the pixels that have a neighbour at this offset, and of these neighbours."""
+    rows, rows_there = slice(0, height - down), slice(down, height)
+    columns = slice(max(0, -right), width - max(0, right))
+    columns_there = slice(max(0, right), width + min(0, right))
+    return (..., rows, columns), (..., rows_there, columns_there)

@@ -1,0 +1,131 @@
+"""Tree filters and the multi-scale recursive tree energy: labels spread along paths of small differences.
+
+Song et al. 2019 (learnable tree filter), Liang et al. 2022 (tree energy loss), FedICRA (arXiv 2304.05635).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
+from torch import Tensor
+
+SIGMA_IMAGE = 0.02  # divides squared differences of grey levels in [0, 1]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Spanning trees of a batch of images, pixels numbered through the batch; roots are their own parents.
+
+    Attributes:
+        parent: (B * H * W,) int64. depth: of the deepest pixel, in edges.
+    """
+
+    parent: Tensor
+    depth: int
+
+
+def spanning_forest(guide: Tensor) -> Forest:
+    """Minimum spanning trees of the 4-connected grids of guides (B, K, H, W), edges |f_i - f_j|^2 + 1.
+
+    Without gradient: trees are made on the processor by SciPy.
+    """
+    height, width = guide.shape[2:]
+    features = guide.detach().cpu().numpy().astype(np.float64)
+    number = np.arange(height * width).reshape(height, width)
+    ends = [
+        np.concatenate([a.ravel(), b.ravel()])
+        for a, b in ((number[:, :-1], number[:-1]), (number[:, 1:], number[1:]))
+    ]  # fmt: skip
+    parents, depth = [], 0
+    for image, one in enumerate(features):
+        flat = one.reshape(one.shape[0], -1)
+        # Plus one: SciPy takes an edge of weight 0 for none.
+        weight = np.square(flat[:, ends[0]] - flat[:, ends[1]]).sum(0) + 1
+        graph = coo_matrix((weight, ends), shape=(number.size, number.size)).tocsr()
+        order, before = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
+        before[0] = 0
+        level = _levels(order, before)
+        depth = max(depth, int(level.max()))
+        parents.append(before.astype(np.int64) + image * number.size)
+    return Forest(torch.from_numpy(np.concatenate(parents)).to(guide.device), depth)
+
+
+def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float = 1.0) -> Tensor:
+    """y_i = sum_j s_ij p_j / sum_j s_ij with s_ij = exp(-sum over the path's edges of |f_a - f_b|^2 / sigma).
+
+    Exact, by one sweep from the leaves and one from the root. A sweep is a linear recurrence along parents; jumping to
+    the parent's parent, then four up, eight and so on, it takes log2(depth) steps over all pixels instead of one for
+    each level, in plain PyTorch and differentiable in values and guide.
+
+    Args:
+        values: (B, C, H, W). guide: (B, K, H, W). forest: of this batch, see `spanning_forest`.
+    """
+    batch, classes, height, width = values.shape
+    x = torch.cat([values, torch.ones_like(values[:, :1])], 1).movedim(1, -1).reshape(-1, classes + 1)
+    features = guide.movedim(1, -1).reshape(-1, guide.shape[1])
+    parent = forest.parent
+    own = torch.arange(len(parent), device=parent.device)
+    step = torch.exp(-(features - features[parent]).square().sum(1, keepdim=True) / sigma)
+    step = torch.where((parent == own)[:, None], 0.0, step)
+    jumps = _jumps(step, forest)
+    below = _from_leaves(x, jumps)
+    whole = _from_root((1 - step.square()) * below, jumps)
+    filtered = whole[:, :-1] / whole[:, -1:]
+    return filtered.reshape(batch, height, width, classes).movedim(-1, 1)
+
+
+def tree_energy(
+    probabilities: Tensor, images: Tensor, unknown: Tensor, embeddings: Sequence[Tensor], *, sigma: float = SIGMA_IMAGE
+) -> Tensor:
+    """Mean distance, over pixels of which nothing is known, of predictions to themselves after a chain of tree filters:
+    first along the image's tree, then along those of learnt embeddings.
+
+    Args:
+        probabilities: (B, C, H, W). images: (B, 1, H, W) in [0, 1]. unknown: (B, H, W) bool.
+        embeddings: (B, K, H, W) each, coarse to fine; gradients reach them.
+
+    Returns: sum over unknown pixels and classes of |p - y| / number of unknown pixels; 0 if there is none.
+    """
+    filtered = tree_filter(probabilities, images.detach(), spanning_forest(images), sigma=sigma)
+    for guide in embeddings:
+        filtered = tree_filter(filtered, guide, spanning_forest(guide))
+    apart = (probabilities - filtered).abs().sum(1)
+    return torch.where(unknown, apart, 0.0).sum() / unknown.sum().clamp(min=1)
+
+
+def _levels(order: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """(n,) edges to the root, of a breadth-first order and the parents: found by jumping as well."""
+    level = (before != np.arange(len(before))).astype(np.int64)
+    jump = before.astype(np.int64)
+    while (jump != order[0]).any():
+        level += level[jump]
+        jump = jump[jump]
+    return level
+
+
+def _jumps(step: Tensor, forest: Forest) -> list[tuple[Tensor, Tensor]]:
+    """(weight of the way, where it leads) for ways of 1, 2, 4 ... edges up; a way past the root weighs 0."""
+    jumps, parent, length = [], forest.parent, 1
+    while length <= forest.depth:
+        jumps.append((step, parent))
+        step, parent, length = step * step[parent], parent[parent], 2 * length
+    return jumps
+
+
+def _from_root(x: Tensor, jumps: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """z_i = x_i + w_i z_parent(i)."""
+    for weight, ancestor in jumps:
+        x = x + weight * x[ancestor]
+    return x
+
+
+def _from_leaves(x: Tensor, jumps: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """a_i = x_i + sum over children c of w_c a_c."""
+    for weight, ancestor in jumps:
+        x = x.index_add(0, ancestor, weight * x)
+    return x

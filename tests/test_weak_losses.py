@@ -1,0 +1,222 @@
+"""Labels as sets, and the losses that live on incomplete labels, against slow plain versions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fedfactory.adaptation.gated_crf import gated_crf
+from fedfactory.adaptation.label_sets import (
+    UNKNOWN,
+    as_masks,
+    sets_of_boxes,
+    sets_of_labels,
+    sets_of_presence,
+)
+from fedfactory.adaptation.partial_losses import partial_dice, partial_loss, set_cross_entropy
+from fedfactory.adaptation.tree_energy import spanning_forest, tree_energy, tree_filter
+from fedfactory.errors import ConfigError, NodeDataError
+from fedfactory.slicing import UNLABELLED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+RNG = np.random.default_rng(0)
+
+
+def masks(labels, classes=3):
+    return as_masks(torch.from_numpy(sets_of_labels(labels, classes).astype(np.int64)), classes)
+
+
+def test_dense_labels_allow_one_class_and_unlabelled_pixels_none():
+    labels = np.array([[[0, 2], [1, UNLABELLED]]], np.uint8)
+    allowed = masks(labels)
+    assert allowed.shape == (1, 3, 2, 2)
+    assert allowed[0, :, 0, 1].tolist() == [False, False, True]
+    assert not allowed[0, :, 1, 1].any()
+
+
+@pytest.mark.parametrize("classes", [9, 24])
+def test_sets_of_many_classes_do_not_overflow(classes):
+    labels = np.full((1, 2, 2), classes - 1, np.uint8)
+    assert masks(labels, classes)[0, :, 0, 0].tolist() == [False] * (classes - 1) + [True]
+    assert float(np.float32(sets_of_labels(labels, classes)[0, 0, 0])) == 2 ** (classes - 1)
+
+
+def test_labels_out_of_range_are_refused():
+    with pytest.raises(NodeDataError, match="reach 3, the method knows 3"):
+        sets_of_labels(np.array([[3]], np.uint8), 3)
+    with pytest.raises(NodeDataError, match="4 classes"):
+        sets_of_presence(np.ones((2, 4)), 2, 3)
+    with pytest.raises(ConfigError, match="25"):
+        sets_of_labels(np.zeros((1, 1), np.uint8), 25)
+
+
+def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
+    labels = np.zeros((12, 12), np.uint8)
+    labels[0:9, 0:9] = 1  # of a ring around:
+    labels[3:6, 3:6] = 2
+    labels[9:12, 9:12] = 0
+    sets = sets_of_boxes(labels, 3)
+    assert sets[11, 11] == 0b001 and sets[0, 0] == 0b011
+    assert sets[3, 3] == 0b111  # a rim of the inner box, inside the outer one
+    assert sets[4, 4] == 0b111  # of the inner box's middle nobody can say that it is not the ring's
+    alone = np.zeros((12, 12), np.uint8)
+    alone[0:9, 0:9] = 2
+    assert sets_of_boxes(alone, 3)[4, 4] == 0b100
+    assert sets_of_boxes(alone, 3)[1, 1] == 0b101
+
+
+def test_a_box_map_with_unlabelled_pixels_is_read_as_it_is():
+    labels = np.full((4, 4), UNLABELLED, np.uint8)
+    labels[0], labels[2, 2] = 0, 1
+    sets = sets_of_boxes(labels, 2)
+    assert (sets[0] == 1).all() and sets[2, 2] == 2 and sets[1, 1] == UNKNOWN
+
+
+def test_image_labels_allow_what_is_there():
+    sets = sets_of_presence(np.array([[1, 0, 1], [0, 0, 0]]), 2, 3)
+    assert (sets[0] == 0b101).all() and (sets[1] == 0b001).all()
+
+
+def test_with_complete_labels_the_loss_is_cross_entropy():
+    labels = RNG.integers(0, 3, (2, 8, 8)).astype(np.uint8)
+    logits = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    expected = F.cross_entropy(logits, torch.from_numpy(labels).long())
+    torch.testing.assert_close(set_cross_entropy(logits, masks(labels)), expected)
+
+
+def test_the_loss_of_a_set_is_that_of_its_whole_probability_and_unknown_pixels_take_no_part():
+    logits = torch.randn(1, 3, 1, 3, dtype=torch.float64, requires_grad=True)
+    allowed = torch.tensor([[[[1, 0, 1]], [[1, 0, 1]], [[0, 0, 1]]]], dtype=torch.bool)
+    p = torch.softmax(logits, 1)[0, :, 0]
+    loss = set_cross_entropy(logits, allowed)
+    torch.testing.assert_close(loss, -torch.log(p[0, 0] + p[1, 0]))
+    loss.backward()
+    assert (logits.grad[0, :, 0, 0] != 0).all() and (logits.grad[0, :, 0, 1:] == 0).all()
+
+
+def test_without_any_label_losses_are_zero_and_so_are_their_gradients():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = partial_loss(logits, torch.zeros(2, 3, 4, 4, dtype=torch.bool))
+    loss.backward()
+    assert float(loss) == 0 and (logits.grad == 0).all()
+
+
+def test_partial_dice_sees_only_pixels_of_one_class():
+    labels = RNG.integers(0, 3, (2, 8, 8)).astype(np.uint8)
+    logits = 20.0 * F.one_hot(torch.from_numpy(labels).long(), 3).movedim(-1, 1)
+    allowed = masks(labels)
+    assert float(partial_dice(logits, allowed)) < 0.01
+    labels[0, :4] = UNLABELLED
+    wrong = logits.clone()
+    wrong[0, :, :4] = 0
+    assert float(partial_dice(wrong, masks(labels))) < 0.01
+    assert float(partial_dice(wrong, allowed)) > 0.05
+
+
+def plain_crf(p, image, radius, place, grey):
+    _, height, width = p.shape
+    total = 0.0
+    for i in range(height):
+        for j in range(width):
+            for k in range(max(0, i - radius), min(height, i + radius + 1)):
+                for n in range(max(0, j - radius), min(width, j + radius + 1)):
+                    if (i, j) != (k, n):
+                        far = ((i - k) ** 2 + (j - n) ** 2) / (2 * place**2)
+                        far += float(image[i, j] - image[k, n]) ** 2 / (2 * grey**2)
+                        total += math.exp(-far) * (1 - float(p[:, i, j] @ p[:, k, n]))
+    return total / (height * width)
+
+
+@pytest.mark.parametrize(("height", "width", "radius"), [(6, 7, 2), (5, 3, 5), (1, 4, 2)])
+def test_the_gated_crf_equals_the_sum_over_all_pairs(height, width, radius):
+    p = torch.softmax(torch.randn(2, 3, height, width, dtype=torch.float64), 1)
+    image = torch.rand(2, 1, height, width, dtype=torch.float64)
+    expected = np.mean([plain_crf(p[n], image[n, 0], radius, 6.0, 0.1) for n in range(2)])
+    assert float(gated_crf(p, image, radius=radius)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_gated_crf_has_the_right_gradient():
+    image = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    logits = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: gated_crf(torch.softmax(z, 1), image, radius=2), logits)
+
+
+def plain_filter(values, guide, sigma):
+    """By brute force over all pairs of pixels, along the paths of a tree that SciPy finds."""
+    classes, height, width = values.shape
+    flat = guide.reshape(len(guide), -1).numpy()
+    n = height * width
+    weights, distance = np.zeros((n, n)), np.full((n, n), np.inf)
+    for i in range(n):
+        for j in ((i + 1) if (i + 1) % width else None, i + width if i + width < n else None):
+            if j is not None:
+                weights[i, j] = ((flat[:, i] - flat[:, j]) ** 2).sum() + 1
+    tree = minimum_spanning_tree(weights).toarray()
+    np.fill_diagonal(distance, 0)
+    for i, j in zip(*np.nonzero(tree), strict=True):
+        distance[i, j] = distance[j, i] = (tree[i, j] - 1) / sigma
+    for k in range(n):
+        distance = np.minimum(distance, distance[:, k : k + 1] + distance[k])
+    share = torch.from_numpy(np.exp(-distance))
+    flat_values = values.reshape(classes, -1).T
+    return (share @ flat_values / share.sum(1, keepdim=True)).T.reshape(values.shape)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 1.0])
+def test_the_tree_filter_equals_brute_force(sigma):
+    values = torch.rand(2, 4, 8, 8, dtype=torch.float64)
+    guide = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = tree_filter(values, guide, spanning_forest(guide), sigma=sigma)
+    for one, value, way in zip(found, values, guide, strict=True):
+        torch.testing.assert_close(one, plain_filter(value, way, sigma), atol=1e-6, rtol=0)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_the_tree_filter_keeps_what_is_equal_everywhere_and_never_leaves_the_range(height, width, seed):
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.rand(1, 2, height, width, generator=rng, dtype=torch.float64)
+    values[:, 1] = 0.25
+    guide = 5 * torch.rand(1, 3, height, width, generator=rng, dtype=torch.float64)
+    found = tree_filter(values, guide, spanning_forest(guide))
+    torch.testing.assert_close(found[:, 1], values[:, 1])
+    assert found[:, 0].min() >= values[:, 0].min() - 1e-9 and found[:, 0].max() <= values[:, 0].max() + 1e-9
+
+
+def test_the_tree_filter_has_the_right_gradients():
+    guide = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    values = torch.rand(2, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    forest = spanning_forest(guide)
+    assert torch.autograd.gradcheck(lambda v, g: tree_filter(v, g, forest), (values, guide))
+
+
+def test_tree_energy_counts_unknown_pixels_and_teaches_the_embeddings():
+    logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+    images, guide = torch.rand(2, 1, 8, 8), torch.rand(2, 4, 8, 8, requires_grad=True)
+    unknown = torch.zeros(2, 8, 8, dtype=torch.bool)
+    assert float(tree_energy(torch.softmax(logits, 1), images, unknown, [guide])) == 0
+    unknown[0, :4] = True
+    p = torch.softmax(logits, 1)
+    loss = tree_energy(p, images, unknown, [guide])
+    first = tree_filter(p, images, spanning_forest(images), sigma=0.02)
+    second = tree_filter(first, guide, spanning_forest(guide))
+    torch.testing.assert_close(loss, (p - second)[0, :, :4].abs().sum() / 32)
+    loss.backward()
+    assert guide.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
+
+
+def test_a_uniform_image_spreads_a_label_everywhere_and_an_edge_stops_it():
+    values = torch.zeros(1, 1, 6, 6)
+    values[0, 0, 0, 0] = 1
+    flat = torch.zeros(1, 1, 6, 6)
+    torch.testing.assert_close(tree_filter(values, flat, spanning_forest(flat)), torch.full_like(values, 1 / 36))
+    halves = flat.clone()
+    halves[..., 3:] = 10
+    found = tree_filter(values, halves, spanning_forest(halves))
+    assert float(found[0, 0, :, 3:].max()) < 1e-6
+    torch.testing.assert_close(found[0, 0, :, :3], torch.full((6, 3), 1 / 18))
