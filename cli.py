@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from .files import refuse_existing, write_json
 
 if TYPE_CHECKING:
     from .node.prepare import Preparation
+    from .researcher.segmentation import SegmentationResult
 
 app = typer.Typer(
     help="Train a data factory across hospitals, draw labelled synthetic volumes, adapt a segmenter to each site.",
@@ -256,9 +259,36 @@ def train(
     ] = "float32",
     secagg: Annotated[bool, typer.Option("--secagg", help="Sum the sites' weights encrypted.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Train a segmenter instead, see `fedfactory methods`; size and classes are the sites'."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --method: slices in an update.")] = 12,
+    width: Annotated[int, typer.Option(min=4, help="With --method: channels of the first level.")] = 16,
+    rotation: Annotated[
+        float,
+        typer.Option(min=0, help="With --method: largest random angle, degrees; 180 for scans without orientation."),
+    ] = 8.6,
+    mirror: Annotated[bool, typer.Option(help="With --method: random flips, for symmetric organs.")] = True,
+    option: Annotated[
+        list[str] | None, typer.Option(help="With --method: NAME=VALUE of the method's own settings; may be repeated.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Phase one: train the factory with the nodes."""
+    """Phase one: train the factory with the nodes. With --method: a federated segmentation."""
+    if method is not None:
+        from .researcher.segmentation import train_method
+
+        _quiet_framework()
+        result = train_method(
+            method, out, researcher=researcher, tag=tag, rounds=rounds, updates=updates_per_round,
+            min_nodes=min_nodes or 1, node_timeout=node_timeout, approval_timeout=approval_timeout,
+            round_timeout=round_timeout, batch_size=batch_size, width=width, mirror=mirror,
+            rotation=math.radians(rotation), options=_pairs(option or []), seed=seed,
+        )  # fmt: skip
+        _print_scores(result)
+        console.print(f"{out}: {rounds} rounds; every site keeps its segmenters beside its store")
+        return
     from .researcher.training import Federation, RunState, Stage, factory_config
     from .researcher.training import resume as go_on
     from .researcher.training import train as run
@@ -290,6 +320,40 @@ def train(
     if state.events:
         console.print(f"{len(state.events)} times a site did not count in a round: fedfactory status {folder}")
     console.print(f"{folder}: {state.rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
+
+
+@app.command()
+def methods() -> None:
+    """The methods of federated segmentation, and what leaves a site with each."""
+    from .adaptation.methods import METHODS
+
+    table = Table("method", "for", "leaves a site", "stays")
+    for name, kind in METHODS.items():
+        table.add_row(name, kind.summary, kind.leaves, kind.stays)
+    console.print(table)
+
+
+def _pairs(words: list[str]) -> dict[str, object]:
+    """NAME=VALUE as JSON values where they are such, as text otherwise."""
+    found: dict[str, object] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--option {word}: write NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _print_scores(result: SegmentationResult) -> None:
+    from .researcher.segmentation import score_table
+
+    table = Table("site", "labels", "own Dice", "own HD95 (mm)", "average Dice", "average HD95 (mm)")
+    for row in score_table(result):
+        table.add_row(*row)
+    console.print(table)
 
 
 @app.command()

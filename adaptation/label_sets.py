@@ -19,7 +19,6 @@ from ..slicing import UNLABELLED
 MOST_CLASSES = 24  # a set is a whole number that must survive float32
 UNKNOWN = 0
 CORE = 1 / 3  # of a box's sides: its middle, which is taken for the structure
-LABEL_MAPS = ("dense", "scribble", "point", "block", "box")
 
 
 def check_classes(classes: int) -> None:

@@ -15,11 +15,13 @@ from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.networks import make_generator
 from ..slicing import SliceFormat
+from .federated_method import MethodConfig
+from .methods import make_method
 from .networks import build_network, dimensions
 from .translator_network import EncoderConfig, Translator
 
 KIND = "segmenter"
-TRANSLATOR = "translator"  # the network's name in such a segmenter's card
+TRANSLATOR, FEDERATED = "translator", "federated"  # networks' names in such segmenters' cards
 PATCH_DEPTH = 8  # slices that a 3-D network sees at once
 SLICES_AT_ONCE = 32
 
@@ -44,7 +46,7 @@ class Segmenter:
     def dimensions(self) -> int:
         """2 if a slice is segmented by itself, 3 if its neighbours are seen."""
         name = self.card["config"]["network"]
-        return 2 if name == TRANSLATOR else dimensions(name)
+        return 2 if name in (TRANSLATOR, FEDERATED) else dimensions(name)
 
     def to(self, device: torch.device | str) -> Segmenter:
         self.network.to(device)
@@ -91,6 +93,9 @@ class Segmenter:
             generator = make_generator(FactoryConfig.from_dict(card["factory"]))
             encoder = EncoderConfig(**card["config"]["encoder"])
             network: nn.Module = Translator(generator, classes, card["domains"], encoder)
+        elif name == FEDERATED:
+            method = make_method(MethodConfig.from_dict(card["config"]["method"]))
+            network = method.segmenter(method.build(), card["config"]["site"])
         else:
             network = build_network(name, classes)
         return cls(network, SliceFormat.from_dict(card["format"]), card)

@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import FederationError, UsageError
 from ..files import sha256_of
 from .fedbiomed_hooks import open_node, pending_plans
+from .site_slices import kinds_of
 from .store import SliceStore
 
 MIN_TAG = 3  # Fed-BioMed's own limit
@@ -26,7 +27,8 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
     What a researcher's search can see: the tag, and a description with domain, version, slice format and number of
-    training slices (which every reply of Fed-BioMed tells too). No path, no case.
+    training slices (which every reply of Fed-BioMed tells too), by kind of label, and of label values. No path, no
+    case.
 
     Raises: UsageError or StoreError if node or store are not usable, the store has changed since it was prepared, or
         the tag is taken.
@@ -61,6 +63,8 @@ def store_facts(store: SliceStore) -> str:
         "compatibility": fmt.compatibility,
         "intensities": INTENSITIES,
         "slices": len(store.slices("train")),
+        "classes": store.classes,
+        "label_kinds": kinds_of(store),
     }
     return INTRODUCTION + json.dumps(facts)
 

@@ -1,0 +1,291 @@
+"""One interface for methods by which sites with uneven labels train a segmenter together.
+
+A method says what a round is at a site, what of the model leaves it, and how the researcher weighs the sites. It knows
+neither Fed-BioMed nor files: real nodes (`fedfactory.node.segmentation_plan`) and studies in one process run the same
+code. A new method is a subclass in a module of its own and a line in `fedfactory.adaptation.methods`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, TrainingError
+from .augmentation import ROTATION, appearance, geometry
+from .label_sets import SiteSlices, as_masks, check_classes
+from .partial_losses import partial_loss
+from .site_network import GROUPS, SMALLEST, SiteUNet
+from .training_loop import seed_of, seeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """What all sites of a federated segmentation share. Raises: ConfigError if a value is out of range.
+
+    Attributes:
+        method: name, see `fedfactory.adaptation.methods`. options: the method's own settings.
+        classes: label values, background included. size: pixels per side of the slices.
+        sites: number of sites. rounds, updates: how many, and steps of a site in each.
+        width: channels of the network's first level.
+        learning_rate: None takes the method's own.
+        mirror, rotation: of the augmentation, see `SegmenterConfig`.
+    """
+
+    method: str
+    classes: int
+    size: int
+    sites: int
+    rounds: int
+    updates: int = 20
+    batch_size: int = 12
+    width: int = 16
+    learning_rate: float | None = None
+    mirror: bool = True
+    rotation: float = ROTATION
+    seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
+        for name in ("sites", "rounds", "updates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.size < 2 * SMALLEST or self.size % SMALLEST:
+            raise ConfigError(f"size is {self.size}; these networks need a multiple of {SMALLEST} from {2 * SMALLEST}")
+        if self.width < GROUPS or self.width % GROUPS:
+            raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ConfigError("learning_rate must be positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
+        """Raises: ConfigError for unknown or impossible settings."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"these settings of a method are not usable ({error})") from None
+
+
+@dataclass
+class Visit:
+    """One round at one site.
+
+    Attributes:
+        model: what came, with what stayed here in its place; changed in place.
+        optimizers: by name, with their state of the round before.
+        data: the site's training slices.
+        site: its index among the sites. number: of the round, from 1.
+        kept: what the method keeps at the site between rounds, tensors and numbers; never sent.
+    """
+
+    model: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]
+    data: SiteSlices
+    site: int
+    number: int
+    kept: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a site says of its round.
+
+    Attributes:
+        samples: slices that taught; 0 for a site that trained nothing.
+        loss: mean of the steps' losses, or of the one that weighs the sites; NaN without a step.
+        numbers: further ones, by name.
+    """
+
+    samples: int
+    loss: float
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, float]:
+        return {"samples": self.samples, "loss": self.loss, **self.numbers}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Report:
+        return cls(int(values["samples"]), float(values["loss"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """Of a method without settings of its own."""
+
+
+class FederatedMethod(ABC):
+    """A way of training together.
+
+    Attributes:
+        name, summary: for `fedfactory methods`. leaves, stays: what travels, and what does not.
+        Options: its settings. default_rate: learning rate.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    leaves: ClassVar[str] = "all weights; losses, counts and scores"
+    stays: ClassVar[str] = "images, labels, optimizer states"
+    Options: ClassVar[type] = NoOptions
+    default_rate: ClassVar[float] = 1e-3
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+        try:
+            self.options = self.Options(**config.options)
+        except TypeError as error:
+            raise ConfigError(f"{self.name}: these options are not usable ({error})") from None
+        self.rate = config.learning_rate or self.default_rate
+        self.geometry = geometry(mirror=config.mirror, rotation=config.rotation)
+        self.appearance = appearance()
+
+    def build(self) -> nn.Module:
+        """The model that travels, the same at every site for the same seed."""
+        with seeded(seed_of(self.config.seed)):
+            return self.network()
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A fresh model; random numbers are seeded outside."""
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        return {"all": torch.optim.Adam(model.parameters(), self.rate)}
+
+    def keeps(self, model: nn.Module) -> set[str]:
+        """Names of the tensors of the model that stay at their site, between rounds too."""
+        return set()
+
+    def segmenter(self, model: nn.Module, site: int) -> nn.Module:
+        """Of the model, a network from slices (B, 1, S, S) to logits (B, classes, S, S)."""
+        return model
+
+    @abstractmethod
+    def train_round(self, visit: Visit) -> Report:
+        """The site's share of a round. Raises: TrainingError if a loss is NaN or infinite."""
+
+    def shares(self, reports: Sequence[Report]) -> list[float]:
+        """Weights of the sites in the average, adding up to one; all 0 if no site has trained."""
+        total = sum(report.samples for report in reports)
+        return [report.samples / total if total else 0.0 for report in reports]
+
+    def batch(self, visit: Visit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Augmented slices (B, 1, S, S) in [-1, 1] and their sets (B, classes, S, S), see `as_masks`.
+
+        Draws from numpy's global generator.
+        """
+        images = visit.data.images[chosen][:, None].astype(np.float32)
+        one = self.geometry(data=images, seg=visit.data.sets[chosen][:, None].astype(np.float32))
+        one = self.appearance(**one)
+        sets = torch.from_numpy(one["seg"][:, 0].astype(np.int64)).to(visit.device)
+        return torch.from_numpy(one["data"]).float().to(visit.device), as_masks(sets, self.config.classes)
+
+    def draws(self, visit: Visit, among: np.ndarray, updates: int) -> list[np.ndarray]:
+        """`updates` batches of indices: passes over `among`, each in an order of its own."""
+        rng = np.random.default_rng((self.config.seed, visit.site, visit.number))
+        wanted = updates * self.config.batch_size
+        order = np.concatenate([rng.permutation(among) for _ in range(math.ceil(wanted / len(among)))])
+        return list(order[:wanted].reshape(updates, -1))
+
+    def seeded_round(self, visit: Visit) -> Any:
+        """Random numbers of a round, that neither depend on those before nor disturb others."""
+        return seeded(seed_of(self.config.seed, visit.site, visit.number))
+
+    def step(self, visit: Visit, loss: Tensor, names: Sequence[str] = ("all",)) -> float:
+        """One update by the optimizers named. Raises: TrainingError before anything moves if the loss is no number."""
+        if not torch.isfinite(loss):
+            raise TrainingError(f"{self.name}: the loss is {float(loss)} in round {visit.number}")
+        for name in names:
+            visit.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        for name in names:
+            visit.optimizers[name].step()
+        return float(loss.detach())
+
+
+class FederatedAveraging(FederatedMethod):
+    """Every site trains the whole network with whatever labels it has; weights are averaged by numbers of slices
+    (McMahan et al. 2017). The ground that other methods stand on."""
+
+    name = "fedavg"
+    summary = "weights averaged by numbers of labelled slices"
+
+    def network(self) -> nn.Module:
+        return SiteUNet(self.config.classes, width=self.config.width)
+
+    def train_round(self, visit: Visit) -> Report:
+        told = visit.data.told
+        if not len(told):
+            return Report(0, math.nan)
+        before = {name: value.detach().clone() for name, value in visit.model.named_parameters()}
+        visit.model.train()
+        with self.seeded_round(visit):
+            losses = []
+            for chosen in self.draws(visit, told, self.config.updates):
+                images, allowed = self.batch(visit, chosen)
+                loss = partial_loss(visit.model(images), allowed) + self.pull(visit.model, before)
+                losses.append(self.step(visit, loss))
+        return Report(len(told), float(np.mean(losses)))
+
+    def pull(self, model: nn.Module, before: dict[str, Tensor]) -> Tensor | float:
+        """A further term, of the weights alone."""
+        return 0.0
+
+
+class LocalTraining(FederatedAveraging):
+    """Every site for itself: what federation must beat."""
+
+    name = "local"
+    summary = "every site for itself, nothing is shared"
+    leaves = "losses, counts and scores; no weights"
+    stays = "the whole model, images, labels, optimizer states"
+
+    def keeps(self, model: nn.Module) -> set[str]:
+        return set(model.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProximalOptions:
+    """proximal: weight of mu / 2 |w - w_global|^2."""
+
+    proximal: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.proximal >= 0:
+            raise ConfigError(f"proximal is {self.proximal}; it must not be negative")
+
+
+class FederatedProximal(FederatedAveraging):
+    """Federated averaging whose sites are held near what came (Li et al. 2020)."""
+
+    name = "fedprox"
+    summary = "as fedavg, sites are held near the average"
+    Options = ProximalOptions
+
+    def pull(self, model: nn.Module, before: dict[str, Tensor]) -> Tensor | float:
+        apart = sum((value - before[name]).square().sum() for name, value in model.named_parameters())
+        return self.options.proximal / 2 * apart
+
+
+class FederatedNorms(FederatedAveraging):
+    """Federated averaging with normalisation layers of each site's own (FedBN, Li et al. 2021)."""
+
+    name = "fedbn"
+    summary = "as fedavg, normalisation layers stay at their site"
+    leaves = "all weights but those of normalisation layers; losses, counts and scores"
+    stays = "normalisation layers, images, labels, optimizer states"
+
+    def keeps(self, model: nn.Module) -> set[str]:
+        return model.norm_names()

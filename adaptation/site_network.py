@@ -1,0 +1,134 @@
+"""The U-Net that sites train together, with what FedICRA adds to it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+LEVELS = 5
+SMALLEST = 2 ** (LEVELS - 1)  # sides are multiples of it
+GROUPS = 4  # of group norm; widths are multiples of it
+NORMS = {"batch": "batch", "group": ("group", {"num_groups": GROUPS})}
+REDUCTION = 16  # of channels within a channel selection
+
+
+class ChannelSelection(nn.Module):
+    """Personalised channel selection: a site's id and the image say which channels count (FedICRA, eq. of PCS).
+
+    x <- x + x * h,  h = sigmoid(F([mean x, s]) + F([max x, s])),  s = W2 relu(W1 site).
+    """
+
+    def __init__(self, channels: int, sites: int) -> None:
+        super().__init__()
+        narrow = max(1, channels // REDUCTION)
+        options = {"kernel_size": 1, "bias": False}
+        self.site = nn.Sequential(
+            nn.Conv2d(sites, channels, **options), nn.ReLU(), nn.Conv2d(channels, channels, **options)
+        )
+        self.choose = nn.Sequential(
+            nn.Conv2d(2 * channels, narrow, **options), nn.ReLU(), nn.Conv2d(narrow, channels, **options)
+        )
+
+    def heatmap(self, x: Tensor, site: Tensor) -> Tensor:
+        """(B, channels, 1, 1) in (0, 1), for features (B, channels, H, W) and one-hot ids (B, sites)."""
+        s = self.site(site[:, :, None, None])
+        mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+        return torch.sigmoid(self.choose(torch.cat([mean, s], 1)) + self.choose(torch.cat([largest, s], 1)))
+
+
+class SiteUNet(BasicUNet):
+    """MONAI's U-Net of five levels: slices (B, 1, S, S) to logits (B, outputs, S, S), S a multiple of 16.
+
+    Args:
+        outputs: channels of the logits. width: of the first level; each further one has twice as many.
+        norm: "batch" or "group". dropout: after every convolution.
+        sites: how many sites channel selections tell apart; 0 is without.
+        selections: of the deepest encoder levels, how many select channels by site.
+        embedding: channels within an auxiliary head; 0 is without heads.
+
+    Attributes:
+        site: index of the site whose channels are selected; part of the state at its site, never sent.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        *,
+        width: int,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        sites: int = 0,
+        selections: int = 1,
+        embedding: int = 0,
+    ) -> None:
+        widths = tuple(width * 2**level for level in range(LEVELS))
+        super().__init__(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=outputs,
+            features=(*widths, width),
+            norm=NORMS[norm],
+            dropout=dropout,
+            upsample="nontrainable",
+        )
+        self.sites, self.site = sites, 0
+        chosen = range(LEVELS - selections, LEVELS) if sites else ()
+        self.selections = nn.ModuleDict({str(level): ChannelSelection(widths[level], sites) for level in chosen})
+        decoded = (widths[2], widths[1], width) if embedding else ()  # at 1/4, 1/2 and full resolution
+        self.heads = nn.ModuleList(_head(channels, embedding, outputs) for channels in decoded)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.final_conv(self.decode(self.encode(x)[0])[-1])
+
+    def encode(self, x: Tensor, site: int | None = None) -> tuple[list[Tensor], Tensor | None]:
+        """Features of the five levels, and the deepest selection's heatmap (B, C, 1, 1), None without selections."""
+        heatmap, features = None, []
+        chosen = torch.full((len(x),), self.site if site is None else site, device=x.device)
+        one_hot = F.one_hot(chosen, self.sites).to(x.dtype) if self.sites else None
+        for level, layer in enumerate((self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4)):
+            x = layer(x)
+            if str(level) in self.selections:
+                heatmap = self.selections[str(level)].heatmap(x, one_hot)
+                x = x * heatmap + x
+            features.append(x)
+        return features, heatmap
+
+    def decode(self, features: list[Tensor]) -> list[Tensor]:
+        """Decoder features at 1/4, 1/2 and full resolution."""
+        x0, x1, x2, x3, x4 = features
+        u3 = self.upcat_3(self.upcat_4(x4, x3), x2)
+        u2 = self.upcat_2(u3, x1)
+        return [u3, u2, self.upcat_1(u2, x0)]
+
+    def embeddings(self, decoded: list[Tensor]) -> list[Tensor]:
+        """What the auxiliary heads make of `decode`'s features, at full resolution (B, outputs, S, S) each."""
+        side = decoded[-1].shape[-2:]
+        heads = [head(one) for head, one in zip(self.heads, decoded, strict=True)]
+        return [F.interpolate(one, side, mode="bilinear", align_corners=False) for one in heads]
+
+    def norm_names(self) -> set[str]:
+        """Names of all tensors of normalisation layers, running statistics included."""
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+        return {
+            f"{name}.{key}"
+            for name, module in self.named_modules()
+            if isinstance(module, kinds)
+            for key in module.state_dict()
+        }
+
+    def higher_layers(self) -> dict[str, nn.Parameter]:
+        """Parameters of the decoder and of the output layer, by name."""
+        above = ("upcat_", "final_conv")
+        return {name: value for name, value in self.named_parameters() if name.startswith(above)}
+
+
+def _head(channels: int, embedding: int, outputs: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(channels, embedding, 3, padding=1),
+        nn.BatchNorm2d(embedding),
+        nn.ReLU(),
+        nn.Dropout(0.1),
+        nn.Conv2d(embedding, outputs, 1, bias=False),
+    )

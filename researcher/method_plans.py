@@ -1,0 +1,124 @@
+"""The texts that travel for federated segmentation, one per method: what a site's administrator reads and approves."""
+
+import fedfactory
+from fedfactory.node.segmentation_plan import SegmentationTrainingPlan
+
+
+class LocalPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method local: every site for itself.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. No
+    weight leaves the site. With it go the domain's name, counts of slices by kind of label, losses, seconds, and
+    Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a copy of the
+    segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "local"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class FedAvgPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method fedavg: federated averaging.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label,
+    losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a
+    copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "fedavg"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class FedProxPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method fedprox: federated averaging, sites held near the average.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label,
+    losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a
+    copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "fedprox"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class FedBNPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method fedbn: federated averaging, normalisation stays.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site but those of normalisation layers. With it go the domain's name, counts
+    of slices by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test cases. Images
+    and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with `.segmenters`
+    behind.
+    """
+
+    method = "fedbn"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class FedICRAPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method fedicra: weak labels, a personalised model per site.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site; how it mixes them with its own stays. With it go the domain's name,
+    counts of slices by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test cases.
+    Images and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with
+    `.segmenters` behind.
+    """
+
+    method = "fedicra"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class FedMixPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method fedmix: pixel, box and image labels or none.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of two networks leave the site, and how many slices it accepted labels of its own making for. With it go
+    the domain's name, counts of slices by kind of label, losses, seconds, and Dice and HD95 where the site has
+    labelled test cases. Images and labels stay, and so does a copy of the segmenter, in a folder named like the
+    site's store with `.segmenters` behind.
+    """
+
+    method = "fedmix"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+PLANS = {plan.method: plan for plan in (LocalPlan, FedAvgPlan, FedProxPlan, FedBNPlan, FedICRAPlan, FedMixPlan)}

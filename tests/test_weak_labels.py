@@ -1,0 +1,64 @@
+"""Dense labels made weaker: what remains is true, and is little."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fedfactory.adaptation.label_sets import boxes_of, sets_of_boxes, sets_of_labels
+from fedfactory.adaptation.weak_labels import CONVERTERS, boxes, weaken
+from fedfactory.errors import UsageError
+from fedfactory.slicing import UNLABELLED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def slice_of(seed: int) -> np.ndarray:
+    """A ring (1) around a disc (2), and a block (3) beside them, somewhere."""
+    rng = np.random.default_rng(seed)
+    row, column = rng.integers(10, 20, 2)
+    distance = np.hypot(*(axis - at for axis, at in zip(np.indices((40, 36)), (row, column), strict=True)))
+    labels = np.select([distance < 4, distance < 7], [2, 1], 0).astype(np.uint8)
+    labels[30:36, 5:15] = 3
+    return labels
+
+
+@pytest.mark.parametrize("kind", ["point", "scribble", "block"])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_sparse_labels_are_true_and_few(kind, seed):
+    labels = slice_of(seed)
+    weak = CONVERTERS[kind](labels, np.random.default_rng(seed))
+    known = weak != UNLABELLED
+    assert (weak[known] == labels[known]).all()
+    assert 0 < known.mean() < 0.2
+    if kind != "block":
+        assert set(np.unique(weak[known])) == {0, 1, 2, 3}
+
+
+@given(seed=st.integers(0, 10_000), margin=st.integers(0, 4))
+@settings(max_examples=20, deadline=None)
+def test_what_a_box_allows_is_true(seed, margin):
+    labels = slice_of(seed)
+    weak = boxes(labels, np.random.default_rng(seed), margin=margin)
+    sets, truth = sets_of_boxes(weak, 4).astype(int), sets_of_labels(labels, 4).astype(int)
+    excluded = (sets & truth) == 0
+    # Nothing that is there is excluded, but in the middle of a box, which is taken for its structure.
+    assert excluded.mean() < 0.02
+    if margin == 0:
+        assert boxes_of(weak, 4) == boxes_of(labels, 4)
+
+
+def test_a_slice_without_structures_is_background_whatever_the_kind():
+    empty = np.zeros((32, 32), np.uint8)
+    for kind, make in CONVERTERS.items():
+        weak = make(empty, np.random.default_rng(0))
+        assert set(np.unique(weak)) <= {0, UNLABELLED} and (weak == 0).any(), kind
+
+
+def test_a_volume_is_weakened_slice_by_slice_and_repeats_with_its_seed():
+    volume = np.stack([slice_of(n) for n in range(3)], axis=2)
+    first, again = weaken(volume, "scribble", seed=1), weaken(volume, "scribble", seed=1)
+    assert first.shape == volume.shape and (first == again).all()
+    assert (first != weaken(volume, "scribble", seed=2)).any()
+    with pytest.raises(UsageError, match="point, scribble, block, box"):
+        weaken(volume, "gaze")
