@@ -1,0 +1,393 @@
+"""Methods of federated segmentation without a federation: what a round changes and keeps, how sites are weighed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fedfactory.adaptation.federated_method import MethodConfig, Report, Visit
+from fedfactory.adaptation.fedmix import agreement, site_weights, soft_dice_loss
+from fedfactory.adaptation.label_sets import UNKNOWN, SiteSlices, as_masks, sets_of_labels
+from fedfactory.adaptation.methods import METHODS, make_method
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.site_network import SiteUNet
+from fedfactory.errors import ConfigError, TrainingError, UsageError
+from fedfactory.slicing import UNLABELLED, SliceFormat
+
+CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=3, rounds=4, updates=4, batch_size=4, width=4)
+SMALL = {"fedicra": {"embedding": 4, "body_updates": 2, "adaptive_from": 2}}
+
+
+def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((count, 32, 32), np.uint8)
+    for label in labels:
+        row, column = rng.integers(2, 14, 2)
+        label[row : row + 14, column : column + 14] = 1
+        label[row + 4 : row + 9, column + 4 : column + 9] = 2
+    images = np.choose(labels, [-1.0, 0.0, 0.8]) + rng.normal(0, 0.05, labels.shape)
+    return images.astype(np.float32), labels
+
+
+def site(kind="dense", count=12, seed=0) -> SiteSlices:
+    images, labels = squares(count, seed)
+    sets = sets_of_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
+    return SiteSlices(images, sets, np.array([kind] * count), 3)
+
+
+def method_of(name, **changes):
+    return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
+
+
+def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> Visit:
+    model = method.build() if model is None else model
+    return Visit(model, method.optimizers(model), data, index, number, {} if kept is None else kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_learns_and_repeats_with_its_seed(name):
+    method = method_of(name, updates=8)
+    states = []
+    for _ in range(2):
+        visit = visit_of(method, site())
+        report = method.train_round(visit)
+        states.append(visit.model.state_dict())
+    assert report.samples == 12 and math.isfinite(report.loss)
+    start = method.build().state_dict()
+    assert any(not torch.equal(states[0][key], start[key]) for key in start)
+    assert all(torch.equal(states[0][key], states[1][key]) for key in start)
+
+
+@pytest.mark.parametrize("name", ["local", "fedavg", "fedprox", "fedbn", "fedicra"])
+def test_a_site_without_any_label_changes_nothing_and_does_not_count(name):
+    method = method_of(name)
+    visit = visit_of(method, site("none"))
+    before = copy.deepcopy(visit.model.state_dict())
+    report = method.train_round(visit)
+    assert report.samples == 0
+    assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
+    assert method.shares([report, Report(10, 0.5), Report(30, 0.5)]) == [0.0, 0.25, 0.75]
+    assert method.shares([report, report]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
+    method = method_of(name)
+    model = method.build()
+    fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
+    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "site": 2}}
+    made = Segmenter(method.segmenter(model, 2), fmt, card)
+    made.save(tmp_path / "m.safetensors")
+    images = torch.from_numpy(squares(3)[0])[:, None]
+    found = Segmenter.load(tmp_path / "m.safetensors").probabilities(images)
+    torch.testing.assert_close(found, made.probabilities(images))
+    assert found.shape == (3, 3, 32, 32)
+
+
+def test_fedavg_of_equal_sites_is_one_site():
+    method, data = method_of("fedavg"), site()
+    alone = visit_of(method, data)
+    method.train_round(alone)
+    assert method.shares([Report(12, 1.0)] * 3) == pytest.approx([1 / 3] * 3)
+
+
+def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
+    method = method_of("fedprox")
+    method = make_method(replace(method.config, options={"proximal": 4.0}))
+    model = method.build()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    assert float(method.pull(model, before)) == 0
+    with torch.no_grad():
+        model.final_conv.bias.add_(1.0)
+    assert float(method.pull(model, before).detach()) == pytest.approx(2.0 * 3)
+
+
+def test_fedbn_keeps_all_of_the_normalisation_and_nothing_else():
+    method = method_of("fedbn")
+    model = method.build()
+    kept = method.keeps(model)
+    assert any(name.endswith("running_mean") for name in kept)
+    assert any(name.endswith("num_batches_tracked") for name in kept)
+    assert all(".adn.N." in name for name in kept)
+    assert len(kept) == 5 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    assert method_of("local").keeps(model) == set(model.state_dict()) and method_of("fedavg").keeps(model) == set()
+
+
+# FedICRA
+
+
+def test_site_zero_has_a_selection_of_its_own():
+    torch.manual_seed(0)
+    model = SiteUNet(3, width=4, sites=3).eval()
+    x = torch.randn(2, 1, 32, 32)
+    maps = [model.encode(x, index)[1] for index in range(3)]
+    assert maps[0].shape == (2, 64, 1, 1)
+    assert all(float(one.min()) > 0 and float(one.max()) < 1 for one in maps)
+    assert not torch.allclose(maps[0], maps[1]) and not torch.allclose(maps[1], maps[2])
+    model.site = 1
+    torch.testing.assert_close(model.encode(x)[1], maps[1])
+
+
+def test_channel_selections_and_heads_are_trained_and_sent():
+    method = method_of("fedicra")
+    visit = visit_of(method, site())
+    before = copy.deepcopy(visit.model.state_dict())
+    method.train_round(visit)
+    after = visit.model.state_dict()
+    for part in ("selections.4.site.0.weight", "selections.4.choose.2.weight"):
+        assert not torch.equal(before[part], after[part])
+    assert method.keeps(visit.model) == set()
+
+
+def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
+    images, labels = squares(4)
+    labels[:, ::2] = UNLABELLED
+    allowed = as_masks(torch.from_numpy(sets_of_labels(labels, 3).astype(np.int64)), 3)
+    x = torch.from_numpy(images)[:, None]
+    reached = {}
+    for term in ("tree_weight", "crf_weight", "contrast_weight"):
+        weights = {"tree_weight": 0.0, "crf_weight": 0.0, "contrast_weight": 0.0, term: 1.0}
+        method = make_method(replace(CONFIG, method="fedicra", options={**SMALL["fedicra"], **weights}))
+        model = method.build()
+        known = method.loss(model, x, torch.zeros_like(allowed) if term == "contrast_weight" else allowed, 0)
+        known.backward()
+        reached[term] = {
+            name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()
+        }
+    assert any(name.startswith("heads.0") for name in reached["tree_weight"])
+    assert "final_conv.weight" in reached["crf_weight"]
+    assert any(name.startswith("selections") for name in reached["contrast_weight"])
+    assert not any(name.startswith(("upcat", "final_conv")) for name in reached["contrast_weight"])
+
+
+def test_a_round_trains_the_output_layer_first_and_then_everything_else():
+    first = method_of("fedicra", updates=2)
+    visit = visit_of(first, site())
+    before = copy.deepcopy(visit.model.state_dict())
+    make_method(replace(first.config, options={**SMALL["fedicra"], "body_updates": 0})).train_round(visit)
+    moved = {name for name, value in visit.model.named_parameters() if not torch.equal(before[name], value)}
+    assert moved == {"final_conv.weight", "final_conv.bias"}
+    visit = visit_of(first, site())
+    first.train_round(visit)
+    moved = {name for name, value in visit.model.named_parameters() if not torch.equal(before[name], value)}
+    assert moved and not any(name.startswith("final_conv") for name in moved)
+    assert all(value.requires_grad for value in visit.model.parameters())
+
+
+def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
+    method, data = method_of("fedicra"), site()
+    kept: dict = {}
+    visit = visit_of(method, data, kept=kept)
+    method.train_round(visit)
+    own = {
+        name.removeprefix("own."): value
+        for name, value in kept.items()
+        if name.startswith("own.") and name != "own.ready"
+    }
+    assert set(own) == set(visit.model.higher_layers()) and not any(name.startswith("mix.") for name in kept)
+    average = method_of("fedicra", seed=9).build()  # what others have made of it
+    average.load_state_dict({**visit.model.state_dict(), **{k: v for k, v in average.state_dict().items() if k in own}})
+    sent = {name: value.detach().clone() for name, value in average.higher_layers().items()}
+    again = visit_of(method, data, model=average, kept=kept, number=2)
+    with method.seeded_round(again):
+        taken = method.take_over(again, data.told)
+    mixes = {name.removeprefix("mix."): value for name, value in kept.items() if name.startswith("mix.")}
+    assert 0 < taken < 1 and all(0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values())
+    for name, value in again.model.higher_layers().items():
+        torch.testing.assert_close(value.detach(), own[name] + (sent[name] - own[name]) * mixes[name])
+    assert any(not torch.equal(mixes[name], torch.ones_like(mixes[name])) for name in mixes)
+
+
+# FedMix
+
+N, LOSS = (100, 50, 130), (0.05, 0.04, 0.20)
+
+
+@pytest.mark.parametrize(
+    ("loss_weight", "loss_power", "expected"),
+    [
+        (10, 1.5, (0.126038, 0.083188, 0.790774)),
+        (2, 3, (0.129224, 0.064734, 0.806042)),
+        (0, 1.5, (0.357143, 0.178571, 0.464286)),
+    ],
+)
+def test_weights_of_sites_are_the_published_ones(loss_weight, loss_power, expected):
+    found = site_weights(N, LOSS, loss_weight=loss_weight, loss_power=loss_power)
+    assert found == pytest.approx(expected, abs=1e-6) and sum(found) == pytest.approx(1)
+
+
+def test_weights_of_odd_rounds():
+    options = {"loss_weight": 10, "loss_power": 1.5}
+    assert site_weights(N, (0.1,) * 3, **options) == pytest.approx((0.335498, 0.319264, 0.345238), abs=1e-6)
+    assert site_weights((0, 50, 50), (math.nan, 0.1, 0.1), **options) == pytest.approx([0, 0.5, 0.5])
+    assert site_weights((0, 0), (math.nan, math.nan), **options) == [0, 0]
+    assert sum(site_weights(N, (0.0,) * 3, **options)) == pytest.approx(1)
+    capped = site_weights(N, LOSS, **options, largest=0.5)
+    assert max(capped) == pytest.approx(0.5) and sum(capped) == pytest.approx(1)
+    for bad in (math.nan, math.inf, -1.0):
+        with pytest.raises(TrainingError, match="loss"):
+            site_weights(N, (0.1, bad, 0.1), **options)
+
+
+def test_soft_dice_is_one_over_all_structures_together():
+    p, y = torch.rand(2, 3, 4, 4, dtype=torch.float64), (torch.rand(2, 3, 4, 4) > 0.5).double()
+    expected = np.mean(
+        [float((2 * (a * b).sum() + 1e-4) / (a.sum() + b.sum() + 1e-4)) for a, b in zip(p, y, strict=True)]
+    )
+    assert float(soft_dice_loss(p, y)) == pytest.approx(1 - expected)
+
+
+def test_two_empty_masks_agree_and_the_worst_class_can_decide():
+    first = torch.zeros(2, 2, 8, 8, dtype=torch.bool)
+    second = first.clone()
+    first[1, 0], second[1, 0] = True, True
+    first[1, 1, 0, 0] = True
+    assert agreement(first, second, per_class=False).tolist() == pytest.approx([1.0, 2 * 64 / 129], abs=1e-4)
+    assert float(agreement(first, second, per_class=True)[1]) == pytest.approx(0, abs=1e-3)
+
+
+class Scripted(torch.nn.Module):
+    """A network that says one thing."""
+
+    def __init__(self, masks):
+        super().__init__()
+        self.register_buffer("masks", torch.where(masks, 9.0, -9.0))
+
+    def forward(self, x):
+        return self.masks[: len(x)]
+
+
+def fedmix(**options):
+    return make_method(replace(CONFIG, method="fedmix", options=options))
+
+
+def test_weak_labels_correct_what_the_networks_say():
+    method = fedmix()
+    masks = torch.ones(1, 2, 32, 32, dtype=torch.bool)
+    box = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
+    box[:, 0] = True
+    box[:, 1, 4:20, 4:20] = True  # a box of the first structure
+    refined = method.refined(masks, box)
+    assert refined[0, 0].sum() == 16 * 16 and not refined[0, 1].any()
+    presence = torch.ones(1, 3, 32, 32, dtype=torch.bool)
+    presence[:, 2] = False
+    assert method.refined(masks, presence)[0, 0].all() and not method.refined(masks, presence)[0, 1].any()
+    nothing = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
+    assert method.refined(masks, nothing).all()
+    assert fedmix(refine=False).refined(masks, box).all()
+
+
+@pytest.mark.parametrize(("overlap", "accepted"), [(0.8999, False), (0.9, True)])
+def test_agreement_decides_from_its_threshold(overlap, accepted):
+    pixels = 10_000
+    first, second = (torch.zeros(1, 1, 200, 100, dtype=torch.bool) for _ in range(2))
+    shared = round(overlap * pixels)
+    first.view(-1)[:pixels] = True
+    second.view(-1)[pixels - shared : 2 * pixels - shared] = True
+    method = make_method(replace(CONFIG, method="fedmix", classes=2, options={}))
+    nothing = torch.zeros(1, 2, 200, 100, dtype=torch.bool)
+    assert method.accepted(first, second, nothing, np.array(["none"])).tolist() == [accepted]
+
+
+def test_what_a_kind_of_label_demands_of_a_slice():
+    empty, full = (torch.full((1, 2, 32, 32), value, dtype=torch.bool) for value in (False, True))
+    small = empty.clone()
+    small[:, :, :4, :4] = True
+    nothing = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
+    there = torch.ones(1, 3, 32, 32, dtype=torch.bool)
+    absent = nothing.clone()
+    absent[:, 0] = True
+    none, image, box = (np.array([kind]) for kind in ("none", "image", "box"))
+    assert not fedmix().accepted(empty, empty, nothing, none)  # collapse to background must not teach
+    assert fedmix(empty="accept").accepted(empty, empty, nothing, none)
+    assert fedmix().accepted(empty, empty, absent, image)
+    assert not fedmix().accepted(empty, empty, there, image)
+    assert fedmix(image_rule="reference").accepted(empty, empty, there, image)
+    assert fedmix().accepted(full, full, there, box) and not fedmix().accepted(small, small, there, box)
+
+
+def test_each_network_learns_what_the_other_one_found():
+    method, data = fedmix(agreement=0.0, empty="accept"), site("none", count=4)
+    first, second = torch.zeros(2, 4, 2, 32, 32, dtype=torch.bool)
+    first[:, 0, :16], second[:, 0, 16:] = True, True
+    model = torch.nn.Module()
+    model.first, model.second = Scripted(first), Scripted(second)
+    model.anchor = torch.nn.Parameter(torch.zeros(()))
+    visit = Visit(model, {}, data, 0, 1, {})
+    with method.seeded_round(visit):
+        (images, one, two), numbers = method.pseudo_labels(visit, np.arange(4))
+    assert numbers == {"accepted": 4.0, "accepted_empty": 0.0}
+    assert torch.equal(one, first.float()) and torch.equal(two, second.float())
+    lessons = method._lessons(visit, np.arange(0), (images, one, two), np.arange(4))
+    assert torch.equal(lessons[1], first.float()) and torch.equal(lessons[2], second.float())
+
+
+def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
+    method = fedmix(agreement=1.0)
+    for kind in ("box", "image", "none"):
+        images, labels = squares()
+        data = SiteSlices(images, sets_of_labels(labels, 3) * 0 + UNKNOWN, np.array([kind] * 12), 3)
+        visit = visit_of(method, data)
+        before = copy.deepcopy(visit.model.state_dict())
+        report = method.train_round(visit)
+        assert report.samples == 0 and math.isnan(report.loss)
+        assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
+
+
+def test_the_pseudo_label_pass_leaves_the_networks_as_they_were():
+    method = fedmix(agreement=0.0, empty="accept")
+    visit = visit_of(method, site("none"))
+    visit.model.train()
+    before = copy.deepcopy(visit.model.state_dict())
+    method.pseudo_labels(visit, np.arange(12))
+    assert visit.model.training
+    assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
+
+
+def test_background_wins_where_no_structure_is_likelier_than_not():
+    method = fedmix()
+    logits = method.segmenter(method.build().eval(), 0)(torch.zeros(1, 1, 32, 32))
+    assert logits.shape == (1, 3, 32, 32) and (logits[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": 1}, "classes is 1"),
+        ({"size": 20}, "multiple of 16"),
+        ({"width": 6}, "multiple of 4"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"method": "fedprox", "options": {"proximal": -1.0}}, "proximal"),
+        ({"method": "fedprox", "options": {"mu": 1.0}}, "not usable"),
+        ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "negative"),
+        ({"method": "fedicra", "options": {"selections": 0}}, "channel selections"),
+        ({"method": "fedmix", "options": {"agreement": 2.0}}, "from 0 to 1"),
+        ({"method": "fedmix", "options": {"image_rule": "odd"}}, "image_rule"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_method(replace(CONFIG, **changes))
+
+
+def test_unknown_methods_and_settings_are_refused():
+    with pytest.raises(UsageError, match="local, fedavg"):
+        make_method(replace(CONFIG, method="magic"))
+    with pytest.raises(ConfigError, match="not usable"):
+        MethodConfig.from_dict({**CONFIG.to_dict(), "out": "/etc/passwd"})
+    assert MethodConfig.from_dict(CONFIG.to_dict()) == CONFIG
+
+
+def test_a_loss_that_is_no_number_ends_the_round_before_anything_moves():
+    method, data = method_of("fedavg"), site()
+    data.images[:] = np.nan
+    visit = visit_of(method, data)
+    before = copy.deepcopy(dict(visit.model.named_parameters()))
+    with pytest.raises(TrainingError, match="nan in round 1"):
+        method.train_round(visit)
+    assert all(torch.equal(before[name], value) for name, value in visit.model.named_parameters())

@@ -1,0 +1,150 @@
+"""Federated segmentation with real nodes: dense labels at one site, boxes at another, scribbles at the third."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from fedbiomed.common.serializer import Serializer
+from fedfactory.adaptation.inference import segment
+from fedfactory.adaptation.methods import METHODS
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.weak_labels import weaken
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_slices import kinds_of
+from fedfactory.node.store import SliceStore
+from fedfactory.slicing import UNLABELLED
+from fedfactory.volumes import Volume, read_volume, write_volume
+from helpers import PATIENT, SITES, ball_volume
+
+MIXED = "mixed-labels"
+KINDS = {"bright": "dense", "dark": "box", "west": "scribble"}
+OPTIONS = {"fedicra": {"embedding": 8, "body_updates": 2, "adaptive_from": 2}}
+# One process, as a notebook would: every method asks for approval, then every method runs.
+DRIVER = """
+import json, sys, time
+from pathlib import Path
+from fedbiomed.common.serializer import Serializer
+folder, researcher, tag, options = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+decode, count = Serializer.loads, [0]
+def loads(data):
+    if b"TrainReply" in data:
+        count[0] += 1
+        (folder / f"reply{count[0]:03d}").write_bytes(data)
+    return decode(data)
+Serializer.loads = staticmethod(loads)
+from fedfactory.adaptation.methods import METHODS
+from fedfactory.errors import FederationError
+from fedfactory.researcher.segmentation import train_method
+settings = {"researcher": researcher, "tag": tag, "rounds": 2, "updates": 3, "min_nodes": 3}
+settings |= {"batch_size": 4, "width": 4}
+for name in METHODS:
+    try:
+        train_method(name, folder / name, options=options.get(name, {}), **settings)
+        sys.exit(f"{name} ran without approval")
+    except FederationError as error:
+        assert "not approved" in str(error), error
+(folder / "asked").touch()
+while not (folder / "go").exists():
+    time.sleep(0.2)
+for name in METHODS:
+    first = count[0]
+    train_method(name, folder / name, options=options.get(name, {}), **settings)
+    (folder / f"{name}.replies").write_text(json.dumps([first + 1, count[0]]))
+"""
+
+
+def write_mixed_site(folder, kind) -> None:
+    """Three training cases with labels of a kind, and a test case with dense ones."""
+    for number in range(4):
+        image, label = ball_volume(shape=(32, 32, 6), radius=9.0, seed=number)
+        if kind != "dense" and number < 3:
+            weak = weaken(label.data, kind, seed=number)
+            label = Volume(np.where(weak == UNLABELLED, 9, weak).astype(np.uint8), label.affine)
+        case = folder / f"{PATIENT}_case{number}"
+        write_volume(case / "image" / "scan.nii.gz", image)
+        write_volume(case / "label" / "mask.nii.gz", label)
+
+
+@pytest.fixture(scope="module")
+def runs(approved, tmp_path_factory):
+    """Every method once, at the federation's nodes."""
+    out = tmp_path_factory.mktemp("methods")
+    add = {}
+    for name, kind in KINDS.items():
+        source, store = out / "volumes" / name, out / f"{PATIENT}_{name}.store"
+        write_mixed_site(source, kind)
+        names = tuple(f"{PATIENT}_case{number}" for number in range(4))
+        common = {"domain": SITES[name], "size": 32, "z_bins": 4}
+        sparse = {"unlabelled_value": 9} if kind == "scribble" else {}
+        weak = PrepareConfig(**common, label_kind=kind, split="train", exclude=names[3:], **sparse)
+        prepare(source, store, weak)
+        prepare(source, store, PrepareConfig(**common, split="test", exclude=names[:3]))
+        words = ("add", str(approved.nodes[name]), "--store", str(store), "--tag", MIXED)
+        add[name] = approved.site_command(*words)
+    approved.run_together("add-mixed", add)
+    words = [str(out), str(approved.researcher), MIXED, json.dumps(OPTIONS)]
+    with (out / "log").open("wb") as log:
+        command = [sys.executable, "-c", DRIVER, *words]
+        driver = subprocess.Popen(command, stdout=log, stderr=log, env=approved._environment())
+        while not (out / "asked").exists():
+            assert driver.poll() is None, (out / "log").read_text()
+            time.sleep(0.2)
+        approve = {name: approved.site_command("approve", str(path), "--yes") for name, path in approved.nodes.items()}
+        approved.run_together("approve-methods", approve)
+        (out / "go").touch()
+        assert driver.wait(300) == 0, (out / "log").read_text()
+    return out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
+    result = json.loads((runs / name / "results.json").read_text())
+    assert len(result["sites"]) == 3 and len(result["history"]) == 3
+    kinds = sorted(next(key for key in row if key.startswith("slices_")) for row in result["sites"].values())
+    assert kinds == ["slices_box", "slices_dense", "slices_scribble"]
+    for row in result["sites"].values():
+        assert 0 <= row["own_dice"] <= 1 and 0 <= row["global_dice"] <= 1 and row["global_test_cases"] == 1
+    for number, reports in enumerate(result["history"]):
+        shares = [report["share"] for report in reports.values()]
+        assert sum(shares) == pytest.approx(1 if number < 2 else 0)  # the last round only scores
+    assert (runs / name / "scores.csv").read_text().count("\n") == 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_leaves_a_site_is_what_its_approved_text_says(name, runs):
+    first, last = json.loads((runs / f"{name}.replies").read_text())
+    replies = [(runs / f"reply{number:03d}").read_bytes() for number in range(first, last + 1)]
+    assert len(replies) == 9  # three sites, two rounds and the last scores
+    sent = [set(Serializer.loads(reply)["params"]) for reply in replies]
+    assert all(one == sent[0] for one in sent)
+    if name == "local":
+        assert not sent[0]
+    else:
+        assert any(key.endswith("final_conv.weight") for key in sent[0])
+        assert any("adn.N" in key for key in sent[0]) == (name != "fedbn")
+    for reply in replies:
+        for private in (PATIENT.encode(), b".store", str(runs).encode(), b"case0", b"mix.", b"own.final"):
+            assert private not in reply
+
+
+def test_a_site_keeps_its_own_segmenter_and_can_use_it(runs):
+    store = SliceStore(runs / f"{PATIENT}_west.store")
+    folder = store.path.with_name(f"{store.path.name}.segmenters")
+    image = runs / "volumes" / "west" / f"{PATIENT}_case3" / "image" / "scan.nii.gz"
+    for name in METHODS:
+        for which in ("own", "global"):
+            model = folder / f"dark_{name}_{which}.safetensors"
+            assert Segmenter.load(model).card["which"] == which
+    (written,) = segment([image], [folder / "dark_fedicra_own.safetensors"], runs / "maps")
+    assert read_volume(written, integer=True).data.shape == read_volume(image).data.shape
+
+
+def test_what_a_site_announces_is_what_it_holds(runs):
+    assert kinds_of(SliceStore(runs / f"{PATIENT}_west.store")) == {"scribble": 18}
+    assert kinds_of(SliceStore(runs / f"{PATIENT}_dark.store")) == {"box": 18}
