@@ -180,6 +180,22 @@ def embed(
     console.print(f"{store}: mean embedding of {len(mean)} numbers, length {float(mean.norm()):.3f}")
 
 
+@app.command("weaken-labels")
+def weaken_labels(
+    source: Annotated[Path, typer.Argument(help="Data set with dense labels, as `prepare` reads it.")],
+    out: Annotated[Path, typer.Option(help="New folder for the copy.")],
+    kind: Annotated[str, typer.Option(help="point, scribble, block or box.")],
+    label_key: Annotated[str, typer.Option(help="Modality folder of the label maps.")] = "label",
+    seed: Seed = 0,
+) -> None:
+    """A copy of a data set with labels as an annotator with less time would leave them, for studies."""
+    from .adaptation.weak_labels import weaken_folder
+
+    count = weaken_folder(source, out, kind, label_key=label_key, seed=seed)
+    unlabelled = "" if kind == "box" else " --unlabelled-value 255"
+    console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
+
+
 @site.command("add")
 def site_add(
     node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],

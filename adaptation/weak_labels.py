@@ -7,13 +7,18 @@ regular; where a data set brings its own scribbles, as ACDC does, take those.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from ..errors import UsageError
+from ..files import atomic_folder
+from ..progress import track
 from ..slicing import UNLABELLED
+from ..sources import find_cases
+from ..volumes import Volume, read_volume, write_volume
 from .label_sets import boxes_of
 
 POINT_RADIUS = 1.5  # pixels
@@ -91,6 +96,29 @@ def weaken(volume: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
         raise UsageError(f"dense labels become {', '.join(CONVERTERS)}, not '{kind}'")
     rng = np.random.default_rng(seed)
     return np.stack([CONVERTERS[kind](volume[..., z], rng) for z in range(volume.shape[2])], axis=2)
+
+
+def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: str = "label", seed: int = 0) -> int:
+    """A copy of a data set with weaker labels, for studies; cases without labels are left out.
+
+    Args:
+        source: as `fedfactory prepare` reads it. out: new folder, SUBJECT/image and SUBJECT/label.
+        kind: see `weaken`. Prepare the copy with it, and with 255 as the unlabelled value (but for boxes).
+
+    Returns: number of cases. Raises: UsageError or VolumeError; then no folder is left.
+    """
+    if kind not in CONVERTERS:
+        raise UsageError(f"dense labels become {', '.join(CONVERTERS)}, not '{kind}'")
+    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.label is not None]
+    if not labelled:
+        raise UsageError(f"{source}: no case with a label map under '{label_key}'")
+    with atomic_folder(out) as folder:
+        for number, case in enumerate(track(labelled, f"making {kind} labels")):
+            image, label = read_volume(case.image), read_volume(case.label, integer=True)
+            weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
+            write_volume(folder / case.name / "image" / "image.nii.gz", image)
+            write_volume(folder / case.name / "label" / f"{kind}.nii.gz", Volume(weak, label.affine))
+    return len(labelled)
 
 
 def _places(labels: np.ndarray, rng: np.random.Generator) -> dict[int, tuple[int, int]]:

@@ -111,6 +111,8 @@ class _Run:
         self.out, self.work, self.config, self.workers = out, work, config, workers
         self.survey, self.cut = survey, cut
         self.store = SliceStore(out) if (out / INDEX).exists() else None
+        if self.store is None and config.split == "test":
+            raise UsageError("a store begins with cases to train with: they set its format; prepare these afterwards")
         if self.store is not None:
             config.refuse_other(self.store.format, self.store.site, out)
         self.failed: dict[str, str] = {}

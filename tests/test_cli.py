@@ -16,7 +16,7 @@ from helpers import ball_volume, untrained_segmenter, write_site
 
 COMMANDS = [
     ["demo"], ["prepare"], ["site", "add"], ["site", "approve"], ["train"], ["export"], ["label"],
-    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"],
+    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"], ["weaken-labels"],
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fedfactory
 import pytest
+from fedfactory.adaptation.federated_method import MethodConfig
 from fedfactory.adaptation.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig
@@ -44,7 +45,7 @@ def test_the_synthesis_script_needs_no_federation():
     assert imported_rooms(PACKAGE / "generate_volumes.py") <= {"generative", "adaptation"}
 
 
-@pytest.mark.parametrize("config", [FactoryConfig, SegmenterConfig, SliceFormat])
+@pytest.mark.parametrize("config", [FactoryConfig, SegmenterConfig, SliceFormat, MethodConfig])
 def test_every_setting_is_read(config):
     code = "".join(path.read_text() for path in MODULES)
     unread = [

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fedfactory.adaptation.label_sets import boxes_of, sets_of_boxes, sets_of_labels
-from fedfactory.adaptation.weak_labels import CONVERTERS, boxes, weaken
+from fedfactory.adaptation.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
 from fedfactory.errors import UsageError
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.slicing import UNLABELLED
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,6 +55,22 @@ def test_a_slice_without_structures_is_background_whatever_the_kind():
     for kind, make in CONVERTERS.items():
         weak = make(empty, np.random.default_rng(0))
         assert set(np.unique(weak)) <= {0, UNLABELLED} and (weak == 0).any(), kind
+
+
+def test_a_weakened_copy_can_be_prepared(site, tmp_path):
+    assert weaken_folder(site, tmp_path / "weak", "scribble") == 3
+    config = PrepareConfig(domain="x", size=16, z_bins=4, label_kind="scribble", unlabelled_value=UNLABELLED)
+    store = prepare(tmp_path / "weak", tmp_path / "store", config).store
+    dense = prepare(site, tmp_path / "dense", PrepareConfig(domain="x", size=16, z_bins=4)).store
+    np.testing.assert_array_equal(store.images, dense.images)
+    known = store.labels != UNLABELLED
+    assert store.label_kind == "scribble" and 0 < known.mean() < 0.5
+    assert (store.labels[known] == dense.labels[known]).mean() > 0.9  # places are resampled
+    with pytest.raises(UsageError, match="point, scribble"):
+        weaken_folder(site, tmp_path / "other", "gaze")
+    with pytest.raises(UsageError, match="no case with a label"):
+        weaken_folder(site, tmp_path / "other", "box", label_key="nothing")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_volume_is_weakened_slice_by_slice_and_repeats_with_its_seed():

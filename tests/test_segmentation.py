@@ -1,0 +1,192 @@
+"""Federated segmentation without a network in between: agreements, refusals, averages, scores."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from fedfactory import __version__
+from fedfactory.adaptation.federated_method import MethodConfig, Report
+from fedfactory.adaptation.methods import make_method
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.cli import _pairs, main
+from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.segmentation_plan import SegmentationDataset
+from fedfactory.node.site_slices import held_out_scores, kinds_of, site_slices
+from fedfactory.node.sites import read_facts, store_facts
+
+CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, width=4)
+
+
+@pytest.fixture
+def large(site, tmp_path):
+    """A store of three cases at 32 px, one of them for testing."""
+    config = PrepareConfig(domain="bright", size=32, z_bins=4, validation_share=0, test_share=0.34)
+    return prepare(site, tmp_path / "large", config).store
+
+
+def opened(store, config=CONFIG, **told):
+    dataset = SegmentationDataset()
+    dataset.config, dataset.told, dataset.path = config, told, str(store.path)
+    dataset.read()
+    return dataset
+
+
+def test_a_site_is_held_to_the_labels_it_announced(large):
+    assert kinds_of(large) == {"dense": 16}
+    assert len(opened(large, kinds={"dense": 16})) == 16
+    with pytest.raises(
+        NodeDataError, match="announced 16 slices with box labels and holds 16 slices with dense labels"
+    ):
+        opened(large, kinds={"box": 16})
+
+
+def test_a_store_that_does_not_fit_the_method_is_refused_without_its_path(large, store):
+    for bad, config, message in [
+        (store, CONFIG, "have 16 px, the method 32"),
+        (large, MethodConfig(**{**CONFIG.to_dict(), "classes": 2}), "3 label values, the method 2"),
+    ]:
+        with pytest.raises(NodeDataError, match=message) as caught:
+            opened(bad, config)
+        assert str(bad.path) not in str(caught.value)
+
+
+def test_a_site_that_kept_all_its_cases_for_testing_cannot_train(site, tmp_path):
+    store = prepare(site, tmp_path / "s", PrepareConfig(domain="x", size=32, z_bins=4, split="validation")).store
+    with pytest.raises(NodeDataError, match="no training slices"):
+        site_slices(store, 3)
+
+
+def test_labels_of_every_kind_become_sets(site, tmp_path):
+    names = [f"case{number}" for number in range(3)]
+    for number, kind in enumerate(("dense", "image", "none")):
+        exclude = tuple(name for name in names if name != names[number])
+        config = PrepareConfig(domain="x", size=32, z_bins=4, split="train", label_kind=kind, exclude=exclude)
+        store = prepare(site, tmp_path / "mixed", config).store
+    data = site_slices(store, 3)
+    assert data.kinds.tolist() == ["dense"] * 8 + ["image"] * 8 + ["none"] * 8
+    np.testing.assert_array_equal(data.sets[:8], 1 << store.labels[:8].astype(int))
+    assert data.sets[8:16].any() and not data.sets[16:].any()
+    assert (data.told < 16).all() and set(range(8)) <= set(data.told)
+
+
+def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
+    class Oracle(torch.nn.Module):
+        def forward(self, x):
+            grey = x[:, 0]
+            truth = torch.from_numpy(np.stack([by_image[one.numpy().tobytes()] for one in grey])).long()
+            return 50.0 * torch.nn.functional.one_hot(truth, 3).movedim(-1, 1).float()
+
+    images = large.images[:].astype(np.float32)
+    by_image = {image.tobytes(): label for image, label in zip(images, large.labels, strict=True)}
+    card = {"classes": 3, "config": {"network": "federated"}}
+    found = held_out_scores(large, Segmenter(Oracle(), large.format, card))
+    assert (found["dice"], found["hd95"], found["test_cases"]) == (1.0, 0.0, 1)
+    by_image = {key: np.zeros_like(label) for key, label in by_image.items()}
+    found = held_out_scores(large, Segmenter(Oracle(), large.format, card))
+    assert found["dice"] == 0 and math.isnan(found["hd95"])
+
+
+def facts_of(**changes) -> str:
+    return json.dumps({"version": __version__, "domain": "x", "size": 32, "z_bins": 4, "classes": 3, **changes})
+
+
+def test_the_researcher_sees_which_labels_a_site_has_and_no_more(large):
+    facts = read_facts(store_facts(large))
+    assert facts["label_kinds"] == {"dense": 16} and facts["classes"] == 3
+    assert "case" not in store_facts(large)
+
+
+def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
+    from fedfactory.researcher.segmentation import agreed_facts
+
+    good = facts_of(label_kinds={"dense": 3})
+    assert set(agreed_facts({"n1": good, "n2": good})) == {"n1", "n2"}
+    for other, message in [
+        (facts_of(label_kinds={"dense": 3}, size=64), "n2: 64 px"),
+        (facts_of(), "n2: registered without label kinds"),
+        (facts_of(label_kinds={}, version="0.0"), "other fedfactory versions"),
+        ("something else", "registered without"),
+    ]:
+        with pytest.raises(FederationError, match=message):
+            agreed_facts({"n1": good, "n2": other})
+
+
+def test_a_method_is_not_begun_without_the_labels_it_needs():
+    from fedfactory.researcher.segmentation import require_labels
+
+    require_labels("fedmix", {"a": {"dense": 1}, "b": {"none": 1}})
+    require_labels("fedavg", {"a": {"box": 1}})
+    with pytest.raises(UsageError, match="nothing to learn"):
+        require_labels("fedavg", {"a": {"none": 1}, "b": {"gaze": 2}})
+    with pytest.raises(UsageError, match="dense labels"):
+        require_labels("fedmix", {"a": {"box": 1}})
+
+
+def test_a_plan_runs_no_other_method_than_the_approved_one():
+    from fedfactory.node.segmentation_plan import SegmentationTrainingPlan
+
+    class Approved(SegmentationTrainingPlan):
+        method = "local"
+
+    config = CONFIG.to_dict()
+    with pytest.raises(NodeDataError, match="approved for 'local', not for 'fedavg'"):
+        Approved().init_model({"config": config})
+    with pytest.raises(NodeDataError, match="at most"):
+        Approved().init_model({"config": {**config, "method": "local", "updates": 10**6}})
+    with pytest.raises(ConfigError, match="not usable"):
+        Approved().init_model({"config": {**config, "out": "/etc/passwd"}})
+
+
+def test_the_average_weighs_sites_as_the_method_says():
+    from fedfactory.researcher.method_average import MethodAverage
+
+    average = MethodAverage(make_method(CONFIG), ["n1", "n2"], {"n1": {"dense": 1}, "n2": {"none": 1}})
+    assert average.create_aggregator_args({}, ["n2"])["n2"]["site"] == 1
+    before = {"w": torch.zeros(2), "n": torch.tensor(3)}
+    sent = {"n2": {"w": torch.full((2,), 4.0), "n": torch.tensor(7)}, "n1": {"w": torch.zeros(2), "n": torch.tensor(4)}}
+
+    def merged(first, second):
+        replies = {
+            node: {"optimizer_args": Report(count, 0.1).to_dict()} for node, count in (("n1", first), ("n2", second))
+        }
+        return average.aggregate(sent, {}, training_replies=replies, global_model=before)
+
+    found = merged(10, 30)
+    assert found["w"].tolist() == [3.0, 3.0] and found["n"].item() == 6 and found["n"].dtype == torch.int64
+    assert average.shares == {"n1": 0.25, "n2": 0.75}
+    assert merged(0, 0)["w"] is before["w"]
+    sent["n1"]["w"][0] = torch.nan
+    assert merged(0, 5)["w"].tolist() == [4.0, 4.0]  # what does not count is not looked at
+    with pytest.raises(FederationError, match="NaN"):
+        merged(1, 5)
+
+
+def test_settings_of_a_method_on_the_command_line(capsys):
+    assert _pairs(["a=1", "b=0.5", "c=true", "d=reject"]) == {"a": 1, "b": 0.5, "c": True, "d": "reject"}
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        _pairs(["alone"])
+    with pytest.raises(SystemExit) as ended:
+        main(["methods"])
+    assert not ended.value.code
+    assert "fedicra" in capsys.readouterr().out
+
+
+def test_the_table_leaves_out_what_nobody_measured():
+    from fedfactory.researcher.segmentation import SegmentationResult, score_table
+
+    rows = {
+        "n1": {"node_name": "alpha", "slices_dense": 3, "own_dice": 0.5, "global_dice": 0.25, "own_hd95": math.nan},
+        "n2": {"slices_none": 3},
+    }
+    table = score_table(SegmentationResult(CONFIG, rows))
+    assert table == [
+        ["alpha", "dense", "0.500", "", "0.250", ""],
+        ["n2", "none", "", "", "", ""],
+        ["mean", "", "0.500", "", "0.250", ""],
+    ]
