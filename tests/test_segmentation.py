@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from fedbiomed.common.dataset_types import DataReturnFormat
+from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory import __version__
 from fedfactory.adaptation.federated_method import MethodConfig, Report
 from fedfactory.adaptation.methods import make_method
@@ -32,8 +34,8 @@ def large(site, tmp_path):
 
 def opened(store, config=CONFIG, **told):
     dataset = SegmentationDataset()
-    dataset.config, dataset.told, dataset.path = config, told, str(store.path)
-    dataset.read()
+    dataset.config, dataset.told = config, told
+    dataset.load(str(store.path), DataReturnFormat.TORCH)
     return dataset
 
 
@@ -41,7 +43,7 @@ def test_a_site_is_held_to_the_labels_it_announced(large):
     assert kinds_of(large) == {"dense": 16}
     assert len(opened(large, kinds={"dense": 16})) == 16
     with pytest.raises(
-        NodeDataError, match="announced 16 slices with box labels and holds 16 slices with dense labels"
+        FedbiomedError, match="announced 16 slices with box labels and holds 16 slices with dense labels"
     ):
         opened(large, kinds={"box": 16})
 
@@ -51,7 +53,7 @@ def test_a_store_that_does_not_fit_the_method_is_refused_without_its_path(large,
         (store, CONFIG, "have 16 px, the method 32"),
         (large, MethodConfig(**{**CONFIG.to_dict(), "classes": 2}), "3 label values, the method 2"),
     ]:
-        with pytest.raises(NodeDataError, match=message) as caught:
+        with pytest.raises(FedbiomedError, match=message) as caught:
             opened(bad, config)
         assert str(bad.path) not in str(caught.value)
 
