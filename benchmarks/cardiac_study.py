@@ -1,6 +1,6 @@
 """Phase two on the cardiac sites: no adaptation, translator, segmenter and oracle, Dice and HD95 by structure.
 
-    uv run python benchmarks/sharing.py --data cardiac --size 64 --times 3 --folder cardiac --variants default \\
+    uv run python benchmarks/sharing.py --data cardiac --times 3 --folder cardiac --variants default \\
         --seeds 0 1 2 --work study
     uv run python benchmarks/cardiac_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/cardiac_study.json
@@ -48,9 +48,7 @@ METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "ora
 STRUCTURES = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 SETTINGS = {"rotation": math.pi, "mirror": False}  # these scans have no common orientation
 SEGMENTER = SegmenterConfig(updates=800, **SETTINGS)
-TRANSLATOR = TranslatorConfig(
-    pretraining=200, updates=400, encoder=EncoderConfig(width=16, blocks=(1, 2, 4, 1)), **SETTINGS
-)
+ENCODED = 32  # pixels per side that the translator's encoder sees
 
 
 def main() -> None:
@@ -97,7 +95,9 @@ def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) ->
     labelled = work / f"labelled_{site}.safetensors"  # sites run side by side, and know nothing of each other
     if not labelled.is_file():
         label_factory(work / "default.factory.safetensors", home.path, labelled, config=config)
-    adaptation = {"volumes": 60, "segmenter": config, "translator": replace(TRANSLATOR, seed=seed)}
+    encoder = EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=max(1, store.format.size // ENCODED))
+    translator = TranslatorConfig(pretraining=200, updates=400, encoder=encoder, seed=seed, **SETTINGS)
+    adaptation = {"volumes": 60, "segmenter": config, "translator": translator}
     made = {
         "no_adaptation": lambda: Segmenter.load(work / "plain.safetensors"),
         "augmentation_only": lambda: Segmenter.load(work / "robust.safetensors"),

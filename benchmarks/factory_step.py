@@ -101,7 +101,7 @@ def terms(trainer: FactoryTrainer, real: torch.Tensor, wanted: Conditions) -> di
 
     return {
         "discriminator": lambda: trainer._backward_logistic(real, fake, wanted, 1.0),
-        "generator": lambda: trainer._backward_adversarial(trainer._make(wanted), wanted, 1.0),
+        "generator": lambda: trainer._backward_adversarial(trainer.generate(wanted), wanted, 1.0),
         "r1": lambda: trainer._backward_r1(real, wanted, 1.0),
         "path": lambda: trainer._backward_path(wanted),
         "step_without_penalties": plain_step,

@@ -85,8 +85,6 @@ VARIANTS = {
     "long_rounds": Variant(schedule=((10, 50),)),
     "short_then_long": Variant(schedule=((25, 10), (5, 50))),
     "texture": Variant({"texture": 0.1}),
-    "structure": Variant({"structure_weight": 1.0}),
-    "strong_structure": Variant({"structure_weight": 4.0}),
     "fast_palette": Variant({"palette_lr_multiplier": 4.0}),
     "server_momentum": Variant(momentum=0.5),
     "twice_as_long": Variant(schedule=((100, 10),)),  # not at equal updates: what more training gives

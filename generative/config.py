@@ -84,7 +84,6 @@ class FactoryConfig:
     learning_rate: float = 4e-3  # Adam, both networks
     palette_lr_multiplier: float = 1.0  # of the palette's grey levels
     texture: float = 0.0  # palette: bound of what a slice may differ from its tissues' grey levels, pixel by pixel
-    structure_weight: float = 0.0  # palette: weight of the edges that a slice and its view in another domain share
     r1_gamma: float = 0.5  # weight of the gradient penalty on real slices
     r1_every: int = 16  # updates from one penalty to the next
     path_weight: float = 0.0  # weight of path length regularisation
@@ -112,8 +111,6 @@ class FactoryConfig:
         self._check_choice("conditioning", CONDITIONINGS)
         if self.conditioning == "head" and self.head != "palette":
             raise ConfigError("conditioning is 'head': only the palette head knows the domain; choose 'mapping'")
-        if self.structure_weight and self.head != "palette":
-            raise ConfigError("structure_weight needs the palette, which paints one anatomy for every domain")
         self._check_choice("discriminator", DISCRIMINATORS)
         self._check_choice("compatibility", COMPATIBILITY)
         if self.start_size < SMALLEST_MAP or self.start_size & (self.start_size - 1):
@@ -135,7 +132,7 @@ class FactoryConfig:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
         if min(self.learning_rate, self.mapping_lr_multiplier, self.palette_lr_multiplier) <= 0:
             raise ConfigError("learning_rate and its multipliers must be positive")
-        for name in ("r1_gamma", "path_weight", "clip_weight", "structure_weight"):
+        for name in ("r1_gamma", "path_weight", "clip_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name in ("style_mixing", "augment_p", "augment_target", "texture"):

@@ -8,8 +8,6 @@ from torch import Tensor
 
 PATH_MEAN_STEP = 0.01
 CHORD_FLOOR = 1e-12  # squared; keeps the derivative of the root finite for equal vectors
-STRUCTURE_WINDOW = 7  # pixels
-STRUCTURE_FLOOR = 1e-6  # of squared spreads on the [-1, 1] scale; flat places say nothing
 ARC_MARGIN = 1e-6  # keeps the derivative of the arc sine finite for opposite vectors
 
 
@@ -34,23 +32,6 @@ def r1_penalty(score: Tensor, real: Tensor) -> Tensor:
     """
     (slope,) = torch.autograd.grad(score.sum(), real, create_graph=True)
     return slope.square().sum(dim=(1, 2, 3))
-
-
-def structural_disagreement(first: Tensor, second: Tensor) -> Tensor:
-    """1 - squared local correlation of slices (B, 1, H, W), averaged with the local spread of either as weight.
-
-    0 where both have their edges at the same places, whatever their sign and strength: contrasts may be inverted and
-    intensities biased (squared local correlation serves registration so, Avants et al. 2008). 1 at chance.
-    """
-
-    def local(image: Tensor) -> Tensor:
-        return F.avg_pool2d(image, STRUCTURE_WINDOW, 1, STRUCTURE_WINDOW // 2, count_include_pad=False)
-
-    a, b = first - local(first), second - local(second)
-    spread_a, spread_b, both = local(a.square()), local(b.square()), local(a * b)
-    agreement = both.square() / (spread_a * spread_b + STRUCTURE_FLOOR)
-    weight = (spread_a + spread_b).detach()
-    return ((1 - agreement) * weight).sum() / weight.sum().clamp(min=STRUCTURE_FLOOR)
 
 
 def path_lengths(image: Tensor, w: Tensor, noise: Tensor) -> Tensor:

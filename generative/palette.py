@@ -69,12 +69,9 @@ class PaletteHead(nn.Module):
 
     def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, noise: Tensor) -> Tensor:
         """(B, maps, H, W), (B, latent), (B,) integer, (B, 1, H, W) -> slices (B, 1, H, W), about [-1, 1]."""
-        image = self.shades(anatomy, w, self.grey[domain])
+        level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
+        image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
         return image + self.log_sigma[domain].exp()[:, None, None, None] * noise
-
-    def shades(self, anatomy: Tensor, w: Tensor, grey: Tensor) -> Tensor:
-        """Slices without grain, of grey levels (B, maps)."""
-        return torch.einsum("bkhw,bk->bhw", anatomy, grey + 0.1 * self.shade(w))[:, None]
 
 
 class StyledLayer(nn.Module):

@@ -21,7 +21,6 @@ from .losses import (
     path_penalty,
     r1_penalty,
     squared_angle,
-    structural_disagreement,
 )
 from .networks import make_discriminator, make_generator
 
@@ -118,14 +117,6 @@ class Guide:
     def to(self, device: torch.device | str) -> Guide:
         embed = self.embed.to(device) if isinstance(self.embed, nn.Module) else self.embed
         return Guide(embed, self.mean.to(device))
-
-
-@dataclass(frozen=True)
-class Made:
-    """Slices (B, 1, S, S), and how far their edges are from those of another domain's view of them, where asked for."""
-
-    image: Tensor
-    disagreement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -226,12 +217,12 @@ class FactoryTrainer:
         """Both networks. Slices are made once: D learns from them, then scores them again for G."""
         config, update = self.factory.config, self.state.updates_done
         parts = self._parts(real, conditions)
-        kept = [self._make(parts[0][1])] if len(parts) == 1 else []  # keeping the graphs of parts saves nothing
+        kept = [self.generate(parts[0][1])] if len(parts) == 1 else []  # keeping the graphs of parts saves nothing
 
         self._zero("discriminator")
         d_loss = 0.0
         for number, (real_part, wanted) in enumerate(parts):
-            fake = kept[number].image.detach() if kept else self._generate_without_graph(wanted)
+            fake = kept[number].detach() if kept else self._generate_without_graph(wanted)
             d_loss += self._backward_logistic(real_part, fake, wanted, 1 / len(parts))
         r1 = None
         if config.r1_gamma > 0 and update % config.r1_every == 0:
@@ -241,8 +232,8 @@ class FactoryTrainer:
         self._zero("generator")
         g_loss, guidance = 0.0, None
         for number, (_, wanted) in enumerate(parts):
-            made = kept[number] if kept else self._make(wanted)
-            part_loss, part_guidance = self._backward_adversarial(made, wanted, 1 / len(parts))
+            fake = kept[number] if kept else self.generate(wanted)
+            part_loss, part_guidance = self._backward_adversarial(fake, wanted, 1 / len(parts))
             g_loss += part_loss
             if part_guidance is not None:
                 guidance = (guidance or 0.0) + part_guidance
@@ -269,7 +260,7 @@ class FactoryTrainer:
         if pair % config.path_every == 0:
             losses = StepLosses(path=self._backward_path(conditions))
         else:
-            g_loss, guidance = self._backward_adversarial(self._make(conditions), conditions, 1.0)
+            g_loss, guidance = self._backward_adversarial(self.generate(conditions), conditions, 1.0)
             losses = StepLosses(generator=g_loss, guidance=guidance)
         self._follow()
         self._step("generator")
@@ -292,10 +283,10 @@ class FactoryTrainer:
         self._backward("discriminator", "R1 penalty", config.r1_gamma / 2 * config.r1_every * penalty * share)
         return penalty.item() * share
 
-    def _backward_adversarial(self, made: Made, wanted: Conditions, share: float) -> tuple[float, float | None]:
+    def _backward_adversarial(self, fake: Tensor, wanted: Conditions, share: float) -> tuple[float, float | None]:
         """Slopes of the terms with respect to the slices first: D's graph is freed before G's is walked."""
         config, scaler = self.factory.config, self.scalers["generator"]
-        shown = self._augment(image := made.image.detach().requires_grad_(True))
+        shown = self._augment(image := fake.detach().requires_grad_(True))
         self.factory.discriminator.requires_grad_(False)
         try:
             loss = generator_non_saturating(self._score(shown, wanted))
@@ -311,12 +302,7 @@ class FactoryTrainer:
             if not scaler.is_enabled():
                 self._check("gradient of the guidance", pull)
             slope, guidance = slope + pull, angle.item() * share
-        if made.disagreement is None:
-            made.image.backward(slope)
-        else:
-            self._check("structural disagreement", made.disagreement)
-            weighted = scaler.scale(config.structure_weight * made.disagreement * share)
-            torch.autograd.backward([made.image, weighted], [slope, torch.ones_like(weighted)])
+        fake.backward(slope)
         self._check_gradients("generator", "non-saturating loss")
         return loss.item() * share, guidance
 
@@ -337,20 +323,9 @@ class FactoryTrainer:
 
     def generate(self, wanted: Conditions) -> Tensor:
         """Fresh slices (B, 1, S, S) under the given conditions."""
-        return self._make(wanted).image
-
-    def _make(self, wanted: Conditions) -> Made:
-        config, generator = self.factory.config, self.factory.generator
         style = self._draw_style(wanted)
-        made = generator.synthesise(style, generator.draw_noise(len(wanted.z_bin), self.rng))
-        if not config.structure_weight or len(config.domains) < 2:
-            return Made(made.image)
-        # Another domain's view of the same anatomy. Its grey levels are its own sites' to learn.
-        away = torch.randint(1, len(config.domains), wanted.domain.shape, generator=self.rng, device=self.rng.device)
-        head, w = generator.head, style.w[:, -1]
-        other = head.grey.detach()[(wanted.domain + away) % len(config.domains)]
-        views = (head.shades(made.anatomy, w, grey) for grey in (head.grey[wanted.domain], other))
-        return Made(made.image, structural_disagreement(*views))
+        noise = self.factory.generator.draw_noise(len(wanted.z_bin), self.rng)
+        return self.factory.generator.synthesise(style, noise).image
 
     @torch.no_grad()
     def _generate_without_graph(self, wanted: Conditions) -> Tensor:
