@@ -180,6 +180,26 @@ def embed(
     console.print(f"{store}: mean embedding of {len(mean)} numbers, length {float(mean.norm()):.3f}")
 
 
+@app.command()
+def gaze(
+    store: Annotated[Path, typer.Argument(help="Slice store prepared with --label-kind gaze.")],
+    sigma: Annotated[float, typer.Option(help="Blur of a fixation, as a share of the longer side.")] = 0.08,
+    refine: Annotated[str, typer.Option(help="crf: drawn to the image's edges; none.")] = "crf",
+    tight: Annotated[float, typer.Option(help="Above it, a pixel is the target.")] = 0.5,
+    loose: Annotated[float, typer.Option(help="Below it, a pixel is background.")] = 0.3,
+) -> None:
+    """What a site's fixations say of its slices, for training with them. It stays at the site."""
+    from .adaptation.gaze import GazeConfig
+    from .node.gaze_maps import read_gaze
+
+    facts = read_gaze(store, GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose))
+    if not facts["looked_at"]:
+        console.print(f"{store}: none of {facts['slices']} slices was looked at long enough")
+        return
+    shares = f"{facts['target']:.1%} target, {facts['unsure']:.1%} may be"
+    console.print(f"{store}: {facts['looked_at']} of {facts['slices']} slices were looked at; {shares}")
+
+
 @app.command("weaken-labels")
 def weaken_labels(
     source: Annotated[Path, typer.Argument(help="Data set with dense labels, as `prepare` reads it.")],

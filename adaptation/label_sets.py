@@ -86,6 +86,12 @@ def sets_of_presence(presence: np.ndarray, size: int, classes: int) -> np.ndarra
     return np.broadcast_to(code[:, None, None], (len(code), size, size)).astype(_type(classes))
 
 
+def of_all_structures(sets: np.ndarray, classes: int) -> np.ndarray:
+    """Sets of background and target (0 to 3) as sets of classes: the target may be any structure."""
+    target = (1 << classes) - 2
+    return np.array([UNKNOWN, 1, target, target | 1], _type(classes))[sets]
+
+
 def as_masks(sets: Tensor, classes: int) -> Tensor:
     """(B, S, S) sets to (B, classes, S, S) booleans: whether a pixel may belong to a class; none where unknown."""
     bits = torch.arange(classes, device=sets.device)[None, :, None, None]

@@ -13,10 +13,11 @@ from .federated_method import (
 )
 from .fedicra import FedICRA
 from .fedmix import FedMix
+from .gaze_method import GazeSupervision
 
 METHODS: dict[str, type[FederatedMethod]] = {
     kind.name: kind
-    for kind in (LocalTraining, FederatedAveraging, FederatedProximal, FederatedNorms, FedICRA, FedMix)
+    for kind in (LocalTraining, FederatedAveraging, FederatedProximal, FederatedNorms, FedICRA, FedMix, GazeSupervision)
 }  # fmt: skip
 
 

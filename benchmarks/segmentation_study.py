@@ -41,7 +41,7 @@ from fedfactory.node.store import SliceStore
 from measuring import machine
 
 SITES = ("a", "b", "c")
-SIZE, SIDE = 48, 160.0  # pixels, and mm around the middle of the scan, where the heart is
+SIZE, SIDE = 32, 160.0  # pixels, and mm around the middle of the scan, where the heart is
 WEAK, MIXED = ("scribble", "point", "box"), ("dense", "box", "image")
 DENSE, FIRST = ("dense",) * 3, ("dense", "none", "none")
 FEDICRA = {"embedding": 32, "body_updates": 12, "dice_weight": 1.0, "adaptive_from": 4}
@@ -85,9 +85,11 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
             (study, name, seed): pool.submit(kept, arguments, study, name, seed)
+            for ablation in (False, True)  # methods of all seeds first
             for seed in arguments.seeds
             for study, runs in RUNS.items()
             for name in runs
+            if (", no" in name or "counts" in name) == ablation
         }
         found = {key: job.result() for key, job in jobs.items()}
     found = {key: value for key, value in found.items() if value is not None}
@@ -129,7 +131,7 @@ def kept(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dic
         method, options, kinds = RUNS[study][name]
         config = MethodConfig(
             method=method, classes=4, size=SIZE, sites=len(SITES), rounds=arguments.rounds, updates=arguments.updates,
-            batch_size=8, width=8, mirror=False, rotation=math.pi, seed=seed, options=options,
+            batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=options,
         )  # fmt: skip
         write_json(file, federation(make_method(config), arguments.work, kinds))
         print(words, json.loads(file.read_text())["mean"], flush=True)

@@ -6,21 +6,22 @@ from collections import Counter
 
 import numpy as np
 import torch
+from fedbiomed.common.logger import logger
 
 from ..adaptation.evaluation import score_case
 from ..adaptation.label_sets import (
     UNKNOWN,
     SiteSlices,
+    of_all_structures,
     sets_of_boxes,
     sets_of_labels,
     sets_of_presence,
 )
 from ..adaptation.segmenter import Segmenter
-from ..errors import NodeDataError
+from ..errors import NodeDataError, StoreError
 from ..volumes import Volume
+from .gaze_maps import gaze_sets
 from .store import Case, SliceStore
-
-WITHOUT_SETS = ("gaze", "none")  # kinds that no set of classes can tell
 
 
 def kinds_of(store: SliceStore) -> dict[str, int]:
@@ -76,7 +77,14 @@ def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]
 def _sets_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str]:
     """Sets of a case's slices, and the kind they count as."""
     size, kind = store.format.size, case.label_kind
-    if kind in WITHOUT_SETS:
+    if kind == "gaze":
+        try:
+            found = gaze_sets(store)[case.span]
+        except StoreError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError("this site has not read its fixations; run `fedfactory gaze STORE` there") from None
+        return of_all_structures(found, classes), kind
+    if kind == "none":
         return np.full((case.count, size, size), UNKNOWN, sets_of_labels(np.zeros(1, np.uint8), classes).dtype), "none"
     if kind == "image":
         return sets_of_presence(store.presence[case.span], size, classes), kind

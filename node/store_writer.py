@@ -27,7 +27,7 @@ WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 FAR_OUTSIDE = 0.05  # of the window's width
-OF_EARLIER_SLICES = ("embedding.npy", "embedding.json")
+OF_EARLIER_SLICES = ("embedding.npy", "embedding.json", "gaze_sets.npy", "gaze_sets.json")
 
 
 @contextmanager

@@ -121,4 +121,25 @@ class FedMixPlan(SegmentationTrainingPlan):
         ]
 
 
-PLANS = {plan.method: plan for plan in (LocalPlan, FedAvgPlan, FedProxPlan, FedBNPlan, FedICRAPlan, FedMixPlan)}
+class GazePlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method gaze: fixations of the eye, or masks.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of two networks leave the site. With it go the domain's name, counts of slices by kind of label, losses,
+    seconds, and Dice and HD95 where the site has labelled test cases. Images, labels and fixations stay, and so
+    does a copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "gaze"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+PLANS = {
+    plan.method: plan for plan in (LocalPlan, FedAvgPlan, FedProxPlan, FedBNPlan, FedICRAPlan, FedMixPlan, GazePlan)
+}

@@ -140,7 +140,7 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
 def require_labels(method: str, kinds: dict[str, dict[str, int]]) -> None:
     """Raises: UsageError if no site has the labels that a method cannot do without."""
     held = {kind for known in kinds.values() for kind in known}
-    if not held - {"none", "gaze"}:
+    if not held - {"none"}:
         raise UsageError("no site has any label: there is nothing to learn")
     if method == "fedmix" and "dense" not in held:
         raise UsageError("fedmix needs at least one site with dense labels")

@@ -125,7 +125,7 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
     require_labels("fedmix", {"a": {"dense": 1}, "b": {"none": 1}})
     require_labels("fedavg", {"a": {"box": 1}})
     with pytest.raises(UsageError, match="nothing to learn"):
-        require_labels("fedavg", {"a": {"none": 1}, "b": {"gaze": 2}})
+        require_labels("fedavg", {"a": {"none": 1}, "b": {"none": 2}})
     with pytest.raises(UsageError, match="dense labels"):
         require_labels("fedmix", {"a": {"box": 1}})
 

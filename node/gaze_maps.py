@@ -1,0 +1,50 @@
+"""What a site makes of its fixations, once, beside its store: label sets that training only reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..adaptation.gaze import GazeConfig, sets_of_gaze
+from ..errors import StoreError, UsageError
+from ..files import atomic_file, write_json
+from ..progress import track
+from .store import SliceStore
+
+ARRAY, CARD = "gaze_sets.npy", "gaze_sets.json"
+
+
+def read_gaze(store_dir: str | Path, config: GazeConfig | None = None) -> dict[str, float]:
+    """Turn a store's fixations into label sets, kept in its folder; they never leave it.
+
+    Returns: number of slices, of slices that were looked at, and of these the mean shares of the target and of what may
+        be either. Raises: UsageError if the store has no fixations.
+    """
+    store, config = SliceStore(store_dir), config or GazeConfig()
+    if store.gaze is None:
+        raise UsageError(f"{store.path}: no fixations here; prepare with --label-kind gaze")
+    sets = np.zeros(store.images.shape, np.uint8)
+    for number in track(np.unique(store.gaze[:, 0]).astype(int).tolist(), "reading gaze"):
+        mine = store.gaze[store.gaze[:, 0] == number, 1:]
+        sets[number] = sets_of_gaze(mine, store.images[number].astype(np.float64), config)
+    with atomic_file(store.path / ARRAY) as temporary, temporary.open("wb") as file:
+        np.save(file, sets, allow_pickle=False)
+    write_json(store.path / CARD, {"options": config.to_dict(), "gaze": store.files["gaze"]})
+    seen = sets[(sets > 0).any(axis=(1, 2))]
+    shares = {"target": float((seen == 2).mean()), "unsure": float((seen == 3).mean())} if len(seen) else {}
+    return {"slices": len(sets), "looked_at": len(seen), **shares}
+
+
+def gaze_sets(store: SliceStore) -> np.ndarray:
+    """(N, S, S) uint8 sets. Raises: StoreError if they were not made, or of other fixations."""
+    hint = f"run `fedfactory gaze {store.path}`"
+    try:
+        card = json.loads((store.path / CARD).read_text(encoding="utf-8"))
+        sets = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
+    if card.get("gaze") != store.files.get("gaze") or sets.shape != store.images.shape or sets.dtype != np.uint8:
+        raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")
+    return sets

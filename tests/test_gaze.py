@@ -1,0 +1,231 @@
+"""Gaze: from fixations to sets, against a slow plain mean field; the method's terms; what a site must do first."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fedfactory.adaptation.federated_method import MethodConfig
+from fedfactory.adaptation.gaze import (
+    GazeConfig,
+    heatmap,
+    refined,
+    sets_of_gaze,
+    simulate_fixations,
+)
+from fedfactory.adaptation.gaze_method import Levels, masked_entropy, propagate
+from fedfactory.adaptation.label_sets import of_all_structures
+from fedfactory.adaptation.methods import make_method
+from fedfactory.cli import main
+from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
+from fedfactory.node.gaze_maps import gaze_sets, read_gaze
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_slices import site_slices
+from helpers import write_site
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+CONFIG = MethodConfig(method="gaze", classes=2, size=32, sites=2, rounds=10, updates=2, batch_size=4, width=4)
+
+
+def disc(side=32, at=(14, 18), radius=6) -> np.ndarray:
+    return np.hypot(*(axis - place for axis, place in zip(np.indices((side, side)), at, strict=True))) < radius
+
+
+def test_a_heatmap_peaks_where_somebody_looked_longest():
+    fixations = np.array([[5, 6, 400], [20, 25, 200], [21, 26, 100.0]])
+    heat = heatmap(fixations, (32, 40), 0.05)
+    assert heat.shape == (32, 40) and heat.min() == 0 and heat.max() == 1
+    assert np.unravel_index(heat.argmax(), heat.shape) == (5, 6)
+    outside = heatmap(np.array([[-9, -9, 400], [99, 99, 300], [5, 5, 100.0]]), (32, 40), 0.05)
+    assert outside[0, 0] > 0.5 and outside[-1, -1] > 0.3  # brought to the rim, not to the other side
+
+
+def test_one_endless_fixation_does_not_hide_the_others():
+    fixations = np.array([[5, 5, 250.0]] * 10 + [[25, 25, 60_000]])
+    assert heatmap(fixations, (32, 32), 0.05)[5, 5] > 0.05
+
+
+@pytest.mark.parametrize("fixations", [[], [[5, 5, 900]] * 2, [[5, 5, 60]] * 4])
+def test_a_glance_says_nothing(fixations):
+    rows = np.array(fixations, float).reshape(-1, 3)
+    assert heatmap(rows, (16, 16), 0.1) is None
+    assert not sets_of_gaze(rows, np.zeros((16, 16)), GazeConfig()).any()
+
+
+def plain_mean_field(heat, image, config, steps=10):
+    """All pairs of pixels, as the formula is written."""
+    h = np.clip(heat, 1e-5, 1 - 1e-5).ravel()
+    u = np.log(h) - np.log(1 - h)
+    place = np.indices(heat.shape).reshape(2, -1).T / (config.place * max(heat.shape))
+    grey = image.ravel() / config.grey
+    far = ((place[:, None] - place[None]) ** 2).sum(2) + (grey[:, None] - grey[None]) ** 2
+    kernel = np.exp(-far / 2)
+    norm = 1 / np.sqrt(kernel.sum(1))
+    kernel = norm[:, None] * kernel * norm[None]
+    q = 1 / (1 + np.exp(-u))
+    for _ in range(steps):
+        q = 1 / (1 + np.exp(-(u + config.strength * kernel @ (2 * q - 1))))
+    return q.reshape(heat.shape)
+
+
+def test_refinement_equals_mean_field_over_all_pairs_and_landmarks_come_near():
+    rng = np.random.default_rng(0)
+    mask = disc()
+    image = np.where(mask, 0.6, -0.4) + rng.normal(0, 0.02, mask.shape)
+    heat = heatmap(simulate_fixations(mask, rng), mask.shape, 0.1)
+    exact = GazeConfig(stride=1)
+    expected = plain_mean_field(heat, image, exact)
+    np.testing.assert_allclose(refined(heat, image, exact), expected, atol=1e-9)
+    near = refined(heat, image, GazeConfig(stride=2))
+    assert np.abs(near - expected).mean() < 0.01
+
+
+def test_refinement_without_strength_changes_nothing():
+    heat = np.random.default_rng(0).random((12, 12))
+    np.testing.assert_allclose(refined(heat, heat, GazeConfig(strength=0.0)), np.clip(heat, 1e-5, 1 - 1e-5), atol=1e-9)
+
+
+@given(seed=st.integers(0, 500), refine=st.sampled_from(["crf", "none"]))
+@settings(max_examples=15, deadline=None)
+def test_the_target_lies_within_what_may_be_the_target(seed, refine):
+    rng = np.random.default_rng(seed)
+    mask = disc(at=rng.integers(8, 24, 2))
+    fixations = simulate_fixations(mask, rng)
+    assert 15 <= len(fixations) <= 60 and fixations[:, 2].min() >= 50
+    sets = sets_of_gaze(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine))
+    assert set(np.unique(sets)) <= {1, 2, 3}
+    tighter = sets_of_gaze(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine, tight=0.7))
+    assert ((tighter == 2) <= (sets == 2)).all() and ((tighter == 1) == (sets == 1)).all()
+
+
+def test_a_good_tracker_finds_the_target_and_a_poor_one_finds_less():
+    rng, mask = np.random.default_rng(0), disc()
+    image = np.where(mask, 0.5, -0.5)
+
+    def dice(**options):
+        scores = []
+        for _ in range(10):
+            found = sets_of_gaze(simulate_fixations(mask, rng, **options), image, GazeConfig()) == 2
+            scores.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
+        return np.mean(scores)
+
+    assert dice() > 0.6 > dice(inside=0.3, noise=0.2)
+
+
+def test_sets_of_a_target_allow_every_structure():
+    assert of_all_structures(np.array([0, 1, 2, 3]), 2).tolist() == [0, 1, 2, 3]
+    assert of_all_structures(np.array([0, 1, 2, 3]), 4).tolist() == [0, 1, 14, 15]
+
+
+def plain_propagation(features, window, dilation, temperature):
+    """By unfolding, pixel by pixel."""
+    _, height, width = features.shape
+    result, reach = torch.zeros_like(features), window // 2
+    for i in range(height):
+        for j in range(width):
+            near = [
+                (i + a * dilation, j + b * dilation)
+                for a in range(-reach, reach + 1)
+                for b in range(-reach, reach + 1)
+                if 0 <= i + a * dilation < height and 0 <= j + b * dilation < width
+            ]
+            stack = torch.stack([features[:, a, b] for a, b in near])
+            similar = F.cosine_similarity(stack, features[:, i, j][None])
+            result[:, i, j] = torch.softmax(similar / temperature, 0) @ stack
+    return result
+
+
+def test_propagation_equals_its_plain_version_and_keeps_a_constant():
+    features = torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    found = propagate(features, 3, 2, 0.1)
+    for one, plain in zip(found, features, strict=True):
+        torch.testing.assert_close(one, plain_propagation(plain, 3, 2, 0.1))
+    constant = torch.ones(1, 3, 6, 6) * torch.tensor([1.0, -2.0, 3.0])[None, :, None, None]
+    torch.testing.assert_close(propagate(constant, 5, 2, 0.1), constant)
+
+
+def test_every_term_teaches_the_network_it_is_meant_for():
+    method = make_method(CONFIG)
+    model = method.build()
+    images = torch.randn(4, 1, 32, 32)
+    allowed = torch.zeros(4, 2, 32, 32, dtype=torch.bool)
+    allowed[:, 0], allowed[:, 1, :8] = True, True  # a rim that may be, and nothing that surely is
+    allowed[:, 0, :4] = False  # but for its upper half
+
+    def moved(loss):
+        model.zero_grad()
+        loss.backward()
+        return {part for part in ("tight", "loose") if getattr(model, part).final_conv.weight.grad.abs().sum() > 0}
+
+    assert moved(method.loss(model, images, allowed)) == {"tight", "loose"}
+    unknown = torch.zeros_like(allowed)
+    assert moved(method.loss(model, images, unknown)) == {"tight", "loose"}  # by consistency alone
+    still = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"consistency": 0.0}}))
+    assert float(still.loss(model, images, unknown).detach()) == 0
+    confident = Levels(1, 4)
+    torch.nn.init.constant_(confident.tight.final_conv.bias, 20.0)
+    assert moved(still.loss(model, images, unknown, confident.requires_grad_(False))) == {"tight", "loose"}
+
+
+def test_levels_learn_their_own_masks():
+    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    loss = masked_entropy(logits, torch.ones(1, 1, 2, 2), torch.tensor([[[[True, False], [False, False]]]]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(np.log(2)) and logits.grad.nonzero().tolist() == [[0, 0, 0, 0]]
+    assert float(masked_entropy(logits, logits.detach(), torch.zeros(1, 1, 2, 2, dtype=torch.bool)).detach()) == 0
+
+
+@pytest.fixture
+def gazed(site, tmp_path):
+    """A store of simulated fixations on the balls."""
+    import nibabel as nib
+
+    rng = np.random.default_rng(0)
+    for case in sorted(site.iterdir()):
+        label = np.asanyarray(nib.load(case / "label" / "mask.nii.gz").dataobj)
+        with (case / "label" / "gaze.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"])
+            for z in range(label.shape[2]):
+                for row, column, ms in simulate_fixations(label[..., z] > 0, rng):
+                    writer.writerow([(row + 0.5) / label.shape[0], (column + 0.5) / label.shape[1], z, ms])
+        (case / "label" / "mask.nii.gz").unlink()
+    config = PrepareConfig(domain="x", size=32, z_bins=4, label_kind="gaze", split="train")
+    return prepare(site, tmp_path / "gazed", config).store
+
+
+def test_a_site_reads_its_fixations_once_and_trains_with_them(gazed, capsys):
+    with pytest.raises(NodeDataError, match="fedfactory gaze STORE"):
+        site_slices(gazed, 2)
+    with pytest.raises(SystemExit):
+        main(["gaze", str(gazed.path)])
+    assert "slices were looked at" in capsys.readouterr().out
+    data = site_slices(gazed, 2)
+    assert set(data.kinds) == {"gaze"} and len(data.told) > 0
+    assert set(np.unique(data.sets)) == {0, 1, 2, 3} or set(np.unique(data.sets)) == {1, 2, 3}
+    np.testing.assert_array_equal(data.sets, gaze_sets(gazed))
+
+
+def test_maps_of_other_fixations_are_refused(gazed, tmp_path):
+    read_gaze(gazed.path)
+    card = gazed.path / "gaze_sets.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "gaze": "gaze-000000000000.npy"}))
+    with pytest.raises(StoreError, match="have changed"):
+        gaze_sets(gazed)
+    with pytest.raises(UsageError, match="no fixations"):
+        write_site(tmp_path / "dense")
+        read_gaze(prepare(tmp_path / "dense", tmp_path / "s", PrepareConfig(domain="x", size=16, z_bins=4)).store.path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tight": 0.2}, {"loose": 0.0}, {"sigma": 0.0}, {"refine": "odd"}, {"stride": 0}, {"strength": -1.0}]
+)
+def test_wrong_settings_are_refused(changes):
+    with pytest.raises(ConfigError):
+        GazeConfig(**changes)
