@@ -3,11 +3,12 @@
     uv run python benchmarks/segmentation_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/segmentation_study.json
 
-Two federations of `site_a`, `site_b` and `site_c`, simulated in one process with the rounds and weights that real nodes
-and the researcher run. *weak*: the experts' scribbles at a, points at b, boxes at c. *mixed*: dense labels at a, boxes
-at b, image labels at c. Points, boxes and image labels are made from the dense ones. Every method makes as many updates
-at every site; Dice and HD95 on the folders' test patients, of each site's own model and of the average. Intervals are
-over seeds and sites. Finished runs in --work are not repeated.
+Three federations of `site_a`, `site_b` and `site_c`, simulated in one process with the rounds and weights that real
+nodes and the researcher run. *weak*: the experts' scribbles at a, points at b, boxes at c. *mixed*: dense labels at a,
+boxes at b, image labels at c. *gaze*: simulated fixations on the whole heart at all sites. Points, boxes, image labels
+and fixations are made from the dense labels. Every method makes as many updates at every site; Dice and HD95 on the
+folders' test patients, of each site's own model and of the average. Intervals are over seeds and sites. Finished runs
+in --work are not repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.federated_method import FederatedMethod, MethodConfig, Report, Visit
+from fedfactory.adaptation.gaze import GazeConfig, sets_of_gaze, simulate_fixations
 from fedfactory.adaptation.label_sets import SiteSlices, sets_of_boxes, sets_of_labels, sets_of_presence
 from fedfactory.adaptation.methods import make_method
 from fedfactory.adaptation.segmenter import Segmenter
@@ -38,12 +40,14 @@ from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.site_slices import held_out_scores, site_slices
 from fedfactory.node.store import SliceStore
+from fedfactory.sources import find_cases
+from fedfactory.volumes import Volume, read_volume, write_volume
 from measuring import machine
 
 SITES = ("a", "b", "c")
 SIZE, SIDE = 32, 160.0  # pixels, and mm around the middle of the scan, where the heart is
 WEAK, MIXED = ("scribble", "point", "box"), ("dense", "box", "image")
-DENSE, FIRST = ("dense",) * 3, ("dense", "none", "none")
+DENSE, FIRST, GAZE = ("dense",) * 3, ("dense", "none", "none"), ("gaze",) * 3
 FEDICRA = {"embedding": 32, "body_updates": 12, "dice_weight": 1.0, "adaptive_from": 4}
 FEDMIX = {"agreement": 0.8}
 # name: method, options, kinds of labels at the three sites
@@ -66,6 +70,12 @@ RUNS: dict[str, dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
         "fedmix, counts alone": ("fedmix", {**FEDMIX, "loss_weight": 0.0}, MIXED),
         "fedmix, no selection": ("fedmix", {**FEDMIX, "agreement": 0.0}, MIXED),
         "fedmix, no refinement": ("fedmix", {**FEDMIX, "refine": False}, MIXED),
+    },
+    "gaze": {
+        "gaze": ("gaze", {}, GAZE),
+        "gaze, no consistency": ("gaze", {"consistency": 0.0}, GAZE),
+        "fedavg of gaze": ("fedavg", {}, GAZE),
+        "dense masks": ("gaze", {}, DENSE),
     },
 }
 
@@ -108,17 +118,30 @@ def main() -> None:
 
 
 def make_stores(folder: Path, work: Path) -> None:
-    """By site: dense labels, and at a the experts' scribbles; test patients are the folder's own."""
+    """By site: dense labels, the whole heart, and at a the experts' scribbles; test patients are the folder's own."""
     for site in SITES:
+        if not (work / f"{site}_heart").is_dir():
+            for part in ("train", "test"):
+                for case in find_cases(folder / f"site_{site}" / part).cases:
+                    label = read_volume(case.label, integer=True)
+                    out = work / f"{site}_heart" / part / case.name
+                    write_volume(out / "image" / "image.nii.gz", read_volume(case.image))
+                    write_volume(
+                        out / "label" / "heart.nii.gz", Volume((label.data > 0).astype(np.uint8), label.affine)
+                    )
+            make_store(work / f"{site}_heart", work / f"{site}_heart.store", site)
         for key, kind in (("label", "dense"), ("scribble", "scribble")):
             store = work / f"{site}_{kind}.store"
             if (store / "store.json").is_file() or (kind == "scribble" and site != "a"):
                 continue
-            common = PrepareConfig(domain=site, size=SIZE, spacing=SIDE / SIZE, z_bins=6, patient_pattern=r"patient\d+")
-            unlabelled = 4 if kind == "scribble" else None
-            train = replace(common, label_key=key, label_kind=kind, unlabelled_value=unlabelled, split="train")
-            prepare(folder / f"site_{site}" / "train", store, train)
-            prepare(folder / f"site_{site}" / "test", store, replace(common, split="test"))
+            make_store(folder / f"site_{site}", store, site, label_key=key, label_kind=kind)
+
+
+def make_store(folder: Path, store: Path, site: str, **labels: str) -> None:
+    common = PrepareConfig(domain=site, size=SIZE, spacing=SIDE / SIZE, z_bins=6, patient_pattern=r"patient\d+")
+    unlabelled = 4 if labels.get("label_kind") == "scribble" else None
+    prepare(folder / "train", store, replace(common, unlabelled_value=unlabelled, split="train", **labels))
+    prepare(folder / "test", store, replace(common, split="test"))
 
 
 def kept(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
@@ -130,8 +153,9 @@ def kept(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dic
             return None
         method, options, kinds = RUNS[study][name]
         config = MethodConfig(
-            method=method, classes=4, size=SIZE, sites=len(SITES), rounds=arguments.rounds, updates=arguments.updates,
-            batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=options,
+            method=method, classes=2 if study == "gaze" else 4, size=SIZE, sites=len(SITES), rounds=arguments.rounds,
+            updates=arguments.updates, batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed,
+            options=options,
         )  # fmt: skip
         write_json(file, federation(make_method(config), arguments.work, kinds))
         print(words, json.loads(file.read_text())["mean"], flush=True)
@@ -143,8 +167,9 @@ def federation(method: FederatedMethod, work: Path, kinds: tuple[str, ...]) -> d
     from fedfactory.researcher.method_average import weighted_mean
 
     began, seed = time.monotonic(), method.config.seed
-    stores = [SliceStore(work / f"{site}_dense.store") for site in SITES]
-    data = [slices_of(work, site, kind, seed) for site, kind in zip(SITES, kinds, strict=True)]
+    kind = "dense" if method.config.classes > 2 else "heart"
+    stores = [SliceStore(work / f"{site}_{kind}.store") for site in SITES]
+    data = [slices_of(work, store, kind, seed) for store, kind in zip(stores, kinds, strict=True)]
     models = [method.build() for _ in SITES]
     optimizers = [method.optimizers(model) for model in models]
     states: list[dict[str, Any]] = [{} for _ in SITES]
@@ -170,7 +195,9 @@ def federation(method: FederatedMethod, work: Path, kinds: tuple[str, ...]) -> d
             if which == "average":
                 model.load_state_dict(shared, strict=False)
             network = method.segmenter(copy.deepcopy(model), site)
-            segmenter = Segmenter(network, stores[site].format, {"classes": 4, "config": {"network": "federated"}})
+            segmenter = Segmenter(
+                network, stores[site].format, {"classes": method.config.classes, "config": {"network": "federated"}}
+            )
             scores[which].append(held_out_scores(stores[site], segmenter))
     mean = {which: round(float(np.mean([row["dice"] for row in rows])), 4) for which, rows in scores.items()}
     return {"mean": mean, "scores": scores, "history": history, "seconds": round(time.monotonic() - began)}
@@ -180,12 +207,11 @@ def dictionary(report: Report) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in report.to_dict().items()}
 
 
-def slices_of(work: Path, site: str, kind: str, seed: int) -> SiteSlices:
+def slices_of(work: Path, store: SliceStore, kind: str, seed: int) -> SiteSlices:
     """A site's training slices with labels of a kind, made from the dense ones where nobody drew them."""
     if kind == "scribble":
-        return site_slices(SliceStore(work / f"{site}_scribble.store"), 4)
-    store = SliceStore(work / f"{site}_dense.store")
-    dense = site_slices(store, 4)
+        return site_slices(SliceStore(work / f"{store.domain}_scribble.store"), 4)
+    dense = site_slices(store, store.classes)
     if kind == "dense":
         return dense
     labels = np.concatenate([store.labels[case.span] for case in store.cases if case.split == "train"])
@@ -194,11 +220,15 @@ def slices_of(work: Path, site: str, kind: str, seed: int) -> SiteSlices:
         sets = sets_of_presence(presence, SIZE, 4)
     elif kind == "none":
         sets = np.zeros_like(dense.sets)
+    elif kind == "gaze":
+        rng, config = np.random.default_rng(seed), GazeConfig(stride=2)
+        pairs = zip(labels, dense.images, strict=True)
+        sets = np.stack([sets_of_gaze(simulate_fixations(one > 0, rng), image, config) for one, image in pairs])
     else:
         rng = np.random.default_rng(seed)
         weak = np.stack([CONVERTERS[kind](one, rng) for one in labels])
         sets = np.stack([sets_of_boxes(one, 4) for one in weak]) if kind == "box" else sets_of_labels(weak, 4)
-    return SiteSlices(dense.images, sets, np.repeat(kind, len(labels)), 4)
+    return SiteSlices(dense.images, sets, np.repeat(kind, len(labels)), store.classes)
 
 
 def table(found: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:

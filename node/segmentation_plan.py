@@ -18,7 +18,7 @@ from ..adaptation.segmenter import FEDERATED, Segmenter
 from ..errors import FedFactoryError, NodeDataError, UsageError
 from .adaptation_plan import FOLDER
 from .fedbiomed_hooks import PersistentOptimizerPlan
-from .site_slices import held_out_scores, kinds_of, site_slices
+from .site_slices import held_out_scores, site_slices
 from .speaking import guarded
 from .store import SliceStore
 
@@ -48,7 +48,7 @@ class SegmentationDataset(CustomDataset):
             raise NodeDataError(f"this site's slices have {self.store.format.size} px, the method {self.config.size}")
         if self.store.classes > self.config.classes:
             raise NodeDataError(f"this site has {self.store.classes} label values, the method {self.config.classes}")
-        announced, held = self.told.get("kinds"), kinds_of(self.store)
+        announced, held = self.told.get("kinds"), self.store.label_kinds()
         if announced is not None and announced != held:
             raise NodeDataError(
                 f"this site announced {_listed(announced)} and holds {_listed(held)}; register its store again"
@@ -130,7 +130,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         self._summary = {
             "domain": store.domain,
             **report.to_dict(),
-            **{f"slices_{kind}": count for kind, count in kinds_of(store).items()},
+            **{f"slices_{kind}": count for kind, count in store.label_kinds().items()},
             **{f"global_{name}": value for name, value in average.items()},
             **{f"own_{name}": value for name, value in own.items()},
             "seconds": round(time.monotonic() - started, 2),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import torch
 from fedbiomed.common.logger import logger
@@ -22,15 +20,6 @@ from ..errors import NodeDataError, StoreError
 from ..volumes import Volume
 from .gaze_maps import gaze_sets
 from .store import Case, SliceStore
-
-
-def kinds_of(store: SliceStore) -> dict[str, int]:
-    """Training slices by kind of label: what a site announces, and what it is held to."""
-    counts = Counter({case.label_kind: 0 for case in store.cases if case.split == "train"})
-    for case in store.cases:
-        if case.split == "train":
-            counts[case.label_kind] += case.count
-    return dict(sorted(counts.items()))
 
 
 def site_slices(store: SliceStore, classes: int) -> SiteSlices:

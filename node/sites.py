@@ -14,7 +14,6 @@ from .. import __version__
 from ..errors import FederationError, UsageError
 from ..files import sha256_of
 from .fedbiomed_hooks import open_node, pending_plans
-from .site_slices import kinds_of
 from .store import SliceStore
 
 MIN_TAG = 3  # Fed-BioMed's own limit
@@ -64,7 +63,7 @@ def store_facts(store: SliceStore) -> str:
         "intensities": INTENSITIES,
         "slices": len(store.slices("train")),
         "classes": store.classes,
-        "label_kinds": kinds_of(store),
+        "label_kinds": store.label_kinds(),
     }
     return INTRODUCTION + json.dumps(facts)
 

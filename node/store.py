@@ -189,6 +189,14 @@ class SliceStore:
             raise StoreError(f"{self.path}: no case of this store has dense labels{where}{also}")
         return chosen
 
+    def label_kinds(self) -> dict[str, int]:
+        """Training slices by kind of label: what a site announces, and what it is held to."""
+        counts: dict[str, int] = {}
+        for case in self.cases:
+            if case.split == "train":
+                counts[case.label_kind] = counts.get(case.label_kind, 0) + case.count
+        return dict(sorted(counts.items()))
+
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
         return SliceGrid(case.shape, np.array(case.affine), tuple(tuple(ends) for ends in case.box), self.format)

@@ -26,7 +26,12 @@ from helpers import (
     write_site,
 )
 
-SLOW = ("test_survival.py", "test_federation.py")  # begun first, one in each process of a test run
+SLOW = (
+    "test_survival.py",
+    "test_federation.py",
+    "test_segmentation_federation.py",
+    "test_remote_adaptation.py",
+)  # begun first, one in each process of a test run
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many threads as cores, all processes together
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,7 +19,7 @@ from fedfactory.errors import ConfigError, FederationError, NodeDataError, Usage
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.segmentation_plan import SegmentationDataset
-from fedfactory.node.site_slices import held_out_scores, kinds_of, site_slices
+from fedfactory.node.site_slices import held_out_scores, site_slices
 from fedfactory.node.sites import read_facts, store_facts
 
 CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, width=4)
@@ -40,7 +40,7 @@ def opened(store, config=CONFIG, **told):
 
 
 def test_a_site_is_held_to_the_labels_it_announced(large):
-    assert kinds_of(large) == {"dense": 16}
+    assert large.label_kinds() == {"dense": 16}
     assert len(opened(large, kinds={"dense": 16})) == 16
     with pytest.raises(
         FedbiomedError, match="announced 16 slices with box labels and holds 16 slices with dense labels"
