@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from fedbiomed.common.constants import SAParameters, TrainingPlanApprovalStatus
+from fedbiomed.common.logger import logger
 from fedbiomed.common.models import TorchModel
 from fedbiomed.common.optimizers.generic_optimizers import BaseOptimizer
 from fedbiomed.common.training_plans import TorchTrainingPlan
@@ -112,7 +113,9 @@ def open_node(root: str | Path) -> Node:
     if _opened not in (None, root):
         raise UsageError(f"this process already works on node {_opened}; use one process per node")
     _opened = root
-    return Node(NodeConfig(root=str(root)))
+    config = NodeConfig(root=str(root))
+    logger.setLevel("ERROR", "CONSOLE")  # opening a component sets it to INFO; its files still say everything
+    return Node(config)
 
 
 _opened: Path | None = None

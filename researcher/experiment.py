@@ -34,9 +34,10 @@ def use_researcher(root: str | Path) -> None:
     if "fedbiomed.researcher.config" in sys.modules and os.environ.get(ROOT_VARIABLE) != str(root):
         raise UsageError("Fed-BioMed is imported already with another researcher component; start a new process")
     os.environ[ROOT_VARIABLE] = str(root)
+    import fedbiomed.researcher.config  # noqa: F401 - opens the component, and sets the console to INFO
     from fedbiomed.common.logger import logger
 
-    logger.setLevel("ERROR")  # the terminal belongs to the progress bar; errors still show
+    logger.setLevel("ERROR", "CONSOLE")  # the terminal belongs to the progress bar; errors still show
 
 
 def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:

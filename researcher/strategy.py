@@ -83,7 +83,8 @@ class FactoryStrategy(Strategy):
             event = self._trouble(reply)
             if event is None:
                 good[node] = reply
-                lengths += [reply["params"].norm] if hasattr(reply["params"], "norm") else []
+                # A site that had nothing to learn from changes nothing: no measure of what is usual.
+                lengths += [norm] if (norm := getattr(reply["params"], "norm", 0.0)) else []
             else:
                 self._note(round_i, node, *event)
         for node in [node for node in training_replies if node not in good]:

@@ -96,6 +96,14 @@ def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(strategy):
     assert len(one.events) == 1
 
 
+def test_sites_that_had_nothing_to_learn_from_do_not_say_what_is_usual(strategy):
+    one = strategy()
+    for number in range(4):
+        one.sample_nodes(["a", "b", "c"], number)
+        one.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
+    assert not one.events
+
+
 def test_too_few_answers_do_not_make_a_round(strategy):
     one = strategy(min_nodes=2)
     with pytest.raises(Exception, match="1 sites are connected, at least 2"):
