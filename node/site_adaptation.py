@@ -243,8 +243,9 @@ def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) 
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
     quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain)
-    home = {store.domain, labelled.card["labelled_domain"]}
-    shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
+    home, shared = {store.domain, labelled.card["labelled_domain"]}, None
+    if labelled.card["labels_from"][store.domain] == "view":  # labels read in the domain's own view cross no domains
+        shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
     found = alarms(store.domain, quality, shared)
     volume = _volume_of(store)[chosen]
     own, guess = (explained_intensity(images, one, volume) for one in (segmenter, labelled.robust))

@@ -193,6 +193,15 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize(("read_in", "asked"), [("view", True), ("own", False)])
+def test_shared_anatomy_is_asked_for_only_where_labels_cross_domains(read_in, asked, labelled, site, tmp_path):
+    store = prepare(site, tmp_path / "dark", PrepareConfig(domain="dark", size=16, z_bins=4)).store
+    labelled.card["labels_from"] = {"bright": "view", "dark": read_in}
+    adaptation = Adaptation(volumes=1, segmenter=SegmenterConfig(updates=2, batch_size=4))
+    made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
+    assert any("shares little" in text for text in made.card["alarms"]) == asked  # an untrained factory shares nothing
+
+
 def test_an_interrupted_translator_ends_where_an_undisturbed_one_does(labelled_file, store, tmp_path, monkeypatch):
     adaptation = Adaptation(engine="translator", volumes=1, translator=TRANSLATOR)
     options = {"factory_file": labelled_file, "adaptation": adaptation}
