@@ -301,6 +301,7 @@ def train(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="With --method: slices in an update.")] = 12,
     width: Annotated[int, typer.Option(min=4, help="With --method: channels of the first level.")] = 16,
+    norm: Annotated[str, typer.Option(help="With --method: group, or batch as some were published.")] = "group",
     rotation: Annotated[
         float,
         typer.Option(min=0, help="With --method: largest random angle, degrees; 180 for scans without orientation."),
@@ -319,7 +320,7 @@ def train(
         result = train_method(
             method, out, researcher=researcher, tag=tag, rounds=rounds, updates=updates_per_round,
             min_nodes=min_nodes or 1, node_timeout=node_timeout, approval_timeout=approval_timeout,
-            round_timeout=round_timeout, batch_size=batch_size, width=width, mirror=mirror,
+            round_timeout=round_timeout, batch_size=batch_size, width=width, norm=norm, mirror=mirror,
             rotation=math.radians(rotation), options=_pairs(option or []), seed=seed,
         )  # fmt: skip
         _print_scores(result)

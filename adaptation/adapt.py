@@ -15,11 +15,13 @@ from ..progress import track
 from ..slicing import SliceFormat
 from ..volumes import read_volume
 from .labelled_factory import LabelledFactory
-from .labelled_slices import LabelledSlices
+from .labelled_slices import LabelledSlices, foreground_dice
+from .plausibility import explained_intensity
 from .segmenter import Segmenter
 from .segmenter_training import SegmenterConfig, train_segmenters
 
 MANIFEST = "manifest.json"
+FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
 
 
 def adapt(
@@ -47,8 +49,33 @@ def adapt(
     return train_segmenters(data, fmt, config, title=f"adapting to {domain}", card=card, **options)
 
 
+def teacher_of(
+    images: np.ndarray,
+    drawn: LabelledSlices,
+    robust: Segmenter,
+    fmt: SliceFormat,
+    domain: str,
+    config: SegmenterConfig,
+    volume: np.ndarray | None = None,
+) -> Segmenter:
+    """Who labels a site's own slices (N, S, S): the labelled site's robust segmenter, as a rule.
+
+    Where it does not even find what synthetic slices of the site's domain show, a segmenter of these is trained, and
+    the one whose classes explain more of the site's grey levels is taken.
+
+    Args:
+        drawn: labelled synthetic slices of the domain. volume: (N,) which volume a slice belongs to.
+    """
+    images, shown = images.astype(np.float32), torch.from_numpy(drawn.images.astype(np.float32))[:, None]
+    found = robust.probabilities(shown, drawn.volume).argmax(1)
+    if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= FAMILIAR:
+        return robust
+    (alone,) = adapt(fmt, domain, drawn, config, facts={})
+    return max(robust, alone, key=lambda one: explained_intensity(images, one, volume))
+
+
 def pseudo_label(images: np.ndarray, robust: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
-    """A site's own slices (N, S, S) with the labels that another site's robust segmenter gives them."""
+    """A site's own slices (N, S, S) with the labels that a segmenter gives them, see `teacher_of`."""
     images = images.astype(np.float32)
     labels = robust.probabilities(torch.from_numpy(images)[:, None]).argmax(1).to(torch.uint8).numpy()
     return LabelledSlices(images, labels, robust.classes, volume)

@@ -21,7 +21,7 @@ from ..errors import ConfigError, TrainingError
 from .augmentation import ROTATION, appearance, geometry
 from .label_sets import SiteSlices, as_masks, check_classes
 from .partial_losses import partial_loss
-from .site_network import GROUPS, SMALLEST, SiteUNet
+from .site_network import GROUPS, NORMS, SMALLEST, SiteUNet
 from .training_loop import seed_of, seeded
 
 
@@ -34,6 +34,7 @@ class MethodConfig:
         classes: label values, background included. size: pixels per side of the slices.
         sites: number of sites. rounds, updates: how many, and steps of a site in each.
         width: channels of the network's first level.
+        norm: "group", or "batch" as FedAvg, FedBN and FedICRA were published with; FedMix and gaze have groups always.
         learning_rate: None takes the method's own.
         mirror, rotation: of the augmentation, see `SegmenterConfig`.
     """
@@ -46,6 +47,7 @@ class MethodConfig:
     updates: int = 20
     batch_size: int = 12
     width: int = 16
+    norm: str = "group"
     learning_rate: float | None = None
     mirror: bool = True
     rotation: float = ROTATION
@@ -59,6 +61,8 @@ class MethodConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.size < 2 * SMALLEST or self.size % SMALLEST:
             raise ConfigError(f"size is {self.size}; these networks need a multiple of {SMALLEST} from {2 * SMALLEST}")
+        if self.norm not in NORMS:
+            raise ConfigError(f"norm is '{self.norm}'; choose one of {', '.join(NORMS)}")
         if self.width < GROUPS or self.width % GROUPS:
             raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -223,7 +227,7 @@ class FederatedAveraging(FederatedMethod):
     summary = "weights averaged by numbers of labelled slices"
 
     def network(self) -> nn.Module:
-        return SiteUNet(self.config.classes, width=self.config.width)
+        return SiteUNet(self.config.classes, width=self.config.width, norm=self.config.norm)
 
     def train_round(self, visit: Visit) -> Report:
         told = visit.data.told

@@ -77,6 +77,7 @@ class FedICRA(FederatedMethod):
         return SiteUNet(
             self.config.classes,
             width=self.config.width,
+            norm=self.config.norm,
             dropout=0.1,
             sites=self.config.sites if own.selections else 0,
             selections=own.selections,

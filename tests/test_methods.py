@@ -107,7 +107,10 @@ def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
 
 
 def test_fedbn_keeps_all_of_the_normalisation_and_nothing_else():
-    method = method_of("fedbn")
+    grouped = method_of("fedbn")
+    kept = grouped.keeps(grouped.build())
+    assert kept and all(name.endswith((".adn.N.weight", ".adn.N.bias")) for name in kept)
+    method = method_of("fedbn", norm="batch")
     model = method.build()
     kept = method.keeps(model)
     assert any(name.endswith("running_mean") for name in kept)
@@ -360,6 +363,7 @@ def test_background_wins_where_no_structure_is_likelier_than_not():
         ({"classes": 1}, "classes is 1"),
         ({"size": 20}, "multiple of 16"),
         ({"width": 6}, "multiple of 4"),
+        ({"norm": "odd"}, "norm is 'odd'"),
         ({"rounds": 0}, "rounds is 0"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"method": "fedprox", "options": {"proximal": -1.0}}, "proximal"),

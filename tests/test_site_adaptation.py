@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from fedfactory.adaptation.adapt import teacher_of
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.networks import NETWORKS, build_network, dimensions
+from fedfactory.adaptation.plausibility import explained_intensity
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
 from fedfactory.adaptation.segmenter_training import Sampler, SegmenterConfig, SegmenterLearner, train_segmenters
 from fedfactory.adaptation.training_loop import STATE, Learner, LoopConfig, train
@@ -191,6 +193,20 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
     ]
     one, two = (model.network.state_dict() for model in made)
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypatch):
+    data = volumes_of([20, 20])
+    config = SegmenterConfig(updates=60, batch_size=16, mirror=False, learning_rate=1e-2)
+    (good,) = train_segmenters(data, FORMAT, config, title="t", card={})
+    inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
+    own = volumes_of([10], seed=5)
+    where = (FORMAT, "dark", config)
+    blind = teacher_of(-own.images, inverted, good, *where)
+    assert blind is not good
+    assert explained_intensity(-own.images, blind) > explained_intensity(-own.images, good)
+    monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)  # nothing is trained where the guess is fair
+    assert teacher_of(own.images, data, good, *where) is good
 
 
 @pytest.mark.parametrize(("read_in", "asked"), [("view", True), ("own", False)])
