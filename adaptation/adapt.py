@@ -74,11 +74,11 @@ def teacher_of(
     return max(robust, alone, key=lambda one: explained_intensity(images, one, volume))
 
 
-def pseudo_label(images: np.ndarray, robust: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
+def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
     """A site's own slices (N, S, S) with the labels that a segmenter gives them, see `teacher_of`."""
     images = images.astype(np.float32)
-    labels = robust.probabilities(torch.from_numpy(images)[:, None]).argmax(1).to(torch.uint8).numpy()
-    return LabelledSlices(images, labels, robust.classes, volume)
+    labels = teacher.probabilities(torch.from_numpy(images)[:, None], volume).argmax(1).to(torch.uint8).numpy()
+    return LabelledSlices(images, labels, teacher.classes, volume)
 
 
 def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,8 +102,7 @@ def train_method(
     result, began = SegmentationResult(config, {node: {} for node in nodes}), time.monotonic()
     for number in track(range(1, rounds + 2), f"training by {method}"):
         if number > rounds:  # the last average has been seen by no site yet
-            arguments = {"config": config.to_dict(), "train": False}
-            change = lambda arguments=arguments: experiment.set_model_args(arguments, keep_weights=True)  # noqa: E731
+            change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
         reports = run_round(experiment, round_timeout)
         for node, report in reports.items():

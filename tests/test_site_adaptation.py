@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import teacher_of
+from fedfactory.adaptation.adapt import pseudo_label, teacher_of
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.networks import NETWORKS, build_network, dimensions
 from fedfactory.adaptation.plausibility import explained_intensity
@@ -63,6 +63,14 @@ def test_a_three_dimensional_network_never_mixes_volumes():
     together = made.probabilities(images, np.repeat([3, 0, 7], [5, 1, 8]))
     apart = torch.cat([made.probabilities(part) for part in images.split([5, 1, 8])])
     torch.testing.assert_close(together, apart)
+
+
+def test_a_three_dimensional_teacher_labels_volume_by_volume():
+    made = Segmenter(build_network("unet3d", 3), FORMAT, {"classes": 3, "config": {"network": "unet3d"}})
+    data = volumes_of([5, 9])
+    together = pseudo_label(data.images, made, data.volume).labels
+    apart = [pseudo_label(data.images[part], made).labels for part in (slice(0, 5), slice(5, 14))]
+    np.testing.assert_array_equal(together, np.concatenate(apart))
 
 
 def test_stacks_are_neighbouring_slices_of_one_volume():
