@@ -18,8 +18,8 @@ def disagreements(descriptions: Mapping[str, str], config: FactoryConfig) -> dic
         descriptions: by node, the text under which its data are registered (`fedfactory site add`).
     """
     facts = {node: read_facts(text) for node, text in descriptions.items()}
-    usual = _usual([known for known in facts.values() if known])
-    found = {node: _trouble(known, config, usual) for node, known in facts.items()}
+    other = other_conventions({node: known for node, known in facts.items() if known})
+    found = {node: _trouble(known, config) or other.get(node) for node, known in facts.items()}
     return {node: text for node, text in found.items() if text}
 
 
@@ -39,6 +39,17 @@ def agreeing_nodes(descriptions: Mapping[str, str], config: FactoryConfig, *, le
     return fitting
 
 
+def other_conventions(facts: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """By node, in which conventions of slices its store differs from most; nothing for a node that agrees."""
+    usual = _usual(list(facts.values()))
+    found = {}
+    for node, known in facts.items():
+        other = [name for name in CONVENTIONS if str(known.get(name)) != usual[name]]
+        if other:
+            found[node] = "; ".join(f"{name} is {known.get(name)}, elsewhere {usual[name]}" for name in other)
+    return found
+
+
 def _usual(facts: list[dict[str, Any]]) -> dict[str, Any]:
     """What most stores say; of equals, what comes first by name."""
     result = {}
@@ -48,7 +59,7 @@ def _usual(facts: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _trouble(known: dict[str, Any] | None, config: FactoryConfig, usual: dict[str, Any]) -> str | None:
+def _trouble(known: dict[str, Any] | None, config: FactoryConfig) -> str | None:
     if known is None:
         return "its data were not registered with `fedfactory site add` of this version"
     if known["version"] != __version__:
@@ -60,7 +71,4 @@ def _trouble(known: dict[str, Any] | None, config: FactoryConfig, usual: dict[st
             f"has {known['size']} px in {known['z_bins']} bins, the factory {config.image_size} px in {config.z_bins}; "
             f"run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}` there"
         )
-    other = [name for name in CONVENTIONS if str(known.get(name)) != usual[name]]
-    if other:
-        return "; ".join(f"{name} is {known.get(name)}, elsewhere {usual[name]}" for name in other)
     return None

@@ -19,6 +19,7 @@ from ..files import atomic_file, refuse_existing, write_json
 from ..generative.checkpoint import write_weights
 from ..node.sites import read_facts
 from ..progress import track
+from .agreement import other_conventions
 from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ def train_method(
 
 
 def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """By node, what it announced. Raises: FederationError if stores were registered otherwise or differ in size."""
+    """By node, what it announced.
+
+    Raises: FederationError if stores were registered otherwise, or differ in size or in conventions.
+    """
     facts = {node: read_facts(text) for node, text in descriptions.items()}
     odd = [node for node, known in facts.items() if known is None or "label_kinds" not in known]
     if odd:
@@ -134,6 +138,8 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
     other = {node: known["version"] for node, known in facts.items() if known["version"] != __version__}
     if other:
         raise FederationError(f"other fedfactory versions than {__version__}: {other}")
+    if odd := other_conventions(facts):
+        raise FederationError("sites do not agree: " + "; ".join(f"{node}: {text}" for node, text in odd.items()))
     return facts
 
 

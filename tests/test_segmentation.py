@@ -112,6 +112,7 @@ def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
     for other, message in [
         (facts_of(label_kinds={"dense": 3}, size=64), "n2: 64 px"),
         (facts_of(), "n2: registered without label kinds"),
+        (facts_of(label_kinds={}, plane="coronal"), "n2: plane is coronal"),
         (facts_of(label_kinds={}, version="0.0"), "other fedfactory versions"),
         ("something else", "registered without"),
     ]:
