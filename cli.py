@@ -221,12 +221,30 @@ def site_add(
     node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
     store: Annotated[Path, typer.Option(help="Slice store made by `fedfactory prepare`.")],
     tag: Annotated[str, typer.Option(help="Tag by which the researcher finds the data.")],
+    network: Annotated[
+        str, typer.Option(help="For hssf: the site's own, unet, dynunet or segresnet; default the researcher's.")
+    ] = "",
+    public: Annotated[
+        Path | None, typer.Option(help="For hssf: slice store that researcher and all sites have.")
+    ] = None,
+    modality: Annotated[str, typer.Option(help="For cmc: modality of the store, the same word at all sites.")] = "",
+    other: Annotated[
+        list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site.")
+    ] = None,
 ) -> None:
     """Register a slice store with a Fed-BioMed node."""
+    from .node.site_choices import SiteChoices
     from .node.sites import add_store
 
     _quiet_framework()
-    add_store(node_dir, store, tag)
+    others = {}
+    for word in other or []:
+        name, equals, path = word.partition("=")
+        if not equals:
+            raise UsageError(f"--other {word}: write MODALITY=STORE")
+        others[name] = str(Path(path).resolve())
+    shared = "" if public is None else str(public.resolve())
+    add_store(node_dir, store, tag, SiteChoices(network=network, public=shared, modality=modality, others=others))
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
 
 
@@ -310,6 +328,9 @@ def train(
     option: Annotated[
         list[str] | None, typer.Option(help="With --method: NAME=VALUE of the method's own settings; may be repeated.")
     ] = None,
+    public: Annotated[
+        Path | None, typer.Option(help="With --method hssf: slice store that all sites have too.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Phase one: train the factory with the nodes. With --method: a federated segmentation."""
@@ -321,7 +342,7 @@ def train(
             method, out, researcher=researcher, tag=tag, rounds=rounds, updates=updates_per_round,
             min_nodes=min_nodes or 1, node_timeout=node_timeout, approval_timeout=approval_timeout,
             round_timeout=round_timeout, batch_size=batch_size, width=width, norm=norm, mirror=mirror,
-            rotation=math.radians(rotation), options=_pairs(option or []), seed=seed,
+            rotation=math.radians(rotation), options=_pairs(option or []), public=public, seed=seed,
         )  # fmt: skip
         _print_scores(result)
         console.print(f"{out}: {rounds} rounds; every site keeps its segmenters beside its store")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, FederationError, TrainingError
 from .augmentation import ROTATION, appearance, geometry
 from .label_sets import SiteSlices, as_masks, check_classes
 from .partial_losses import partial_loss
@@ -90,6 +90,8 @@ class Visit:
         data: the site's training slices.
         site: its index among the sites. number: of the round, from 1.
         kept: what the method keeps at the site between rounds, tensors and numbers; never sent.
+        network: name of the one that the site has chosen. public: the labelled slices that all sites have.
+        modalities: by name, where a method tells them apart; `data` are all of them.
     """
 
     model: nn.Module
@@ -98,10 +100,23 @@ class Visit:
     site: int
     number: int
     kept: dict[str, Any]
+    network: str = ""
+    public: SiteSlices | None = None
+    modalities: dict[str, SiteSlices] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(iter(self.model.state_dict().values())).device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Whose segmenter, and for which images: the site's index, the network it chose, the modality; "" where a method
+    asks for none."""
+
+    site: int = 0
+    network: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +138,10 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
-        return cls(int(values["samples"]), float(values["loss"]))
+        """From a reply, whatever else it says."""
+        known = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
+        samples, loss = int(known.pop("samples")), known.pop("loss")
+        return cls(samples, loss, known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +155,9 @@ class FederatedMethod(ABC):
     Attributes:
         name, summary: for `fedfactory methods`. leaves, stays: what travels, and what does not.
         Options: its settings. default_rate: learning rate.
+        needs_public: whether researcher and sites must have the same labelled slices.
+        needs_modalities: whether sites must say of which modality their slices are.
+        public: these slices, at the researcher.
     """
 
     name: ClassVar[str]
@@ -145,6 +166,9 @@ class FederatedMethod(ABC):
     stays: ClassVar[str] = "images, labels, optimizer states"
     Options: ClassVar[type] = NoOptions
     default_rate: ClassVar[float] = 1e-3
+    needs_public: ClassVar[bool] = False
+    needs_modalities: ClassVar[bool] = False
+    public: SiteSlices | None = None
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
@@ -172,8 +196,18 @@ class FederatedMethod(ABC):
         """Names of the tensors of the model that stay at their site, between rounds too."""
         return set()
 
-    def segmenter(self, model: nn.Module, site: int) -> nn.Module:
-        """Of the model, a network from slices (B, 1, S, S) to logits (B, classes, S, S)."""
+    @property
+    def server(self) -> nn.Module | None:
+        """A segmenter of the researcher's own, where the method trains one."""
+        return None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the model that comes to a site is a segmenter."""
+        return True
+
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
+        """A network from slices (B, 1, S, S) to logits (B, classes, S, S), of the model and what a site keeps."""
         return model
 
     @abstractmethod
@@ -185,20 +219,39 @@ class FederatedMethod(ABC):
         total = sum(report.samples for report in reports)
         return [report.samples / total if total else 0.0 for report in reports]
 
+    def combine(
+        self, reports: Mapping[int, Report], sent: Callable[[int], Mapping[str, Tensor]], before: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[int, float]]:
+        """At the researcher: what all sites get next, and each one's part in it.
+
+        Args:
+            reports: by site, in the order of the sites. sent: of a site, its tensors by name; asked one at a time.
+            before: what the sites had got for this round.
+
+        Raises: FederationError for NaN or infinite tensors of a site that counts.
+        """
+        shares = dict(zip(reports, self.shares(list(reports.values())), strict=True))
+        return weighted_mean(sent, shares, before), shares
+
     def batch(self, visit: Visit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`augmented`, of the site's slices."""
+        return self.augmented(visit.data, chosen, visit.device)
+
+    def augmented(self, data: SiteSlices, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Augmented slices (B, 1, S, S) in [-1, 1] and their sets (B, classes, S, S), see `as_masks`.
 
         Draws from numpy's global generator.
         """
-        images = visit.data.images[chosen][:, None].astype(np.float32)
-        one = self.geometry(data=images, seg=visit.data.sets[chosen][:, None].astype(np.float32))
+        one = self.geometry(
+            data=data.images[chosen][:, None].astype(np.float32), seg=data.sets[chosen][:, None].astype(np.float32)
+        )
         one = self.appearance(**one)
-        sets = torch.from_numpy(one["seg"][:, 0].astype(np.int64)).to(visit.device)
-        return torch.from_numpy(one["data"]).float().to(visit.device), as_masks(sets, self.config.classes)
+        sets = torch.from_numpy(one["seg"][:, 0].astype(np.int64)).to(device)
+        return torch.from_numpy(one["data"]).float().to(device), as_masks(sets, self.config.classes)
 
-    def draws(self, visit: Visit, among: np.ndarray, updates: int) -> list[np.ndarray]:
-        """`updates` batches of indices: passes over `among`, each in an order of its own."""
-        rng = np.random.default_rng((self.config.seed, visit.site, visit.number))
+    def draws(self, visit: Visit, among: np.ndarray, updates: int, *stream: int) -> list[np.ndarray]:
+        """`updates` batches of indices: passes over `among`, each in an order of its own; every stream has others."""
+        rng = np.random.default_rng((self.config.seed, visit.site, visit.number, *stream))
         wanted = updates * self.config.batch_size
         order = np.concatenate([rng.permutation(among) for _ in range(math.ceil(wanted / len(among)))])
         return list(order[:wanted].reshape(updates, -1))
@@ -209,14 +262,18 @@ class FederatedMethod(ABC):
 
     def step(self, visit: Visit, loss: Tensor, names: Sequence[str] = ("all",)) -> float:
         """One update by the optimizers named. Raises: TrainingError before anything moves if the loss is no number."""
-        if not torch.isfinite(loss):
-            raise TrainingError(f"{self.name}: the loss is {float(loss)} in round {visit.number}")
+        self.check(loss, visit.number)
         for name in names:
             visit.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         for name in names:
             visit.optimizers[name].step()
         return float(loss.detach())
+
+    def check(self, loss: Tensor, number: int) -> None:
+        """Raises: TrainingError if the loss of a round is NaN or infinite."""
+        if not torch.isfinite(loss):
+            raise TrainingError(f"{self.name}: the loss is {float(loss)} in round {number}")
 
 
 class FederatedAveraging(FederatedMethod):
@@ -293,3 +350,40 @@ class FederatedNorms(FederatedAveraging):
 
     def keeps(self, model: nn.Module) -> set[str]:
         return model.norm_names()
+
+
+def weighted_mean(
+    sent: Callable[[int], Mapping[str, Tensor]], shares: Mapping[int, float], before: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Mean of the sites' tensors, one site in memory at a time; `before` where no site has a share.
+
+    Args:
+        sent: of a site, name to tensor. Whole numbers, such as counters of batches, are rounded.
+        shares: by site, adding up to one, or all 0.
+
+    Raises: FederationError for NaN or infinite weights of a site that counts.
+    """
+    return mean_by_name(sent, {site: dict.fromkeys(before, share) for site, share in shares.items()}, before)
+
+
+def mean_by_name(
+    sent: Callable[[int], Mapping[str, Tensor]],
+    shares: Mapping[int, Mapping[str, float]],
+    before: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """As `weighted_mean`, with shares by site and name of a tensor."""
+    sums: dict[str, Tensor] = {}
+    for site, own in shares.items():
+        if not any(own.values()):
+            continue
+        for name, tensor in sent(site).items():
+            if not own[name]:
+                continue
+            if not torch.isfinite(tensor).all():
+                raise FederationError(f"site {site + 1} sent NaN or infinite weights")
+            sums[name] = sums.get(name, 0) + own[name] * tensor.double()
+    merged = dict(before)
+    for name, tensor in sums.items():
+        kind = before[name].dtype
+        merged[name] = tensor.to(kind) if kind.is_floating_point else tensor.round().to(kind)
+    return merged

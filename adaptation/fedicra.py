@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import ConfigError
-from .federated_method import FederatedMethod, Report, Visit
-from .gated_crf import gated_crf
+from .federated_method import FederatedMethod, Place, Report, Visit
+from .gated_crf import RADIUS, SIGMA_PLACE, gated_crf
 from .partial_losses import informative, partial_dice, set_cross_entropy
 from .site_network import LEVELS, SiteUNet
 from .tree_energy import tree_energy
@@ -23,6 +25,7 @@ POWER = 0.9  # of the falling learning rate
 SETTLED = 0.1  # standard deviation of the last losses at which the first aggregation ends
 LOOKED_AT = 10
 MOST_EPOCHS = 10  # of the first aggregation
+PUBLISHED_SIZE = 256  # pixels per side
 OWN, MIX = "own.", "mix."  # in what a site keeps
 
 
@@ -90,8 +93,8 @@ class FedICRA(FederatedMethod):
         body = [value for name, value in model.named_parameters() if not name.startswith("final_conv")]
         return {OUTPUT: torch.optim.AdamW(output, self.rate), BODY: torch.optim.AdamW(body, self.rate)}
 
-    def segmenter(self, model: nn.Module, site: int) -> nn.Module:
-        model.site = site
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
+        model.site = place.site
         return model
 
     def train_round(self, visit: Visit) -> Report:
@@ -132,7 +135,11 @@ class FedICRA(FederatedMethod):
             unknown = ~informative(allowed)
             loss = loss + own.tree_weight * tree_energy(probabilities, grey, unknown, model.embeddings(decoded))
         if own.crf_weight:
-            loss = loss + own.crf_weight * gated_crf(probabilities, grey)
+            # The window is as wide in the organ as in published slices: in small ones that of 11 pixels reaches from
+            # one structure over the next, and the energy is lowest where everything is background.
+            scale = self.config.size / PUBLISHED_SIZE
+            options = {"radius": max(1, round(RADIUS * scale)), "sigma_place": SIGMA_PLACE * scale}
+            loss = loss + own.crf_weight * gated_crf(probabilities, grey, **options)
         if own.contrast_weight and self.config.sites > 1:
             loss = loss + own.contrast_weight * self.contrast(model, images, heatmap, site)
         return loss

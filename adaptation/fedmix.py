@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, TrainingError
-from .federated_method import FederatedMethod, Report, Visit
+from .federated_method import FederatedMethod, Place, Report, Visit
 from .site_network import SiteUNet
 
 SMOOTH = 1e-4
@@ -89,7 +90,7 @@ class FedMix(FederatedMethod):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate, weight_decay=1e-4)}
 
-    def segmenter(self, model: nn.Module, site: int) -> nn.Module:
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
         return Structures(model.first)
 
     def train_round(self, visit: Visit) -> Report:

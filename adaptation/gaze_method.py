@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from .federated_method import FederatedMethod, Report, Visit
+from .federated_method import FederatedMethod, Place, Report, Visit
 from .fedmix import Structures
 from .site_network import SiteUNet
 
@@ -70,7 +72,7 @@ class GazeSupervision(FederatedMethod):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate)}
 
-    def segmenter(self, model: nn.Module, site: int) -> nn.Module:
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
         return Structures(model)
 
     def train_round(self, visit: Visit) -> Report:

@@ -48,8 +48,8 @@ def sets_of_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
     """Sets of a slice (S, S) whose labels are boxes, painted from the largest to the smallest.
 
     The smallest rectangle around a value is that class's box. Outside of all boxes there is background. Inside there
-    is background or the box's class; in the middle of a box, where no other box lies, its class alone. A map with
-    pixels that nobody annotated says so itself, and is read as any sparse label map.
+    is background or the box's class; in the middle of a box, where no other box lies but those around it, its class
+    alone. A map with pixels that nobody annotated says so itself, and is read as any sparse label map.
     """
     if (labels == UNLABELLED).any():
         return sets_of_labels(labels, classes)
@@ -58,12 +58,14 @@ def sets_of_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
     sets = np.ones(labels.shape, _type(classes))
     for value, box in boxes.items():
         sets[box] |= np.array(1 << value, sets.dtype)
-    count = np.zeros(labels.shape, int)
-    for box in boxes.values():
-        count[box] += 1
     for value, box in boxes.items():
+        others = np.zeros(labels.shape, bool)
+        for other in boxes.values():
+            if other != box and not _inside(box, other):
+                others[other] = True
         middle = tuple(_middle(side) for side in box)
-        sets[middle] = np.where(count[middle] == 1, 1 << value, sets[middle])
+        free = ~others[middle] & (labels[middle] == value)
+        sets[middle] = np.where(free, 1 << value, sets[middle])
     return sets
 
 
@@ -122,6 +124,10 @@ class SiteSlices:
         """Indices of the slices whose labels say anything."""
         everything = (1 << self.classes) - 1
         return np.flatnonzero([bool(((one != UNKNOWN) & (one != everything)).any()) for one in self.sets])
+
+
+def _inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(box, other, strict=True))
 
 
 def _middle(side: slice) -> slice:

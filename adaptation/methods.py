@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
+from .cmc import CMC
 from .federated_method import (
     FederatedAveraging,
     FederatedMethod,
@@ -14,15 +15,31 @@ from .federated_method import (
 from .fedicra import FedICRA
 from .fedmix import FedMix
 from .gaze_method import GazeSupervision
+from .hssf import HSSF
 
 METHODS: dict[str, type[FederatedMethod]] = {
     kind.name: kind
-    for kind in (LocalTraining, FederatedAveraging, FederatedProximal, FederatedNorms, FedICRA, FedMix, GazeSupervision)
-}  # fmt: skip
+    for kind in (
+        LocalTraining,
+        FederatedAveraging,
+        FederatedProximal,
+        FederatedNorms,
+        FedICRA,
+        FedMix,
+        GazeSupervision,
+        HSSF,
+        CMC,
+    )
+}
+
+
+def method_named(name: str) -> type[FederatedMethod]:
+    """Raises: UsageError for an unknown name."""
+    if name not in METHODS:
+        raise UsageError(f"unknown method '{name}': choose from {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def make_method(config: MethodConfig) -> FederatedMethod:
     """Raises: UsageError for an unknown name, ConfigError for options it does not have."""
-    if config.method not in METHODS:
-        raise UsageError(f"unknown method '{config.method}': choose from {', '.join(METHODS)}")
-    return METHODS[config.method](config)
+    return method_named(config.method)(config)

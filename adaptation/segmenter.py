@@ -15,7 +15,7 @@ from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.networks import make_generator
 from ..slicing import SliceFormat
-from .federated_method import MethodConfig
+from .federated_method import MethodConfig, Place
 from .methods import make_method
 from .networks import build_network, dimensions
 from .translator_network import EncoderConfig, Translator
@@ -95,7 +95,7 @@ class Segmenter:
             network: nn.Module = Translator(generator, classes, card["domains"], encoder)
         elif name == FEDERATED:
             method = make_method(MethodConfig.from_dict(card["config"]["method"]))
-            network = method.segmenter(method.build(), card["config"]["site"])
+            network = method.segmenter(method.build(), Place(**card["config"]["place"]))
         else:
             network = build_network(name, classes)
         return cls(network, SliceFormat.from_dict(card["format"]), card)

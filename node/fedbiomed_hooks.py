@@ -72,7 +72,8 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         raise NotImplementedError
 
     def _configure_model_and_optimizer(self, initialize_optimizer: bool = True) -> None:
-        super()._configure_model_and_optimizer(initialize_optimizer)
+        # The framework's own optimizer is not wanted, and cannot be made of a model without parameters.
+        super()._configure_model_and_optimizer(initialize_optimizer=False)
         if initialize_optimizer:
             self._optimizer = NamedOptimizers(self._model, self.make_optimizers(self.model()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,12 +13,14 @@ from fedbiomed.common.dataset import CustomDataset
 from fedbiomed.common.logger import logger
 from torch import Tensor, nn
 
-from ..adaptation.federated_method import FederatedMethod, MethodConfig, Report, Visit
+from ..adaptation.federated_method import FederatedMethod, MethodConfig, Place, Report, Visit
+from ..adaptation.label_sets import SiteSlices
 from ..adaptation.methods import make_method
 from ..adaptation.segmenter import FEDERATED, Segmenter
 from ..errors import FedFactoryError, NodeDataError, UsageError
 from .adaptation_plan import FOLDER
 from .fedbiomed_hooks import PersistentOptimizerPlan
+from .site_choices import SiteChoices, digest
 from .site_slices import held_out_scores, site_slices
 from .speaking import guarded
 from .store import SliceStore
@@ -30,7 +33,7 @@ class SegmentationDataset(CustomDataset):
 
     Attributes:
         config: of the method. told: what the researcher says of this site, see `SegmentationTrainingPlan`.
-        store, data: once it is read.
+        store, public_store, stores: opened, the last by modality. choices, data, public, modalities: see `Visit`.
     """
 
     config: MethodConfig
@@ -41,6 +44,9 @@ class SegmentationDataset(CustomDataset):
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
             self.store = SliceStore(self.path)
+            self.choices = SiteChoices.load(self.store)
+            self.stores = self.choices.stores(self.store)
+            self.public_store = SliceStore(self.choices.public) if self.choices.public else None
         except FedFactoryError as error:
             logger.error(f"fedfactory: {error}")
             raise NodeDataError("this site's slice store cannot be read; see the node's log") from None
@@ -54,6 +60,19 @@ class SegmentationDataset(CustomDataset):
                 f"this site announced {_listed(announced)} and holds {_listed(held)}; register its store again"
             )
         self.data = site_slices(self.store, self.config.classes)
+        self.modalities = {name: site_slices(store, self.config.classes) for name, store in self.stores.items()}
+        self.public = self._public()
+
+    def _public(self) -> SiteSlices | None:
+        """The slices that all have. Raises: NodeDataError if they are not the researcher's."""
+        expected = self.told.get("public")
+        if expected is None:
+            return None
+        if self.public_store is None:
+            raise NodeDataError("this site has no public slices; register its store with --public")
+        if digest(self.public_store) != expected:
+            raise NodeDataError("this site's public slices are not the researcher's")
+        return site_slices(self.public_store, self.config.classes)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -67,7 +86,8 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     """A site's share in a federated segmentation.
 
     model_args: {"config": MethodConfig as a dict, "train": False for a round in which the average is only scored}.
-    aggregator_args, by site: {"site": its index, "kinds": the labels it announced}.
+    aggregator_args, by site: {"site": its index, "kinds": the labels it announced, "public": digest of the public
+    slices, for methods that need them}.
 
     Kept at the site, between rounds too: optimizer states, and what the method keeps there.
 
@@ -118,12 +138,14 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         model, kept = self.model(), self.optimizers().extra
         kept.setdefault("rounds", 0)
         kept.setdefault("method", {})
-        average = self._score(site, "global")
+        average = self._score(site, "global") if self.rules.has_average else {}
         report, own = Report(0, math.nan), {}
         if self.model_args().get("train", True):
             kept["rounds"] += 1
+            data = self.dataset
             visit = Visit(
-                model, self.optimizers().optimizer, self.dataset.data, site, kept["rounds"], kept["method"]
+                model, self.optimizers().optimizer, data.data, site, kept["rounds"], kept["method"],
+                network=data.choices.network, public=data.public, modalities=data.modalities,
             )  # fmt: skip
             report = self.rules.train_round(visit)
             own = self._score(site, "own")
@@ -145,18 +167,32 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
     def _score(self, site: int, which: str) -> dict[str, float]:
-        """Scores on the site's test cases, in evaluation mode; the segmenter is written beside the store."""
-        store, model = self.dataset.store, self.model()
+        """Scores on the site's test cases, in evaluation mode, of every modality and their means; the segmenters are
+        written beside the store."""
+        stores = self.dataset.stores if self.rules.needs_modalities else {"": self.dataset.store}
+        found = {name: self._score_modality(site, which, name, store) for name, store in stores.items()}
+        if not self.rules.needs_modalities:
+            return found[""]
+        row: dict[str, float] = {}
+        for measure in ("dice", "hd95"):
+            values = [scores[measure] for scores in found.values() if math.isfinite(scores.get(measure, math.nan))]
+            row |= {measure: sum(values) / len(values)} if values else {}
+        return row | {f"{name}_{key}": value for name, scores in found.items() for key, value in scores.items()}
+
+    def _score_modality(self, site: int, which: str, modality: str, store: SliceStore) -> dict[str, float]:
+        model, kept = self.model(), self.optimizers().extra["method"] if which == "own" else None
+        place = Place(site=site, network=self.dataset.choices.network, modality=modality)
         card = {
             "classes": self.config.classes,
-            "config": {"network": FEDERATED, "method": self.config.to_dict(), "site": site},
+            "config": {"network": FEDERATED, "method": self.config.to_dict(), "place": asdict(place)},
             "domain": store.domain,
             "which": which,
         }
-        device, was = next(model.parameters()).device, model.training
-        segmenter = Segmenter(self.rules.segmenter(model, site).cpu(), store.format, card)
-        folder = store.path.with_name(store.path.name + FOLDER)
-        segmenter.save(folder / f"{store.domain}_{self.method}_{which}.safetensors")
+        device, was = next(iter(model.state_dict().values())).device, model.training
+        segmenter = Segmenter(self.rules.segmenter(model, place, kept).cpu(), store.format, card)
+        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + FOLDER)
+        parts = (store.domain, modality, self.method, which)
+        segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
         scores = held_out_scores(store, segmenter)
         model.to(device).train(was)
         return scores
@@ -166,7 +202,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         metric = {
             name: float(value)
             for name, value in self._summary.items()
-            if name.startswith(("loss", "global_", "own_", "accepted", "taken")) and math.isfinite(value)
+            if name.startswith(("loss", "global_", "own_", "accepted", "taken", "taught")) and math.isfinite(value)
         }
         if monitor is None or not metric:
             return

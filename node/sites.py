@@ -14,6 +14,7 @@ from .. import __version__
 from ..errors import FederationError, UsageError
 from ..files import sha256_of
 from .fedbiomed_hooks import open_node, pending_plans
+from .site_choices import SiteChoices
 from .store import SliceStore
 
 MIN_TAG = 3  # Fed-BioMed's own limit
@@ -22,18 +23,23 @@ CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all site
 INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 
 
-def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
+def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteChoices | None = None) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
     What a researcher's search can see: the tag, and a description with domain, version, slice format and number of
     training slices (which every reply of Fed-BioMed tells too), by kind of label, and of label values. No path, no
     case.
 
+    Args:
+        choices: for federated segmentation; they replace those of an earlier registration.
+
     Raises: UsageError or StoreError if node or store are not usable, the store has changed since it was prepared, or
         the tag is taken.
     """
     opened = SliceStore(store)
     opened.verify()
+    choices = choices or SiteChoices()
+    choices.check(opened)
     if len(tag) < MIN_TAG or "," in tag or tag != tag.strip():
         raise UsageError(f"tag '{tag}': use at least {MIN_TAG} characters, no comma, no space around it")
     node = open_node(node_dir)
@@ -42,14 +48,15 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str) -> None:
             name=f"fedfactory {opened.domain}",
             data_type="custom",
             tags=[tag],
-            description=store_facts(opened),
+            description=store_facts(opened, choices),
             path=str(opened.path.resolve()),
         )
     except Exception as error:  # the framework raises many kinds here, each with a readable text
         raise UsageError(f"{node_dir}: the node refused the store ({error})") from None
+    choices.save(opened)
 
 
-def store_facts(store: SliceStore) -> str:
+def store_facts(store: SliceStore, choices: SiteChoices) -> str:
     """What a researcher must know of a store to see whether sites agree, as one line."""
     fmt = store.format
     facts = {
@@ -64,6 +71,7 @@ def store_facts(store: SliceStore) -> str:
         "slices": len(store.slices("train")),
         "classes": store.classes,
         "label_kinds": store.label_kinds(),
+        **choices.facts(store),
     }
     return INTRODUCTION + json.dumps(facts)
 

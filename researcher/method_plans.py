@@ -140,6 +140,58 @@ class GazePlan(SegmentationTrainingPlan):
         ]
 
 
+class HSSFPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method hssf: networks of each site's own.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. The
+    site's network predicts the labels of public slices, which researcher and all sites have; these predictions leave
+    the site, in half precision, and no weights. A network that was trained on the site's images may say something of
+    them by what it predicts. With them go the domain's name, the name of the site's network, counts of slices by kind
+    of label, losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and
+    so does the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "hssf"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
+class CMCPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method cmc: two modalities, few labels.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site. With it go the domain's name, the names of the site's modalities, counts
+    of slices by modality and by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test
+    cases. Images and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with
+    `.segmenters` behind.
+    """
+
+    method = "cmc"
+
+    def init_dependencies(self):
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
 PLANS = {
-    plan.method: plan for plan in (LocalPlan, FedAvgPlan, FedProxPlan, FedBNPlan, FedICRAPlan, FedMixPlan, GazePlan)
+    plan.method: plan
+    for plan in (
+        LocalPlan,
+        FedAvgPlan,
+        FedProxPlan,
+        FedBNPlan,
+        FedICRAPlan,
+        FedMixPlan,
+        GazePlan,
+        HSSFPlan,
+        CMCPlan,
+    )
 }

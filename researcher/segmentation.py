@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..adaptation.federated_method import MethodConfig
-from ..adaptation.methods import make_method
+from ..adaptation.federated_method import MethodConfig, Place
+from ..adaptation.methods import make_method, method_named
+from ..adaptation.segmenter import FEDERATED, Segmenter
 from ..errors import FederationError, UsageError
 from ..files import atomic_file, refuse_existing, write_json
 from ..generative.checkpoint import write_weights
+from ..node.site_choices import digest
+from ..node.site_slices import site_slices
 from ..node.sites import read_facts
+from ..node.store import SliceStore
 from ..progress import track
 from .agreement import other_conventions
 from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
@@ -25,7 +29,7 @@ from .experiment import attach, descriptions_of, guarded, request_approval, run_
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
-RESULTS, TABLE, WEIGHTS = "results.json", "scores.csv", "average.safetensors"
+RESULTS, TABLE, WEIGHTS, SERVER = "results.json", "scores.csv", "average.safetensors", "server.safetensors"
 WEIGHTS_KIND = "federated segmenter"
 
 
@@ -65,6 +69,7 @@ def train_method(
     node_timeout: float = 60,
     approval_timeout: float = 0,
     round_timeout: float | None = None,
+    public: str | Path | None = None,
     report_round: Callable[[int, dict[str, dict[str, Any]]], None] | None = None,
     **settings: Any,
 ) -> SegmentationResult:
@@ -78,6 +83,7 @@ def train_method(
         out: new folder.
         researcher: Fed-BioMed researcher component. tag: of the nodes' data sets.
         min_nodes: nodes to wait for, and answers a round needs.
+        public: slice store that all sites have too, for methods that need one.
         settings: further ones of `MethodConfig`.
 
     Raises: UsageError, ConfigError, FederationError, see `run_round`.
@@ -87,21 +93,15 @@ def train_method(
     use_researcher(researcher)
     wait_for_nodes(min_nodes, node_timeout, tag)
     facts = agreed_facts(descriptions_of(tag))
+    shared = SliceStore(public) if public is not None else None
+    config = agreed_config(method, facts, shared, rounds=rounds, **settings)
+    require_labels(method, facts)
     nodes = sorted(facts)
-    config = MethodConfig(
-        method=method,
-        classes=max(2, *(known["classes"] for known in facts.values())),
-        size=facts[nodes[0]]["size"],
-        sites=len(nodes),
-        rounds=rounds,
-        **settings,
-    )
-    kinds = {node: known["label_kinds"] for node, known in facts.items()}
-    require_labels(method, kinds)
-    experiment = method_experiment(config, tag=tag, nodes=nodes, kinds=kinds, min_nodes=min_nodes)
+    experiment = method_experiment(config, tag=tag, facts=facts, public=shared, min_nodes=min_nodes)
+    rules = experiment.aggregator().method
     request_approval(experiment, approval_timeout)
     result, began = SegmentationResult(config, {node: {} for node in nodes}), time.monotonic()
-    for number in track(range(1, rounds + 2), f"training by {method}"):
+    for number in track(range(1, rounds + 1 + rules.has_average), f"training by {method}"):
         if number > rounds:  # the last average has been seen by no site yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
@@ -116,7 +116,7 @@ def train_method(
         if report_round is not None:
             report_round(number, reports)
     result.seconds = time.monotonic() - began
-    _write(result, experiment, out)
+    _write(result, experiment, out, shared)
     return result
 
 
@@ -143,9 +143,57 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
     return facts
 
 
-def require_labels(method: str, kinds: dict[str, dict[str, int]]) -> None:
+def agreed_config(
+    method: str, facts: dict[str, dict[str, Any]], public: SliceStore | None, **settings: Any
+) -> MethodConfig:
+    """The method's configuration with what the sites' stores decide: size, classes, modalities, public slices.
+
+    Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
+    """
+    kind = method_named(method)
+    options = dict(settings.pop("options", {}))
+    classes = [known["classes"] for known in facts.values()]
+    size = next(iter(facts.values()))["size"]
+    if kind.needs_public:
+        _require_public(method, facts, public, size)
+        options["public_slices"] = len(public.slices("train"))
+        classes.append(public.classes)
+    elif public is not None:
+        raise UsageError(f"{method} has no use for public slices")
+    if kind.needs_modalities:
+        options["modalities"] = _agreed_modalities(method, facts)
+        classes += [one["classes"] for known in facts.values() for one in known["modalities"].values()]
+    sites = {"classes": max(2, *classes), "size": size, "sites": len(facts)}
+    return MethodConfig(method=method, **sites, options=options, **settings)
+
+
+def _require_public(method: str, facts: dict[str, dict[str, Any]], public: SliceStore | None, size: int) -> None:
+    if public is None:
+        raise UsageError(f"{method} needs labelled slices that all sites have: --public STORE, here and at `site add`")
+    if public.format.size != size:
+        raise UsageError(f"{public.path}: public slices of {public.format.size} px, the sites' have {size}")
+    if set(public.label_kinds()) != {"dense"}:
+        raise UsageError(f"{public.path}: public slices need dense labels, all of them")
+    expected = digest(public)
+    if odd := sorted(node for node, known in facts.items() if known.get("public") != expected):
+        raise FederationError(f"{', '.join(odd)}: not registered with these public slices; `site add --public` there")
+
+
+def _agreed_modalities(method: str, facts: dict[str, dict[str, Any]]) -> list[str]:
+    if odd := sorted(node for node, known in facts.items() if not known.get("modalities")):
+        raise FederationError(f"{', '.join(odd)}: registered without a modality; `site add --modality NAME` there")
+    names = sorted({name for known in facts.values() for name in known["modalities"]})
+    if len(names) < 2:
+        raise UsageError(f"{method} learns from two modalities, and all sites have {names[0]} alone")
+    return names
+
+
+def require_labels(method: str, facts: dict[str, dict[str, Any]]) -> None:
     """Raises: UsageError if no site has the labels that a method cannot do without."""
-    held = {kind for known in kinds.values() for kind in known}
+    parts = [part for known in facts.values() for part in (known, *known.get("modalities", {}).values())]
+    held = {kind for part in parts for kind in part["label_kinds"]}
+    if method_named(method).needs_public:
+        return
     if not held - {"none"}:
         raise UsageError("no site has any label: there is nothing to learn")
     if method == "fedmix" and "dense" not in held:
@@ -153,20 +201,35 @@ def require_labels(method: str, kinds: dict[str, dict[str, int]]) -> None:
 
 
 def method_experiment(
-    config: MethodConfig, *, tag: str, nodes: Sequence[str], kinds: dict[str, dict[str, int]], min_nodes: int = 1
+    config: MethodConfig,
+    *,
+    tag: str,
+    facts: dict[str, dict[str, Any]],
+    public: SliceStore | None = None,
+    min_nodes: int = 1,
 ) -> Experiment:
     """A Fed-BioMed `Experiment` that trains by a method, with one more round than the configuration's to score the
-    last average. Raises: FederationError if it cannot be set up."""
+    last average.
+
+    Args:
+        facts: by node, what it announced, see `agreed_facts`. public: slices that all have.
+
+    Raises: FederationError if it cannot be set up.
+    """
     from fedbiomed.researcher.federated_workflows import Experiment
 
     from .method_average import MethodAverage
     from .method_plans import PLANS
     from .strategy import FactoryStrategy
 
-    method = make_method(config)
+    method, nodes = make_method(config), sorted(facts)
+    if public is not None:
+        method.public = site_slices(public, config.classes)
+    kinds = {node: known["label_kinds"] for node, known in facts.items()}
+    average = MethodAverage(method, nodes, kinds, digest(public) if public is not None else None)
     options = {
         "tags": [tag],
-        "nodes": list(nodes),
+        "nodes": nodes,
         "training_plan_class": PLANS[config.method],
         "node_selection_strategy": FactoryStrategy(None, min_nodes, "samples", config.seed),
         "model_args": {"config": config.to_dict(), "train": True},
@@ -176,7 +239,7 @@ def method_experiment(
             "random_seed": config.seed,
             "share_persistent_buffers": True,  # running statistics of batch norm
         },
-        "aggregator": MethodAverage(method, list(nodes), kinds),
+        "aggregator": average,
         "round_limit": config.rounds + 1,
         "retain_full_history": False,
         "tensorboard": True,
@@ -206,14 +269,22 @@ def score_table(result: SegmentationResult) -> list[list[str]]:
     return [*rows, ["mean", "", *means]]
 
 
-def _write(result: SegmentationResult, experiment: Experiment, out: Path) -> None:
+def _write(result: SegmentationResult, experiment: Experiment, out: Path, public: SliceStore | None) -> None:
     out.mkdir(parents=True)
+    rules = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
     keeps = experiment.training_plan().local_params or ()
     card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": {"rounds": result.config.rounds}}
     sent = {name: tensor for name, tensor in weights.items() if name not in keeps}
-    if sent:
+    if sent and rules.has_average:
         write_weights(out / WEIGHTS, sent, card)
+    if rules.server is not None:
+        card = {
+            "classes": result.config.classes,
+            "config": {"network": FEDERATED, "method": result.config.to_dict(), "place": asdict(Place())},
+            "domain": public.domain,
+        }
+        Segmenter(rules.server, public.format, card).save(out / SERVER)
     with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"])

@@ -13,15 +13,24 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
+from fedfactory.adaptation.federated_method import FederatedMethod, MethodConfig, Visit
+from fedfactory.adaptation.label_sets import SiteSlices, sets_of_labels
+from fedfactory.adaptation.methods import make_method
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig
-from fedfactory.slicing import SliceFormat
+from fedfactory.slicing import UNLABELLED, SliceFormat
 from fedfactory.volumes import Volume, write_volume
 from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
 TAG = "balls"
 SITES = {"bright": "bright", "dark": "dark", "west": "dark"}  # nodes of the tests' federation, and their domains
+CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=3, rounds=4, updates=4, batch_size=4, width=4)
+SMALL = {  # options with which a method is fast
+    "fedicra": {"embedding": 4, "body_updates": 2, "adaptive_from": 2},
+    "hssf": {"public_slices": 12, "public_epochs": 1},
+    "cmc": {"modalities": ["ct", "mri"]},
+}
 PATIENT = "DOE_JANE"  # in the name of every case and store there
 
 
@@ -157,3 +166,34 @@ def state_files(federation, domain) -> list[Path]:
     """What a node kept after each round, oldest first."""
     found = (federation.nodes[domain] / "var").rglob("optim_state_*")
     return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of 32 px with a square and one within it, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((count, 32, 32), np.uint8)
+    for label in labels:
+        row, column = rng.integers(2, 14, 2)
+        label[row : row + 14, column : column + 14] = 1
+        label[row + 4 : row + 9, column + 4 : column + 9] = 2
+    images = np.choose(labels, [-1.0, 0.0, 0.8]) + rng.normal(0, 0.05, labels.shape)
+    return images.astype(np.float32), labels
+
+
+def site(kind="dense", count=12, seed=0) -> SiteSlices:
+    images, labels = squares(count, seed)
+    sets = sets_of_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
+    return SiteSlices(images, sets, np.array([kind] * count), 3)
+
+
+def method_of(name, **changes) -> FederatedMethod:
+    return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
+
+
+def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> Visit:
+    """A round at a site that has all that any method asks for."""
+    model = method.build() if model is None else model
+    return Visit(
+        model, method.optimizers(model), data, index, number, {} if kept is None else kept,
+        public=site(), modalities={"ct": data},
+    )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.federated_method import MethodConfig, Report, Visit
+from fedfactory.adaptation.federated_method import MethodConfig, Place, Report, Visit
 from fedfactory.adaptation.fedmix import agreement, site_weights, soft_dice_loss
 from fedfactory.adaptation.label_sets import UNKNOWN, SiteSlices, as_masks, sets_of_labels
 from fedfactory.adaptation.methods import METHODS, make_method
@@ -17,35 +17,9 @@ from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.site_network import SiteUNet
 from fedfactory.errors import ConfigError, TrainingError, UsageError
 from fedfactory.slicing import UNLABELLED, SliceFormat
+from helpers import CONFIG, SMALL, method_of, site, squares, visit_of
 
-CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=3, rounds=4, updates=4, batch_size=4, width=4)
-SMALL = {"fedicra": {"embedding": 4, "body_updates": 2, "adaptive_from": 2}}
-
-
-def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    labels = np.zeros((count, 32, 32), np.uint8)
-    for label in labels:
-        row, column = rng.integers(2, 14, 2)
-        label[row : row + 14, column : column + 14] = 1
-        label[row + 4 : row + 9, column + 4 : column + 9] = 2
-    images = np.choose(labels, [-1.0, 0.0, 0.8]) + rng.normal(0, 0.05, labels.shape)
-    return images.astype(np.float32), labels
-
-
-def site(kind="dense", count=12, seed=0) -> SiteSlices:
-    images, labels = squares(count, seed)
-    sets = sets_of_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
-    return SiteSlices(images, sets, np.array([kind] * count), 3)
-
-
-def method_of(name, **changes):
-    return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
-
-
-def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> Visit:
-    model = method.build() if model is None else model
-    return Visit(model, method.optimizers(model), data, index, number, {} if kept is None else kept)
+PLACE = Place(site=2, network="dynunet", modality="mri")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -79,8 +53,8 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     method = method_of(name)
     model = method.build()
     fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
-    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "site": 2}}
-    made = Segmenter(method.segmenter(model, 2), fmt, card)
+    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "place": vars(PLACE)}}
+    made = Segmenter(method.segmenter(model, PLACE), fmt, card)
     made.save(tmp_path / "m.safetensors")
     images = torch.from_numpy(squares(3)[0])[:, None]
     found = Segmenter.load(tmp_path / "m.safetensors").probabilities(images)
@@ -353,7 +327,7 @@ def test_the_pseudo_label_pass_leaves_the_networks_as_they_were():
 
 def test_background_wins_where_no_structure_is_likelier_than_not():
     method = fedmix()
-    logits = method.segmenter(method.build().eval(), 0)(torch.zeros(1, 1, 32, 32))
+    logits = method.segmenter(method.build().eval(), Place())(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 3, 32, 32) and (logits[:, 0] == 0).all()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fedfactory.errors import CheckpointError, FederationError, NodeDataError, UsageError
 from fedfactory.generative import make_generator
+from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.sites import package_fingerprint, read_facts, store_facts
 from fedfactory.node.speaking import guarded
 from fedfactory.node.transport import CHANGE, pack, restore
@@ -292,7 +293,7 @@ def test_an_exception_of_a_site_says_its_kind_and_not_its_text():
 
 
 def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(store):
-    text = store_facts(store)
+    text = store_facts(store, SiteChoices())
     assert read_facts(text) == json.loads(text.removeprefix("fedfactory slice store "))
     assert str(store.path) not in text
     assert "case" not in text
@@ -309,7 +310,7 @@ def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(st
 def test_a_site_that_does_not_agree_is_named(store, config, change, message):
     from fedfactory.researcher.agreement import agreeing_nodes
 
-    good = store_facts(store)
+    good = store_facts(store, SiteChoices())
     other = "fedfactory slice store " + json.dumps({**read_facts(good), **change})
     texts = {"a": good, "b": good, "c": other}
     with pytest.raises(FederationError, match=f"c: .*{message}"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fedfactory.errors import ConfigError, FederationError, NodeDataError, Usage
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.segmentation_plan import SegmentationDataset
+from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_slices import held_out_scores, site_slices
 from fedfactory.node.sites import read_facts, store_facts
 
@@ -99,9 +101,9 @@ def facts_of(**changes) -> str:
 
 
 def test_the_researcher_sees_which_labels_a_site_has_and_no_more(large):
-    facts = read_facts(store_facts(large))
+    facts = read_facts(store_facts(large, SiteChoices()))
     assert facts["label_kinds"] == {"dense": 16} and facts["classes"] == 3
-    assert "case" not in store_facts(large)
+    assert "case" not in store_facts(large, SiteChoices())
 
 
 def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
@@ -123,12 +125,17 @@ def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
 def test_a_method_is_not_begun_without_the_labels_it_needs():
     from fedfactory.researcher.segmentation import require_labels
 
-    require_labels("fedmix", {"a": {"dense": 1}, "b": {"none": 1}})
-    require_labels("fedavg", {"a": {"box": 1}})
+    def facts(**kinds):
+        return {node: {"label_kinds": {kind: 1}} for node, kind in kinds.items()}
+
+    require_labels("fedmix", facts(a="dense", b="none"))
+    require_labels("fedavg", facts(a="box"))
+    require_labels("hssf", facts(a="none"))
+    require_labels("cmc", {"a": {"label_kinds": {"none": 1}, "modalities": {"mri": {"label_kinds": {"dense": 1}}}}})
     with pytest.raises(UsageError, match="nothing to learn"):
-        require_labels("fedavg", {"a": {"none": 1}, "b": {"none": 2}})
+        require_labels("fedavg", facts(a="none", b="none"))
     with pytest.raises(UsageError, match="dense labels"):
-        require_labels("fedmix", {"a": {"box": 1}})
+        require_labels("fedmix", facts(a="box"))
 
 
 def test_a_plan_runs_no_other_method_than_the_approved_one():
@@ -158,7 +165,8 @@ def test_the_average_weighs_sites_as_the_method_says():
         replies = {
             node: {"optimizer_args": Report(count, 0.1).to_dict()} for node, count in (("n1", first), ("n2", second))
         }
-        return average.aggregate(sent, {}, training_replies=replies, global_model=before)
+        updates = {node: SimpleNamespace(load=lambda node=node: sent[node]) for node in sent}
+        return average.aggregate(updates, {}, training_replies=replies, global_model=before)
 
     found = merged(10, 30)
     assert found["w"].tolist() == [3.0, 3.0] and found["n"].item() == 6 and found["n"].dtype == torch.int64

@@ -63,7 +63,9 @@ def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
     sets = sets_of_boxes(labels, 3)
     assert sets[11, 11] == 0b001 and sets[0, 0] == 0b011
     assert sets[3, 3] == 0b111  # a rim of the inner box, inside the outer one
-    assert sets[4, 4] == 0b111  # of the inner box's middle nobody can say that it is not the ring's
+    assert sets[4, 4] == 0b100  # the middle of a box within another one is the inner one's
+    labels[7:12, 4:12] = 2  # now the boxes overlap, and in the middles nobody can say whose they are
+    assert sets_of_boxes(labels, 3)[6, 5] == 0b111
     alone = np.zeros((12, 12), np.uint8)
     alone[0:9, 0:9] = 2
     assert sets_of_boxes(alone, 3)[4, 4] == 0b100

@@ -1,0 +1,377 @@
+"""HSSF: sites with networks of their own and no labels, who learn from predictions on public slices
+(Ma et al., IEEE TMI 2024, doi 10.1109/TMI.2023.3348982)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, FederationError, NodeDataError
+from .assessed_network import AssessedNetwork
+from .federated_method import FederatedMethod, MethodConfig, Place, Report, Visit, weighted_mean
+from .hssf_losses import (
+    GRADES,
+    assessment_loss,
+    distillation,
+    grades,
+    perturbation_loss,
+    reliable_labels,
+    segmentation_loss,
+)
+from .names import check_architecture
+from .partial_losses import partial_loss
+from .public_exchange import CONDENSATION, FUSION, Exchange, PublicBatch, PublicSlices, from_margins, to_margins
+from .training_loop import seed_of, seeded
+
+EXCHANGES = ("predictions", "weights", "none")
+ASSESSMENT_WEIGHT = 4.0
+DECAY = 0.02
+LAST_RATE = 0.01  # share of the learning rate at the end
+CUT = 1 / 24  # of the side: the square that a strong view lacks
+NETWORK, OPTIMIZER, NAME = "network", "optimizer", "name"  # in what a site keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSSFOptions:
+    """Raises: ConfigError if a value is out of range.
+
+    Attributes:
+        exchange: "predictions" on the public slices; "weights" of equal networks, averaged (published as LSSL); "none".
+        network: of the researcher, and of sites that have not chosen any.
+        public_slices: how many there are; the researcher sets it.
+        public_epochs: passes over them in a round, at each end.
+        stride: predictions travel at the S-th part of the slices' side.
+        warmup: share of the rounds without distillation and without the sites' own slices.
+        distillation, temperature: weight of the teacher's KL, and its temperature.
+        grade: how predictions are compared; least_grade: of a teacher.
+        doubt: confidence below which a pixel's pseudo label is not believed.
+        least_confidence: mean over a slice, for it to teach; 0 asks for none.
+        unlabelled: weight of the sites' own slices.
+        perturbation: whether missing features are a view.
+    """
+
+    exchange: str = "predictions"
+    network: str = "unet"
+    public_slices: int = 0
+    public_epochs: int = 4
+    stride: int = 2
+    warmup: float = 0.1
+    distillation: float = 10.0
+    temperature: float = 2.0
+    grade: str = "dice"
+    least_grade: float = 0.5
+    doubt: float = 0.3
+    least_confidence: float = 0.75
+    unlabelled: float = 1.0
+    perturbation: bool = True
+
+    def __post_init__(self) -> None:
+        if self.exchange not in EXCHANGES or self.grade not in GRADES:
+            raise ConfigError(f"exchange is one of {', '.join(EXCHANGES)}, grade one of {', '.join(GRADES)}")
+        check_architecture(self.network)
+        if self.public_slices < 0 or self.public_epochs < 1 or self.stride not in (1, 2, 4):
+            raise ConfigError("public_slices must not be negative, public_epochs at least 1, stride 1, 2 or 4")
+        shares = (self.warmup, self.least_grade, self.doubt, self.least_confidence)
+        if not all(0 <= share <= 1 for share in shares):
+            raise ConfigError("warmup, least_grade, doubt and least_confidence are from 0 to 1")
+        if self.distillation < 0 or self.unlabelled < 0 or self.temperature <= 0:
+            raise ConfigError("distillation and unlabelled must not be negative, temperature must be positive")
+
+
+class HSSF(FederatedMethod):
+    """The researcher's network takes from the best site, slice by slice (condensation); each site takes from the
+    researcher's where that is better (fusion), then teaches itself on its own slices where it trusts itself."""
+
+    name = "hssf"
+    summary = "no labels but on public slices that all have; each site chooses its network and keeps it"
+    leaves = "predictions on the public slices; losses, counts and scores; no weights"
+    stays = "the whole network, images, labels, optimizer states"
+    Options = HSSFOptions
+    default_rate = 1e-3
+    needs_public = True
+
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        self._server: tuple[AssessedNetwork, torch.optim.Optimizer] | None = None
+
+    # What travels
+
+    def network(self) -> nn.Module:
+        own = self.options
+        if own.exchange == "weights":
+            return AssessedNetwork(own.network, self.config.classes)
+        side = self.config.size // own.stride
+        count = own.public_slices if own.exchange == "predictions" else 0
+        return Exchange(own.public_epochs, count, self.config.classes, side)
+
+    def keeps(self, model: nn.Module) -> set[str]:
+        return set(model.state_dict()) if self.options.exchange == "none" else set()
+
+    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+        """None: the site's network is not the model that travels, and keeps its optimizer with it."""
+        return {}
+
+    @property
+    def has_average(self) -> bool:
+        return self.options.exchange == "weights"
+
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
+        if self.options.exchange == "weights":
+            return model
+        network = self._fresh(place.network)
+        if kept and NETWORK in kept:
+            network.load_state_dict(kept[NETWORK])
+        return network
+
+    # At a site
+
+    def train_round(self, visit: Visit) -> Report:
+        """Fusion over the public slices, then the site's own slices, then predictions for the researcher.
+
+        Raises: NodeDataError if the public slices are missing or not those of the others.
+        """
+        public = self._public(visit.public)
+        number = visit.number if self.options.exchange != "predictions" else int(visit.model.round)
+        network, optimizer = self._own(visit)
+        self._set_rate(optimizer, number)
+        network.to(visit.device).train()
+        with self.seeded_round(visit):
+            losses, taught = self._fuse(visit, network, optimizer, public, number)
+            own, accepted = self._teach_itself(visit, network, optimizer, number)
+        visit.kept |= {
+            NETWORK: {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+            OPTIMIZER: copy.deepcopy(optimizer.state_dict()),
+        }
+        if self.options.exchange == "predictions":
+            self._predict(network, public, visit.model, number, CONDENSATION)
+        numbers = {"taught": taught, "accepted": accepted}
+        return Report(len(visit.data), float(np.mean(losses + own)), numbers)
+
+    def _fuse(
+        self,
+        visit: Visit,
+        network: AssessedNetwork,
+        optimizer: torch.optim.Optimizer,
+        public: PublicSlices,
+        number: int,
+    ) -> tuple[list[float], float]:
+        losses, taught = [], []
+        for epoch in range(self.options.public_epochs):
+            for batch in public.views(number, FUSION, epoch, self.config.batch_size):
+                teacher = gate = None
+                if self.options.exchange == "predictions" and not self.warming_up(number):
+                    teacher = from_margins(visit.model.margins[epoch, batch.index], self.config.size)
+                    gate = visit.model.grades[epoch, batch.index]
+                loss, used = self._public_loss(network, _to(batch, visit.device), teacher, gate)
+                losses.append(self._update(network, optimizer, loss, number))
+                taught.append(used)
+        return losses, float(np.mean(taught))
+
+    def _public_loss(
+        self, network: AssessedNetwork, batch: PublicBatch, teacher: Tensor | None, teacher_grade: Tensor | None
+    ) -> tuple[Tensor, float]:
+        """Loss of labelled slices, and which share of them a teacher with a better grade has taught."""
+        logits, right, _ = network.assess(batch.images)
+        loss = segmentation_loss(logits, batch.truth)
+        loss = loss + ASSESSMENT_WEIGHT * assessment_loss(right, logits.argmax(1) == batch.truth)
+        if teacher is None:
+            return loss, 0.0
+        gate = (teacher_grade.to(logits.device) > grades(logits, batch.truth, self.options.grade)).to(logits.dtype)
+        told = distillation(teacher.to(logits.device), logits, gate, self.options.temperature)
+        return loss + self.options.distillation * told, float(gate.mean())
+
+    def _teach_itself(
+        self, visit: Visit, network: AssessedNetwork, optimizer: torch.optim.Optimizer, number: int
+    ) -> tuple[list[float], float]:
+        """Updates on the site's own slices: with whatever labels it has, and with its own pseudo labels."""
+        told = visit.data.told
+        untold = np.setdiff1d(np.arange(len(visit.data)), told)
+        if self.warming_up(number) or not self.options.unlabelled:
+            untold = untold[:0]
+        updates = self.config.updates
+        labelled = self.draws(visit, told, updates) if len(told) else [None] * updates
+        unlabelled = self.draws(visit, untold, updates) if len(untold) else [None] * updates
+        losses, accepted = [], []
+        for with_labels, without in zip(labelled, unlabelled, strict=True):
+            loss = torch.zeros((), device=visit.device)
+            if with_labels is not None:
+                images, allowed = self.batch(visit, with_labels)
+                logits, right, _ = network.assess(images)
+                sure = allowed.sum(1) == 1
+                correct = allowed.gather(1, logits.argmax(1, keepdim=True))[:, 0]
+                loss = loss + partial_loss(logits, allowed)
+                if sure.any():
+                    loss = loss + ASSESSMENT_WEIGHT * assessment_loss(right[sure], correct[sure])
+            if without is not None:
+                weak, strong = self._two_views(visit, without)
+                one, share = self.pseudo_loss(network, weak, strong)
+                loss = loss + self.options.unlabelled * one
+                accepted.append(share)
+            if loss.requires_grad:
+                losses.append(self._update(network, optimizer, loss, number))
+        return losses, float(np.mean(accepted)) if accepted else 0.0
+
+    def pseudo_loss(self, network: AssessedNetwork, weak: Tensor, strong: Tensor) -> tuple[Tensor, float]:
+        """Loss of two views (B, 1, S, S) of the same unlabelled slices, and the share of slices that taught."""
+        own = self.options
+        z_strong, strong_right, _ = network.assess(strong)
+        z_weak, weak_right, features = network.assess(weak)
+        labels, confidence = reliable_labels(
+            z_strong, torch.sigmoid(strong_right.detach()), z_weak, torch.sigmoid(weak_right.detach()), own.doubt
+        )
+        gate = (confidence.mean((1, 2)) > own.least_confidence).to(weak.dtype)
+        loss = segmentation_loss(z_weak, labels, gate) + segmentation_loss(z_strong, labels, gate)
+        if own.perturbation:
+            loss = loss + perturbation_loss(z_weak, network.perturbed(features))
+        return loss, float(gate.mean())
+
+    def _two_views(self, visit: Visit, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The same geometry twice; the strong view also has another appearance, noise, and a square missing."""
+        one = self.geometry(data=visit.data.images[chosen][:, None].astype(np.float32), seg=None)
+        weak = one["data"].astype(np.float32)
+        strong = self.appearance(data=weak.copy())["data"]
+        side = max(1, round(weak.shape[-1] * CUT))
+        for image in strong[:, 0]:
+            row, column = np.random.randint(0, weak.shape[-1] - side + 1, 2)
+            image[row : row + side, column : column + side] = 0.0
+        return tuple(torch.from_numpy(view).float().to(visit.device) for view in (weak, strong))
+
+    def _own(self, visit: Visit) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
+        """The site's network and optimizer, as it left them."""
+        name = self.options.network if self.options.exchange == "weights" else visit.network or self.options.network
+        if visit.kept.setdefault(NAME, name) != name:
+            raise NodeDataError(f"this site has trained a {visit.kept[NAME]} and now offers a {name}")
+        if self.options.exchange == "weights":
+            network = visit.model
+        else:
+            network = self.segmenter(visit.model, Place(site=visit.site, network=name), visit.kept)
+        optimizer = self._optimizer(network)
+        if OPTIMIZER in visit.kept:
+            optimizer.load_state_dict(copy.deepcopy(visit.kept[OPTIMIZER]))
+        return network, optimizer
+
+    # At the researcher
+
+    def combine(
+        self, reports: Mapping[int, Report], sent: Callable[[int], Mapping[str, Tensor]], before: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[int, float]]:
+        """Condensation. A site's share is that of the views which it was the best teacher of.
+
+        Raises: FederationError for predictions that are no finite numbers.
+        """
+        if self.options.exchange != "predictions" or not any(report.samples for report in reports.values()):
+            share = 1 / len(reports) if any(report.samples for report in reports.values()) else 0.0
+            shares = dict.fromkeys(reports, share)
+            return weighted_mean(sent, shares, before), shares
+        public = self._public(self.public)
+        number = int(before["round"])
+        teachers, best, chosen = self._best_teachers(reports, sent, public, number)
+        network, optimizer = self._server_network()
+        self._set_rate(optimizer, number)
+        network.train()
+        with seeded(seed_of(self.config.seed, len(EXCHANGES), number)):
+            for epoch in range(self.options.public_epochs):
+                for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
+                    teacher = grade = None
+                    if not self.warming_up(number):
+                        teacher = from_margins(teachers[epoch, batch.index], self.config.size)
+                        grade = best[epoch, batch.index]
+                        grade = torch.where(grade > self.options.least_grade, grade, 0.0)
+                    loss, _ = self._public_loss(network, batch, teacher, grade)
+                    self._update(network, optimizer, loss, number)
+        after = Exchange(*teachers.shape[:2], self.config.classes, teachers.shape[-1])
+        after.round += number
+        self._predict(network, public, after, number + 1, FUSION)
+        shares = {site: float((chosen == site).double().mean()) for site in reports}
+        return after.state_dict(), shares
+
+    @property
+    def server(self) -> nn.Module | None:
+        """The researcher's network, once it is trained."""
+        return self._server[0] if self._server else None
+
+    def _best_teachers(
+        self,
+        reports: Mapping[int, Report],
+        sent: Callable[[int], Mapping[str, Tensor]],
+        public: PublicSlices,
+        number: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every view, the margins of the site with the highest grade, that grade, and which site it is; ties go to
+        the first. One site's predictions are in memory at a time."""
+        teachers = best = chosen = None
+        for site in reports:
+            margins = sent(site)["margins"]
+            if not torch.isfinite(margins).all():
+                raise FederationError(f"site {site + 1} sent NaN or infinite predictions")
+            grade = torch.zeros(margins.shape[:2], dtype=torch.float64)
+            for epoch in range(len(margins)):
+                for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
+                    logits = from_margins(margins[epoch, batch.index], self.config.size)
+                    grade[epoch, batch.index] = grades(logits, batch.truth, self.options.grade).double()
+            if best is None:
+                teachers, best, chosen = margins.clone(), grade, torch.full(grade.shape, site)
+                continue
+            better = grade > best
+            teachers[better], best[better], chosen[better] = margins[better], grade[better], site
+        return teachers, best, chosen
+
+    def _server_network(self) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
+        if self._server is None:
+            network = self._fresh(self.options.network)
+            self._server = network, self._optimizer(network)
+        return self._server
+
+    # At both ends
+
+    def warming_up(self, number: int) -> bool:
+        return number <= self.options.warmup * self.config.rounds
+
+    @torch.no_grad()
+    def _predict(self, network: AssessedNetwork, public: PublicSlices, into: Exchange, number: int, phase: int) -> None:
+        network.eval()
+        for epoch in range(self.options.public_epochs):
+            for batch in public.views(number, phase, epoch, self.config.batch_size):
+                margins = to_margins(network(batch.images.to(into.margins.device)), self.options.stride)
+                into.margins[epoch, batch.index] = margins
+                # Graded is what is distilled: the margins that travel, not the logits they come from.
+                logits, truth = from_margins(margins, self.config.size), batch.truth.to(margins.device)
+                into.grades[epoch, batch.index] = grades(logits, truth, self.options.grade).float()
+
+    def _public(self, data: Any) -> PublicSlices:
+        if data is None:
+            raise NodeDataError("this site has no public slices; register its store with --public")
+        if self.options.exchange == "predictions" and len(data) != self.options.public_slices:
+            raise NodeDataError(f"{len(data)} public slices here, {self.options.public_slices} elsewhere")
+        return PublicSlices(data, self.geometry, self.appearance, self.config.seed)
+
+    def _fresh(self, architecture: str) -> AssessedNetwork:
+        with seeded(seed_of(self.config.seed)):
+            return AssessedNetwork(architecture or self.options.network, self.config.classes)
+
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(network.parameters(), self.rate, weight_decay=DECAY)
+
+    def _set_rate(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        """Half a cosine over the rounds; published is one over four times as many, which hardly falls."""
+        falling = (1 + math.cos(math.pi * (number - 1) / self.config.rounds)) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate * (LAST_RATE + (1 - LAST_RATE) * falling)
+
+    def _update(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, number: int) -> float:
+        self.check(loss, number)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+
+def _to(batch: PublicBatch, device: torch.device) -> PublicBatch:
+    return PublicBatch(batch.images.to(device), batch.truth.to(device), batch.index)

@@ -1,0 +1,218 @@
+"""Do sites with other networks, or other modalities, gain by training together? HSSF and CMC on the cardiac sites.
+
+    uv run python benchmarks/heterogeneous_study.py --folder cardiac --work study --seeds 0 1 2 \\
+        --out benchmarks/results/heterogeneous_study.json
+
+Simulated in one process with the rounds and sums that real nodes and the researcher run.
+
+*hssf*: no site has labels. Half of `site_a`'s training patients are the public slices; sites a (the other half), b and c
+train a UNet, a DynUNet and a SegResNet. Beside it: public slices and each site's own, without exchange (*local*); public
+slices alone; equal networks whose weights are averaged (LSSL).
+
+*cmc*: two modalities, `site_a`'s contrast and its inversion (inside the body, gamma .7, as `site_b`'s was made). Site 1
+has both of a's patients, the second turned by 20 degrees and moved by 15 mm so that pairs are misaligned; site 2 has
+b's inverted scans alone, site 3 c's alone. Three of ten patients a site have labels. Beside it: each modality by
+itself, semi-supervised; CMC without labels' consistency; without each of its terms.
+
+Dice on the folders' test patients. Intervals are over seeds and sites. Finished runs in --work are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fedfactory.adaptation.federated_method import MethodConfig
+from fedfactory.adaptation.label_sets import UNKNOWN, SiteSlices
+from fedfactory.adaptation.methods import make_method
+from fedfactory.files import write_json
+from fedfactory.node.site_slices import site_slices
+from fedfactory.node.store import SliceStore
+from fedfactory.sources import find_cases
+from fedfactory.volumes import Volume, read_volume, write_volume
+from measuring import machine
+from scipy import ndimage
+from simulated_methods import SITES, SIZE, SimulatedSite, federation, kept, make_cardiac_stores, make_store, table
+
+NETWORKS = ("unet", "dynunet", "segresnet")
+TURN, SHIFT = 20.0, 10.0  # degrees, pixels of 1.5 mm
+LABELLED = 3  # patients of a site, in the study of modalities
+HSSF = {"public_epochs": 3}
+# name: options, and which modalities take part
+RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
+    "hssf": {
+        "public slices alone": ({**HSSF, "exchange": "none", "unlabelled": 0.0}, ()),
+        "local": ({**HSSF, "exchange": "none"}, ()),
+        "averaged weights": ({**HSSF, "exchange": "weights"}, ()),
+        "hssf": (HSSF, ()),
+        "hssf, pixel accuracy": ({**HSSF, "grade": "pixel_accuracy", "least_grade": 0.75}, ()),
+        "hssf, no self-training": ({**HSSF, "unlabelled": 0.0}, ()),
+    },
+    "cmc": {
+        "cine alone": ({}, ("cine",)),
+        "inverted alone": ({}, ("inverted",)),
+        "no consistency": ({"start": 1.0}, ("cine", "inverted")),
+        "cmc": ({}, ("cine", "inverted")),
+        "cmc, no channels": ({"channels": 0.0}, ("cine", "inverted")),
+        "cmc, no classes": ({"agreement": "off"}, ("cine", "inverted")),
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=15, help="of a site in a round, beside those on public slices")
+    parser.add_argument("--studies", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    make_cardiac_stores(arguments.folder, arguments.work)
+    make_inverted_store(arguments.folder, arguments.work)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        jobs = {
+            (study, name, seed): pool.submit(one, arguments, study, name, seed)
+            for seed in arguments.seeds
+            for study in arguments.studies
+            for name in RUNS[study]
+        }
+        found = {key: job.result() for key, job in jobs.items()}
+    found = {key: value for key, value in found.items() if value is not None}
+    content = {
+        "machine": machine("cpu"),
+        "size": SIZE,
+        "rounds": arguments.rounds,
+        "updates": arguments.updates,
+        "runs": [{"study": s, "name": n, "seed": seed, **value} for (s, n, seed), value in found.items()],
+        "table": [row for study in RUNS for row in rows_of(study, found)],
+    }
+    for row in content["table"]:
+        print("{study:5s} {name:24s} {which:7s} {dice:.3f} ({low:.3f} to {high:.3f}) {by_site}".format(**row))
+    if arguments.out:
+        write_json(arguments.out, content)
+
+
+def rows_of(study: str, found: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """`table`, and of the modalities each by itself a row as if they were one federation."""
+    own = {key: value for key, value in found.items() if key[0] == study}
+    alone = [name for name in RUNS[study] if name.endswith(" alone") and study == "cmc"]
+    rows = table({key: value for key, value in own.items() if key[1] not in alone}, len(SITES))
+    for seed in sorted({seed for _, name, seed in own if name in alone}):
+        if all((study, name, seed) in own for name in alone):
+            own[study, "each modality alone", seed] = merged([own[study, name, seed] for name in alone])
+    return table({k: v for k, v in own.items() if k[1] == "each modality alone"}, len(SITES)) + rows if own else []
+
+
+def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of federations of one modality each, by site: the mean over those that the site takes part in."""
+    scores: dict[str, list[dict[str, Any]]] = {}
+    for which in runs[0]["scores"]:
+        scores[which] = []
+        for index in range(len(SITES)):
+            cells = [run["scores"][which][run["sites"].index(index)] for run in runs if index in run["sites"]]
+            values = {key: [cell[key] for cell in cells if cell[key] is not None] for key in ("dice", "hd95")}
+            scores[which].append({key: float(np.mean(value)) if value else None for key, value in values.items()})
+    return {"scores": scores, "bytes_per_round": sum(run["bytes_per_round"] for run in runs)}
+
+
+def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
+    words = [study, name, str(seed), str(arguments.rounds), str(arguments.updates)]
+    file = arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
+    options, modalities = RUNS[study][name]
+    config = MethodConfig(
+        method=study, classes=4, size=SIZE, sites=len(SITES), rounds=arguments.rounds, updates=arguments.updates,
+        batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=options,
+    )  # fmt: skip
+    run = partial(run_hssf, config, arguments.work) if study == "hssf" else partial(
+        run_cmc, config, arguments.work, modalities
+    )  # fmt: skip
+    return kept(file, run, arguments.gather)
+
+
+def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
+    stores = [SliceStore(work / f"{site}_dense.store") for site in SITES]
+    full = [site_slices(store, 4) for store in stores]
+    patients = patient_of(stores[0])
+    half = np.isin(patients, np.unique(patients)[::2])
+    public = part(full[0], half)
+    own = [part(full[0], ~half), *full[1:]]
+    config.options["public_slices"] = len(public)
+    method = make_method(config)
+    method.public = public
+    return federation(
+        method,
+        [
+            SimulatedSite(without_labels(data, np.zeros(len(data), bool)), {"": store}, network, public)
+            for data, store, network in zip(own, stores, NETWORKS, strict=True)
+        ],
+    )
+
+
+def run_cmc(config: MethodConfig, work: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    a, b, c = (SliceStore(work / f"{site}_dense.store") for site in SITES)
+    inverted = SliceStore(work / "a_inverted.store")
+    holdings = [{"cine": a, "inverted": inverted}, {"inverted": b}, {"cine": c}]
+    config.options["modalities"] = names
+    sites, indices = [], []
+    for index, holding in enumerate(holdings):
+        held = {name: store for name, store in holding.items() if name in names}
+        if not held:
+            continue
+        modalities = {}
+        for name, store in held.items():
+            patients = patient_of(store)
+            rng = np.random.default_rng((config.seed, index))
+            chosen = rng.choice(np.unique(patients), LABELLED, replace=False)
+            modalities[name] = without_labels(site_slices(store, 4), np.isin(patients, chosen))
+        first = next(iter(modalities.values()))
+        sites.append(SimulatedSite(first, held, modalities=modalities))
+        indices.append(index)
+    return {**federation(make_method(config), sites), "sites": indices}
+
+
+def patient_of(store: SliceStore) -> np.ndarray:
+    """(N,) of the training slices."""
+    return np.concatenate([np.repeat(case.patient, case.count) for case in store.cases if case.split == "train"])
+
+
+def part(data: SiteSlices, chosen: np.ndarray) -> SiteSlices:
+    return SiteSlices(data.images[chosen], data.sets[chosen], data.kinds[chosen], data.classes)
+
+
+def without_labels(data: SiteSlices, keep: np.ndarray) -> SiteSlices:
+    sets = np.where(keep[:, None, None], data.sets, np.array(UNKNOWN, data.sets.dtype))
+    return SiteSlices(data.images, sets, np.where(keep, data.kinds, "none"), data.classes)
+
+
+def make_inverted_store(folder: Path, work: Path) -> None:
+    """a's patients in the other contrast, turned and moved."""
+    source = work / "a_inverted"
+    if not (work / "a_inverted.store" / "store.json").is_file():
+        for name in ("train", "test"):
+            for case in find_cases(folder / "site_a" / name).cases:
+                image, label = read_volume(case.image), read_volume(case.label, integer=True)
+                grey = image.data / max(float(image.data.max()), 1e-6)
+                body = grey > 0.05
+                out = np.where(body, (1 - grey).clip(0) ** 0.7, grey).astype(np.float32) * 1000
+                write_volume(source / name / case.name / "image" / "image.nii.gz", moved(out, image, order=1))
+                write_volume(source / name / case.name / "label" / "label.nii.gz", moved(label.data, label, order=0))
+    make_store(source, work / "a_inverted.store", "a")
+
+
+def moved(data: np.ndarray, like: Volume, *, order: int) -> Volume:
+    turned = ndimage.rotate(data, TURN, axes=(0, 1), reshape=False, order=order, mode="constant")
+    return Volume(ndimage.shift(turned, (SHIFT, 0, 0), order=order).astype(data.dtype), like.affine)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Federated segmentation in one process: the rounds and sums that real nodes and the researcher run."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from fedfactory.adaptation.federated_method import FederatedMethod, Place, Report, Visit
+from fedfactory.adaptation.label_sets import SiteSlices
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.files import write_json
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.site_slices import held_out_scores
+from fedfactory.node.store import SliceStore
+from fedfactory.volumes import Volume, read_volume, write_volume
+
+SITES = ("a", "b", "c")
+SIZE, SIDE = 32, 160.0  # pixels, and mm around the middle of the scan, where the heart is
+
+
+@dataclass
+class SimulatedSite:
+    """A site: what it trains with, and the stores by modality ("" where there is one) whose test cases score it."""
+
+    data: SiteSlices
+    tests: dict[str, SliceStore]
+    network: str = ""
+    public: SiteSlices | None = None
+    modalities: dict[str, SiteSlices] = field(default_factory=dict)
+
+
+def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str, Any]:
+    """All rounds; scores of every site's own model, and of the last average where there is one."""
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    models = [method.build() for _ in sites]
+    optimizers = [method.optimizers(model) for model in models]
+    states: list[dict[str, Any]] = [{} for _ in sites]
+    stays = method.keeps(models[0])
+    shared = {name: value.clone() for name, value in models[0].state_dict().items() if name not in stays}
+    num_bytes = sum(value.nbytes for value in shared.values())
+    history = []
+    for number in range(1, method.config.rounds + 1):
+        reports: dict[int, Report] = {}
+        sent = {}
+        for index, (site, model) in enumerate(zip(sites, models, strict=True)):
+            model.load_state_dict(shared, strict=False)
+            visit = Visit(
+                model, optimizers[index], site.data, index, number, states[index],
+                network=site.network, public=site.public, modalities=site.modalities,
+            )  # fmt: skip
+            reports[index] = method.train_round(visit)
+            sent[index] = {k: value.detach().clone() for k, value in model.state_dict().items() if k not in stays}
+        shared, shares = method.combine(reports, sent.__getitem__, shared)
+        history.append([{**_dictionary(report), "share": shares[index]} for index, report in reports.items()])
+    scores = {"own": _scores(method, sites, models, states)}
+    if method.has_average:
+        for model in models:
+            model.load_state_dict(shared, strict=False)
+        scores["average"] = _scores(method, sites, models, None)
+    mean = {which: round(float(np.mean([row["dice"] for row in rows])), 4) for which, rows in scores.items()}
+    seconds = round(time.monotonic() - began)
+    return {"mean": mean, "scores": scores, "history": history, "seconds": seconds, "bytes_per_round": num_bytes}
+
+
+def make_cardiac_stores(folder: Path, work: Path) -> None:
+    """By site: dense labels, the whole heart, and at a the experts' scribbles; test patients are the folder's own."""
+    for site in SITES:
+        if not (work / f"{site}_heart.store").is_dir():
+            for case, part in _cases(folder, site):
+                label = read_volume(case.label, integer=True)
+                out = work / f"{site}_heart" / part / case.name
+                write_volume(out / "image" / "image.nii.gz", read_volume(case.image))
+                write_volume(out / "label" / "heart.nii.gz", Volume((label.data > 0).astype(np.uint8), label.affine))
+            make_store(work / f"{site}_heart", work / f"{site}_heart.store", site)
+        make_store(folder / f"site_{site}", work / f"{site}_dense.store", site, label_key="label", label_kind="dense")
+    make_store(folder / "site_a", work / "a_scribble.store", "a", label_key="scribble", label_kind="scribble")
+
+
+def make_store(folder: Path, store: Path, site: str, **labels: str) -> None:
+    if (store / "store.json").is_file():
+        return
+    common = PrepareConfig(domain=site, size=SIZE, spacing=SIDE / SIZE, z_bins=6, patient_pattern=r"patient\d+")
+    settings = {**vars(common), **labels}
+    weak = {"unlabelled_value": 4} if labels.get("label_kind") == "scribble" else {}
+    prepare(folder / "train", store, PrepareConfig(**{**settings, **weak, "split": "train"}))
+    prepare(folder / "test", store, PrepareConfig(**{**vars(common), "split": "test"}))
+
+
+def interval(values: list[float]) -> dict[str, float]:
+    """Mean, and its 95 % interval by drawing again."""
+    draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return {"dice": round(float(np.mean(values)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
+
+
+def table(found: dict[tuple[str, str, int], dict[str, Any]], sites: int) -> list[dict[str, Any]]:
+    """Per run, of the site's own models and of the average: mean Dice with its 95 % interval over seeds and sites."""
+    rows = []
+    for study, name in dict.fromkeys((study, name) for study, name, _ in found):
+        values = [value for (s, n, _), value in found.items() if (s, n) == (study, name)]
+        for which in values[0]["scores"]:
+            cells = [row for value in values for row in value["scores"][which]]
+            dice = [row["dice"] for row in cells]
+            distances = [row["hd95"] for row in cells if row["hd95"] is not None and math.isfinite(row["hd95"])]
+            rows.append(
+                {"study": study, "name": name, "which": which, "seeds": len(values), **interval(dice)}
+                | {"hd95": round(float(np.mean(distances)), 2) if distances else None}
+                | {"by_site": [round(float(np.mean(dice[n::sites])), 4) for n in range(sites)]}
+                | {"bytes_per_round": values[0]["bytes_per_round"]}
+            )
+    return rows
+
+
+def kept(file: Path, run: Any, gather: bool) -> dict[str, Any] | None:
+    """A finished run from its file; else what `run()` gives, written there; None with `gather`."""
+    import json
+
+    if not file.is_file():
+        if gather:
+            return None
+        write_json(file, run())
+        print(file.stem, json.loads(file.read_text())["mean"], flush=True)
+    return json.loads(file.read_text())
+
+
+def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, states: list | None) -> list[dict]:
+    rows = []
+    for index, (site, model) in enumerate(zip(sites, models, strict=True)):
+        found = []
+        for modality, store in site.tests.items():
+            place = Place(site=index, network=site.network, modality=modality)
+            network = method.segmenter(copy.deepcopy(model), place, states[index] if states else None)
+            card = {"classes": method.config.classes, "config": {"network": "federated"}}
+            found.append(held_out_scores(store, Segmenter(network, store.format, card)))
+        row = {key: float(np.mean([one[key] for one in found])) for key in ("dice", "hd95")}
+        rows.append(row | {f"{name}_dice": one["dice"] for name, one in zip(site.tests, found, strict=True) if name})
+    return [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
+
+
+def _dictionary(report: Report) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in report.to_dict().items()}
+
+
+def _cases(folder: Path, site: str) -> list[tuple[Any, str]]:
+    from fedfactory.sources import find_cases
+
+    return [(case, part) for part in ("train", "test") for case in find_cases(folder / f"site_{site}" / part).cases]

@@ -1,0 +1,248 @@
+"""CMC: consistency between modalities that are not aligned, and sites that lack one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fedfactory.adaptation.cmc_losses import (
+    DESCRIPTORS,
+    channel_consistency,
+    class_agreement,
+    contrast,
+    prototype_agreement,
+)
+from fedfactory.adaptation.federated_method import Place, Report
+from fedfactory.adaptation.methods import make_method
+from fedfactory.adaptation.modality_network import ChannelAttention, ModalityUNet, modality_of
+from fedfactory.errors import ConfigError, NodeDataError
+from helpers import CONFIG, site, visit_of
+
+BOTH = ("ct", "mri")
+
+
+def cmc(**options):
+    return make_method(replace(CONFIG, method="cmc", options={"modalities": list(BOTH), **options}))
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return ModalityUNet(3, BOTH, 4)
+
+
+def slices(count=2, seed=0):
+    return torch.from_numpy(site(count=count, seed=seed).images)[:, None]
+
+
+def test_the_contrast_equals_the_sum_over_all_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(5, 7)), rng.normal(size=(5, 7))
+    rows = np.concatenate([a, b])
+    rows -= rows.mean(1, keepdims=True)
+    cosine = rows @ rows.T / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
+    total = 0.0
+    for i in range(10):
+        others = sum(math.exp(cosine[i, k] / 0.5) for k in range(10) if k != i)
+        total -= math.log(math.exp(cosine[i, (i + 5) % 10] / 0.5) / others)
+    found = contrast(torch.from_numpy(a), torch.from_numpy(b))
+    assert float(found) == pytest.approx(total / 10 / math.log(9), rel=1e-10)
+
+
+def test_unrelated_channels_are_at_chance():
+    torch.manual_seed(0)
+    a, b = torch.randn(64, 4096), torch.randn(64, 4096)
+    assert float(contrast(a, b)) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("descriptor", DESCRIPTORS)
+def test_equal_channels_are_found_and_shuffled_ones_are_not(descriptor):
+    torch.manual_seed(0)
+    one = torch.relu(torch.randn(2, 16, 8, 8))
+    shuffled = one[:, torch.randperm(16)]
+    assert channel_consistency(one, one, descriptor) < channel_consistency(one, shuffled, descriptor) - 0.1
+
+
+def test_the_channels_correlations_need_no_alignment():
+    torch.manual_seed(0)
+    one = torch.relu(torch.randn(1, 16, 8, 8))
+    moved = one.flatten(2)[..., torch.randperm(64)].view_as(one)
+    equal = float(channel_consistency(one, one, "gram"))
+    assert float(channel_consistency(one, moved, "gram")) == pytest.approx(equal, abs=1e-5)
+    assert float(channel_consistency(one, moved, "pooled")) > float(channel_consistency(one, one, "pooled")) + 0.1
+
+
+def test_agreement_on_one_grid_is_one_minus_dice():
+    labels = torch.zeros(1, 16, 16).long()
+    labels[:, 4:8, 4:8] = 1
+    one = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).float()
+    assert float(class_agreement(one, one)) == pytest.approx(0, abs=1e-5)
+    elsewhere = one.roll(8, -1)
+    assert float(class_agreement(one, elsewhere)) == pytest.approx(1, abs=1e-5)
+    nothing = 50.0 * F.one_hot(torch.zeros_like(labels), 3).movedim(-1, 1).float()
+    assert float(class_agreement(nothing, nothing)) == 0
+
+
+def test_prototypes_want_classes_alike_and_apart_from_others():
+    torch.manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(12).view(1, 6, 6)
+    logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).float()
+    directions = torch.randn(3, 8)
+    features = directions[labels].movedim(-1, 1)
+    moved = torch.flip(labels, (1, 2))
+    same = (50.0 * F.one_hot(moved, 3).movedim(-1, 1).float(), directions[moved].movedim(-1, 1))
+    mixed = (same[0], directions[(moved + 1) % 3].movedim(-1, 1))
+    assert prototype_agreement((logits, features), same) < prototype_agreement((logits, features), mixed) - 0.3
+    alone = 50.0 * F.one_hot(torch.zeros_like(labels), 3).movedim(-1, 1).float()
+    assert float(prototype_agreement((alone, features), same)) == 0  # one class in common says nothing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"agreement": "off"}, {"channels": 0.0}, {"channels": 0.0, "agreement": "voxel"}],
+    ids=["channels", "prototype", "voxel"],
+)
+def test_every_unsupervised_term_reaches_the_encoder_and_where_it_looks(options):
+    model = network()
+    images = {"ct": slices(seed=1), "mri": slices(seed=2)}
+    loss = cmc(**options).consistency(model, images, progress=1.0)
+    loss.backward()
+    moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().max() > 0}
+    assert any(name.startswith("down.0.") for name in moved) and {modality_of(name) for name in moved} >= set(BOTH)
+    decoder = any(name.startswith("up.") for name in moved)
+    assert decoder == ("channels" in options)
+
+
+def test_two_views_of_one_modality_train_its_network():
+    model = network()
+    np.random.seed(0)
+    loss = cmc().consistency(model, {"ct": slices()}, progress=1.0)
+    loss.backward()
+    moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().max() > 0}
+    assert any(name.startswith("up.") for name in moved) and "mri" not in {modality_of(name) for name in moved}
+
+
+def test_weights_of_the_terms_follow_the_progress():
+    model, images = network(), {"ct": slices(seed=1), "mri": slices(seed=2)}
+
+    def term(progress, **options):
+        return float(cmc(**options).consistency(model, images, progress).detach())
+
+    only = {"channels": 0.0}
+    assert term(1.0, agreement="off") == pytest.approx(math.exp(5 * 0.09) * term(0.7, agreement="off"), rel=1e-4)
+    assert term(1.0, **only) > term(0.7, **only) > 0
+    assert term(1.0, **only, agreement_ramp="down") == pytest.approx(0, abs=1e-6)
+
+
+def test_attention_changes_nothing_at_first_and_weighs_channels_then():
+    attention, x = ChannelAttention(), torch.randn(2, 4, 3, 3, dtype=torch.float32)
+    assert torch.equal(attention(x), x)
+    with torch.no_grad():
+        attention.gamma.fill_(0.5)
+    rows = x.flatten(2).double()
+    energy = rows @ rows.mT / 9
+    weights = torch.softmax(energy.amax(-1, keepdim=True) - energy, -1)
+    expected = (x.flatten(2).double() + 0.5 * weights @ rows).view_as(x)
+    torch.testing.assert_close(attention(x).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_prediction_does_not_depend_on_the_slices_beside_it():
+    model = network().eval()
+    images = slices(4)
+    torch.testing.assert_close(model(images, "ct")[:1], model(images[:1], "ct"))
+    assert not torch.allclose(model(images, "ct"), model(images, "mri")) or all(
+        torch.equal(a, b) for a, b in zip(model.down[0].first.norms["ct"].parameters(),
+                                          model.down[0].first.norms["mri"].parameters(), strict=True)
+    )  # fmt: skip
+
+
+def test_one_modality_is_fused_with_itself():
+    model, images = network(), slices()
+    method = cmc()
+    alone = method.outputs(model, {"ct": images})["ct"][0]
+    torch.testing.assert_close(alone, model(images, "ct"))
+    torch.testing.assert_close(method.segmenter(model, Place(modality="ct"))(images), alone)
+    both = method.outputs(model, {"ct": images, "mri": slices(seed=5)})["ct"][0]
+    assert not torch.allclose(both, alone)
+    with pytest.raises(ValueError, match="equal sizes"):
+        method.outputs(model, {"ct": images, "mri": slices(3)})
+
+
+@pytest.mark.parametrize("held", [("ct",), ("mri",), BOTH])
+def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
+    method = cmc(start=0.0)
+    visit = visit_of(method, site())
+    visit.modalities = {name: site(seed=n) for n, name in enumerate(held)}
+    before = copy.deepcopy(visit.model.state_dict())
+    report = method.train_round(visit)
+    assert report.samples == 12 * len(held) and math.isfinite(report.loss)
+    assert report.numbers == {f"held_{name}": 12.0 for name in held}
+    moved = {name for name, value in visit.model.state_dict().items() if not torch.equal(before[name], value)}
+    assert {modality_of(name) for name in moved} - {None} == set(held)
+
+
+def test_slices_without_labels_wait_for_their_time():
+    method = cmc(start=0.5)
+    visit = visit_of(method, site("none"))
+    assert method.train_round(visit).samples == 0
+    visit.number = 3
+    assert method.train_round(visit).samples == 12
+
+
+def test_each_modality_is_averaged_over_the_sites_that_have_it():
+    method = cmc()
+    before = method.build().state_dict()
+    sent = {n: {name: torch.full_like(value, float(n + 1)) for name, value in before.items()} for n in range(3)}
+    reports = {
+        0: Report(20, 1.0, {"held_ct": 10.0, "held_mri": 10.0}),
+        1: Report(30, 1.0, {"held_ct": 30.0}),
+        2: Report(0, math.nan),
+    }
+    after, shares = method.combine(reports, sent.__getitem__, before)
+    assert shares == {0: 0.4, 1: 0.6, 2: 0.0}
+    assert float(after["head.bias"][0]) == pytest.approx(0.4 * 1 + 0.6 * 2)
+    assert float(after["down.0.first.norms.ct.weight"][0]) == pytest.approx(0.25 * 1 + 0.75 * 2)
+    assert float(after["down.0.first.norms.mri.weight"][0]) == pytest.approx(1.0)
+    without = {1: reports[1], 2: reports[2]}
+    after, _ = method.combine(without, sent.__getitem__, before)
+    name = "down.0.first.norms.mri.weight"
+    assert torch.equal(after[name], before[name])  # nobody has it: it stays as it was
+
+
+def test_fusion_learns_both_with_and_without_the_other_modality():
+    method, model = cmc(alone=0.5), network()
+    images = {"ct": slices(seed=1), "mri": slices(seed=2)}
+    np.random.seed(0)
+    alone = method.outputs(model, {"ct": images["ct"]})["ct"][0]
+    found = [torch.allclose(method.outputs(model, images, mix=True)["ct"][0], alone) for _ in range(40)]
+    assert 8 < sum(found) < 32
+
+
+def test_modalities_that_do_not_fit_are_refused():
+    visit = visit_of(cmc(), site())
+    for modalities in ({}, {"pet": site()}, {"ct": site(), "pet": site()}):
+        visit.modalities = modalities
+        with pytest.raises(NodeDataError, match="modalities"):
+            cmc().train_round(visit)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"modalities": []}, "no modality is named"),
+        ({"modalities": ["a", "b", "c"]}, "two different ones"),
+        ({"modalities": ["a", "a"]}, "two different ones"),
+        ({"modalities": ["a/b"]}, "use letters"),
+        ({"descriptor": "cosine"}, "descriptor is one of"),
+        ({"agreement": "always"}, "agreement one of"),
+        ({"start": 2.0}, "from 0 to 1"),
+        ({"channels": -1.0}, "not be negative"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        cmc(**options)
