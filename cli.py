@@ -385,9 +385,13 @@ def methods() -> None:
     """The methods of federated segmentation, and what leaves a site with each."""
     from .adaptation.methods import METHODS
 
-    table = Table("method", "for", "leaves a site", "stays")
+    table = Table("method", "", "")
     for name, kind in METHODS.items():
-        table.add_row(name, kind.summary, kind.leaves, kind.stays)
+        table.add_row(f"[bold]{name}[/bold]", "for", kind.summary)
+        table.add_row("", "leaves", kind.leaves)
+        table.add_row("", "stays", kind.stays)
+        table.add_row("", "needs", kind.needs)
+        table.add_row("", "choose", f"when {kind.choose}", end_section=True)
     console.print(table)
 
 

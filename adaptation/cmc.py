@@ -66,6 +66,8 @@ class CMC(FederatedMethod):
 
     name = "cmc"
     summary = "two modalities that need not be aligned, few labels; sites may lack one of them"
+    choose = "sites have the same organs in two modalities, and few labels"
+    needs = "two modalities among the sites, labels at some"
     Options = CMCOptions
     default_rate = 1e-3
     needs_modalities = True

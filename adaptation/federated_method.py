@@ -153,7 +153,8 @@ class FederatedMethod(ABC):
     """A way of training together.
 
     Attributes:
-        name, summary: for `fedfactory methods`. leaves, stays: what travels, and what does not.
+        name, summary: for `fedfactory methods`. leaves, stays: what travels, and what does not. needs: of the sites.
+        choose: when.
         Options: its settings. default_rate: learning rate.
         needs_public: whether researcher and sites must have the same labelled slices.
         needs_modalities: whether sites must say of which modality their slices are.
@@ -164,6 +165,8 @@ class FederatedMethod(ABC):
     summary: ClassVar[str]
     leaves: ClassVar[str] = "all weights; losses, counts and scores"
     stays: ClassVar[str] = "images, labels, optimizer states"
+    needs: ClassVar[str] = "labels of any kind at some site"
+    choose: ClassVar[str]
     Options: ClassVar[type] = NoOptions
     default_rate: ClassVar[float] = 1e-3
     needs_public: ClassVar[bool] = False
@@ -282,6 +285,7 @@ class FederatedAveraging(FederatedMethod):
 
     name = "fedavg"
     summary = "weights averaged by numbers of labelled slices"
+    choose = "images are alike and labels many"
 
     def network(self) -> nn.Module:
         return SiteUNet(self.config.classes, width=self.config.width, norm=self.config.norm)
@@ -310,6 +314,8 @@ class LocalTraining(FederatedAveraging):
 
     name = "local"
     summary = "every site for itself, nothing is shared"
+    choose = "sites may not share anything; the ground to compare with"
+    needs = "labels of any kind at every site"
     leaves = "losses, counts and scores; no weights"
     stays = "the whole model, images, labels, optimizer states"
 
@@ -333,6 +339,7 @@ class FederatedProximal(FederatedAveraging):
 
     name = "fedprox"
     summary = "as fedavg, sites are held near the average"
+    choose = "sites differ and rounds are long"
     Options = ProximalOptions
 
     def pull(self, model: nn.Module, before: dict[str, Tensor]) -> Tensor | float:
@@ -345,6 +352,7 @@ class FederatedNorms(FederatedAveraging):
 
     name = "fedbn"
     summary = "as fedavg, normalisation layers stay at their site"
+    choose = "contrast differs between sites"
     leaves = "all weights but those of normalisation layers; losses, counts and scores"
     stays = "normalisation layers, images, labels, optimizer states"
 

@@ -70,6 +70,7 @@ class FedICRA(FederatedMethod):
 
     name = "fedicra"
     summary = "scribbles, points, boxes, masks; a personalised model per site"
+    choose = "labels are sparse and of different kinds, each site wants its own model"
     leaves = "all weights; losses, counts and scores"
     stays = "how a site mixes its own and the average's weights, images, labels, optimizer states"
     Options = FedICRAOptions

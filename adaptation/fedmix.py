@@ -81,6 +81,8 @@ class FedMix(FederatedMethod):
 
     name = "fedmix"
     summary = "pixel, box and image labels or none, one global model; at least one site has pixel labels"
+    choose = "one site has drawn masks, others boxes, image labels or nothing"
+    needs = "drawn masks at one site"
     leaves = "all weights of both networks; losses, numbers of accepted slices and scores"
     Options = FedMixOptions
 

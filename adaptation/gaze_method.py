@@ -61,6 +61,8 @@ class GazeSupervision(FederatedMethod):
 
     name = "gaze"
     summary = "fixations of the eye, or masks; one global model"
+    choose = "readers look at scans and nobody draws; one target"
+    needs = "fixations or masks at some site"
     leaves = "all weights of both networks; losses, counts and scores"
     stays = "images, labels, fixations and how the site reads them, optimizer states"
     Options = GazeOptions

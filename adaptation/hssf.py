@@ -91,6 +91,8 @@ class HSSF(FederatedMethod):
 
     name = "hssf"
     summary = "no labels but on public slices that all have; each site chooses its network and keeps it"
+    choose = "weights may not leave, networks differ, nobody has labels"
+    needs = "labelled slices that all may have"
     leaves = "predictions on the public slices; losses, counts and scores; no weights"
     stays = "the whole network, images, labels, optimizer states"
     Options = HSSFOptions

@@ -5,9 +5,9 @@
 
 Simulated in one process with the rounds and sums that real nodes and the researcher run.
 
-*hssf*: no site has labels. Half of `site_a`'s training patients are the public slices; sites a (the other half), b and c
-train a UNet, a DynUNet and a SegResNet. Beside it: public slices and each site's own, without exchange (*local*); public
-slices alone; equal networks whose weights are averaged (LSSL).
+*hssf*: no site has labels. Half of `site_a`'s training patients are the public slices; sites a (the other half), b and
+c train a UNet, a DynUNet and a SegResNet. Beside it: public slices and each site's own, without exchange (*local*);
+public slices alone; equal networks whose weights are averaged (LSSL).
 
 *cmc*: two modalities, `site_a`'s contrast and its inversion (inside the body, gamma .7, as `site_b`'s was made). Site 1
 has both of a's patients, the second turned by 20 degrees and moved by 15 mm so that pairs are misaligned; site 2 has
