@@ -131,7 +131,7 @@ def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict
     options, modalities = RUNS[study][name]
     config = MethodConfig(
         method=study, classes=4, size=SIZE, sites=len(SITES), rounds=arguments.rounds, updates=arguments.updates,
-        batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=options,
+        batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=dict(options),
     )  # fmt: skip
     run = partial(run_hssf, config, arguments.work) if study == "hssf" else partial(
         run_cmc, config, arguments.work, modalities
