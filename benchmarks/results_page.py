@@ -1,0 +1,207 @@
+"""The results page: tables made of the JSON files that benchmarks write, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS = {"no_adaptation": "none", "augmentation_only": "random contrasts", "adapted": "adapted", "oracle": "oracle"}
+
+
+def page(folder: Path) -> str:
+    """Markdown, a section for each result that the folder holds."""
+    parts = [
+        "# All tables\n",
+        "Made by `benchmarks/study.py --page` of the JSON files in `benchmarks/results`, which also hold machine,",
+        "versions and seeds. Dice is the mean over structures and held-out subjects; brackets are 95 % intervals, or",
+        "single seeds. How each was measured is in the head of its script; what it means, on the pages about it.\n",
+    ]
+    for name, (title, make) in SECTIONS.items():
+        if (folder / f"{name}.json").is_file():
+            content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            parts += [f"## {title}\n", f"`{name}.json`\n", *make(content), ""]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """As the documentation writes shares: .123."""
+    if value is None:
+        return ""
+    text = f"{value:.{digits}f}"
+    return text[1:] if text.startswith("0.") else text
+
+
+def demo(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for domain, methods in content["dice"].items():
+        rows.append([domain, *(f"{number(np.mean(methods[m]))} ({_listed(methods[m])})" for m in METHODS)])
+    seconds = ", ".join(f"{value:.0f}" for value in content["seconds"])
+    return [*table(["domain", *METHODS.values()], rows), "", f"Mean (seeds {_seeds(content['seeds'])}); {seconds} s."]
+
+
+def sharing(content: dict[str, Any]) -> list[str]:
+    """Per variant, over seeds and unlabelled sites."""
+    rows = []
+    for variant in content["variants"]:
+        cells, above, shares = [], 0, []
+        for seed in content["seeds"]:
+            if variant not in seed["runs"]:
+                continue
+            known, base = seed["runs"][variant]["dice"], seed["baselines"]["dice"]
+            cells += [known[site] for site in known]
+            above += all(known[site]["adapted"] > base[site]["augmentation_only"] for site in known)
+            shares += [known[site]["adapted"] / base[site]["oracle"] for site in known]
+        if cells:
+            count = sum(variant in seed["runs"] for seed in content["seeds"])
+            means = [number(np.mean([cell[key] for cell in cells])) for key in ("synthetic_only", "adapted")]
+            rows.append([variant.replace("_", " "), *means, f"{above} of {count}", f"{np.mean(shares):.0%}"])
+    head = ["variant", "synthetic alone", "adapted", "seeds above random contrasts at both sites", "of the oracle"]
+    alarm = ", ".join(f"{key}: {value}" for key, value in content["alarm"].items())
+    return [*table(head, rows), "", f"Alarm over all sites and runs: {alarm}."]
+
+
+def cardiac(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for site, methods in content["mean"].items():
+        for method, row in methods.items():
+            by_seed = [seed[site][method]["dice"] for seed in content["seeds"].values()]
+            structures = [number(row[key], 2) for key in row if key.startswith("dice ")]
+            share = f"{row['dice'] / methods['oracle']['dice']:.0%}"
+            name = METHODS.get(method, method)
+            rows.append([site, name, number(row["dice"]), _listed(by_seed), *structures, f"{row['hd95']:.1f}", share])
+    head = [
+        "site",
+        "method",
+        "Dice",
+        "by seed",
+        "right ventricle",
+        "myocardium",
+        "left ventricle",
+        "HD95 (mm)",
+        "of oracle",
+    ]
+    return table(head, rows)
+
+
+def federated(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in content["table"]:
+        dice = f"{number(row['dice'])} ({number(row['low'])} to {number(row['high'])})"
+        by_site = ", ".join(number(value, 2) for value in row["by_site"])
+        sent = f"{row['bytes_per_round'] / 1e6:.2f}" if "bytes_per_round" in row else ""
+        rows.append([row["study"], row["name"], row["which"], row["seeds"], dice, by_site, sent])
+    head = ["federation", "method", "model", "seeds", "Dice", "by site", "MB a round, each way"]
+    return table(head, rows)
+
+
+def networks(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, row["seconds_to_target"], row["seconds"], number(row["dice"]), f"{row['volumes_per_second']:.3g}"]
+        for name, row in content["networks"].items()
+    ]
+    return table(
+        ["network", f"seconds to {number(content['target'], 1)}", "seconds in all", "Dice", "volumes a second"], rows
+    )
+
+
+def steps(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["size"], f"{row['seconds']['ours']['step']:.2f}", f"{row['seconds']['twin']['step']:.2f}",
+         f"{row['ratio']['step']:.2f}", f"{row['share_of_matmul_rate']['ours']:.0%}"]
+        for row in content["sizes"]
+    ]  # fmt: skip
+    return table(["px", "seconds a step", "textbook twin", "ratio", "of the measured matrix rate"], rows)
+
+
+def volumes(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["size"], *(f"{row['seconds_per_volume'][who]:.2f}" for who in ("ours", "twin")), f"{row['ratio']:.2f}"]
+        for row in content["sizes"]
+    ]
+    return table(["px", "seconds a volume", "textbook twin", "ratio"], rows)
+
+
+def synthesis(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [who, f"{content[key]['volumes_per_second']:.3f}", f"{content[key]['peak_mib']:.0f}"]
+        for who, key in (("fedfactory", "ours"), ("the published way", "published"))
+    ]
+    return [*table(["", "labelled volumes a second", "peak MiB"], rows), "", f"{content['ratio']:.1f} times."]
+
+
+def trees(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["side"], row["image"], row["depth"], f"{row['filter']:.2f}", f"{row['filter_level_by_level']:.1f}",
+         f"{row['largest_difference']:.0e}"]
+        for row in content["rows"]
+    ]  # fmt: skip
+    return table(["px", "image", "depth of the tree", "seconds", "level by level", "difference"], rows)
+
+
+def preparing(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            name,
+            f"{row['seconds']:.1f}",
+            f"{row['slices_per_second']:.0f}",
+            f"{row['peak_mib']:.0f}",
+            f"{row['ratio']:.1f}",
+        ]
+        for name, row in content["variants"].items()
+    ]
+    return table(["way", "seconds", "slices a second", "peak MiB", "times the twin"], rows)
+
+
+def rounds(content: dict[str, Any]) -> list[str]:
+    keys = ("seconds_beside_training", "mib_to_each_site", "mib_from_each_site", "researcher_peak_mib")
+    rows = [
+        [name.replace("_", ", "), *(row.get(key, "did not end") for key in keys)]
+        for name, row in content["variants"].items()
+    ]
+    head = ["traffic", "seconds beside training", "MiB to a site", "MiB from a site", "researcher's peak MiB"]
+    return table(head, rows)
+
+
+def sites(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["sites"], f"{row['streaming']['seconds']:.1f}", row["streaming"]["mib_above_start"],
+         f"{row['in_memory']['seconds']:.1f}", row["in_memory"]["mib_above_start"]]
+        for row in content["rounds"]
+    ]  # fmt: skip
+    return table(["sites", "seconds", "MiB", "seconds, all in memory", "MiB, all in memory"], rows)
+
+
+SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "demo_seeds": ("The demo", demo),
+    "sharing": ("Do labels carry over? Simulated brains", sharing),
+    "sharing_cardiac": ("Do labels carry over? Cardiac sites", sharing),
+    "cardiac_study": ("Phase two on the cardiac sites", cardiac),
+    "segmentation_study": ("Federated segmentation with uneven labels", federated),
+    "heterogeneous_study": ("Other networks, other modalities", federated),
+    "adaptation_cpu": ("Time to a segmenter", networks),
+    "factory_step_cpu": ("A step of the published generator", steps),
+    "generator_speed_cpu": ("Volumes by the published generator", volumes),
+    "synthesis_cpu": ("Labelled volumes", synthesis),
+    "tree_filter_cpu": ("Tree filter, one core", trees),
+    "prepare_cpu": ("Preparing", preparing),
+    "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
+    "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
+    "many_sites": ("Averaging many sites", sites),
+}
+
+
+def _seeds(seeds: list[int]) -> str:
+    return ", ".join(str(seed) for seed in seeds)
+
+
+def _listed(values: list[float]) -> str:
+    return ", ".join(number(value, 2) for value in values)

@@ -1,0 +1,113 @@
+"""What the documentation says: its commands exist with these options, its numbers are those of the results."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from fedfactory.adaptation.methods import METHODS
+from fedfactory.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def commands_of(page: Path) -> list[str]:
+    """Indented lines of a page that call fedfactory, continuation lines joined, comments taken off."""
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    lines = [line.strip().split("  #")[0] for line in text.splitlines() if line.startswith("    ")]
+    found = [line.split("&& ")[-1].removeprefix("uv run ") for line in lines]
+    return [line for line in found if line.startswith("fedfactory ") and "..." not in line]
+
+
+COMMANDS = sorted({line for page in PAGES for line in commands_of(page)})
+
+
+def test_there_are_commands_to_look_at():
+    assert len(COMMANDS) > 25 and any("--method hssf" in line for line in COMMANDS)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_documented_command_is_understood(line):
+    command, words = typer.main.get_command(app), shlex.split(line)[1:]
+    context = command.make_context("fedfactory", list(words), resilient_parsing=True)
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"no such command: {line}"
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(line, list(words), parent=context)  # fails for an unknown option or a missing argument
+
+
+def test_every_link_between_pages_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_method_has_its_row_of_what_leaves_a_site():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in METHODS)
+
+
+def test_the_results_page_is_that_of_the_result_files():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from results_page import page
+    finally:
+        sys.path.pop(0)
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page(RESULTS)
+
+
+def result(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def share(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
+def claims() -> list[tuple[str, str]]:
+    """Sentences and rows with numbers, written from the result files."""
+    found = []
+    for name, row in result("adaptation_cpu")["networks"].items():
+        speed = row["volumes_per_second"]
+        rate = f"{speed:.0f}" if speed > 10 else f"{speed:.2g}"
+        cells = (name, row["seconds_to_target"], row["seconds"], share(row["dice"]), rate)
+        found.append(("adapting.md", "| " + " | ".join(str(cell) for cell in cells) + " |"))
+    rounds = result("round_overhead_10m")["variants"]
+    for name in ("published", "ours"):
+        row = rounds[name]
+        gib = row["researcher_peak_mib"] / 1024
+        text = f"{row['seconds_beside_training']:.1f} s, {row['mib_to_each_site']:.0f} MiB"
+        found += [("federation.md", text), ("federation.md", f"{gib:.1f} GiB")]
+    many = result("many_sites")["rounds"][-1]
+    found.append(
+        ("federation.md", f"{many['streaming']['mib_above_start']} MiB and {many['streaming']['seconds']:.1f} s")
+    )
+    last = result("persistence")["mean_last_distance"]
+    assert last["persistent"] < last["forgetful"]
+    trees = [row for row in result("tree_filter_cpu")["rows"] if row["side"] == 256]
+    found.append(("decisions.md", f"{share(min(row['filter'] for row in trees), 2)} s instead of"))
+    return found
+
+
+@pytest.mark.parametrize("page, text", claims())
+def test_a_number_in_the_documentation_is_that_of_its_result(page, text):
+    words = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+    assert text in words
+
+
+def test_the_alarms_table_adds_up_to_the_study():
+    text = (ROOT / "docs" / "sharing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (sites that failed|good sites)[^|]*\| (\d+) \| (\d+) \|$", text, re.M)
+    counted = {"sites that failed": [0, 0], "good sites": [0, 0]}
+    for kind, *cells in rows:
+        counted[kind] = [a + int(b) for a, b in zip(counted[kind], cells, strict=True)]
+    alarm = result("sharing")["alarm"]
+    assert counted["sites that failed"] == [alarm["failed, alarm"], alarm["failed, silent"]]
+    assert counted["good sites"] == [alarm["good, alarm"], alarm["good, silent"]]
