@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,14 +92,14 @@ def patient_key(files: Sequence[Path]) -> str | None:
     return hashlib.sha256(f"fedfactory/{patient}".encode()).hexdigest()[:16] if patient else None
 
 
-def _header(path: Path):
+def _header(path: Path) -> Any:
     header = _itk().GDCMImageIO.New()
     header.SetFileName(str(path))
     header.ReadImageInformation()
     return header
 
 
-def _unevenness(image) -> float:
+def _unevenness(image: Any) -> float:
     """Millimetres by which gaps between slices differ from their mean, as ITK found while reading."""
     dictionary = image.GetMetaDataDictionary()
     key = "ITK_non_uniform_sampling_deviation"
@@ -110,7 +111,7 @@ def _reason(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:200]
 
 
-def _itk():
+def _itk() -> Any:
     import itk  # takes a second, and only DICOM needs it
 
     itk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters becomes an error of ours

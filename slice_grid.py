@@ -237,7 +237,9 @@ class SliceGrid:
     def _blur(self, axis: Axis) -> float:
         return 0.0 if self.fmt.published or axis.ratio <= 1 else BLUR * float(np.sqrt(axis.ratio**2 - 1))
 
-    def _patch(self, indicator: np.ndarray, box: tuple[slice, ...], weights: list[np.ndarray]):
+    def _patch(
+        self, indicator: np.ndarray, box: tuple[slice, ...], weights: list[np.ndarray]
+    ) -> tuple[tuple[slice, ...], np.ndarray]:
         """Where in the slices a part of the volume lands, and its interpolated share there."""
         parts, target = [], []
         for weight, span in zip(weights, box, strict=True):

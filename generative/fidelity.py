@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +95,7 @@ def _by_group(values: Tensor, group: Tensor) -> Tensor:
     return torch.stack([values[group == one].mean() for one in group.unique()])
 
 
-def _bootstrap(statistic, groups: list[Tensor], seed: int) -> Estimate:
+def _bootstrap(statistic: Callable[..., Tensor], groups: list[Tensor], seed: int) -> Estimate:
     """The statistic of all, and its interval when whole groups are drawn with replacement."""
     rng = torch.Generator().manual_seed(seed)
     places = [[torch.nonzero(group == one)[:, 0] for one in group.unique()] for group in groups]

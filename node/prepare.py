@@ -32,7 +32,8 @@ from .store import FORMAT_VERSION, INDEX, Case, SliceStore, checksum
 from .store_warnings import store_warnings
 from .store_writer import CutCase, StoreArrays, commit, tidy, working_folder
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Surveyor = Callable[[CaseFiles, PrepareConfig], Survey]
 Cutter = Callable[[CaseFiles, Survey, SliceFormat, PrepareConfig], CaseSlices]
 
@@ -162,7 +163,7 @@ class _Run:
             except MemoryError:
                 return VolumeError(f"{case.files[0]}: does not fit into memory; try fewer --workers")
 
-        results = {}
+        results: dict[str, R] = {}
         for case, result in self._parallel(cases, guarded, title):
             if isinstance(result, FedFactoryError):
                 self.failed[case.name] = _one_line(str(result))

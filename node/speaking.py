@@ -11,7 +11,8 @@ from fedbiomed.common.logger import logger
 
 from ..errors import ConfigError, NodeDataError, TrainingError
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 HARMLESS = (NodeDataError, TrainingError, ConfigError)  # ours, of counts, settings and terms alone
 
 

@@ -15,7 +15,7 @@ class LocalPlan(SegmentationTrainingPlan):
 
     method = "local"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -34,7 +34,7 @@ class FedAvgPlan(SegmentationTrainingPlan):
 
     method = "fedavg"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -53,7 +53,7 @@ class FedProxPlan(SegmentationTrainingPlan):
 
     method = "fedprox"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -73,7 +73,7 @@ class FedBNPlan(SegmentationTrainingPlan):
 
     method = "fedbn"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -93,7 +93,7 @@ class FedICRAPlan(SegmentationTrainingPlan):
 
     method = "fedicra"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -113,7 +113,7 @@ class FedMixPlan(SegmentationTrainingPlan):
 
     method = "fedmix"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -132,7 +132,7 @@ class GazePlan(SegmentationTrainingPlan):
 
     method = "gaze"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -153,7 +153,7 @@ class HSSFPlan(SegmentationTrainingPlan):
 
     method = "hssf"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
@@ -173,7 +173,7 @@ class CMCPlan(SegmentationTrainingPlan):
 
     method = "cmc"
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",

@@ -109,7 +109,9 @@ def _rotation(axis: int, angle: float) -> np.ndarray:
     return matrix
 
 
-def _smooth_field(shape: tuple[int, ...], knots: tuple[int, ...], deviation: float, rng) -> np.ndarray:
+def _smooth_field(
+    shape: tuple[int, ...], knots: tuple[int, ...], deviation: float, rng: np.random.Generator
+) -> np.ndarray:
     coarse = rng.normal(0, deviation, knots)
     return ndimage.zoom(coarse, np.array(shape) / knots, order=3, mode="nearest", grid_mode=True)
 

@@ -184,6 +184,19 @@ def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
     return factory
 
 
+def factory_of(experiment: Experiment) -> TrainedFactory:
+    """The factory of an experiment that was run by hand, as in a notebook, with the moving average's weights.
+
+    Raises: UsageError if no round has been run yet.
+    """
+    if not experiment.aggregator().ema:
+        raise UsageError("no round has been run yet: there is no factory")
+    generator, latest = _generators(experiment)
+    replies = experiment.training_replies()
+    reports = [reply["optimizer_args"] for reply in replies[max(replies)].values()]
+    return _assembled(experiment, reports, generator, latest, {}, {"rounds": experiment.round_current()})
+
+
 @torch.no_grad()
 def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     """Write a picture with one row per domain and one column per latent, columns at rising heights.
@@ -223,10 +236,21 @@ def _generators(experiment: Experiment) -> tuple[Generator, dict[str, torch.Tens
 def _trained(
     experiment: Experiment, state: RunState, generator: Generator, latest: dict[str, torch.Tensor]
 ) -> TrainedFactory:
+    return _assembled(experiment, list(state.reports.values()), generator, latest, state.history, state.facts())
+
+
+def _assembled(
+    experiment: Experiment,
+    reports: list[dict[str, Any]],
+    generator: Generator,
+    latest: dict[str, torch.Tensor],
+    history: dict[str, Any],
+    facts: dict[str, Any],
+) -> TrainedFactory:
     # Sites agree on size and bins; spacing and height are the middle of what they report.
-    spacing = float(np.median([report["spacing"] for report in state.reports.values()]))
-    height = float(np.median([report["height"] for report in state.reports.values()]))
+    spacing = float(np.median([report["spacing"] for report in reports]))
+    height = float(np.median([report["height"] for report in reports]))
     discriminator = None
     if generator.config.discriminator == "shared":
         discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()
-    return TrainedFactory(generator, latest, spacing, height, state.history, state.facts(), discriminator)
+    return TrainedFactory(generator, latest, spacing, height, history, facts, discriminator)

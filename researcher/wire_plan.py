@@ -13,7 +13,7 @@ class FactoryPlan(FactoryTrainingPlan):
     losses of a round, and three numbers that compare synthetic with real slices. The discriminator and all images stay.
     """
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.plans import FactoryTrainingPlan",
@@ -32,7 +32,7 @@ class SharedDiscriminatorPlan(FactoryTrainingPlan):
 
     discriminator_leaves = True
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.plans import FactoryTrainingPlan",
@@ -50,7 +50,7 @@ class AdaptationPlan(AdaptationTrainingPlan):
     site's store, in a folder named like it with `.segmenters` behind.
     """
 
-    def init_dependencies(self):
+    def init_dependencies(self) -> list[str]:
         return [
             "import fedfactory",
             "from fedfactory.node.adaptation_plan import AdaptationTrainingPlan",

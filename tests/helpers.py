@@ -197,3 +197,22 @@ def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> Visit
         model, method.optimizers(model), data, index, number, {} if kept is None else kept,
         public=site(), modalities={"ct": data},
     )  # fmt: skip
+
+
+def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:
+    """Execute a notebook of `examples/` in a kernel of its own, with its EXAMPLE_ settings; what its cells printed."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(Path(__file__).parents[1] / "examples" / name, as_version=4)
+    given = {f"EXAMPLE_{key.upper()}": str(value) for key, value in settings.items()}
+    before = dict(os.environ)
+    os.environ.update(given)
+    os.environ.pop("FBM_RESEARCHER_COMPONENT_ROOT", None)  # the notebook opens one of its own
+    try:
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    return [output["text"] for output in outputs if output.output_type == "stream" and output.name == "stdout"]
