@@ -127,9 +127,11 @@ class FedMix(FederatedMethod):
             chosen = weak[start : start + self.config.batch_size]
             images, allowed = self.batch(visit, chosen)
             kinds = visit.data.kinds[chosen]
-            masks = [self.refined(torch.sigmoid(net(images)) > 0.5, allowed) for net in (model.first, model.second)]
-            accepted = self.accepted(*masks, allowed, kinds)
-            found.append([one[accepted] for one in (images, *masks)])
+            first, second = (
+                self.refined(torch.sigmoid(network(images)) > 0.5, allowed) for network in (model.first, model.second)
+            )
+            accepted = self.accepted(first, second, allowed, kinds)
+            found.append([one[accepted] for one in (images, first, second)])
         model.train(was)
         if not found:
             empty = torch.zeros(0, 1, size, size, device=visit.device)

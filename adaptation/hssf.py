@@ -288,7 +288,8 @@ class HSSF(FederatedMethod):
                         grade = torch.where(grade > self.options.least_grade, grade, 0.0)
                     loss, _ = self._public_loss(network, batch, teacher, grade)
                     self._update(network, optimizer, loss, number)
-        after = Exchange(*teachers.shape[:2], self.config.classes, teachers.shape[-1])
+        epochs, count = teachers.shape[:2]
+        after = Exchange(epochs, count, self.config.classes, teachers.shape[-1])
         after.round += number
         self._predict(network, public, after, number + 1, FUSION)
         shares = {site: float((chosen == site).double().mean()) for site in reports}
