@@ -21,7 +21,6 @@ from .segmenter import Segmenter
 from .segmenter_training import SegmenterConfig, train_segmenters
 
 MANIFEST = "manifest.json"
-CLEARLY = 1.25  # times as much; 1.13 and less where the other's guess was better after all
 FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
 
 
@@ -50,7 +49,7 @@ def adapt(
     return train_segmenters(data, fmt, config, title=f"adapting to {domain}", card=card, **options)
 
 
-def teacher_of(
+def lessons(
     images: np.ndarray,
     drawn: LabelledSlices,
     robust: Segmenter,
@@ -58,11 +57,13 @@ def teacher_of(
     domain: str,
     config: SegmenterConfig,
     volume: np.ndarray | None = None,
-) -> Segmenter:
-    """Who labels a site's own slices (N, S, S): the labelled site's robust segmenter, as a rule.
+) -> LabelledSlices:
+    """What a site learns from: as a rule half labelled synthetic slices of its domain, half its own slices (N, S, S)
+    with the labels of the labelled site's robust segmenter.
 
-    Where it does not even find what synthetic slices of the site's domain show, a segmenter of these is trained, and
-    taken if its classes explain clearly more of the site's grey levels.
+    Where that does not even find what the synthetic slices show, one of the two is wrong. A segmenter of the synthetic
+    slices is trained too. If its classes explain more of the site's grey levels, it labels the site's own slices; if
+    not, the synthetic slices are left out.
 
     Args:
         drawn: labelled synthetic slices of the domain. volume: (N,) which volume a slice belongs to.
@@ -70,14 +71,16 @@ def teacher_of(
     images, shown = images.astype(np.float32), torch.from_numpy(drawn.images.astype(np.float32))[:, None]
     found = robust.probabilities(shown, drawn.volume).argmax(1)
     if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= FAMILIAR:
-        return robust
+        return mix(drawn, pseudo_label(images, robust, volume))
     (alone,) = adapt(fmt, domain, drawn, config, facts={})
     theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
-    return alone if its > CLEARLY * theirs else robust
+    if its > theirs:
+        return mix(drawn, pseudo_label(images, alone, volume))
+    return pseudo_label(images, robust, volume)
 
 
 def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
-    """A site's own slices (N, S, S) with the labels that a segmenter gives them, see `teacher_of`."""
+    """A site's own slices (N, S, S) with the labels that a segmenter gives them."""
     images = images.astype(np.float32)
     labels = teacher.probabilities(torch.from_numpy(images)[:, None], volume).argmax(1).to(torch.uint8).numpy()
     return LabelledSlices(images, labels, teacher.classes, volume)

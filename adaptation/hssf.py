@@ -30,7 +30,6 @@ from .partial_losses import partial_loss
 from .public_exchange import CONDENSATION, FUSION, Exchange, PublicBatch, PublicSlices, from_margins, to_margins
 from .training_loop import seed_of, seeded
 
-EXCHANGES = ("predictions", "weights", "none")
 ASSESSMENT_WEIGHT = 4.0
 DECAY = 0.02
 LAST_RATE = 0.01  # share of the learning rate at the end
@@ -43,7 +42,7 @@ class HSSFOptions:
     """Raises: ConfigError if a value is out of range.
 
     Attributes:
-        exchange: "predictions" on the public slices; "weights" of equal networks, averaged (published as LSSL); "none".
+        alone: whether nothing is exchanged, to compare with.
         network: of the researcher, and of sites that have not chosen any.
         public_slices: how many there are; the researcher sets it.
         public_epochs: passes over them in a round, at each end.
@@ -57,7 +56,7 @@ class HSSFOptions:
         perturbation: whether missing features are a view.
     """
 
-    exchange: str = "predictions"
+    alone: bool = False
     network: str = "unet"
     public_slices: int = 0
     public_epochs: int = 4
@@ -73,8 +72,8 @@ class HSSFOptions:
     perturbation: bool = True
 
     def __post_init__(self) -> None:
-        if self.exchange not in EXCHANGES or self.grade not in GRADES:
-            raise ConfigError(f"exchange is one of {', '.join(EXCHANGES)}, grade one of {', '.join(GRADES)}")
+        if self.grade not in GRADES:
+            raise ConfigError(f"grade is one of {', '.join(GRADES)}")
         check_architecture(self.network)
         if self.public_slices < 0 or self.public_epochs < 1 or self.stride not in (1, 2, 4):
             raise ConfigError("public_slices must not be negative, public_epochs at least 1, stride 1, 2 or 4")
@@ -107,14 +106,12 @@ class HSSF(FederatedMethod):
 
     def network(self) -> nn.Module:
         own = self.options
-        if own.exchange == "weights":
-            return AssessedNetwork(own.network, self.config.classes)
         side = self.config.size // own.stride
-        count = own.public_slices if own.exchange == "predictions" else 0
+        count = 0 if own.alone else own.public_slices
         return Exchange(own.public_epochs, count, self.config.classes, side)
 
     def keeps(self, model: nn.Module) -> set[str]:
-        return set(model.state_dict()) if self.options.exchange == "none" else set()
+        return set(model.state_dict()) if self.options.alone else set()
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         """None: the site's network is not the model that travels, and keeps its optimizer with it."""
@@ -122,11 +119,9 @@ class HSSF(FederatedMethod):
 
     @property
     def has_average(self) -> bool:
-        return self.options.exchange == "weights"
+        return False
 
     def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
-        if self.options.exchange == "weights":
-            return model
         network = self._fresh(place.network)
         if kept and NETWORK in kept:
             network.load_state_dict(kept[NETWORK])
@@ -140,7 +135,7 @@ class HSSF(FederatedMethod):
         Raises: NodeDataError if the public slices are missing or not those of the others.
         """
         public = self._public(visit.public)
-        number = visit.number if self.options.exchange != "predictions" else int(visit.model.round)
+        number = int(visit.model.round) if self.predicts else visit.number
         network, optimizer = self._own(visit)
         self._set_rate(optimizer, number)
         network.to(visit.device).train()
@@ -151,7 +146,7 @@ class HSSF(FederatedMethod):
             NETWORK: {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             OPTIMIZER: copy.deepcopy(optimizer.state_dict()),
         }
-        if self.options.exchange == "predictions":
+        if self.predicts:
             self._predict(network, public, visit.model, number, CONDENSATION)
         numbers = {"taught": taught, "accepted": accepted}
         return Report(len(visit.data), float(np.mean(losses + own)), numbers)
@@ -168,7 +163,7 @@ class HSSF(FederatedMethod):
         for epoch in range(self.options.public_epochs):
             for batch in public.views(number, FUSION, epoch, self.config.batch_size):
                 teacher = gate = None
-                if self.options.exchange == "predictions" and not self.warming_up(number):
+                if self.predicts and not self.warming_up(number):
                     teacher = from_margins(visit.model.margins[epoch, batch.index], self.config.size)
                     gate = visit.model.grades[epoch, batch.index]
                 loss, used = self._public_loss(network, _to(batch, visit.device), teacher, gate)
@@ -247,13 +242,10 @@ class HSSF(FederatedMethod):
 
     def _own(self, visit: Visit) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
         """The site's network and optimizer, as it left them."""
-        name = self.options.network if self.options.exchange == "weights" else visit.network or self.options.network
+        name = visit.network or self.options.network
         if visit.kept.setdefault(NAME, name) != name:
             raise NodeDataError(f"this site has trained a {visit.kept[NAME]} and now offers a {name}")
-        if self.options.exchange == "weights":
-            network = visit.model
-        else:
-            network = self.segmenter(visit.model, Place(site=visit.site, network=name), visit.kept)
+        network = self.segmenter(visit.model, Place(site=visit.site, network=name), visit.kept)
         optimizer = self._optimizer(network)
         if OPTIMIZER in visit.kept:
             optimizer.load_state_dict(copy.deepcopy(visit.kept[OPTIMIZER]))
@@ -268,17 +260,15 @@ class HSSF(FederatedMethod):
 
         Raises: FederationError for predictions that are no finite numbers.
         """
-        if self.options.exchange != "predictions" or not any(report.samples for report in reports.values()):
-            share = 1 / len(reports) if any(report.samples for report in reports.values()) else 0.0
-            shares = dict.fromkeys(reports, share)
-            return weighted_mean(sent, shares, before), shares
+        if self.options.alone or not any(report.samples for report in reports.values()):
+            return dict(before), dict.fromkeys(reports, 0.0)
         public = self._public(self.public)
         number = int(before["round"])
         teachers, best, chosen = self._best_teachers(reports, sent, public, number)
         network, optimizer = self._server_network()
         self._set_rate(optimizer, number)
         network.train()
-        with seeded(seed_of(self.config.seed, len(EXCHANGES), number)):
+        with seeded(seed_of(self.config.seed, len(self.name), number)):
             for epoch in range(self.options.public_epochs):
                 for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
                     teacher = grade = None
@@ -334,6 +324,11 @@ class HSSF(FederatedMethod):
 
     # At both ends
 
+    @property
+    def predicts(self) -> bool:
+        """Whether predictions travel."""
+        return not self.options.alone
+
     def warming_up(self, number: int) -> bool:
         return number <= self.options.warmup * self.config.rounds
 
@@ -351,7 +346,7 @@ class HSSF(FederatedMethod):
     def _public(self, data: Any) -> PublicSlices:
         if data is None:
             raise NodeDataError("this site has no public slices; register its store with --public")
-        if self.options.exchange == "predictions" and len(data) != self.options.public_slices:
+        if self.predicts and len(data) != self.options.public_slices:
             raise NodeDataError(f"{len(data)} public slices here, {self.options.public_slices} elsewhere")
         return PublicSlices(data, self.geometry, self.appearance, self.config.seed)
 
@@ -374,6 +369,47 @@ class HSSF(FederatedMethod):
         loss.backward()
         optimizer.step()
         return float(loss.detach())
+
+
+class LSSL(HSSF):
+    """The same training of equal networks whose weights are averaged: the published variant for sites that can agree.
+
+    A method of its own, not an option: a site that approved the sending of predictions must not send weights.
+    """
+
+    name = "lssl"
+    summary = "no labels but on public slices that all have; equal networks, averaged"
+    choose = "nobody has labels, networks are equal and weights may leave"
+    leaves = "all weights; losses, counts and scores"
+    stays = "images, labels, optimizer states"
+
+    @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
+    def has_average(self) -> bool:
+        return True
+
+    def network(self) -> nn.Module:
+        return AssessedNetwork(self.options.network, self.config.classes)
+
+    def segmenter(self, model: nn.Module, place: Place, kept: Mapping[str, Any] | None = None) -> nn.Module:
+        return model
+
+    def combine(
+        self, reports: Mapping[int, Report], sent: Callable[[int], Mapping[str, Tensor]], before: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[int, float]]:
+        """Sites count alike."""
+        active = [site for site, report in reports.items() if report.samples]
+        shares = {site: 1 / len(active) if site in active else 0.0 for site in reports}
+        return weighted_mean(sent, shares, before), shares
+
+    def _own(self, visit: Visit) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
+        optimizer = self._optimizer(visit.model)
+        if OPTIMIZER in visit.kept:
+            optimizer.load_state_dict(copy.deepcopy(visit.kept[OPTIMIZER]))
+        return visit.model, optimizer
 
 
 def _to(batch: PublicBatch, device: torch.device) -> PublicBatch:

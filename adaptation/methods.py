@@ -15,7 +15,7 @@ from .federated_method import (
 from .fedicra import FedICRA
 from .fedmix import FedMix
 from .gaze_method import GazeSupervision
-from .hssf import HSSF
+from .hssf import HSSF, LSSL
 
 METHODS: dict[str, type[FederatedMethod]] = {
     kind.name: kind
@@ -28,6 +28,7 @@ METHODS: dict[str, type[FederatedMethod]] = {
         FedMix,
         GazeSupervision,
         HSSF,
+        LSSL,
         CMC,
     )
 }

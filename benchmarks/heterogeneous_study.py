@@ -47,9 +47,9 @@ HSSF = {"public_epochs": 3}
 # name: options, and which modalities take part
 RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "hssf": {
-        "public slices alone": ({**HSSF, "exchange": "none", "unlabelled": 0.0}, ()),
-        "local": ({**HSSF, "exchange": "none"}, ()),
-        "averaged weights": ({**HSSF, "exchange": "weights"}, ()),
+        "public slices alone": ({**HSSF, "alone": True, "unlabelled": 0.0}, ()),
+        "local": ({**HSSF, "alone": True}, ()),
+        "averaged weights": (HSSF, ()),
         "hssf": (HSSF, ()),
         "hssf, pixel accuracy": ({**HSSF, "grade": "pixel_accuracy", "least_grade": 0.75}, ()),
         "hssf, no self-training": ({**HSSF, "unlabelled": 0.0}, ()),
@@ -130,8 +130,9 @@ def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict
     file = arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
     options, modalities = RUNS[study][name]
     config = MethodConfig(
-        method=study, classes=4, size=SIZE, sites=len(SITES), rounds=arguments.rounds, updates=arguments.updates,
-        batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed, options=dict(options),
+        method="lssl" if name == "averaged weights" else study, classes=4, size=SIZE, sites=len(SITES),
+        rounds=arguments.rounds, updates=arguments.updates, batch_size=12, width=8, mirror=False, rotation=math.pi,
+        seed=seed, options=dict(options),
     )  # fmt: skip
     run = partial(run_hssf, config, arguments.work) if study == "hssf" else partial(
         run_cmc, config, arguments.work, modalities

@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from fedfactory.adaptation.adapt import adapt, draw_slices, mix, pseudo_label, teacher_of
+from fedfactory.adaptation.adapt import adapt, draw_slices, lessons
 from fedfactory.adaptation.branch_training import train_label_branch
 from fedfactory.adaptation.plausibility import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter
@@ -205,9 +205,9 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
-        own = pseudo_label(images, teacher_of(images, drawn, robust, store.format, domain, segmenters))
         (alone,) = adapt(store.format, domain, drawn, segmenters, facts={})
-        (both,) = adapt(store.format, domain, mix(drawn, own), segmenters, facts={})
+        taught = lessons(images, drawn, robust, store.format, domain, segmenters)
+        (both,) = adapt(store.format, domain, taught, segmenters, facts={})
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
     one |= {key: labelled.card[key] for key in ("agreement", "labels_from")}

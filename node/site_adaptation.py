@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adaptation.adapt import adapt, draw_slices, mix, pseudo_label, read_synthetic, teacher_of
+from ..adaptation.adapt import adapt, draw_slices, lessons, mix, read_synthetic
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.networks import dimensions
@@ -101,8 +101,8 @@ def adapt_site(
     """Phase two at a site.
 
     With a factory and the engine "segmenter", half of the training is synthetic slices of the site's domain with the
-    factory's labels, half the site's own slices with the robust segmenter's labels (or better ones, see
-    `teacher_of`). The first know the tissue, the second the scanner. With synthetic volumes: those alone.
+    factory's labels, half the site's own slices with the robust segmenter's labels (for exceptions see
+    `lessons`). The first know the tissue, the second the scanner. With synthetic volumes: those alone.
 
     Args:
         store_dir: the site's own store; its labels, if it has any, are read for `one_target_slice` alone.
@@ -167,8 +167,7 @@ def _drawn(
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     own = _own(store, drawn.classes)
     where = (store.format, store.domain, adaptation.segmenter)
-    teacher = teacher_of(own.images, drawn, labelled.robust, *where, own.volume)
-    data = mix(drawn, pseudo_label(own.images, teacher, own.volume))
+    data = lessons(own.images, drawn, labelled.robust, *where, own.volume)
     if not adaptation.choosing:
         return data, None
     return data, draw_slices(labelled, store.domain, volumes=JUDGED, seed=seed + FAR, slices=slices)

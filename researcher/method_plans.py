@@ -161,6 +161,25 @@ class HSSFPlan(SegmentationTrainingPlan):
         ]
 
 
+class LSSLPlan(SegmentationTrainingPlan):
+    """Federated segmentation by fedfactory, method lssl: no labels but on public slices, equal networks.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
+    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label, losses,
+    seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a copy of
+    the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    """
+
+    method = "lssl"
+
+    def init_dependencies(self) -> list[str]:
+        return [
+            "import fedfactory",
+            "from fedfactory.node.segmentation_plan import SegmentationTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
 class CMCPlan(SegmentationTrainingPlan):
     """Federated segmentation by fedfactory, method cmc: two modalities, few labels.
 
@@ -192,6 +211,7 @@ PLANS = {
         FedMixPlan,
         GazePlan,
         HSSFPlan,
+        LSSLPlan,
         CMCPlan,
     )
 }

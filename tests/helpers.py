@@ -29,6 +29,7 @@ CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=3, rounds=4, up
 SMALL = {  # options with which a method is fast
     "fedicra": {"embedding": 4, "body_updates": 2, "adaptive_from": 2},
     "hssf": {"public_slices": 12, "public_epochs": 1},
+    "lssl": {"public_slices": 12, "public_epochs": 1},
     "cmc": {"modalities": ["ct", "mri"]},
 }
 PATIENT = "DOE_JANE"  # in the name of every case and store there

@@ -29,8 +29,8 @@ from helpers import CONFIG, site, visit_of
 OPTIONS = {"public_slices": 12, "public_epochs": 1, "warmup": 0.0}
 
 
-def hssf(**options):
-    method = make_method(replace(CONFIG, method="hssf", options={**OPTIONS, **options}))
+def hssf(name="hssf", **options):
+    method = make_method(replace(CONFIG, method=name, options={**OPTIONS, **options}))
     method.public = site()
     return method
 
@@ -290,7 +290,7 @@ def test_sites_without_labels_learn_together():
 
 
 def test_equal_networks_can_be_averaged_instead():
-    method = hssf(exchange="weights")
+    method = hssf("lssl")
     visits = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
     before = copy.deepcopy(visits[0].model.state_dict())
     reports = {n: method.train_round(visit) for n, visit in enumerate(visits)}
@@ -302,7 +302,7 @@ def test_equal_networks_can_be_averaged_instead():
 
 
 def test_alone_nothing_leaves_the_site():
-    method = hssf(exchange="none")
+    method = hssf(alone=True)
     visit = visit_of(method, site("none"))
     method.train_round(visit)
     assert method.keeps(visit.model) == set(visit.model.state_dict()) and not method.has_average
@@ -327,8 +327,8 @@ def test_public_slices_that_do_not_fit_are_refused():
     "options, message",
     [
         ({"network": "vgg"}, "unknown network 'vgg'"),
-        ({"exchange": "images"}, "exchange is one of"),
-        ({"grade": "iou"}, "grade one of"),
+        ({"exchange": "weights"}, "not usable"),  # a site that approved predictions sends no weights
+        ({"grade": "iou"}, "grade is one of"),
         ({"stride": 3}, "stride 1, 2 or 4"),
         ({"doubt": 1.5}, "from 0 to 1"),
         ({"temperature": 0}, "temperature must be positive"),
