@@ -32,6 +32,7 @@ from .training_loop import seed_of, seeded
 
 ASSESSMENT_WEIGHT = 4.0
 DECAY = 0.02
+GRADED_AT_ONCE = 64  # slices
 LAST_RATE = 0.01  # share of the learning rate at the end
 CUT = 1 / 24  # of the side: the square that a strong view lacks
 NETWORK, OPTIMIZER, NAME = "network", "optimizer", "name"  # in what a site keeps
@@ -300,15 +301,21 @@ class HSSF(FederatedMethod):
         """Of every view, the margins of the site with the highest grade, that grade, and which site it is; ties go to
         the first. One site's predictions are in memory at a time."""
         teachers = best = chosen = None
+        size = self.config.size
+        truth = torch.zeros(self.options.public_epochs, len(public), size, size, dtype=torch.uint8)
+        for epoch, one in enumerate(truth):  # drawn once for all sites
+            for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
+                one[batch.index] = batch.truth.to(torch.uint8)
         for site in reports:
             margins = sent(site)["margins"]
             if not torch.isfinite(margins).all():
                 raise FederationError(f"site {site + 1} sent NaN or infinite predictions")
-            grade = torch.zeros(margins.shape[:2], dtype=torch.float64)
-            for epoch in range(len(margins)):
-                for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
-                    logits = from_margins(margins[epoch, batch.index], self.config.size)
-                    grade[epoch, batch.index] = grades(logits, batch.truth, self.options.grade).double()
+            pairs = zip(
+                margins.flatten(0, 1).split(GRADED_AT_ONCE), truth.flatten(0, 1).split(GRADED_AT_ONCE), strict=True
+            )
+            kind = self.options.grade
+            grade = torch.cat([grades(from_margins(part, size), right.long(), kind) for part, right in pairs]).double()
+            grade = grade.view(margins.shape[:2])
             if best is None:
                 teachers, best, chosen = margins.clone(), grade, torch.full(grade.shape, site)
                 continue

@@ -93,7 +93,10 @@ def main() -> None:
         "size": SIZE,
         "rounds": arguments.rounds,
         "updates": arguments.updates,
-        "runs": [{"study": s, "name": n, "seed": seed, **value} for (s, n, seed), value in found.items()],
+        "runs": [
+            {"study": s, "name": n, "seed": seed, **{key: value[key] for key in ("mean", "scores", "seconds")}}
+            for (s, n, seed), value in found.items()
+        ],
         "table": [row for study in RUNS for row in rows_of(study, found)],
     }
     for row in content["table"]:

@@ -98,7 +98,10 @@ def main() -> None:
         "size": SIZE,
         "rounds": arguments.rounds,
         "updates": arguments.updates,
-        "runs": [{"study": s, "name": n, "seed": seed, **value} for (s, n, seed), value in found.items()],
+        "runs": [
+            {"study": s, "name": n, "seed": seed, **{key: value[key] for key in ("mean", "scores", "seconds")}}
+            for (s, n, seed), value in found.items()
+        ],
         "table": table(found, len(SITES)),
     }
     for row in content["table"]:
