@@ -93,6 +93,18 @@ def claims() -> list[tuple[str, str]]:
     assert last["persistent"] < last["forgetful"]
     trees = [row for row in result("tree_filter_cpu")["rows"] if row["side"] == 256]
     found.append(("decisions.md", f"{share(min(row['filter'] for row in trees), 2)} s instead of"))
+    for row in result("segmentation_study")["table"]:
+        if row["which"] == "own":
+            dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
+            found.append(("segmentation.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
+    for row in result("heterogeneous_study")["table"]:
+        dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
+        found.append((f"{row['study']}.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
+    content = result("cardiac_study")
+    for site, methods in content["mean"].items():
+        for method, row in methods.items():
+            seeds = ", ".join(share(seed[site][method]["dice"], 2) for seed in content["seeds"].values())
+            found.append(("adapting.md", f"{share(row['dice'])} ({seeds})"))
     return found
 
 
