@@ -38,7 +38,18 @@ from fedfactory.sources import find_cases
 from fedfactory.volumes import Volume, read_volume, write_volume
 from measuring import machine
 from scipy import ndimage
-from simulated_methods import SITES, SIZE, SimulatedSite, federation, kept, make_cardiac_stores, make_store, table
+from simulated_methods import (
+    SITES,
+    SIZE,
+    SimulatedSite,
+    federation,
+    kept,
+    make_cardiac_stores,
+    make_store,
+    result_file,
+    study_parser,
+    table,
+)
 
 NETWORKS = ("unet", "dynunet", "segresnet")
 TURN, SHIFT = 20.0, 10.0  # degrees, pixels of 1.5 mm
@@ -66,16 +77,8 @@ RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--updates", type=int, default=15, help="of a site in a round, beside those on public slices")
+    parser = study_parser(__doc__)
     parser.add_argument("--studies", nargs="+", default=list(RUNS), choices=list(RUNS))
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
-    parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     make_cardiac_stores(arguments.folder, arguments.work)
     make_inverted_store(arguments.folder, arguments.work)
@@ -129,8 +132,6 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
-    words = [study, name, str(seed), str(arguments.rounds), str(arguments.updates)]
-    file = arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
     options, modalities = RUNS[study][name]
     config = MethodConfig(
         method="lssl" if name == "averaged weights" else study, classes=4, size=SIZE, sites=len(SITES),
@@ -140,7 +141,7 @@ def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict
     run = partial(run_hssf, config, arguments.work) if study == "hssf" else partial(
         run_cmc, config, arguments.work, modalities
     )  # fmt: skip
-    return kept(file, run, arguments.gather)
+    return kept(result_file(arguments, study, name, seed), run, arguments.gather)
 
 
 def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:

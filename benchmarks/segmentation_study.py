@@ -31,7 +31,17 @@ from fedfactory.files import write_json
 from fedfactory.node.site_slices import site_slices
 from fedfactory.node.store import SliceStore
 from measuring import machine
-from simulated_methods import SITES, SIZE, SimulatedSite, federation, kept, make_cardiac_stores, table
+from simulated_methods import (
+    SITES,
+    SIZE,
+    SimulatedSite,
+    federation,
+    kept,
+    make_cardiac_stores,
+    result_file,
+    study_parser,
+    table,
+)
 
 WEAK, MIXED = ("scribble", "point", "box"), ("dense", "box", "image")
 DENSE, FIRST, GAZE = ("dense",) * 3, ("dense", "none", "none"), ("gaze",) * 3
@@ -69,15 +79,7 @@ RUNS: dict[str, dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--updates", type=int, default=15, help="of a site in a round")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser = study_parser(__doc__)
     arguments = parser.parse_args()
     make_cardiac_stores(arguments.folder, arguments.work)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
@@ -111,15 +113,15 @@ def main() -> None:
 
 
 def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
-    words = [study, name, str(seed), str(arguments.rounds), str(arguments.updates)]
-    file = arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
     method, options, kinds = RUNS[study][name]
     config = MethodConfig(
         method=method, classes=2 if study == "gaze" else 4, size=SIZE, sites=len(SITES), rounds=arguments.rounds,
         updates=arguments.updates, batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed,
         options=dict(options), learning_rate=RATES.get(method),
     )  # fmt: skip
-    return kept(file, partial(run, config, arguments.work, kinds), arguments.gather)
+    return kept(
+        result_file(arguments, study, name, seed), partial(run, config, arguments.work, kinds), arguments.gather
+    )
 
 
 def run(config: MethodConfig, work: Path, kinds: tuple[str, ...]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import json
 import math
 import os
 import time
@@ -122,10 +124,28 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], sites: int) -> list
     return rows
 
 
+def study_parser(text: str) -> argparse.ArgumentParser:
+    """What all studies of methods are asked with."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=15, help="of a site in a round, beside those on public slices")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    return parser
+
+
+def result_file(arguments: argparse.Namespace, study: str, name: str, seed: int) -> Path:
+    """Where a finished run is kept."""
+    words = [study, name, str(seed), str(arguments.rounds), str(arguments.updates)]
+    return arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
+
+
 def kept(file: Path, run: Any, gather: bool) -> dict[str, Any] | None:
     """A finished run from its file; else what `run()` gives, written there; None with `gather`."""
-    import json
-
     if not file.is_file():
         if gather:
             return None
