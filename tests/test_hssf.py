@@ -268,11 +268,11 @@ def test_the_researcher_learns_from_sites_and_answers_for_the_next_round():
 
 def test_sites_without_labels_learn_together():
     options = {**OPTIONS, "public_epochs": 3}
-    method = make_method(replace(CONFIG, method="hssf", rounds=5, updates=6, learning_rate=4e-3, options=options))
+    method = make_method(replace(CONFIG, method="hssf", rounds=3, updates=4, learning_rate=4e-3, options=options))
     method.public = site()
     state, models, kept = method.build().state_dict(), [method.build() for _ in range(2)], [{}, {}]
     data = [site("none", seed=5 + n) for n in range(2)]
-    for number in range(1, 6):
+    for number in range(1, 4):
         reports = {}
         for n, model in enumerate(models):
             model.load_state_dict(state)
@@ -285,7 +285,7 @@ def test_sites_without_labels_learn_together():
         network = method.segmenter(models[n], Place(network=name), kept[n]).eval()
         with torch.no_grad():
             assert (
-                grades(network(torch.from_numpy(images)[:, None]), truth, "dice").mean() > 0.35
+                grades(network(torch.from_numpy(images)[:, None]), truth, "dice").mean() > 0.3
             )  # without any label of its own
 
 
