@@ -97,7 +97,8 @@ def claims() -> list[tuple[str, str]]:
         if row["which"] == "own":
             dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
             found.append(("segmentation.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
-    for row in result("heterogeneous_study")["table"]:
+    rows = result("heterogeneous_study")["table"]
+    for row in [row for row in rows if row["which"] == "own" or row["study"] == "cmc"]:
         dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
         found.append((f"{row['study']}.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
     content = result("cardiac_study")
