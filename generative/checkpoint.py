@@ -24,14 +24,18 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, 
         tensors: name to tensor. card: JSON-able, with "kind" naming what the file is; versions and the tensors'
             SHA-256 are added.
     """
-    from safetensors.torch import save_file  # the networks must import without it
+    from safetensors import SafetensorError  # the networks must import without it
+    from safetensors.torch import save_file
 
     path = Path(path)
     card = {**card, "made_by": f"fedfactory {__version__}", "torch": torch.__version__}
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     card["sha256"] = fingerprint(plain)
     with atomic_file(path) as temporary:
-        save_file(plain, temporary, metadata={CARD: json.dumps(card)})
+        try:
+            save_file(plain, temporary, metadata={CARD: json.dumps(card)})
+        except SafetensorError as error:  # a full disk, for instance
+            raise OSError(f"{path}: {error}") from None
     write_json(path.with_suffix(".json"), card)
 
 

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,7 @@ from .case_slices import CaseSlices, Survey, digest_of, digest_of_array, histogr
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig
 
+HEADERS = Lock()  # numpy reads them by `ast`, which fails now and then where several threads do it
 NAME = re.compile(r"(?P<case>.+)_slice(?P<number>\d{3,})\.npy")
 MOST_BYTES = 1 << 28  # of one file
 ARRAY_PARTS = {
@@ -134,7 +136,8 @@ def _read_record(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             major = np.lib.format.read_magic(file)[0]
             header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-            shape, _, dtype = header(file)
+            with HEADERS:
+                shape, _, dtype = header(file)
             if shape != () or not dtype.hasobject:
                 raise VolumeError(f"{path}: a plain array; slices of the published program are dictionaries")
             record = _ArraysOnly(file).load()

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from ..errors import FedFactoryError, UsageError
 from ..files import refuse_existing, write_json
@@ -78,9 +80,8 @@ class CutCase:
     def write(self, slices: CaseSlices) -> None:
         arrays = {"labels": slices.labels, "presence": slices.presence, "gaze": slices.gaze}
         arrays = {kind: array for kind, array in arrays.items() if array is not None}
-        for kind, array in {"standardised": slices.standardised, **arrays}.items():
-            with self._path(f"{kind}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+        tensors = {"standardised": slices.standardised, **arrays}
+        self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
         facts = {
             **slices.facts,
             "count": len(slices.standardised),
@@ -107,7 +108,9 @@ class CutCase:
         return arrays, float(cut / max(1, finite))
 
     def _load(self, kind: str) -> np.ndarray:
-        return np.load(self._path(f"{kind}.npy"), allow_pickle=False)
+        # Not from `.npy`: its header is parsed by `ast`, which fails now and then where several threads do it.
+        with safe_open(self._path("safetensors"), "np") as file:
+            return file.get_tensor(kind)
 
     def _path(self, ending: str) -> Path:
         return self.work / f"{self.key}.{ending}"

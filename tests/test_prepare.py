@@ -374,6 +374,24 @@ def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
     assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "four")
 
 
+def test_cut_slices_are_read_by_threads_that_interrupt_each_other(site, tmp_path):
+    """CPython's `ast`, which parses `.npy` headers, keeps its depth for all threads together and raises at random."""
+    prepare_interrupted = """
+import gc, sys, time
+from pathlib import Path
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+sys.setswitchinterval(1e-6)
+gc.set_threshold(7)
+gc.callbacks.append(lambda phase, facts: time.sleep(0))  # another thread's turn in the middle of whatever it is
+prepare(Path(sys.argv[1]), Path(sys.argv[2]), PrepareConfig(domain="x", size=16, validation_share=0), workers=4)
+"""
+    write_site(site, cases=60)
+    command = [sys.executable, "-c", prepare_interrupted, str(site), str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-500:]
+
+
 def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
     def second(*_, **__):
         with pytest.raises(UsageError, match="another `fedfactory prepare`"):
@@ -434,7 +452,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(site, tmp_path):
     """A limit on file size stands for the full disk: the slices fit, the store's array does not."""
     out = tmp_path / "out"
     program = f'{sys.executable} -c "from fedfactory.cli import main; main()"'
-    command = f"ulimit -f 40; exec {program} prepare {site} --out {out} --domain x --size 32"
+    command = f"ulimit -f 44; exec {program} prepare {site} --out {out} --domain x --size 32"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
