@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 from fedfactory.adaptation.federated_method import FederatedMethod, MethodConfig, Visit
+from fedfactory.adaptation.gaze import simulate_fixations
 from fedfactory.adaptation.label_sets import SiteSlices, sets_of_labels
 from fedfactory.adaptation.methods import make_method
 from fedfactory.adaptation.segmenter import Segmenter
@@ -74,6 +76,20 @@ def write_site(folder, cases=3, **options) -> None:
         image, label = ball_volume(seed=number, **options)
         write_volume(folder / f"case{number}" / "image" / "scan.nii.gz", image)
         write_volume(folder / f"case{number}" / "label" / "mask.nii.gz", label)
+
+
+def fixate(folder: Path) -> None:
+    """Put simulated fixations in the place of the drawn labels of `write_site`."""
+    rng = np.random.default_rng(0)
+    for case in sorted(folder.iterdir()):
+        label = np.asanyarray(nib.load(case / "label" / "mask.nii.gz").dataobj)
+        with (case / "label" / "gaze.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"])
+            for z in range(label.shape[2]):
+                for row, column, ms in simulate_fixations(label[..., z] > 0, rng):
+                    writer.writerow([(row + 0.5) / label.shape[0], (column + 0.5) / label.shape[1], z, ms])
+        (case / "label" / "mask.nii.gz").unlink()
 
 
 def write_dicom(folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.4", leave_out=()) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
@@ -26,7 +25,7 @@ from fedfactory.node.gaze_maps import gaze_sets, read_gaze
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.site_slices import site_slices
-from helpers import write_site
+from helpers import fixate, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,18 +183,7 @@ def test_levels_learn_their_own_masks():
 @pytest.fixture
 def gazed(site, tmp_path):
     """A store of simulated fixations on the balls."""
-    import nibabel as nib
-
-    rng = np.random.default_rng(0)
-    for case in sorted(site.iterdir()):
-        label = np.asanyarray(nib.load(case / "label" / "mask.nii.gz").dataobj)
-        with (case / "label" / "gaze.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"])
-            for z in range(label.shape[2]):
-                for row, column, ms in simulate_fixations(label[..., z] > 0, rng):
-                    writer.writerow([(row + 0.5) / label.shape[0], (column + 0.5) / label.shape[1], z, ms])
-        (case / "label" / "mask.nii.gz").unlink()
+    fixate(site)
     config = PrepareConfig(domain="x", size=32, z_bins=4, label_kind="gaze", split="train")
     return prepare(site, tmp_path / "gazed", config).store
 

@@ -16,7 +16,7 @@ from fedfactory.generative import FactoryConfig
 from fedfactory.slicing import SliceFormat
 
 PACKAGE = Path(fedfactory.__file__).parent
-ROOMS = ("generative", "adaptation", "node", "researcher")
+ROOMS = ("generative", "adaptation", "node", "researcher", "commands")
 MODULES = [*PACKAGE.glob("*.py"), *(path for room in ROOMS for path in (PACKAGE / room).glob("*.py"))]
 
 

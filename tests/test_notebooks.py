@@ -1,4 +1,4 @@
-"""The notebooks of `examples/`, executed with tiny settings: `pytest -m notebook`."""
+"""The notebooks of `examples/`, executed with tiny settings: `pytest -m tutorial`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from helpers import DOMAINS, TAG, run_notebook
 
-pytestmark = pytest.mark.notebook
+pytestmark = pytest.mark.tutorial
 
 
 def test_the_notebook_of_phase_one_is_an_ordinary_experiment(approved, config, tmp_path):

@@ -15,7 +15,8 @@ from fedfactory import __version__
 from fedfactory.adaptation.federated_method import MethodConfig, Report
 from fedfactory.adaptation.methods import make_method
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.cli import _pairs, main
+from fedfactory.cli import main
+from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig

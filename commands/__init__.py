@@ -1,0 +1,1 @@
+"""The commands of `fedfactory`, by who types them: they parse, call and print."""

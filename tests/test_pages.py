@@ -1,0 +1,297 @@
+"""The commands of the documentation's pages, typed in a shell as they stand: `pytest -m tutorial`.
+
+Only numbers are made smaller. Inputs have the names that the pages use, and one federation of three sites serves all
+pages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.weak_labels import weaken
+from fedfactory.generative import load_factory
+from fedfactory.node.prepare import prepare
+from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store import SliceStore
+from fedfactory.researcher.local_federation import READY, _free_port
+from fedfactory.slicing import UNLABELLED
+from fedfactory.volumes import Volume, write_volume
+from golden import filled_states, published_config
+from helpers import ball_volume, fixate, processes_of, write_site
+from test_documentation import COMMANDS, ROOT, commands_of
+
+pytestmark = pytest.mark.tutorial
+ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_cli.py runs a smaller one
+SMALLER = (
+    (r"--rounds \d+", "--rounds 1"),
+    (r"--updates-per-round \d+", ""),
+    (r"^(fedfactory train .*)", r"\1 --updates-per-round 2"),
+    (r"^(fedfactory train (?!.*--approval-timeout).*)", r"\1 --approval-timeout 200"),
+    (r"^(fedfactory (adapt|adapt-remote) .*)", r"\1 --updates 3"),
+    (r"--n-volumes \d+", "--n-volumes 2"),
+    (r"^(fedfactory site approve .*)", r"\1 --wait 120"),
+)
+typed: set[str] = set()
+
+
+class Town:
+    """A folder in which commands are typed, and the processes that they leave running."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.running = folder, []
+        port = str(_free_port())
+        own = {key: value for key, value in os.environ.items() if not key.startswith("FBM_")}
+        self.environment = {
+            **own,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}",
+            "FBM_SERVER_HOST": "localhost",
+            "FBM_SERVER_PORT": port,
+            "FBM_RESEARCHER_IP": "localhost",
+            "FBM_RESEARCHER_PORT": port,
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+    def type(self, line: str, *, answer: str = "y\n") -> str:
+        """What a command prints; fails the test if the command fails."""
+        with self.beside(line, answer=answer) as log:
+            pass
+        return log.read_text()
+
+    @contextmanager
+    def beside(self, line: str, *, answer: str = "y\n") -> Iterator[Path]:
+        """Begin a command, do what is in the block, wait for its end."""
+        typed.add(line)
+        log = self.folder / f"log{len(typed):03d}"
+        smaller = line
+        for pattern, text in SMALLER:
+            smaller = re.sub(pattern, text, smaller)
+        with log.open("wb") as file:
+            child = subprocess.Popen(
+                ["bash", "-c", smaller], cwd=self.folder, env=self.environment, start_new_session=True,
+                stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.running.append(child)
+        child.stdin.write(answer.encode())
+        child.stdin.close()
+        yield log
+        assert child.wait(300) == 0, f"{smaller}\n{log.read_text()[-3000:]}"
+
+    def start(self, line: str) -> None:
+        """Start nodes and wait until they take requests."""
+        typed.add(line)
+        log = self.folder / f"log-nodes{len(self.running)}"
+        with log.open("wb") as file:
+            command = ["bash", "-c", f"{line}\nwait"]
+            self.running.append(
+                subprocess.Popen(
+                    command, cwd=self.folder, env=self.environment, start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                )
+            )  # fmt: skip
+        until = time.monotonic() + 180
+        while log.read_bytes().count(READY) < line.count(" start"):
+            assert time.monotonic() < until, log.read_text()[-3000:]
+            time.sleep(0.2)
+
+    def approved(self, line: str, *sites: str) -> str:
+        """Type a command of the researcher's that waits while these sites approve its plan."""
+        with self.beside(line) as log:
+            for site in sites:
+                self.type(f"fedfactory site approve {site}")
+        return log.read_text()
+
+    def put_aside(self, *names: str) -> None:
+        """Out of the way of a page that makes files of the same name."""
+        aside = self.folder / "aside" / str(len(list(self.folder.glob("aside/*"))))
+        aside.mkdir(parents=True)
+        for name in names:
+            for path in [self.folder / name, *self.folder.glob(f"{name}.*")]:
+                if path.exists() or path.is_symlink():
+                    path.rename(aside / path.name)
+
+    def stop(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in self.running:
+                try:
+                    os.killpg(child.pid, number)
+                except ProcessLookupError:
+                    continue
+            time.sleep(1)
+
+
+def shell_lines(page: str) -> list[str]:
+    """All indented commands of a page, Fed-BioMed's too."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text(encoding="utf-8"))
+    lines = [line.strip().split("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
+    return [line for line in lines if re.match(r"(FBM_\w+=\w+ )?fed(biomed|factory) ", line)]
+
+
+def weak_site(folder: Path, kind: str) -> None:
+    """Cases with weak labels, 4 where nobody annotated."""
+    for number in range(3):
+        image, label = ball_volume(shape=(32, 32, 6), radius=9.0, seed=number)
+        weak = weaken(label.data, kind, seed=number)
+        weak[weak == UNLABELLED] = 4
+        write_volume(folder / f"case{number}" / "image" / "scan.nii.gz", image)
+        write_volume(folder / f"case{number}" / "label" / "mask.nii.gz", Volume(weak, label.affine))
+
+
+def store_of(source: Path, out: Path, domain: str, **options) -> Path:
+    prepare(source, out, PrepareConfig(domain=domain, size=32, z_bins=12, **options))
+    return out
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory):
+    """Two sites and a researcher on two terminals; a third site joins; then phase two at the first and the others.
+
+    The pages of researcher, federation and site administrator, but that the factory of three sites is labelled alone.
+    """
+    town = Town(tmp_path_factory.mktemp("town"))
+    for site, cases in (("a", 3), ("b", 4), ("c", 3)):
+        write_site(town.folder / f"volumes-{site}", cases=cases)
+    lines, third = shell_lines("docs/researcher.md"), shell_lines("docs/site-administrator.md")
+    (train_three,) = shell_lines("docs/federation.md")
+    train, *approve = [line for line in lines if line.startswith(("fedfactory train", "fedfactory site approve"))]
+    after = lines.index(approve[-1]) + 1
+    joined = next(number for number, line in enumerate(third) if "site approve" in line)
+    try:
+        for line in [*lines[: lines.index(train)], train, *third[:joined], train_three, *lines[after:]]:
+            if " start" in line:
+                town.start(line)
+            elif line == train:
+                town.approved(line, "node-a", "node-b")
+            elif line == train_three:
+                town.put_aside("experiment")
+                town.approved(line, "node-c")
+            else:
+                town.type(line)
+        yield town
+    finally:
+        town.stop()
+        assert not processes_of(town.folder)
+
+
+def test_two_sites_on_two_terminals_and_a_third_train_a_factory(town):
+    assert load_factory(town.folder / "factory.safetensors").config.domains == ("t1", "t2", "pd")
+    assert Segmenter.load(town.folder / "segmenter.safetensors").card["domain"] == "t2"
+    assert len(list((town.folder / "found").rglob("*.nii.gz"))) == 4
+
+
+def test_an_administrator_adapts_and_looks(town):
+    town.put_aside("segmenter", "found")
+    adapt, segment = shell_lines("docs/site-administrator.md")[-2:]
+    town.type(adapt)
+    town.type(segment)
+    assert Segmenter.load(town.folder / "segmenter.safetensors").card["domain"] == "pd"
+    assert list((town.folder / "found").rglob("*.png"))
+
+
+def test_a_data_user_gets_volumes_for_nnunet_and_monai(town):
+    town.put_aside("synthetic")
+    for line in shell_lines("docs/data-user.md"):
+        town.type(line)
+    assert len(list((town.folder / "Dataset501_Synthetic" / "labelsTr").iterdir())) == 2
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/data-user.md").read_text(encoding="utf-8"), re.S)
+    (town.folder / "read.py").write_text(f"{code}\nfor batch in loader:\n    print(tuple(batch['label'].shape))\n")
+    assert "(2, 1, 32, 32," in town.type("python read.py")
+
+
+def test_a_site_adapts_segments_and_scores_and_a_researcher_asks_for_the_same(town):
+    town.put_aside("segmenter", "found")
+    store_of(town.folder / "volumes-b", town.folder / "STORE", "t2", label_kind="none")
+    for case in (town.folder / "volumes-b").iterdir():
+        for kind, name in (("image", "scan"), ("label", "mask")):
+            (town.folder / f"{kind}s").mkdir(exist_ok=True)
+            shutil.copy(case / kind / f"{name}.nii.gz", town.folder / f"{kind}s" / f"{case.name}.nii.gz")
+    *own, remote = shell_lines("docs/adapting.md")
+    for line in own:
+        town.type(line)
+    assert (town.folder / "metrics.csv").read_text().count("\n") > 4
+    town.approved(remote, "node-b")
+    assert '"t2"' in (town.folder / "report.json").read_text()
+
+
+def test_volumes_become_stores_that_agree(town):
+    first, second, *more = shell_lines("docs/preparing.md")
+    assert not more
+    town.put_aside("VOLUMES", "store")
+    write_site(town.folder / "VOLUMES")
+    town.type(first)
+    shutil.copy(town.folder / "store" / "format.json", town.folder / "format.json")
+    town.put_aside("store")
+    town.type(second)
+    assert SliceStore(town.folder / "store").format.size == 256
+
+
+def test_labels_of_two_kinds_and_a_method_for_them(town):
+    weak_site(town.folder / "scribbled", "scribble")
+    write_site(town.folder / "drawn", shape=(32, 32, 6))
+    for case in list((town.folder / "drawn").iterdir()):
+        case.rename(case.with_name(f"test-{case.name}"))
+    town.put_aside("store", "run")
+    methods, train, *prepared = shell_lines("docs/segmentation.md")
+    assert "fedicra" in town.type(methods)
+    for line in prepared:
+        town.type(line)
+    assert SliceStore(town.folder / "store").label_kinds() == {"scribble": 18, "dense": 18}
+    for site in ("a", "b"):
+        town.type(f"fedfactory site add node-{site} --store store --tag hearts")
+    town.approved(train, "node-a", "node-b")
+    assert "fedmix" in (town.folder / "run" / "results.json").read_text()
+    town.put_aside("run")
+    (readme,) = [line for line in commands_of(ROOT / "README.md") if "--method" in line]
+    town.approved(readme, "node-a", "node-b")
+    assert "fedicra" in (town.folder / "run" / "results.json").read_text()
+
+
+@pytest.mark.parametrize("method", ["gaze", "hssf", "cmc"])
+def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
+    """Where the page says NODE and STORE, two sites do so."""
+    town.put_aside("run", "STORE", "scans", "atlas", "NODE")
+    *before, train = shell_lines(f"docs/{method}.md")
+    for name in ("atlas", "scans"):
+        write_site(town.folder / name, shape=(32, 32, 6))
+    if method == "gaze":
+        fixate(town.folder / "scans")
+    elif method == "hssf":
+        store_of(town.folder / "volumes-b", town.folder / "STORE", "t2")
+    else:
+        store_of(town.folder / "volumes-a", town.folder / "CT.store", "ct")
+        store_of(town.folder / "volumes-b", town.folder / "MRI.store", "mri")
+    for line in before:
+        if " NODE " not in line:
+            town.type(line)
+            continue
+        for site in ("a", "b"):
+            (town.folder / "NODE").unlink(missing_ok=True)
+            (town.folder / "NODE").symlink_to(town.folder / f"node-{site}")
+            town.type(line)
+    town.approved(train, "node-a", "node-b")
+    assert method in (town.folder / "run" / "results.json").read_text()
+
+
+def test_an_original_checkpoint_becomes_a_factory(town):
+    generator, discriminator = filled_states(published_config())
+    torch.save({"g": generator, "d": discriminator, "g_ema": generator}, town.folder / "final_global_model.pt")
+    (line,) = [line for line in commands_of(ROOT / "README.md") if "import-checkpoint" in line]
+    town.put_aside("factory")
+    town.type(line)
+    assert load_factory(town.folder / "factory.safetensors").config.domains == ("a", "b", "c")
+
+
+def test_every_command_of_the_documentation_was_typed(town):
+    """Last in the file, which runs as a whole: a new command on a page needs its place above."""
+    assert set(COMMANDS) - typed == ELSEWHERE
