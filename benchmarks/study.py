@@ -101,6 +101,9 @@ def main() -> None:
         elif not run(stage, arguments, results):
             failed.append(stage.result)
         (arguments.work / "results.md").write_text(page(results), encoding="utf-8")
+    demo = arguments.work / "demos" / "seed0"
+    if (demo / "report.html").is_file():
+        subprocess.run([sys.executable, str(HERE / "gallery.py"), demo, "--page", arguments.work / "gallery.md"], check=True)
     print(f"{arguments.work / 'results.md'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(1 if failed else 0)
 
