@@ -45,8 +45,8 @@ def main() -> None:
     lines = [
         "# Pictures of a demonstration",
         "",
-        f"Made by `fedfactory demo` (seed {result['seed']}) and `benchmarks/gallery.py`. Subjects are simulated from the "
-        "MNI152 template, 32 pixels a side; pictures of patients do not belong into a repository.",
+        f"Made by `fedfactory demo` (seed {result['seed']}) and `benchmarks/gallery.py`. Subjects are simulated from "
+        "the MNI152 template, 32 pixels a side; pictures of patients do not belong into a repository.",
     ]
     for name, data in zip(OF_REPORT, pictures_of(arguments.demo / "report.html"), strict=True):
         save(Image.open(io.BytesIO(data)), folder / f"gallery_{name}.png")

@@ -103,7 +103,8 @@ def main() -> None:
         (arguments.work / "results.md").write_text(page(results), encoding="utf-8")
     demo = arguments.work / "demos" / "seed0"
     if (demo / "report.html").is_file():
-        subprocess.run([sys.executable, str(HERE / "gallery.py"), demo, "--page", arguments.work / "gallery.md"], check=True)
+        made = [sys.executable, str(HERE / "gallery.py"), str(demo), "--page", str(arguments.work / "gallery.md")]
+        subprocess.run(made, check=True)
     print(f"{arguments.work / 'results.md'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(1 if failed else 0)
 
