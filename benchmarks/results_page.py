@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 METHODS = {"no_adaptation": "none", "augmentation_only": "random contrasts", "adapted": "adapted", "oracle": "oracle"}
+OF_A_SITE = ("synthetic_only", "adapted")
 
 
 def page(folder: Path) -> str:
@@ -49,22 +50,37 @@ def demo(content: dict[str, Any]) -> list[str]:
 
 
 def sharing(content: dict[str, Any]) -> list[str]:
-    """Per variant, over seeds and unlabelled sites."""
+    """Per variant and unlabelled site, over seeds; then what does without a factory."""
+    seeds = content["seeds"]
+    labelled, *sites = list(seeds[0]["baselines"]["dice"])
     rows = []
     for variant in content["variants"]:
-        cells, above, shares = [], 0, []
-        for seed in content["seeds"]:
-            if variant not in seed["runs"]:
-                continue
-            known, base = seed["runs"][variant]["dice"], seed["baselines"]["dice"]
-            cells += [known[site] for site in known]
-            above += all(known[site]["adapted"] > base[site]["augmentation_only"] for site in known)
-            shares += [known[site]["adapted"] / base[site]["oracle"] for site in known]
-        if cells:
-            count = sum(variant in seed["runs"] for seed in content["seeds"])
-            means = [number(np.mean([cell[key] for cell in cells])) for key in ("synthetic_only", "adapted")]
-            rows.append([variant.replace("_", " "), *means, f"{above} of {count}", f"{np.mean(shares):.0%}"])
-    head = ["variant", "synthetic alone", "adapted", "seeds above random contrasts at both sites", "of the oracle"]
+        runs = [(seed["runs"][variant], seed["baselines"]["dice"]) for seed in seeds if variant in seed["runs"]]
+        if not runs:
+            continue
+        above = sum(
+            all(run["dice"][site]["adapted"] > base[site]["augmentation_only"] for site in sites) for run, base in runs
+        )
+        cells = [
+            " / ".join(number(np.mean([run["dice"][site][key] for run, _ in runs]), 2) for key in OF_A_SITE)
+            for site in sites
+        ]
+        share = np.mean([run["dice"][site]["adapted"] / base[site]["oracle"] for run, base in runs for site in sites])
+        shared = [
+            value
+            for run, _ in runs
+            for pair, value in run["looks"][-1]["shared"].items()
+            if labelled in pair.split("/")
+        ]
+        anatomy = f"{number(min(shared), 2)} to {number(max(shared), 2)}"
+        name = variant.replace("_", " ")
+        rows.append([name, len(runs), f"{above} of {len(runs)}", *cells, f"{share:.0%}", anatomy])
+    for method in ("no_adaptation", "augmentation_only", "oracle"):
+        means = [number(np.mean([seed["baselines"]["dice"][site][method] for seed in seeds]), 2) for site in sites]
+        rows.append([f"*{METHODS[method]}*", len(seeds), "", *means, "", ""])
+    head = ["variant", "seeds", "above random contrasts at both sites"]
+    head += [f"{site}: synthetic alone / adapted" for site in sites]
+    head += ["of the oracle", f"anatomy shared with {labelled}"]
     alarm = ", ".join(f"{key}: {value}" for key, value in content["alarm"].items())
     return [*table(head, rows), "", f"Alarm over all sites and runs: {alarm}."]
 

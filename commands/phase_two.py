@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -81,6 +82,7 @@ def generate_volumes(
 
     Writes volumes, their latents and a manifest. Underscored options are the original program's.
     """
+    from ..adaptation.adapt import MANIFEST
     from ..generate_volumes import Drawing, choose_factory
     from ..generate_volumes import generate_volumes as run
 
@@ -100,6 +102,7 @@ def generate_volumes(
         file, out_dir, drawing, layout=layout, only=only or None, workers=workers, device=device, clip_mean=clip_mean
     )
     console.print(f"{out_dir}: {len(names)} labelled volumes of domain {name}")
+    print_alarms(json.loads((out_dir / MANIFEST).read_text(encoding="utf-8"))["alarms"])
 
 
 @commands.command()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fedfactory.adaptation.adapt import read_synthetic
 from fedfactory.adaptation.branch_training import train_label_branch
+from fedfactory.cli import main
 from fedfactory.errors import ConfigError, UsageError
 from fedfactory.generate_volumes import Drawing, generate_volumes
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
@@ -260,3 +261,15 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
     with pytest.raises(UsageError, match="takes 6"):
         generate_volumes(file, tmp_path / "wide", one, clip_mean=tmp_path / "wide.npy")
     assert not (tmp_path / "wide").exists()
+
+
+def test_alarms_of_the_drawn_domain_go_with_its_volumes(labelled, tmp_path, capsys):
+    labelled.factory.facts["alarms"] = ["bright: too dark", "dark: it shares little anatomy"]
+    labelled.save(tmp_path / "labelled.safetensors")
+    words = ["--factory", tmp_path / "labelled.safetensors", "--domain", "dark", "--out", tmp_path / "drawn"]
+    with pytest.raises(SystemExit) as end:
+        main(["generate-volumes", *map(str, words)])
+    assert end.value.code == 0
+    manifest = json.loads((tmp_path / "drawn" / "manifest.json").read_text())
+    assert manifest["alarms"] == ["dark: it shares little anatomy"]
+    assert "alarm: dark: it shares little anatomy" in capsys.readouterr().out
