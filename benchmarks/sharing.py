@@ -68,12 +68,14 @@ class Variant:
         schedule: (rounds, updates per round), one stage after the other; UPDATES in total.
         palette: "" as shipped, or "random": six maps with random levels, as a first study had them.
         momentum: of the server (FedAvgM, Hsu et al. 2019).
+        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all else.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
     schedule: tuple[tuple[int, int], ...] = ((50, 10),)
     palette: str = ""
     momentum: float = 0.0
+    grey_rate: float = 1.0
 
 
 PUBLISHED = {"head": "image", "start_size": 4, "channels": (48, 48, 32, 16)}
@@ -86,7 +88,7 @@ VARIANTS = {
     "long_rounds": Variant(schedule=((10, 50),)),
     "short_then_long": Variant(schedule=((25, 10), (5, 50))),
     "texture": Variant({"texture": 0.1}),
-    "fast_palette": Variant({"palette_lr_multiplier": 4.0}),
+    "fast_palette": Variant(grey_rate=4.0),
     "server_momentum": Variant(momentum=0.5),
     "twice_as_long": Variant(schedule=((100, 10),)),  # not at equal updates: what more training gives
 }
@@ -227,7 +229,7 @@ def train_factory(stores: dict[str, SliceStore], name: str, seed: int, times: in
     config = FactoryConfig.preset("tiny", tuple(stores), **changes)
     began = time.monotonic()
     with palette(variant.palette, seed):
-        federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum)
+        federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum, grey_rate=variant.grey_rate)
     schedule = [(count * times, updates) for count, updates in variant.schedule]
     looks, rounds, number = [], sum(count for count, _ in schedule), 0
     for count, updates in schedule:

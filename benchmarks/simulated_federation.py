@@ -27,6 +27,7 @@ class SimulatedFederation:
         seed: of the initial weights and of every site's draws.
         persistent: sites keep moments, strengths and counters between rounds; otherwise they lose them at every one.
         momentum: of the server (FedAvgM, Hsu et al. 2019); 0 is federated averaging.
+        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all else.
 
     Attributes:
         generator: the moving average that the researcher keeps.
@@ -40,18 +41,19 @@ class SimulatedFederation:
         *,
         persistent: bool = True,
         momentum: float = 0.0,
+        grey_rate: float = 1.0,
     ) -> None:
         if "FBM_RESEARCHER_COMPONENT_ROOT" not in os.environ:  # the framework opens a component when it is imported
             os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = (root := tempfile.mkdtemp())
             atexit.register(shutil.rmtree, root, ignore_errors=True)
         from fedfactory.researcher.aggregator import FactoryAverage
 
-        self.config, self.stores, self.persistent = config, dict(stores), persistent
+        self.config, self.stores, self.persistent, self.grey_rate = config, dict(stores), persistent, grey_rate
         torch.manual_seed(seed)
         start = Factory(config)
         self.sites = {domain: copy.deepcopy(start) for domain in self.stores}
         self.rngs = {d: torch.Generator().manual_seed(1000 * seed + n) for n, d in enumerate(self.stores)}
-        self.optimizers = {domain: make_optimizers(site) for domain, site in self.sites.items()}
+        self.optimizers = {domain: self._optimizers(site) for domain, site in self.sites.items()}
         self.states = {domain: TrainerState() for domain in self.stores}
         self.momentum, self.velocity = momentum, {}
         self.shared = self._shared(start)
@@ -85,13 +87,21 @@ class SimulatedFederation:
     def _train(self, domain: str, updates: int) -> None:
         site, store, rng = self.sites[domain], self.stores[domain], self.rngs[domain]
         if not self.persistent:
-            self.optimizers[domain], self.states[domain] = make_optimizers(site), TrainerState()
+            self.optimizers[domain], self.states[domain] = self._optimizers(site), TrainerState()
         trainer = FactoryTrainer(site, self.optimizers[domain], rng, state=self.states[domain])
         chosen = store.slices("train")
         for _ in range(updates):
             batch = chosen[torch.randint(len(chosen), (self.config.batch_size,), generator=rng).numpy()]
             z_bin = torch.from_numpy(store.z_bin[batch])
             trainer.train_step(slices_of(store, batch), z_bin, torch.full_like(z_bin, self.config.domain_index(domain)))
+
+    def _optimizers(self, site: Factory) -> dict[str, torch.optim.Optimizer]:
+        made = make_optimizers(site)
+        if self.grey_rate != 1.0:
+            (group,), grey = made["generator"].param_groups, site.generator.head.grey
+            group["params"] = [one for one in group["params"] if one is not grey]
+            made["generator"].add_param_group({"params": [grey], "lr": self.grey_rate * group["lr"]})
+        return made
 
     def _shared(self, site: Factory) -> dict[str, torch.Tensor]:
         local = self.config.discriminator == "local"

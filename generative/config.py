@@ -82,7 +82,6 @@ class FactoryConfig:
     mapping_lr_multiplier: float = 0.1
     batch_size: int = 16
     learning_rate: float = 4e-3  # Adam, both networks
-    palette_lr_multiplier: float = 1.0  # of the palette's grey levels
     texture: float = 0.0  # palette: bound of what a slice may differ from its tissues' grey levels, pixel by pixel
     r1_gamma: float = 0.5  # weight of the gradient penalty on real slices
     r1_every: int = 16  # updates from one penalty to the next
@@ -130,7 +129,7 @@ class FactoryConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
-        if min(self.learning_rate, self.mapping_lr_multiplier, self.palette_lr_multiplier) <= 0:
+        if min(self.learning_rate, self.mapping_lr_multiplier) <= 0:
             raise ConfigError("learning_rate and its multipliers must be positive")
         for name in ("r1_gamma", "path_weight", "clip_weight"):
             if getattr(self, name) < 0:

@@ -26,7 +26,6 @@ from .networks import make_discriminator, make_generator
 
 ADAM_BETAS = (0.0, 0.99)
 ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; the others train the networks to do without
-PALETTE = ("head.grey",)
 GENERATOR = "generator."  # prefix of its tensors among a factory's
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -141,16 +140,8 @@ def make_optimizers(factory: Factory) -> dict[str, torch.optim.Optimizer]:
         share = every[name] / (every[name] + 1) if config.compatibility == "published" else 1.0
         betas = tuple(beta**share for beta in ADAM_BETAS) if share != 1.0 else ADAM_BETAS
         rate = config.learning_rate * share
-        groups = _palette_apart(getattr(factory, name), rate, config.palette_lr_multiplier)
-        optimizers[name] = torch.optim.Adam(groups, lr=rate, betas=betas, fused=True)
+        optimizers[name] = torch.optim.Adam(getattr(factory, name).parameters(), lr=rate, betas=betas, fused=True)
     return optimizers
-
-
-def _palette_apart(network: nn.Module, rate: float, multiplier: float) -> list[dict[str, Any]]:
-    """Groups for Adam: the palette's grey levels have a learning rate of their own if a multiplier is set."""
-    named = dict(network.named_parameters())
-    grey = [named.pop(name) for name in PALETTE if name in named] if multiplier != 1.0 else []
-    return [{"params": list(named.values())}, *([{"params": grey, "lr": rate * multiplier}] if grey else [])]
 
 
 class FactoryTrainer:

@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 def commands_of(page: Path) -> list[str]:
     """Indented lines of a page that call fedfactory, continuation lines joined, comments taken off."""
     text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
-    lines = [line.strip().split("  #")[0] for line in text.splitlines() if line.startswith("    ")]
+    lines = [line.strip().split("  #")[0].strip() for line in text.splitlines() if line.startswith("    ")]
     found = [line.split("&& ")[-1].removeprefix("uv run ") for line in lines]
     return [line for line in found if line.startswith("fedfactory ") and "..." not in line]
 

@@ -89,7 +89,6 @@ def test_no_module_reads_pickles(path):
         ({"head": "other"}, "choose from palette, image"),
         ({"conditioning": "late"}, "choose from auto, head, mapping"),
         ({"discriminator": "public"}, "choose from local, shared"),
-        ({"palette_lr_multiplier": 0.0}, "positive"),
         ({"texture": 2.0}, "from 0 to 1"),
     ],
 )

@@ -150,7 +150,7 @@ def weak_site(folder: Path, kind: str) -> None:
 
 
 def store_of(source: Path, out: Path, domain: str, **options) -> Path:
-    prepare(source, out, PrepareConfig(domain=domain, size=32, z_bins=12, **options))
+    prepare(source, out, PrepareConfig(**{"domain": domain, "size": 32, "z_bins": 12, **options}))
     return out
 
 
@@ -248,8 +248,9 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     for line in prepared:
         town.type(line)
     assert SliceStore(town.folder / "store").label_kinds() == {"scribble": 18}  # to train with
-    for site in ("a", "b"):
-        town.type(f"fedfactory site add node-{site} --store store --tag hearts")
+    store_of(town.folder / "drawn", town.folder / "drawn.store", "b", z_bins=29)  # fedmix needs a site that draws
+    town.type("fedfactory site add node-a --store store --tag hearts")
+    town.type("fedfactory site add node-b --store drawn.store --tag hearts")
     town.approved(train, "node-a", "node-b")
     assert "fedmix" in (town.folder / "run" / "results.json").read_text()
     town.put_aside("run")
