@@ -100,8 +100,8 @@ def claims() -> list[tuple[str, str]]:
     for row in [row for row in rows if row["which"] == "own" or row["study"] == "cmc"]:
         dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
         found.append((f"{row['study']}.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
-    variants = results_page.sharing(result("sharing"))
-    found += [("sharing.md", row) for row in variants if row.startswith("| ")]
+    for name in ("sharing", "sharing_cardiac"):
+        found += [("sharing.md", row) for row in results_page.sharing(result(name)) if row.startswith("| ")]
     content = result("cardiac_study")
     for site, methods in content["mean"].items():
         for method, row in methods.items():
