@@ -7,7 +7,8 @@ target, what is below the lower one is background, between them it may be either
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ CAP = 95  # percentile: one long fixation must not hide the others
 FLOOR = 1e-5  # of probabilities
 ITERATIONS = 10
 CHUNK = 4096  # pixels
+BLURS = (0.02, 0.4)  # narrowest and widest that are tried
 UNSURE = 0b11  # may be background or target
 BACKGROUND_SET, TARGET_SET = 0b01, 0b10
 
@@ -120,6 +122,34 @@ def sets_of_gaze(fixations: np.ndarray, image: np.ndarray, config: GazeConfig) -
         return np.zeros(image.shape, np.uint8)
     q = refined(heat, image, config) if config.refine == "crf" else heat
     return np.where(q >= config.tight, TARGET_SET, np.where(q >= config.loose, UNSURE, BACKGROUND_SET)).astype(np.uint8)
+
+
+def blur_for_share(looks: Sequence[tuple[np.ndarray, np.ndarray]], share: float, config: GazeConfig) -> GazeConfig:
+    """`config` with the blur by which the target fills, on average, the share of the slice that the site knows it does.
+
+    A wider blur makes larger targets, so bisection finds it; two dozen slices are enough.
+
+    Args:
+        looks: fixations (n, 3) and image (H, W) of slices, as for `sets_of_gaze`. share: in (0, 1).
+
+    Raises: ConfigError if no blur makes the target as large, or as small.
+    """
+
+    def filled(sigma: float) -> float:
+        sets = np.stack([sets_of_gaze(*look, replace(config, sigma=sigma)) for look in looks])
+        seen = sets[(sets > 0).any(axis=(1, 2))]
+        return float((seen == TARGET_SET).mean()) if len(seen) else 0.0
+
+    low, high = BLURS
+    least, most = filled(low), filled(high)
+    if not least < share < most:
+        raise ConfigError(
+            f"a target of {share:.1%} of a slice: blurs make it {least:.1%} to {most:.1%} of these slices"
+        )
+    while high - low > 0.005:
+        middle = (low + high) / 2
+        low, high = (middle, high) if filled(middle) < share else (low, middle)
+    return replace(config, sigma=round((low + high) / 2, 4))
 
 
 def simulate_fixations(

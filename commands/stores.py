@@ -124,6 +124,10 @@ def embed(
 def gaze(
     store: Annotated[Path, typer.Argument(help="Slice store prepared with --label-kind gaze.")],
     sigma: Annotated[float, typer.Option(help="Blur of a fixation, as a share of the longer side.")] = 0.08,
+    target_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of a slice that the target fills, if known; chooses the blur instead."),
+    ] = None,
     refine: Annotated[str, typer.Option(help="crf: drawn to the image's edges; none.")] = "crf",
     tight: Annotated[float, typer.Option(help="Above it, a pixel is the target.")] = 0.5,
     loose: Annotated[float, typer.Option(help="Below it, a pixel is background.")] = 0.3,
@@ -132,11 +136,12 @@ def gaze(
     from ..adaptation.gaze import GazeConfig
     from ..node.gaze_maps import read_gaze
 
-    facts = read_gaze(store, GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose))
+    config = GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose)
+    facts = read_gaze(store, config, target_share=target_share)
     if not facts["looked_at"]:
         console.print(f"{store}: none of {facts['slices']} slices was looked at long enough")
         return
-    shares = f"{facts['target']:.1%} target, {facts['unsure']:.1%} may be"
+    shares = f"{facts['target']:.1%} target, {facts['unsure']:.1%} may be (blur {facts['sigma']:.3f})"
     console.print(f"{store}: {facts['looked_at']} of {facts['slices']} slices were looked at; {shares}")
 
 

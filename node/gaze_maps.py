@@ -7,34 +7,47 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adaptation.gaze import GazeConfig, sets_of_gaze
+from ..adaptation.gaze import GazeConfig, blur_for_share, sets_of_gaze
 from ..errors import StoreError, UsageError
 from ..files import atomic_file, write_json
 from ..progress import track
 from .store import SliceStore
 
 ARRAY, CARD = "gaze_sets.npy", "gaze_sets.json"
+ENOUGH = 24  # slices to choose a blur by
 
 
-def read_gaze(store_dir: str | Path, config: GazeConfig | None = None) -> dict[str, float]:
+def read_gaze(
+    store_dir: str | Path, config: GazeConfig | None = None, *, target_share: float | None = None
+) -> dict[str, float]:
     """Turn a store's fixations into label sets, kept in its folder; they never leave it.
 
-    Returns: number of slices, of slices that were looked at, and of these the mean shares of the target and of what may
-        be either. Raises: UsageError if the store has no fixations.
+    Args:
+        target_share: of a slice that the target fills, where the site knows it; chooses the blur.
+
+    Returns: number of slices, of slices that were looked at, of these the mean shares of the target and of what may be
+        either, and the blur. Raises: UsageError if the store has no fixations; ConfigError if no blur gives the share.
     """
     store, config = SliceStore(store_dir), config or GazeConfig()
     if store.gaze is None:
         raise UsageError(f"{store.path}: no fixations here; prepare with --label-kind gaze")
     sets = np.zeros(store.images.shape, np.uint8)
-    for number in track(np.unique(store.gaze[:, 0]).astype(int).tolist(), "reading gaze"):
-        mine = store.gaze[store.gaze[:, 0] == number, 1:]
-        sets[number] = sets_of_gaze(mine, store.images[number].astype(np.float64), config)
+    fixated = np.unique(store.gaze[:, 0]).astype(int).tolist()
+
+    def look(number: int) -> tuple[np.ndarray, np.ndarray]:
+        return store.gaze[store.gaze[:, 0] == number, 1:], store.images[number].astype(np.float64)
+
+    if target_share is not None:
+        some = fixated[:: max(1, len(fixated) // ENOUGH)]
+        config = blur_for_share([look(number) for number in some], target_share, config)
+    for number in track(fixated, "reading gaze"):
+        sets[number] = sets_of_gaze(*look(number), config)
     with atomic_file(store.path / ARRAY) as temporary, temporary.open("wb") as file:
         np.save(file, sets, allow_pickle=False)
     write_json(store.path / CARD, {"options": config.to_dict(), "gaze": store.files["gaze"]})
     seen = sets[(sets > 0).any(axis=(1, 2))]
     shares = {"target": float((seen == 2).mean()), "unsure": float((seen == 3).mean())} if len(seen) else {}
-    return {"slices": len(sets), "looked_at": len(seen), **shares}
+    return {"slices": len(sets), "looked_at": len(seen), "sigma": config.sigma, **shares}
 
 
 def gaze_sets(store: SliceStore) -> np.ndarray:

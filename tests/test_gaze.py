@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fedfactory.adaptation.federated_method import MethodConfig
 from fedfactory.adaptation.gaze import (
     GazeConfig,
+    blur_for_share,
     heatmap,
     refined,
     sets_of_gaze,
@@ -178,6 +179,25 @@ def test_levels_learn_their_own_masks():
     loss.backward()
     assert float(loss.detach()) == pytest.approx(np.log(2)) and logits.grad.nonzero().tolist() == [[0, 0, 0, 0]]
     assert float(masked_entropy(logits, logits.detach(), torch.zeros(1, 1, 2, 2, dtype=torch.bool)).detach()) == 0
+
+
+def test_a_site_that_knows_how_large_its_target_is_need_not_choose_a_blur():
+    rng = np.random.default_rng(0)
+    masks = [disc(32, (15 + shift, 17 - shift), 9) for shift in (-2, 0, 2)] * 4
+    images = [np.where(mask, 0.5, -0.5) + rng.normal(0, 0.3, mask.shape) for mask in masks]
+    looks = [(simulate_fixations(mask, rng), image) for mask, image in zip(masks, images, strict=True)]
+    share = float(np.mean(masks))
+    chosen = blur_for_share(looks, share, GazeConfig(stride=2))
+
+    def dice(config) -> float:
+        found = np.stack([sets_of_gaze(*look, config) == 2 for look in looks])
+        return 2 * (found & masks).sum() / (found.sum() + np.sum(masks))
+
+    found = np.mean([sets_of_gaze(*look, chosen) == 2 for look in looks])
+    assert found == pytest.approx(share, rel=0.1)
+    assert dice(chosen) > dice(GazeConfig(stride=2, sigma=0.05)) + 0.1
+    with pytest.raises(ConfigError, match=r"blurs make it .* of these slices"):
+        blur_for_share(looks, 0.99, GazeConfig(stride=2))
 
 
 @pytest.fixture
