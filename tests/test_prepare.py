@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
-from fedfactory.node import prepare as prepare_module
 from fedfactory.node.case_slices import patient_of
-from fedfactory.node.original_slices import import_slices
 from fedfactory.node.prepare import prepare
 from fedfactory.node.prepare_config import PrepareConfig
 from fedfactory.node.split import split_patients
@@ -28,10 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CONFIG = PrepareConfig(domain="x", size=16, z_bins=4)
-
-
-def files_of(store) -> list[str]:
-    return sorted(path.name for path in store.path.iterdir())
 
 
 # what the numbers mean
@@ -278,190 +267,6 @@ def test_a_label_map_stored_in_another_axis_order_is_turned(site, tmp_path):
     np.testing.assert_array_equal(turned.labels, plain.labels)
 
 
-# agreeing with other sites, and adding to a store
-
-
-def test_another_sites_format_is_taken_over_and_names_no_patient(site, tmp_path):
-    first = prepare(site, tmp_path / "first", replace(CONFIG, spacing=4.5)).store
-    text = (first.path / "format.json").read_text()
-    assert "case" not in text
-    write_site(tmp_path / "wide", shape=(40, 40, 6), spacing=(4.0, 4.0, 5.0))
-    same = prepare(
-        tmp_path / "wide", tmp_path / "same", PrepareConfig(domain="x").like(first.path / "format.json")
-    ).store
-    assert same.format == first.format
-    other = prepare(tmp_path / "wide", tmp_path / "other", PrepareConfig(domain="y").like(first.path)).store
-    assert replace(other.format, window=first.format.window) == first.format
-    assert other.format.window != first.format.window
-    with pytest.raises(UsageError, match="no such file"):
-        PrepareConfig(domain="x").like(tmp_path / "nowhere.json")
-    (tmp_path / "odd.json").write_text('{"format": {"size": -1}}')
-    with pytest.raises(StoreError, match="not a slice format"):
-        PrepareConfig(domain="x").like(tmp_path / "odd.json")
-
-
-def test_a_second_run_adds_replaces_and_skips(site, tmp_path):
-    out = tmp_path / "out"
-    before = prepare(site, out, CONFIG).store
-    images, window, names = np.array(before.images), before.format.window, files_of(before)
-    bytes_before = folder_bytes(out)
-    again = prepare(site, out, CONFIG)
-    assert (again.added, again.replaced, again.unchanged, again.kept) == (0, 0, 3, 0)
-    assert folder_bytes(out) == bytes_before
-    image, label = ball_volume(seed=9)
-    write_volume(site / "case1" / "image" / "scan.nii.gz", image)
-    write_volume(site / "case1" / "label" / "mask.nii.gz", label)
-    write_volume(site / "b" / "image" / "i.nii.gz", ball_volume(seed=10)[0])
-    (site / "case2" / "image" / "scan.nii.gz").unlink()
-    (out / "embedding.npy").write_bytes(b"of the earlier slices")
-    after = prepare(site, out, CONFIG)
-    assert (after.added, after.replaced, after.unchanged, after.kept) == (1, 1, 1, 1)
-    assert [case.name for case in after.store.cases] == ["b", "case0", "case1", "case2"]
-    assert after.store.format.window == window
-    np.testing.assert_array_equal(after.store.images[8:16], images[:8])
-    np.testing.assert_array_equal(after.store.images[24:], images[16:])
-    assert not np.array_equal(after.store.images[16:24], images[8:16])
-    assert (after.store.labels[:8] == UNLABELLED).all()
-    assert len(files_of(after.store)) == len(names)  # old arrays, and what was made of them, are gone
-    after.store.verify()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [({"size": 32}, "size is 16, not 32"), ({"z_bins": 9}, "z bins is 4, not 9"), ({"domain": "y"}, "is x, not y"),
-     ({"plane": "coronal"}, "plane"), ({"spacing": 2.0}, "spacing")],
-)  # fmt: skip
-def test_a_store_is_not_extended_with_slices_of_another_kind(site, tmp_path, change, message):
-    prepare(site, tmp_path / "out", CONFIG)
-    before = folder_bytes(tmp_path / "out")
-    with pytest.raises(UsageError, match=message):
-        prepare(site, tmp_path / "out", replace(CONFIG, **change))
-    assert folder_bytes(tmp_path / "out") == before
-
-
-def test_a_store_holds_cases_with_labels_of_different_kinds(site, tmp_path):
-    write_site(site, cases=4)
-    names = [f"case{n}" for n in range(4)]
-
-    def of(number, **changes):
-        exclude = tuple(name for name in names if name != f"case{number}")
-        return prepare(site, tmp_path / "out", replace(CONFIG, exclude=exclude, **changes)).store
-
-    of(0, split="train")
-    of(1, label_kind="image", split="train")
-    assert of(2, label_kind="none", split="train").label_kind == "mixed"
-    store = of(3, label_kind="box", split="test")
-    kinds = [(case.label_kind, case.split) for case in store.cases]
-    assert kinds == [("dense", "train"), ("image", "train"), ("none", "train"), ("box", "test")]
-    np.testing.assert_array_equal(store.labelled_slices("train"), np.arange(8))
-    with pytest.raises(
-        StoreError, match=r"no case .* dense labels in the test part; its labels are of kind box, image"
-    ):
-        store.labelled_slices("test")
-    assert (store.labels[8:24] == UNLABELLED).all() and store.presence[8:16].any() and not store.presence[16:].any()
-    with pytest.raises(UsageError, match="begins with cases to train with"):
-        prepare(site, tmp_path / "other", replace(CONFIG, split="test"))
-    assert not (tmp_path / "other").exists()
-    again = of(0, label_kind="image", split="train")  # the same files, read otherwise
-    assert again.cases[0].label_kind == "image" and (again.labels[:8] == UNLABELLED).all()
-    again.verify()
-
-
-def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
-    write_site(site, cases=7)
-    prepare(site, tmp_path / "one", CONFIG)
-    prepare(site, tmp_path / "four", CONFIG, workers=4)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "four")
-
-
-def test_cut_slices_are_read_by_threads_that_interrupt_each_other(site, tmp_path):
-    """CPython's `ast`, which parses `.npy` headers, keeps its depth for all threads together and raises at random."""
-    prepare_interrupted = """
-import gc, sys, time
-from pathlib import Path
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-sys.setswitchinterval(1e-6)
-gc.set_threshold(7)
-gc.callbacks.append(lambda phase, facts: time.sleep(0))  # another thread's turn in the middle of whatever it is
-prepare(Path(sys.argv[1]), Path(sys.argv[2]), PrepareConfig(domain="x", size=16, validation_share=0), workers=4)
-"""
-    write_site(site, cases=60)
-    command = [sys.executable, "-c", prepare_interrupted, str(site), str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-500:]
-
-
-def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
-    def second(*_, **__):
-        with pytest.raises(UsageError, match="another `fedfactory prepare`"):
-            prepare(site, tmp_path / "out", CONFIG)
-        raise StoreError("enough")
-
-    monkeypatch.setattr(prepare_module, "store_warnings", second)
-    with pytest.raises(StoreError, match="enough"):
-        prepare(site, tmp_path / "out", CONFIG)
-    assert not (tmp_path / "out").exists()
-
-
-CHILD = """
-import sys
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-print("ready", flush=True)
-sys.stdin.readline()
-prepare(sys.argv[1], sys.argv[2], PrepareConfig(domain="x", size=32, z_bins=4), workers=2)
-"""
-
-
-@pytest.mark.parametrize("append", [False, True], ids=["new", "extended"])
-def test_a_killed_run_leaves_a_valid_store_and_the_next_one_finishes_it(tmp_path, append):
-    """Killed at many moments between start and end; the result must be that of one run, byte for byte."""
-    source, first = tmp_path / "site", tmp_path / "first"
-    write_site(source, cases=4)
-    config = PrepareConfig(domain="x", size=32, z_bins=4)
-    if append:
-        prepare(source, first, config)
-        write_site(source, cases=9)
-    reference = tmp_path / "reference"
-    subprocess.run(["cp", "-r", first, reference], check=True) if append else None
-    started = time.monotonic()
-    prepare(source, reference, config, workers=2)
-    whole = time.monotonic() - started
-    expected, stages = folder_bytes(reference), set()
-    for attempt in range(5):
-        out = tmp_path / f"out{attempt}"
-        if append:
-            subprocess.run(["cp", "-r", first, out], check=True)
-        child = subprocess.Popen([sys.executable, "-c", CHILD, source, out], stdin=-1, stdout=-1, text=True)
-        child.stdout.readline()
-        child.stdin.write("\n")
-        child.stdin.flush()
-        time.sleep(whole * (attempt + 0.5) / 5)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        if append:
-            SliceStore(out).verify()
-        stages.add((out / ".partial").exists())
-        prepare(source, out, config)
-        assert folder_bytes(out) == expected
-    assert True in stages  # at least one was killed while it worked
-
-
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(site, tmp_path):
-    """A limit on file size stands for the full disk: the slices fit, the store's array does not."""
-    out = tmp_path / "out"
-    program = f'{sys.executable} -c "from fedfactory.cli import main; main()"'
-    command = f"ulimit -f 44; exec {program} prepare {site} --out {out} --domain x --size 32"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert result.returncode == 1, result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert "File too large" in result.stderr
-    assert not (out / "store.json").exists()
-    assert prepare(site, out, PrepareConfig(domain="x", size=32)).added == 3
-    assert not (out / ".partial").exists()
-
-
 # what the site should look at
 
 
@@ -540,79 +345,6 @@ def test_dicom_becomes_a_store_that_knows_no_header(tmp_path):
     everything = b"".join(folder_bytes(store.path).values())
     for private in (b"DOE", b"JANE", b"ROE", b"1.2.99"):
         assert private not in everything
-
-
-# original slices
-
-
-def write_slices(folder, cases=3, count=5, size=16, **extra):
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for case in range(cases):
-        for number in range(count):
-            mask = rng.integers(0, 3, (size, size))
-            record = {"data": rng.uniform(-1, 1, (size, size, 1)).astype(np.float32),
-                      "mask": np.stack([mask == k for k in range(3)], axis=2), "weight": None, **extra}  # fmt: skip
-            np.save(folder / f"p{case}_slice{number:03d}.npy", record, allow_pickle=True)
-
-
-def test_original_slices_become_a_store(tmp_path):
-    write_slices(tmp_path / "s")
-    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
-    store = result.store
-    assert (len(store), store.classes, store.format.size) == (15, 3, 16)
-    record = np.load(tmp_path / "s" / "p1_slice002.npy", allow_pickle=True).item()
-    np.testing.assert_allclose(store.images[7], record["data"][..., 0], atol=5e-4)
-    np.testing.assert_array_equal(store.labels[7], record["mask"].argmax(2))
-    assert store.z_bin[5:10].tolist() == [0, 0, 1, 2, 3]
-
-
-def test_pixels_of_weight_zero_are_unlabelled(tmp_path):
-    weight = np.ones((16, 16, 1), bool)
-    weight[3] = False
-    write_slices(tmp_path / "s", weight=weight)
-    store = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4)).store
-    assert (store.labels[:, 3] == UNLABELLED).all()
-    assert (store.labels[:, 4:] != UNLABELLED).all()
-
-
-class Hostile:
-    def __reduce__(self):
-        return os.mkdir, (Hostile.target,)
-
-
-def test_a_slice_that_would_execute_code_is_refused(tmp_path):
-    write_slices(tmp_path / "s")
-    Hostile.target = str(tmp_path / "executed")
-    np.save(tmp_path / "s" / "p1_slice002.npy", {"data": Hostile()}, allow_pickle=True)
-    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
-    assert "mkdir, which is no part of an array" in result.failed["p1"]
-    assert len(result.store.cases) == 2
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("what", ["plain", "shape", "range", "missing", "text", "some masks", "object"])
-def test_damaged_original_slices_are_refused_by_case(tmp_path, what):
-    write_slices(tmp_path / "s")
-    path = tmp_path / "s" / "p1_slice002.npy"
-    record = np.load(path, allow_pickle=True).item()
-    changed = {
-        "shape": {**record, "data": record["data"][:8]},
-        "range": {**record, "data": record["data"] * 100},
-        "some masks": {**record, "mask": None},
-        "object": {**record, "data": np.array([[1], "a"], dtype=object)},
-    }
-    if what == "plain":
-        np.save(path, record["data"])
-    elif what == "missing":
-        path.unlink()
-    elif what == "text":
-        path.write_text("x")
-    else:
-        np.save(path, changed[what], allow_pickle=True)
-    result = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4))
-    assert list(result.failed) == ["p1"]
-    assert len(result.store) == 10
 
 
 # what is refused
