@@ -1,12 +1,13 @@
 """Rerun every result table of the documentation, stage by stage, and write the results page.
 
     uv run python benchmarks/study.py --data ../shared/data --work study
-    uv run python benchmarks/study.py --small --work study-small          # about a quarter of an hour on two cores
+    uv run python benchmarks/study.py --small --work study-small          # eleven minutes on two cores
     uv run python benchmarks/study.py --page docs/results.md              # the page of what is in benchmarks/results
 
 A stage is one of the scripts beside this one. Finished stages are not repeated, and most scripts go on within a stage
 too, so that the same command continues after an interruption. Stages that need data which --data does not hold are left
-out and named. Where a GPU is, those scripts that can use one do. The full study takes about 16 hours on two cores.
+out and named. Where a GPU is, those scripts that can use one do. The full study takes about 16 hours on two cores: the
+sum of its stages' times, which were run one by one.
 """
 
 from __future__ import annotations
