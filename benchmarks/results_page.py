@@ -20,8 +20,8 @@ def page(folder: Path) -> str:
         "Made by `benchmarks/study.py --page` of the JSON files in `benchmarks/results`, which also hold machine,",
         "versions and seeds. Dice is the mean over structures and held-out subjects; brackets are 95 % intervals, or",
         "single seeds. How each was measured is in the head of its script; what it means, on the pages about it.\n",
-        "`benchmarks/study.py --data FOLDER --work study` runs all of it again, in about 16 hours on two cores; `--small`",
-        "runs short versions, in eleven minutes.\n",
+        "`benchmarks/study.py --data FOLDER --work study` runs all of it again, in about 16 hours on two cores;",
+        "`--small` runs short versions, in eleven minutes.\n",
     ]
     for name, (title, make) in SECTIONS.items():
         if (folder / f"{name}.json").is_file():
