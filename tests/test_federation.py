@@ -165,6 +165,7 @@ def test_a_killed_node_ends_the_run_with_its_name(approved, config, tmp_path):
     federation.start(["dark"])
 
 
+@pytest.mark.tutorial
 def test_the_demo_runs_from_subjects_to_report(tmp_path):
     result = run_demo(tmp_path / "demo", sites=2, seed=3, size=SMALL)
     saved = json.loads((tmp_path / "demo" / "results.json").read_text())

@@ -33,7 +33,7 @@ from helpers import ball_volume, fixate, processes_of, write_site
 from test_documentation import COMMANDS, ROOT, commands_of
 
 pytestmark = pytest.mark.tutorial
-ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_cli.py runs a smaller one
+ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_federation.py runs a smaller one
 SMALLER = (
     (r"^(fedfactory prepare (?!.*--(size|like)).*)", r"\1 --size 32"),
     (r"--rounds \d+", "--rounds 1"),
