@@ -74,7 +74,7 @@ class Town:
     def beside(self, line: str, *, answer: str = "y\n") -> Iterator[Path]:
         """Begin a command, do what is in the block, wait for its end."""
         typed.add(line)
-        log = self.folder / f"log{len(typed):03d}"
+        log = self.folder / f"log{len(self.running):03d}"
         smaller = line
         for pattern, text in SMALLER:
             smaller = re.sub(pattern, text, smaller)
@@ -106,11 +106,15 @@ class Town:
             assert time.monotonic() < until, log.read_text()[-3000:]
             time.sleep(0.2)
 
-    def approved(self, line: str, *sites: str) -> str:
-        """Type a command of the researcher's that waits while these sites approve its plan."""
+    def approved(self, line: str, *sites: str, shows: str = "") -> str:
+        """Type a command of the researcher's that waits while these sites approve its plan.
+
+        Other plans may wait at a site, which is asked whatever has its tag: `shows` is in the text of the right one.
+        """
         with self.beside(line) as log:
             for site in sites:
-                self.type(f"fedfactory site approve {site}")
+                while shows not in self.type(f"fedfactory site approve {site}"):
+                    pass
         return log.read_text()
 
     def put_aside(self, *names: str) -> None:
@@ -251,11 +255,11 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     store_of(town.folder / "drawn", town.folder / "drawn.store", "b", z_bins=29)  # fedmix needs a site that draws
     town.type("fedfactory site add node-a --store store --tag hearts")
     town.type("fedfactory site add node-b --store drawn.store --tag hearts")
-    town.approved(train, "node-a", "node-b")
+    town.approved(train, "node-a", "node-b", shows='method = "fedmix"')
     assert "fedmix" in (town.folder / "run" / "results.json").read_text()
     town.put_aside("run")
     (readme,) = [line for line in commands_of(ROOT / "README.md") if "--method" in line]
-    town.approved(readme, "node-a", "node-b")
+    town.approved(readme, "node-a", "node-b", shows='method = "fedicra"')
     assert "fedicra" in (town.folder / "run" / "results.json").read_text()
 
 
@@ -281,7 +285,7 @@ def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
             (town.folder / "NODE").unlink(missing_ok=True)
             (town.folder / "NODE").symlink_to(town.folder / f"node-{site}")
             town.type(line)
-    town.approved(train, "node-a", "node-b")
+    town.approved(train, "node-a", "node-b", shows=f'method = "{method}"')
     assert method in (town.folder / "run" / "results.json").read_text()
 
 
