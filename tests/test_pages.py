@@ -39,10 +39,10 @@ SMALLER = (
     (r"--rounds \d+", "--rounds 1"),
     (r"--updates-per-round \d+", ""),
     (r"^(fedfactory train .*)", r"\1 --updates-per-round 2"),
-    (r"^(fedfactory train (?!.*--approval-timeout).*)", r"\1 --approval-timeout 200"),
+    (r"^(fedfactory train (?!.*--approval-timeout).*)", r"\1 --approval-timeout 400"),
     (r"^(fedfactory (adapt|adapt-remote) .*)", r"\1 --updates 3"),
     (r"--n-volumes \d+", "--n-volumes 2"),
-    (r"^(fedfactory site approve .*)", r"\1 --wait 120"),
+    (r"^(fedfactory site approve .*)", r"\1 --wait 300"),
 )
 typed: set[str] = set()
 
@@ -87,7 +87,7 @@ class Town:
         child.stdin.write(answer.encode())
         child.stdin.close()
         yield log
-        assert child.wait(300) == 0, f"{smaller}\n{log.read_text()[-3000:]}"
+        assert child.wait(600) == 0, f"{smaller}\n{log.read_text()[-3000:]}"
 
     def start(self, line: str) -> None:
         """Start nodes and wait until they take requests."""
