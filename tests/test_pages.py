@@ -64,15 +64,15 @@ class Town:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
-    def type(self, line: str, *, answer: str = "y\n") -> str:
+    def type(self, line: str) -> str:
         """What a command prints; fails the test if the command fails."""
-        with self.beside(line, answer=answer) as log:
+        with self.beside(line) as log:
             pass
         return log.read_text()
 
     @contextmanager
-    def beside(self, line: str, *, answer: str = "y\n") -> Iterator[Path]:
-        """Begin a command, do what is in the block, wait for its end."""
+    def beside(self, line: str) -> Iterator[Path]:
+        """Begin a command and say yes to what it asks, do what is in the block, wait for its end."""
         typed.add(line)
         log = self.folder / f"log{len(self.running):03d}"
         smaller = line
@@ -84,7 +84,7 @@ class Town:
                 stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT,
             )  # fmt: skip
         self.running.append(child)
-        child.stdin.write(answer.encode())
+        child.stdin.write(b"y\n")
         child.stdin.close()
         yield log
         assert child.wait(600) == 0, f"{smaller}\n{log.read_text()[-3000:]}"
