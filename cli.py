@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from .commands import demo, phase_two, researcher, site, stores
-from .commands.shell import fail
+from .commands import data, demo, researcher, segmenter, site
+from .commands.terminal import fail
 from .errors import FedFactoryError
 
 app = typer.Typer(
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (demo, stores, researcher, phase_two):
+for part in (demo, data, researcher, segmenter):
     app.add_typer(part.commands)
 app.add_typer(site.commands, name="site")
 

@@ -1,0 +1,1 @@
+"""Segmentation: segmenters, their training and use, labelled factories, federated methods."""

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import slice_heights
-from ..progress import track
-from ..slicing import SliceFormat
-from ..volumes import read_volume
+from ..imaging.slice_format import SliceFormat
+from ..imaging.volume_files import read_volume
+from .explained_intensity import explained_intensity
 from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice
-from .plausibility import explained_intensity
 from .segmenter import Segmenter
-from .segmenter_training import SegmenterConfig, train_segmenters
+from .training.segmenter_training import SegmenterConfig, train_segmenters
 
 MANIFEST = "manifest.json"
 FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
@@ -49,7 +49,7 @@ def adapt(
     return train_segmenters(data, fmt, config, title=f"adapting to {domain}", card=card, **options)
 
 
-def lessons(
+def training_set(
     images: np.ndarray,
     drawn: LabelledSlices,
     robust: Segmenter,

@@ -8,7 +8,7 @@ from batchgenerators.transforms.color_transforms import BrightnessMultiplicative
 from batchgenerators.transforms.noise_transforms import GaussianNoiseTransform
 from batchgenerators.transforms.spatial_transforms import MirrorTransform, SpatialTransform
 
-from ..slicing import BACKGROUND
+from ..imaging.slice_format import BACKGROUND
 
 ROTATION = 0.15  # radians; patients lie that straight in most scanners
 KNOTS = 3  # of the random contrast curve: air, middle, bright; more bends were measured to be weaker

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
 
+from ..common.files import atomic_file
+from ..common.html_pages import pixels, table, write_page
+from ..common.progress import track
 from ..errors import UsageError, VolumeError
-from ..files import atomic_file
-from ..overlays import strip
-from ..pages import pixels, table, write_page
-from ..progress import track
-from ..sources import find_labels
-from ..volumes import Volume, read_volume
+from ..imaging.cases import find_labels
+from ..imaging.overlays import strip
+from ..imaging.volume_files import read_volume
+from ..imaging.volumes import Volume
 
 MEASURES = {"dice": "Dice", "hd95": "HD95 (mm)", "assd": "ASSD (mm)", "volume_error": "volume error"}
 PROBABILITIES = "_probabilities"  # ending of the case name of what `segment` may write beside its label maps

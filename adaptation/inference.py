@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dicom import find_series
+from ..common.files import atomic_folder, refuse_existing
+from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
-from ..files import atomic_folder, refuse_existing
-from ..overlays import strip
-from ..progress import track
-from ..slice_grid import SliceGrid
-from ..slicing import mean_and_deviation
-from ..sources import find_cases
-from ..volumes import Volume, case_name, read_volume, write_volume
+from ..imaging.cases import find_cases
+from ..imaging.dicom import find_series
+from ..imaging.overlays import strip
+from ..imaging.slice_format import mean_and_deviation
+from ..imaging.slice_grid import SliceGrid
+from ..imaging.volume_files import case_name, read_volume, write_volume
+from ..imaging.volumes import Volume
 from .evaluation import PROBABILITIES
 from .segmenter import Segmenter
 

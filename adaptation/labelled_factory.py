@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
-from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory
-from ..generative.generator import Synthesis
-from ..generative.networks import make_generator
+from ..generative.networks.build import make_generator
+from ..generative.networks.generator import Synthesis
 from ..generative.synthesis import synthesise_volume
-from .label_branch import BranchEnsemble, LabelBranch
+from .networks.label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
 
 MOST_BRANCHES, MOST_CLASSES = 20, 255
@@ -36,7 +36,7 @@ class LabelledFactory:
         branches: its labels are the mean of what these say; the best one first.
         robust: the labelled site's segmenter, trained with random contrasts; gives every site's own images a first
             guess.
-        card: "classes", "labelled_domain", "agreement" and "judged_on" (see `train_label_branch`), and "labels_from":
+        card: "classes", "labelled_domain", "agreement" and "validated_on" (see `train_label_branch`), and "labels_from":
             by domain, "view" (the labelled domain's view of the same latent gives the labels) or "own" (the domain's
             own features do).
     """
@@ -92,7 +92,7 @@ class LabelledFactory:
             branches = [LabelBranch.for_generator(generator, card["classes"]).eval() for _ in range(card["branches"])]
             robust = Segmenter.from_card(card["robust"])
             factory = TrainedFactory(generator, {}, card["spacing"], card["height"], {}, card["facts"])
-            kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "judged_on", "labels_from")}
+            kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "validated_on", "labels_from")}
             factory.config.domain_index(kept["labelled_domain"])
             if any(kept["labels_from"][domain] not in VIEWS for domain in factory.config.domains):
                 raise UsageError("labels_from names something unknown")

@@ -10,15 +10,15 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
+from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
-from ..generative.checkpoint import load_strictly, read_weights, write_weights
 from ..generative.config import FactoryConfig
-from ..generative.networks import make_generator
-from ..slicing import SliceFormat
-from .federated_method import MethodConfig, Place
-from .methods import make_method
-from .networks import build_network, dimensions
-from .translator_network import EncoderConfig, Translator
+from ..generative.networks.build import make_generator
+from ..imaging.slice_format import SliceFormat
+from .methods.federated_method import MethodConfig, SiteContext
+from .methods.registry import make_method
+from .networks.architectures import build_network, dimensions
+from .networks.translator_network import EncoderConfig, Translator
 
 KIND = "segmenter"
 TRANSLATOR, FEDERATED = "translator", "federated"  # networks' names in such segmenters' cards
@@ -95,7 +95,7 @@ class Segmenter:
             network: nn.Module = Translator(generator, classes, card["domains"], encoder)
         elif name == FEDERATED:
             method = make_method(MethodConfig.from_dict(card["config"]["method"]))
-            network = method.segmenter(method.build(), Place(**card["config"]["place"]))
+            network = method.segmenter(method.build(), SiteContext(**card["config"]["context"]))
         else:
             network = build_network(name, classes)
         return cls(network, SliceFormat.from_dict(card["format"]), card)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_json
-from ..volumes import Volume, write_volume
+from ..common.files import write_json
+from ..imaging.volume_files import write_volume
+from ..imaging.volumes import Volume
 
 Writer = Callable[[Path, int, np.ndarray, np.ndarray, np.ndarray, int], None]
 

@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from fedfactory.adaptation.inference import slice_probabilities
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.networks import NETWORKS
+from fedfactory.adaptation.networks.architectures import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig, SegmenterLearner
-from fedfactory.adaptation.training_loop import seed_of, seeded
-from fedfactory.files import write_json
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.researcher.simulate import CONTRASTS, simulate_site
-from fedfactory.volumes import read_volume
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterLearner
+from fedfactory.common.files import write_json
+from fedfactory.common.seeding import seed_of, seeded
+from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
+from fedfactory.imaging.volume_files import read_volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
-LOOKS = 10
+EVALUATIONS = 10
 SUBJECTS, HELD_OUT = 16, 6
 
 
@@ -78,7 +78,7 @@ def measure(name: str, store: SliceStore, volumes: list, arguments: argparse.Nam
     config = SegmenterConfig(
         network=name, updates=arguments.updates, precision=arguments.precision, seed=arguments.seed
     )
-    options = {"judged": slices(store, "validation"), "device": arguments.device, "facts": {}}
+    options = {"validation": slices(store, "validation"), "device": arguments.device, "facts": {}}
     learner = SegmenterLearner(slices(store, "train"), config, **options)
     spent, reached, score = 0.0, None, 0.0
     for number in range(arguments.updates):
@@ -86,7 +86,7 @@ def measure(name: str, store: SliceStore, volumes: list, arguments: argparse.Nam
         with seeded(seed_of(arguments.seed, number)):
             learner.update(number)
         spent += time.perf_counter() - began
-        if (number + 1) % (arguments.updates // LOOKS) == 0:
+        if (number + 1) % (arguments.updates // EVALUATIONS) == 0:
             score = learner.score()
             if reached is None and score >= arguments.target:
                 reached = round(spent, 1)

@@ -32,16 +32,16 @@ import numpy as np
 import torch
 from fedfactory.adaptation.evaluation import evaluate
 from fedfactory.adaptation.inference import segment
+from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig
-from fedfactory.adaptation.translator import TranslatorConfig
-from fedfactory.adaptation.translator_network import EncoderConfig
-from fedfactory.files import write_json
-from fedfactory.node.phase_two import label_factory, train_on_store
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.adaptation.training.translator_training import TranslatorConfig
+from fedfactory.common.files import write_json
+from fedfactory.imaging.overlays import strip
+from fedfactory.imaging.volume_files import read_volume
+from fedfactory.node.labelling import label_factory, train_on_store
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
-from fedfactory.node.store import SliceStore
-from fedfactory.overlays import strip
-from fedfactory.volumes import read_volume
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
 METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "oracle")

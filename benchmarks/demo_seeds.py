@@ -14,8 +14,9 @@ import platform
 from pathlib import Path
 
 import numpy as np
-from fedfactory.files import write_json
-from fedfactory.researcher.demo import METHODS, run_demo
+from fedfactory.common.files import write_json
+from fedfactory.demo.demo import run_demo
+from fedfactory.demo.demo_result import METHODS
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.config import channel_widths
 from fedfactory.generative.trainer import Conditions, make_optimizers

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.config import PRESETS
-from fedfactory.generative.quality import kernel_distance, random_features
+from fedfactory.generative.metrics.quality import kernel_distance, random_features
 from fedfactory.generative.trainer import make_optimizers, mean_losses
-from fedfactory.node.store import SliceStore
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
-LOOKS = 12
+EVALUATIONS = 12
 SAMPLES = 500
 GRID = 8
 
@@ -50,8 +50,8 @@ def main() -> None:
     floor = kernel_distance(reference, own)
     rows, steps, started, looking = [], [], time.monotonic(), 0.0
     budget = arguments.minutes * 60
-    for look in range(LOOKS + 1):
-        while time.monotonic() - started - looking < budget * look / LOOKS:
+    for look in range(EVALUATIONS + 1):
+        while time.monotonic() - started - looking < budget * look / EVALUATIONS:
             chosen = training[torch.randint(len(training), (config.batch_size,), generator=rng)]
             z_bin = torch.from_numpy(store.z_bin[chosen.numpy()])
             steps.append(trainer.train_step(images_of(store, chosen), z_bin, torch.zeros_like(z_bin)))

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from fedfactory.overlays import strip
-from fedfactory.volumes import read_volume
+from fedfactory.imaging.overlays import strip
+from fedfactory.imaging.volume_files import read_volume
 from PIL import Image
 
 mpl.use("Agg")

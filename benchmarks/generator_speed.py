@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from factory_step import configuration
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
 from fedfactory.generative import Factory
 from fedfactory.generative.synthesis import slice_heights, synthesise_volume
 from measuring import interleaved, machine

@@ -28,14 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedfactory.adaptation.federated_method import MethodConfig
-from fedfactory.adaptation.label_sets import UNKNOWN, SiteSlices
-from fedfactory.adaptation.methods import make_method
-from fedfactory.files import write_json
-from fedfactory.node.site_slices import site_slices
-from fedfactory.node.store import SliceStore
-from fedfactory.sources import find_cases
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices
+from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.common.files import write_json
+from fedfactory.imaging.cases import find_cases
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from scipy import ndimage
 from simulated_methods import (
@@ -191,11 +192,11 @@ def patient_of(store: SliceStore) -> np.ndarray:
 
 
 def part(data: SiteSlices, chosen: np.ndarray) -> SiteSlices:
-    return SiteSlices(data.images[chosen], data.sets[chosen], data.kinds[chosen], data.classes)
+    return SiteSlices(data.images[chosen], data.candidates[chosen], data.kinds[chosen], data.classes)
 
 
 def without_labels(data: SiteSlices, keep: np.ndarray) -> SiteSlices:
-    sets = np.where(keep[:, None, None], data.sets, np.array(UNKNOWN, data.sets.dtype))
+    sets = np.where(keep[:, None, None], data.candidates, np.array(UNKNOWN, data.candidates.dtype))
     return SiteSlices(data.images, sets, np.where(keep, data.kinds, "none"), data.classes)
 
 

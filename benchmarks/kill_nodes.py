@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
+from fedfactory.demo.local_federation import LocalFederation
 from fedfactory.generative import FactoryConfig
-from fedfactory.researcher.local_federation import LocalFederation
 from fedfactory.researcher.run_state import RunState
 from measuring import machine
 from round_overhead import TAG, make_stores

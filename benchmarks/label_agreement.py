@@ -20,13 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import draw_slices, pseudo_label
-from fedfactory.adaptation.branch_training import train_label_branch
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig
-from fedfactory.files import write_json
+from fedfactory.adaptation.training.label_branch_training import train_label_branch
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.common.files import write_json
 from fedfactory.generative import load_factory
-from fedfactory.node.phase_two import train_on_store
-from fedfactory.node.store import SliceStore
+from fedfactory.node.labelling import train_on_store
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
 VOLUMES = 40

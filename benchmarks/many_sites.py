@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
 from measuring import in_own_process, machine, peak_resident_mib
 
 SEED = 0

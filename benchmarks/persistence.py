@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
+from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.researcher.simulate import CONTRASTS, simulate_site
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from simulated_federation import SimulatedFederation, distance_to_real
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from fedfactory.cropping import crop_box
+from fedfactory.imaging.cropping import crop_box
 from scipy import ndimage
 
 

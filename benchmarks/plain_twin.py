@@ -11,11 +11,11 @@ import math
 import torch
 import torch.nn.functional as F
 from fedfactory.generative import Factory, FactoryConfig
-from fedfactory.generative.discriminator import minibatch_statistic
-from fedfactory.generative.generator import Edit, Style, Synthesis
-from fedfactory.generative.layers import ModulatedConv, activate
-from fedfactory.generative.style_discriminator import DownBlock, StyleDiscriminator
-from fedfactory.generative.style_generator import StyleGenerator
+from fedfactory.generative.networks.discriminator import minibatch_statistic
+from fedfactory.generative.networks.generator import Edit, Style, Synthesis
+from fedfactory.generative.networks.layers import ModulatedConv, activate
+from fedfactory.generative.networks.style_discriminator import DownBlock, StyleDiscriminator
+from fedfactory.generative.networks.style_generator import StyleGenerator
 from torch import Tensor, nn
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from fedfactory.files import write_json
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
+from fedfactory.common.files import write_json
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import in_own_process, machine, peak_resident_mib
 from plain_preparation import prepare_plainly
 from scipy import ndimage

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.translator_network import SOURCE, Translator
-from fedfactory.generative.generator import Generator, Style, Synthesis
+from fedfactory.adaptation.networks.translator_network import SOURCE, Translator
+from fedfactory.generative.networks.generator import Generator, Style, Synthesis
 from torch import Tensor
 
 

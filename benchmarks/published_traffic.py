@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from fedfactory.generative.trainer import Factory
-from fedfactory.node.plans import FactoryTrainingPlan
+from fedfactory.node.plans.factory_plan import FactoryTrainingPlan
 
 
 class EverythingTravels(FactoryTrainingPlan):
@@ -16,7 +16,7 @@ class EverythingTravels(FactoryTrainingPlan):
             "import copy",
             "from published_traffic import EverythingTravels",
             "from fedfactory.generative.trainer import Factory",
-            "from fedfactory.node.plans import FactoryTrainingPlan",
+            "from fedfactory.node.plans.factory_plan import FactoryTrainingPlan",
         ]
 
     def init_model(self, model_args) -> Factory:

@@ -19,11 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
+from fedfactory.demo.local_federation import LocalFederation
 from fedfactory.generative import FactoryConfig
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.researcher.local_federation import LocalFederation
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 
 TAG = "overhead"
 SIZE = 16  # pixels: many parameters, little to compute

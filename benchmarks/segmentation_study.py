@@ -22,14 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedfactory.adaptation.federated_method import MethodConfig
-from fedfactory.adaptation.gaze import GazeConfig, sets_of_gaze, simulate_fixations
-from fedfactory.adaptation.label_sets import SiteSlices, sets_of_boxes, sets_of_labels, sets_of_presence
-from fedfactory.adaptation.methods import make_method
-from fedfactory.adaptation.weak_labels import CONVERTERS
-from fedfactory.files import write_json
-from fedfactory.node.site_slices import site_slices
-from fedfactory.node.store import SliceStore
+from fedfactory.adaptation.labels.candidate_labels import (
+    SiteSlices,
+    candidates_from_boxes,
+    candidates_from_labels,
+    candidates_from_presence,
+)
+from fedfactory.adaptation.labels.fixations import GazeConfig, candidates_from_fixations, simulate_fixations
+from fedfactory.adaptation.labels.weak_labels import CONVERTERS
+from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.common.files import write_json
+from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from simulated_methods import (
     SITES,
@@ -147,18 +152,24 @@ def slices_of(work: Path, store: SliceStore, kind: str, seed: int) -> SiteSlices
     labels = np.concatenate([store.labels[case.span] for case in store.cases if case.split == "train"])
     if kind == "image":
         presence = np.stack([(labels == value).any(axis=(1, 2)) for value in range(4)], axis=1)
-        sets = sets_of_presence(presence, SIZE, 4)
+        sets = candidates_from_presence(presence, SIZE, 4)
     elif kind == "none":
-        sets = np.zeros_like(dense.sets)
+        sets = np.zeros_like(dense.candidates)
     elif kind in READINGS:
         rng, config = np.random.default_rng(seed), READINGS[kind]
         pairs = zip(labels, dense.images, strict=True)
-        sets = np.stack([sets_of_gaze(simulate_fixations(one > 0, rng), image, config) for one, image in pairs])
+        sets = np.stack(
+            [candidates_from_fixations(simulate_fixations(one > 0, rng), image, config) for one, image in pairs]
+        )
         kind = "gaze"
     else:
         rng = np.random.default_rng(seed)
         weak = np.stack([CONVERTERS[kind](one, rng) for one in labels])
-        sets = np.stack([sets_of_boxes(one, 4) for one in weak]) if kind == "box" else sets_of_labels(weak, 4)
+        sets = (
+            np.stack([candidates_from_boxes(one, 4) for one in weak])
+            if kind == "box"
+            else candidates_from_labels(weak, 4)
+        )
     return SiteSlices(dense.images, sets, np.repeat(kind, len(labels)), store.classes)
 
 

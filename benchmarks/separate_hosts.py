@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedfactory.files import write_json
+from fedfactory.common.files import write_json
 from fedfactory.generative import FactoryConfig
 from fedfactory.researcher.run_state import RunState
 from measuring import machine

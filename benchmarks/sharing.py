@@ -30,27 +30,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from fedfactory.adaptation.adapt import adapt, draw_slices, lessons
-from fedfactory.adaptation.branch_training import train_label_branch
-from fedfactory.adaptation.plausibility import explained_intensity
+from fedfactory.adaptation.adapt import adapt, draw_slices, training_set
+from fedfactory.adaptation.explained_intensity import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig
-from fedfactory.files import write_json
+from fedfactory.adaptation.training.label_branch_training import train_label_branch
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.common.files import write_json
+from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.alarm import LITTLE_SHARED, alarms
-from fedfactory.generative.quality import SiteQuality, site_quality
-from fedfactory.generative.sharing import shared_anatomy
-from fedfactory.node.phase_two import train_on_store
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.generative.metrics.alarm import LITTLE_SHARED, alarms
+from fedfactory.generative.metrics.quality import SiteQuality, site_quality
+from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
+from fedfactory.node.labelling import train_on_store
 from fedfactory.node.site_adaptation import EXPLAINED
-from fedfactory.node.store import SliceStore
-from fedfactory.researcher.simulate import CONTRASTS, simulate_site
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from simulated_federation import SimulatedFederation, slices_of
 
 UPDATES = 500  # per site
-LOOKS = 5
+EVALUATIONS = 5
 TEST_SUBJECTS = 6
 CARDIAC_SIDE = 160.0  # mm around the middle of the scan, where the heart is
 SEGMENTERS = {
@@ -208,7 +208,7 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
         (alone,) = adapt(store.format, domain, drawn, segmenters, facts={})
-        taught = lessons(images, drawn, robust, store.format, domain, segmenters)
+        taught = training_set(images, drawn, robust, store.format, domain, segmenters)
         (both,) = adapt(store.format, domain, taught, segmenters, facts={})
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
@@ -236,7 +236,7 @@ def train_factory(stores: dict[str, SliceStore], name: str, seed: int, times: in
         for _ in range(count):
             federation.run_round(updates)
             number += 1
-            if number % max(1, rounds // LOOKS) == 0:
+            if number % max(1, rounds // EVALUATIONS) == 0:
                 looks.append({"round": number, **look(federation)})
     generator = federation.generator
     TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {}).save(work / f"{name}.factory.safetensors")

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
-from fedfactory.generative.generator import Generator
+from fedfactory.generative.networks.generator import Generator
 from fedfactory.generative.trainer import TrainerState, make_optimizers
-from fedfactory.node.store import SliceStore
+from fedfactory.node.store.slice_store import SliceStore
 
 PREFIX = "generator."
 
@@ -116,7 +116,7 @@ def slices_of(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def distance_to_real(generator: Generator, store: SliceStore, domain: int, part: str, samples: int = 400) -> float:
     """Kernel distance of synthetic slices to real ones of a part of the store, under equal heights."""
-    from fedfactory.generative.quality import kernel_distance, random_features
+    from fedfactory.generative.metrics.quality import kernel_distance, random_features
 
     rng = torch.Generator().manual_seed(7)
     chosen = store.slices(part)

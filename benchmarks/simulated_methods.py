@@ -16,15 +16,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from fedfactory.adaptation.federated_method import FederatedMethod, Place, Report, Visit
-from fedfactory.adaptation.label_sets import SiteSlices
+from fedfactory.adaptation.labels.candidate_labels import SiteSlices
+from fedfactory.adaptation.methods.federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.files import write_json
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.site_slices import held_out_scores
-from fedfactory.node.store import SliceStore
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.common.files import write_json
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.plans.site_slices import held_out_scores
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 
 SITES = ("a", "b", "c")
 SIZE, SIDE = 32, 160.0  # pixels, and mm around the middle of the scan, where the heart is
@@ -48,23 +49,23 @@ def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str,
     models = [method.build() for _ in sites]
     optimizers = [method.optimizers(model) for model in models]
     states: list[dict[str, Any]] = [{} for _ in sites]
-    stays = method.keeps(models[0])
+    stays = method.local_parameters(models[0])
     shared = {name: value.clone() for name, value in models[0].state_dict().items() if name not in stays}
     num_bytes = sum(value.nbytes for value in shared.values())
     history = []
     for number in range(1, method.config.rounds + 1):
-        reports: dict[int, Report] = {}
+        site_updates: dict[int, SiteUpdate] = {}
         sent = {}
         for index, (site, model) in enumerate(zip(sites, models, strict=True)):
             model.load_state_dict(shared, strict=False)
-            visit = Visit(
+            site_round = SiteRound(
                 model, optimizers[index], site.data, index, number, states[index],
                 network=site.network, public=site.public, modalities=site.modalities,
             )  # fmt: skip
-            reports[index] = method.train_round(visit)
+            site_updates[index] = method.train_round(site_round)
             sent[index] = {k: value.detach().clone() for k, value in model.state_dict().items() if k not in stays}
-        shared, shares = method.combine(reports, sent.__getitem__, shared)
-        history.append([{**_dictionary(report), "share": shares[index]} for index, report in reports.items()])
+        shared, shares = method.aggregate(site_updates, sent.__getitem__, shared)
+        history.append([{**_dictionary(report), "share": shares[index]} for index, report in site_updates.items()])
     scores = {"own": _scores(method, sites, models, states)}
     if method.has_average:
         for model in models:
@@ -159,8 +160,8 @@ def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, s
     for index, (site, model) in enumerate(zip(sites, models, strict=True)):
         found = []
         for modality, store in site.tests.items():
-            place = Place(site=index, network=site.network, modality=modality)
-            network = method.segmenter(copy.deepcopy(model), place, states[index] if states else None)
+            context = SiteContext(site=index, network=site.network, modality=modality)
+            network = method.segmenter(copy.deepcopy(model), context, states[index] if states else None)
             card = {"classes": method.config.classes, "config": {"network": "federated"}}
             found.append(held_out_scores(store, Segmenter(network, store.format, card)))
         row = {key: float(np.mean([one[key] for one in found])) for key in ("dice", "hd95")}
@@ -168,11 +169,11 @@ def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, s
     return [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
 
 
-def _dictionary(report: Report) -> dict[str, float | None]:
+def _dictionary(report: SiteUpdate) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in report.to_dict().items()}
 
 
 def _cases(folder: Path, site: str) -> list[tuple[Any, str]]:
-    from fedfactory.sources import find_cases
+    from fedfactory.imaging.cases import find_cases
 
     return [(case, part) for part in ("train", "test") for case in find_cases(folder / f"site_{site}" / part).cases]

@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 from factory_step import configuration
-from fedfactory.adaptation.label_branch import LabelBranch
+from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.labelled_factory import LabelledFactory
-from fedfactory.adaptation.networks import build_network
+from fedfactory.adaptation.networks.architectures import build_network
+from fedfactory.adaptation.networks.label_branch import LabelBranch
+from fedfactory.adaptation.networks.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig
-from fedfactory.adaptation.translator_network import SOURCE, EncoderConfig, Translator
-from fedfactory.files import write_json
-from fedfactory.generate_volumes import Drawing, generate_volumes
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, TrainedFactory
-from fedfactory.generative.generator import Synthesis
-from fedfactory.slicing import SliceFormat
+from fedfactory.generative.networks.generator import Synthesis
+from fedfactory.imaging.slice_format import SliceFormat
 from measuring import in_own_process, machine, peak_resident_mib
 from plain_twin import make_plain
 from published_synthesis import PublishedSynthesis
@@ -103,7 +103,7 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
     fmt = SliceFormat(size=arguments.size, spacing=1.0, window=(-1.0, 1.0), z_bins=config.z_bins)
     facts = {"classes": CLASSES, "config": {"network": SegmenterConfig().network}}
     robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, facts)
-    card = {"classes": CLASSES, "labelled_domain": DOMAIN, "agreement": 0.0, "judged_on": "nothing"}
+    card = {"classes": CLASSES, "labelled_domain": DOMAIN, "agreement": 0.0, "validated_on": "nothing"}
     card["labels_from"] = dict.fromkeys(config.domains, "own")
     trained = TrainedFactory(factory.generator, {}, 1.0, 145.0, {}, {})
     LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")

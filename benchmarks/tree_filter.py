@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedfactory.adaptation.gated_crf import gated_crf
-from fedfactory.adaptation.tree_energy import Forest, spanning_forest, tree_energy, tree_filter
-from fedfactory.files import write_json
+from fedfactory.adaptation.losses.gated_crf import gated_crf
+from fedfactory.adaptation.losses.tree_energy import Forest, spanning_forest, tree_energy, tree_filter
+from fedfactory.common.files import write_json
 from measuring import machine
 from scipy.ndimage import gaussian_filter
 from torch import Tensor

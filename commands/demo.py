@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .shell import Seed, console
+from .terminal import Seed, console
 
 commands = typer.Typer()
 
@@ -25,7 +25,7 @@ def demo(
     Three real Fed-BioMed nodes and a researcher as local processes, simulated subjects, Dice tables.
     """
     with console.status("loading"):
-        from ..researcher.demo import run_demo
+        from ..demo.demo import run_demo
 
     result = run_demo(out, sites=sites, seed=seed, preset=preset)
     table = Table("site", "no adaptation", "augmentation only", "adapted", "oracle", title="mean foreground Dice")

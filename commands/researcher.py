@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ..common.files import refuse_existing, write_json
 from ..errors import UsageError
-from ..files import refuse_existing, write_json
-from .shell import Seed, console, print_alarms, quiet_framework
+from .terminal import Seed, console, print_alarms, quiet_framework
 
 if TYPE_CHECKING:
     from ..researcher.segmentation import SegmentationResult
@@ -127,7 +127,7 @@ def train(
 @commands.command()
 def methods() -> None:
     """The methods of federated segmentation, and what leaves a site with each."""
-    from ..adaptation.methods import METHODS
+    from ..adaptation.methods.registry import METHODS
 
     table = Table("method", "", "")
     for name, kind in METHODS.items():
@@ -242,8 +242,8 @@ def adapt_remote(
     seed: Seed = 0,
 ) -> None:
     """Phase two at sites that a researcher reaches by Fed-BioMed alone; each keeps its segmenter."""
-    from ..adaptation.segmenter_training import SegmenterConfig
-    from ..adaptation.translator import TranslatorConfig
+    from ..adaptation.training.segmenter_training import SegmenterConfig
+    from ..adaptation.training.translator_training import TranslatorConfig
     from ..node.site_adaptation import Adaptation
     from ..researcher.remote_adaptation import adapt_remotely
 

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__
 from ..errors import UsageError
-from .shell import console, quiet_framework
+from .terminal import console, quiet_framework
 
 commands = typer.Typer(help="Register data and approve plans at a node.", no_args_is_help=True)
 

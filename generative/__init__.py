@@ -2,8 +2,8 @@
 
 from .config import FactoryConfig
 from .factory_file import TrainedFactory, load_factory
-from .generator import Generator
-from .networks import make_discriminator, make_generator
+from .networks.build import make_discriminator, make_generator
+from .networks.generator import Generator
 from .trainer import Factory, FactoryTrainer
 
 __all__ = [

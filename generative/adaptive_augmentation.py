@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .resampling import resample
+from .networks.resampling import resample
 
 # Orthonormal wavelet low-pass of 12 taps (symlet 6); the sum is sqrt(2).
 LOW_PASS = (

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
-from .checkpoint import load_strictly, read_weights, write_weights
 from .config import FactoryConfig
-from .discriminator import Discriminator
-from .generator import Generator
-from .networks import make_discriminator, make_generator
+from .networks.build import make_discriminator, make_generator
+from .networks.discriminator import Discriminator
+from .networks.generator import Generator
 
 KIND = "factory"
 

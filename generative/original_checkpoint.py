@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.weights_file import load_strictly
 from ..errors import CheckpointError, ConfigError, UsageError
-from .checkpoint import load_strictly
 from .config import PRESETS, FactoryConfig
 from .factory_file import TrainedFactory
-from .networks import make_discriminator, make_generator
-from .resampling import TAPS
+from .networks.build import make_discriminator, make_generator
+from .networks.resampling import TAPS
 
 PUBLISHED_Z_BINS = 29
 DECODER = "module.decoder."  # where phase two keeps its generator

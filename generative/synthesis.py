@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .config import FactoryConfig
-from .generator import Generator, Style, Synthesis
+from .networks.generator import Generator, Style, Synthesis
 
 # Pixels of the slices that are synthesised at once. On a processor small groups stay in its cache: at 64 px, a slice in
 # a group of 8 takes half as long as in one of 32.

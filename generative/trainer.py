@@ -13,7 +13,6 @@ from torch.nn.utils import get_total_norm
 from ..errors import ConfigError, TrainingError
 from .adaptive_augmentation import AugmentationStrength, augment
 from .config import FactoryConfig
-from .generator import Generator, Style
 from .losses import (
     discriminator_logistic,
     generator_non_saturating,
@@ -22,7 +21,8 @@ from .losses import (
     r1_penalty,
     squared_angle,
 )
-from .networks import make_discriminator, make_generator
+from .networks.build import make_discriminator, make_generator
+from .networks.generator import Generator, Style
 
 ADAM_BETAS = (0.0, 0.99)
 ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; the others train the networks to do without

@@ -16,15 +16,22 @@ from torch import Tensor
 from .. import __version__
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import foreground_dice
+from ..common.files import atomic_folder, refuse_existing, sha256_of, write_json
+from ..common.html_pages import picture, write_page
+from ..common.progress import track
 from ..errors import StoreError
-from ..files import atomic_folder, refuse_existing, sha256_of, write_json
-from ..generative.fidelity import Estimate, attack_auc, copying_ratio, frechet_distance, nearest, precision_and_recall
-from ..generative.quality import kernel_distance, layout_agreement, random_features
+from ..generative.metrics.fidelity import (
+    Estimate,
+    attack_auc,
+    copying_ratio,
+    frechet_distance,
+    nearest,
+    precision_and_recall,
+)
+from ..generative.metrics.quality import kernel_distance, layout_agreement, random_features
 from ..generative.synthesis import slice_heights
-from ..pages import picture, write_page
-from ..progress import track
-from .split import SPLITS
-from .store import SliceStore
+from .store.patient_split import SPLITS
+from .store.slice_store import SliceStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

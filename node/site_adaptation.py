@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adaptation.adapt import adapt, draw_slices, lessons, mix, read_synthetic
+from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
-from ..adaptation.networks import dimensions
-from ..adaptation.plausibility import explained_intensity
+from ..adaptation.networks.architectures import dimensions
+from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
-from ..adaptation.segmenter_training import SegmenterConfig
-from ..adaptation.training_loop import LoopConfig
-from ..adaptation.translator import TranslatorConfig, train_translator
-from ..adaptation.translator_network import EncoderConfig
+from ..adaptation.training.segmenter_training import SegmenterConfig
+from ..adaptation.training.training_loop import LoopConfig
+from ..adaptation.training.translator_training import TranslatorConfig, train_translator
 from ..errors import ConfigError, StoreError, UsageError
-from ..generative.alarm import alarms
-from ..generative.quality import site_quality
-from ..generative.sharing import shared_anatomy
-from .phase_two import labelled_slices
-from .store import SliceStore
+from ..generative.metrics.alarm import alarms
+from ..generative.metrics.quality import site_quality
+from ..generative.metrics.shared_anatomy import shared_anatomy
+from .labelling import labelled_slices
+from .store.slice_store import SliceStore
 
 ENGINES = ("segmenter", "translator")
-LOOKS = 5  # at a training whose states are judged
-JUDGED = 10  # synthetic subjects they are judged by
+EVALUATIONS = 5  # at a training whose states are validation
+VALIDATION_SAMPLES = 10  # synthetic subjects they are judged by
 FAR = 1_000_000  # from the seeds of those that are trained on
 EXPLAINED = 0.85  # of what the first guess explains; good runs had 1.07 and more, bad ones .65 at most
 
@@ -59,8 +59,8 @@ class Adaptation:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"engine is '{self.engine}'; choose one of {', '.join(ENGINES)}")
-        if self.volumes < 1 or not 1 <= self.keep <= LOOKS or self.patience < 0:
-            raise ConfigError(f"volumes must be at least 1, keep from 1 to {LOOKS}, patience not negative")
+        if self.volumes < 1 or not 1 <= self.keep <= EVALUATIONS or self.patience < 0:
+            raise ConfigError(f"volumes must be at least 1, keep from 1 to {EVALUATIONS}, patience not negative")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"translator": self.translator.to_dict()}
@@ -81,11 +81,13 @@ class Adaptation:
 
     @property
     def choosing(self) -> bool:
-        """Whether states are judged."""
+        """Whether states are validation."""
         return self.keep > 1 or self.patience > 0 or self.engine == "translator"
 
     def loop(self, folder: Path | None) -> LoopConfig:
-        return LoopConfig(looks=LOOKS if self.choosing else 1, keep=self.keep, patience=self.patience, folder=folder)
+        return LoopConfig(
+            evaluations=EVALUATIONS if self.choosing else 1, keep=self.keep, patience=self.patience, folder=folder
+        )
 
 
 def adapt_site(
@@ -119,7 +121,7 @@ def adapt_site(
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices to adapt to")
     few = _one_slice_each(store) if adaptation.one_target_slice else None
-    labelled, judged = None, None
+    labelled, validation = None, None
     if factory_file is not None:
         labelled = factory_file if isinstance(factory_file, LabelledFactory) else LabelledFactory.load(factory_file)
         labelled.factory.config.domain_index(store.domain)
@@ -138,14 +140,14 @@ def adapt_site(
     else:
         config = adaptation.segmenter
         if labelled is not None:
-            data, judged = _drawn(store, labelled, adaptation)
+            data, validation = _drawn(store, labelled, adaptation)
         else:
             data = read_synthetic(synthetic, store.domain)
             _require_classes(few, data.classes, store)
             if adaptation.choosing:
-                data, judged = _held_back(data)
+                data, validation = _held_back(data)
         own = _own(store, data.classes) if config.self_training else None
-        options = {"own": own, "few": few, "judged": judged, "loop": loop, "device": device}
+        options = {"own": own, "few": few, "validation": validation, "loop": loop, "device": device}
         made = adapt(store.format, store.domain, data, config, facts=facts, **options)
     if labelled is not None:
         for one in made:
@@ -167,10 +169,10 @@ def _drawn(
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     own = _own(store, drawn.classes)
     where = (store.format, store.domain, adaptation.segmenter)
-    data = lessons(own.images, drawn, labelled.robust, *where, own.volume)
+    data = training_set(own.images, drawn, labelled.robust, *where, own.volume)
     if not adaptation.choosing:
         return data, None
-    return data, draw_slices(labelled, store.domain, volumes=JUDGED, seed=seed + FAR, slices=slices)
+    return data, draw_slices(labelled, store.domain, volumes=VALIDATION_SAMPLES, seed=seed + FAR, slices=slices)
 
 
 def _translators(
@@ -182,12 +184,12 @@ def _translators(
 ) -> list[Segmenter]:
     config, home = adaptation.translator, labelled.card["labelled_domain"]
     source = draw_slices(labelled, home, volumes=adaptation.volumes, seed=config.seed)
-    judged = draw_slices(labelled, home, volumes=JUDGED, seed=config.seed + FAR)
+    validation = draw_slices(labelled, home, volumes=VALIDATION_SAMPLES, seed=config.seed + FAR)
     own = store.images[store.slices("train")]
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "judged": judged, "own": own, "few": few, **training}
+    options = {"source": source, "validation": validation, "own": own, "few": few, **training}
     return train_translator(labelled, store.domain, store.format, config, **options)
 
 
@@ -232,7 +234,7 @@ def _held_back(data: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices]:
     """All but a tenth of the volumes, and that tenth. Raises: UsageError for a single volume."""
     numbers = np.unique(data.volume)
     if len(numbers) < 2:
-        raise UsageError("states can only be judged with at least two synthetic volumes")
+        raise UsageError("states can only be validation with at least two synthetic volumes")
     last = np.isin(data.volume, numbers[-max(1, len(numbers) // 10) :])
     return data.part(~last), data.part(last)
 

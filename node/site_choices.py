@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adaptation.names import check_architecture, check_modality
+from ..adaptation.networks.network_names import check_architecture, check_modality
+from ..common.files import write_json
 from ..errors import StoreError, UsageError
-from ..files import write_json
-from .store import SliceStore
+from .store.slice_store import SliceStore
 
 CHOICES = ".choices.json"
 

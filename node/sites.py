@@ -11,12 +11,13 @@ from typing import Any
 
 from .. import __file__ as fedfactory_file
 from .. import __version__
+from ..common.files import sha256_of
 from ..errors import FederationError, UsageError
-from ..files import sha256_of
 from .fedbiomed_hooks import open_node, pending_plans
 from .site_choices import SiteChoices
-from .store import SliceStore
+from .store.slice_store import SliceStore
 
+ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
 MIN_TAG = 3  # Fed-BioMed's own limit
 INTRODUCTION = "fedfactory slice store "
 CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all sites of an experiment should share
@@ -88,9 +89,8 @@ def read_facts(description: str) -> dict[str, Any] | None:
 def package_fingerprint() -> dict[str, str]:
     """SHA-256 of every module of the installed package by path: what an approved plan will call."""
     root = Path(fedfactory_file).parent
-    rooms = ("generative", "adaptation", "node", "researcher")
-    modules = [*root.glob("*.py"), *(path for room in rooms for path in (root / room).glob("*.py"))]
-    return {str(p.relative_to(root)): sha256_of(p) for p in sorted(modules)}
+    modules = [*root.glob("*.py"), *(path for room in ROOMS for path in (root / room).rglob("*.py"))]
+    return {path.relative_to(root).as_posix(): sha256_of(path) for path in sorted(modules)}
 
 
 def digest_of_all(files: dict[str, str]) -> str:

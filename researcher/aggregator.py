@@ -10,12 +10,12 @@ import torch
 from fedbiomed.researcher.aggregators import Aggregator, FedAverage
 from torch import Tensor
 
+from ..common.weights_file import read_weights, write_weights
 from ..errors import FederationError
-from ..generative.checkpoint import read_weights, write_weights
 from ..generative.config import FactoryConfig
 from ..generative.trainer import GENERATOR
-from ..node.plans import owned_parameters
-from ..node.transport import restore
+from ..node.plans.factory_plan import owned_parameters
+from ..node.plans.transport import restore
 
 AVERAGE_FILE, AVERAGE_KIND = "average.safetensors", "moving average"
 
@@ -52,7 +52,7 @@ class FactoryAverage(FedAverage):
             factors[node] = {"aggregator_name": self.aggregator_name, "row_factor": total / own}
         return factors
 
-    def hear(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+    def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
         """Remember domain and number of slices of the sites that answered."""
         for node, reply in replies.items():
             self.sizes[node] = (reply["optimizer_args"]["domain"], reply["sample_size"])
@@ -157,5 +157,5 @@ class NoAverage(Aggregator):
     ) -> Mapping[str, Tensor]:
         return kwargs["global_model"]
 
-    def hear(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
+    def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
         """Nothing is remembered of a site."""

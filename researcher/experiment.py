@@ -107,11 +107,11 @@ def factory_experiment(
     from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
 
     from ..node.fedbiomed_hooks import SECAGG_RANGE
+    from ..node.plans.transport import TRANSPORTS
     from ..node.sites import read_facts
-    from ..node.transport import TRANSPORTS
     from .aggregator import FactoryAverage
+    from .plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
     from .strategy import WEIGHTINGS, FactoryStrategy
-    from .wire_plan import FactoryPlan, SharedDiscriminatorPlan
 
     if rounds < 1 or updates_per_round < 1 or min_nodes < 1 or (nodes_per_round is not None and nodes_per_round < 1):
         raise UsageError("rounds, updates per round and numbers of nodes must be at least 1")
@@ -244,7 +244,7 @@ def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str,
     with surviving_rounds(timeout):
         guarded(experiment.run_once, f"round {number + 1} failed")
     replies = experiment.training_replies()[number]
-    experiment.aggregator().hear(replies)
+    experiment.aggregator().receive_replies(replies)
     if before is not None:  # the framework averages encrypted weights itself
         experiment.aggregator().follow(experiment.training_plan().after_training_params(), before, sites=len(replies))
     return {

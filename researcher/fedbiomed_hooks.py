@@ -17,7 +17,7 @@ from fedbiomed.researcher.requests import RequestPolicy, Requests
 from fedbiomed.transport.node_agent import NodeActiveStatus
 from torch import Tensor
 
-from ..node.transport import restore
+from ..node.plans.transport import restore
 
 UPDATE_FILE = "params_round{round}_{node}.mpk"
 

@@ -64,11 +64,11 @@ def adaptation_experiment(
     """
     from fedbiomed.researcher.federated_workflows import Experiment
 
-    from ..node.adaptation_plan import LabelledFactoryNetworks
+    from ..node.plans.adaptation_plan import LabelledFactoryNetworks
     from .aggregator import NoAverage
     from .experiment import guarded
+    from .plans.factory_plans import AdaptationPlan
     from .strategy import FactoryStrategy
-    from .wire_plan import AdaptationPlan
 
     options = {
         "tags": [tag],

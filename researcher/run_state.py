@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..common.files import write_json
 from ..errors import CheckpointError, UsageError
-from ..files import write_json
-from ..generative.alarm import alarms
 from ..generative.config import FactoryConfig
-from ..generative.quality import SiteQuality
+from ..generative.metrics.alarm import alarms
+from ..generative.metrics.quality import SiteQuality
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..adaptation.federated_method import MethodConfig, Place
-from ..adaptation.methods import make_method, method_named
+from ..adaptation.methods.federated_method import MethodConfig, SiteContext
+from ..adaptation.methods.registry import make_method, method_named
 from ..adaptation.segmenter import FEDERATED, Segmenter
+from ..common.files import atomic_file, refuse_existing, write_json
+from ..common.progress import track
+from ..common.weights_file import write_weights
 from ..errors import FederationError, UsageError
-from ..files import atomic_file, refuse_existing, write_json
-from ..generative.checkpoint import write_weights
+from ..node.plans.site_slices import site_slices
 from ..node.site_choices import digest
-from ..node.site_slices import site_slices
 from ..node.sites import read_facts
-from ..node.store import SliceStore
-from ..progress import track
+from ..node.store.slice_store import SliceStore
 from .agreement import other_conventions
 from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
 
@@ -79,7 +79,7 @@ def train_method(
     Every site keeps its own segmenter and the average beside its store.
 
     Args:
-        method: see `fedfactory.adaptation.methods`.
+        method: see `fedfactory.adaptation.methods.registry`.
         out: new folder.
         researcher: Fed-BioMed researcher component. tag: of the nodes' data sets.
         min_nodes: nodes to wait for, and answers a round needs.
@@ -105,16 +105,16 @@ def train_method(
         if number > rounds:  # the last average has been seen by no site yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
-        reports = run_round(experiment, round_timeout)
-        for node, report in reports.items():
+        site_updates = run_round(experiment, round_timeout)
+        for node, report in site_updates.items():
             report["share"] = experiment.aggregator().shares.get(node, 0.0)
             known = {key: value for key, value in report.items() if not _missing(value)}
             if number > rounds:  # what a round of training said of the site's own model stays
                 known = {key: value for key, value in known.items() if key.startswith("global_")}
             result.rows[node] |= known
-        result.history.append({node: _jsonable(report) for node, report in reports.items()})
+        result.history.append({node: _jsonable(report) for node, report in site_updates.items()})
         if report_round is not None:
-            report_round(number, reports)
+            report_round(number, site_updates)
     result.seconds = time.monotonic() - began
     _write(result, experiment, out, shared)
     return result
@@ -218,8 +218,8 @@ def method_experiment(
     """
     from fedbiomed.researcher.federated_workflows import Experiment
 
-    from .method_average import MethodAverage
-    from .method_plans import PLANS
+    from .method_aggregator import MethodAverage
+    from .plans.segmentation_plans import PLANS
     from .strategy import FactoryStrategy
 
     method, nodes = make_method(config), sorted(facts)
@@ -281,7 +281,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, public
     if rules.server is not None:
         card = {
             "classes": result.config.classes,
-            "config": {"network": FEDERATED, "method": result.config.to_dict(), "place": asdict(Place())},
+            "config": {"network": FEDERATED, "method": result.config.to_dict(), "context": asdict(SiteContext())},
             "domain": public.domain,
         }
         Segmenter(rules.server, public.format, card).save(out / SERVER)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..common.files import atomic_file, refuse_existing
+from ..common.progress import track
 from ..errors import QuorumError, UsageError
-from ..files import atomic_file, refuse_existing
 from ..generative.config import FactoryConfig
 from ..generative.factory_file import TrainedFactory, load_factory
-from ..generative.generator import Generator
-from ..generative.networks import make_generator
-from ..generative.sharing import shared_anatomy
+from ..generative.metrics.shared_anatomy import shared_anatomy
+from ..generative.networks.build import make_generator
+from ..generative.networks.generator import Generator
 from ..generative.trainer import GENERATOR
-from ..progress import track
 from .agreement import agreeing_nodes
 from .experiment import (
     change_stage,

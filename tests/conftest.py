@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedfactory.adaptation.label_branch import LabelBranch
 from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
 from helpers import (
@@ -65,7 +65,7 @@ def labelled(trained):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    card["judged_on"] = "nothing"
+    card["validated_on"] = "nothing"
     card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
     return LabelledFactory(trained, [branch], untrained_segmenter(), card)
 
@@ -86,8 +86,8 @@ def site(tmp_path):
 @pytest.fixture
 def store(site, tmp_path):
     """Its slice store for `config`."""
-    from fedfactory.node.prepare import prepare
-    from fedfactory.node.prepare_config import PrepareConfig
+    from fedfactory.node.store.prepare import prepare
+    from fedfactory.node.store.prepare_config import PrepareConfig
 
     return prepare(site, tmp_path / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store
 
@@ -95,9 +95,9 @@ def store(site, tmp_path):
 @pytest.fixture(scope="session")
 def unapproved(tmp_path_factory, config):
     """Three running nodes with a store each, nothing approved yet; patients' names are in every path and case."""
-    from fedfactory.node.prepare import prepare
-    from fedfactory.node.prepare_config import PrepareConfig
-    from fedfactory.researcher.local_federation import LocalFederation
+    from fedfactory.demo.local_federation import LocalFederation
+    from fedfactory.node.store.prepare import prepare
+    from fedfactory.node.store.prepare_config import PrepareConfig
 
     folder = tmp_path_factory.mktemp("federation")
     with LocalFederation(folder, list(SITES)) as running:

@@ -14,14 +14,15 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
-from fedfactory.adaptation.federated_method import FederatedMethod, MethodConfig, Visit
-from fedfactory.adaptation.gaze import simulate_fixations
-from fedfactory.adaptation.label_sets import SiteSlices, sets_of_labels
-from fedfactory.adaptation.methods import make_method
+from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
+from fedfactory.adaptation.labels.fixations import simulate_fixations
+from fedfactory.adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteRound
+from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig
-from fedfactory.slicing import UNLABELLED, SliceFormat
-from fedfactory.volumes import Volume, write_volume
+from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.volume_files import write_volume
+from fedfactory.imaging.volumes import Volume
 from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
@@ -199,7 +200,7 @@ def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
 
 def site(kind="dense", count=12, seed=0) -> SiteSlices:
     images, labels = squares(count, seed)
-    sets = sets_of_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
+    sets = candidates_from_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
     return SiteSlices(images, sets, np.array([kind] * count), 3)
 
 
@@ -207,10 +208,10 @@ def method_of(name, **changes) -> FederatedMethod:
     return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
 
 
-def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> Visit:
+def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> SiteRound:
     """A round at a site that has all that any method asks for."""
     model = method.build() if model is None else model
-    return Visit(
+    return SiteRound(
         model, method.optimizers(model), data, index, number, {} if kept is None else kept,
         public=site(), modalities={"ct": data},
     )  # fmt: skip

@@ -8,10 +8,16 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.errors import StoreError
-from fedfactory.generative.fidelity import attack_auc, copying_ratio, frechet_distance, nearest, precision_and_recall
+from fedfactory.generative.metrics.fidelity import (
+    attack_auc,
+    copying_ratio,
+    frechet_distance,
+    nearest,
+    precision_and_recall,
+)
 from fedfactory.node.audit import Slices, audit, audit_factory
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import PATIENT, write_site
 
 SIDE, BINS = 32, 4

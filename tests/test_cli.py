@@ -9,8 +9,8 @@ from pathlib import Path
 import fedfactory
 import pytest
 import torch
-from fedfactory.adaptation.label_branch import LabelBranch
 from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.cli import main
 from helpers import ball_volume, untrained_segmenter, write_site
 
@@ -31,7 +31,7 @@ def labelled_file(trained, tmp_path):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    card["judged_on"] = "nothing"
+    card["validated_on"] = "nothing"
     card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
     LabelledFactory(trained, [branch], untrained_segmenter(), card).save(tmp_path / "factory" / "labelled.safetensors")
     return tmp_path / "factory" / "labelled.safetensors"
@@ -65,7 +65,7 @@ def test_lower_rooms_run_without_the_federation(room):
 
 
 def test_the_original_flags_of_generate_volumes_work_as_a_script(labelled_file, tmp_path):
-    script = Path(fedfactory.__file__).parent / "generate_volumes.py"
+    script = Path(fedfactory.__file__).parent / "adaptation/generate_volumes.py"
     words = ["--ckpt_dir", labelled_file.parent, "--label", 1, "--n_volumes", 2, "--slices_in_one_z", 3]
     words += ["--n_segmentation_labels", 3, "--out_dir", tmp_path / "out", "--z_depth", 4, "--batch_size", 4]
     words += ["--device", "cpu", "--n_domains", 2, "--remove_largest_components"]
@@ -105,7 +105,7 @@ def test_a_site_can_go_from_volumes_to_scores_by_commands_alone(tmp_path, capsys
     adapt = ["adapt", "--store", tmp_path / "store", "--factory", labelled_file, "--updates", 2]
     assert run(*adapt, "--out", tmp_path / "model.safetensors") == 0
     for number in range(2):
-        from fedfactory.volumes import write_volume
+        from fedfactory.imaging.volume_files import write_volume
 
         write_volume(tmp_path / "images" / f"case{number}.nii.gz", ball_volume(seed=number)[0])
     images = sorted((tmp_path / "images").iterdir())

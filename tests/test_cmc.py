@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.cmc_losses import (
+from fedfactory.adaptation.losses.cmc_losses import (
     DESCRIPTORS,
     channel_consistency,
     class_agreement,
     contrast,
     prototype_agreement,
 )
-from fedfactory.adaptation.federated_method import Place, Report
-from fedfactory.adaptation.methods import make_method
-from fedfactory.adaptation.modality_network import ChannelAttention, ModalityUNet, modality_of
+from fedfactory.adaptation.methods.federated_method import SiteContext, SiteUpdate
+from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.networks.modality_network import ChannelAttention, ModalityUNet, modality_of
 from fedfactory.errors import ConfigError, NodeDataError
 from helpers import CONFIG, site, visit_of
 
@@ -165,7 +165,7 @@ def test_one_modality_is_fused_with_itself():
     method = cmc()
     alone = method.outputs(model, {"ct": images})["ct"][0]
     torch.testing.assert_close(alone, model(images, "ct"))
-    torch.testing.assert_close(method.segmenter(model, Place(modality="ct"))(images), alone)
+    torch.testing.assert_close(method.segmenter(model, SiteContext(modality="ct"))(images), alone)
     both = method.outputs(model, {"ct": images, "mri": slices(seed=5)})["ct"][0]
     assert not torch.allclose(both, alone)
     with pytest.raises(ValueError, match="equal sizes"):
@@ -175,40 +175,40 @@ def test_one_modality_is_fused_with_itself():
 @pytest.mark.parametrize("held", [("ct",), ("mri",), BOTH])
 def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
     method = cmc(start=0.0)
-    visit = visit_of(method, site())
-    visit.modalities = {name: site(seed=n) for n, name in enumerate(held)}
-    before = copy.deepcopy(visit.model.state_dict())
-    report = method.train_round(visit)
+    site_round = visit_of(method, site())
+    site_round.modalities = {name: site(seed=n) for n, name in enumerate(held)}
+    before = copy.deepcopy(site_round.model.state_dict())
+    report = method.train_round(site_round)
     assert report.samples == 12 * len(held) and math.isfinite(report.loss)
     assert report.numbers == {f"held_{name}": 12.0 for name in held}
-    moved = {name for name, value in visit.model.state_dict().items() if not torch.equal(before[name], value)}
+    moved = {name for name, value in site_round.model.state_dict().items() if not torch.equal(before[name], value)}
     assert {modality_of(name) for name in moved} - {None} == set(held)
 
 
 def test_slices_without_labels_wait_for_their_time():
     method = cmc(start=0.5)
-    visit = visit_of(method, site("none"))
-    assert method.train_round(visit).samples == 0
-    visit.number = 3
-    assert method.train_round(visit).samples == 12
+    site_round = visit_of(method, site("none"))
+    assert method.train_round(site_round).samples == 0
+    site_round.number = 3
+    assert method.train_round(site_round).samples == 12
 
 
 def test_each_modality_is_averaged_over_the_sites_that_have_it():
     method = cmc()
     before = method.build().state_dict()
     sent = {n: {name: torch.full_like(value, float(n + 1)) for name, value in before.items()} for n in range(3)}
-    reports = {
-        0: Report(20, 1.0, {"held_ct": 10.0, "held_mri": 10.0}),
-        1: Report(30, 1.0, {"held_ct": 30.0}),
-        2: Report(0, math.nan),
+    site_updates = {
+        0: SiteUpdate(20, 1.0, {"held_ct": 10.0, "held_mri": 10.0}),
+        1: SiteUpdate(30, 1.0, {"held_ct": 30.0}),
+        2: SiteUpdate(0, math.nan),
     }
-    after, shares = method.combine(reports, sent.__getitem__, before)
+    after, shares = method.aggregate(site_updates, sent.__getitem__, before)
     assert shares == {0: 0.4, 1: 0.6, 2: 0.0}
     assert float(after["head.bias"][0]) == pytest.approx(0.4 * 1 + 0.6 * 2)
     assert float(after["down.0.first.norms.ct.weight"][0]) == pytest.approx(0.25 * 1 + 0.75 * 2)
     assert float(after["down.0.first.norms.mri.weight"][0]) == pytest.approx(1.0)
-    without = {1: reports[1], 2: reports[2]}
-    after, _ = method.combine(without, sent.__getitem__, before)
+    without = {1: site_updates[1], 2: site_updates[2]}
+    after, _ = method.aggregate(without, sent.__getitem__, before)
     name = "down.0.first.norms.mri.weight"
     assert torch.equal(after[name], before[name])  # nobody has it: it stays as it was
 
@@ -223,11 +223,11 @@ def test_fusion_learns_both_with_and_without_the_other_modality():
 
 
 def test_modalities_that_do_not_fit_are_refused():
-    visit = visit_of(cmc(), site())
+    site_round = visit_of(cmc(), site())
     for modalities in ({}, {"pet": site()}, {"ct": site(), "pet": site()}):
-        visit.modalities = modalities
+        site_round.modalities = modalities
         with pytest.raises(NodeDataError, match="modalities"):
-            cmc().train_round(visit)
+            cmc().train_round(site_round)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from fedfactory.adaptation.methods import METHODS
+from fedfactory.adaptation.methods.registry import METHODS
 from fedfactory.cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -14,12 +14,13 @@ from dataclasses import replace
 import pytest
 import torch
 from fedfactory import __version__
+from fedfactory.common.weights_file import read_weights
+from fedfactory.demo.demo import DemoSize, run_demo
+from fedfactory.demo.demo_result import METHODS
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
-from fedfactory.generative.checkpoint import read_weights
-from fedfactory.node.embedding import embed_store
 from fedfactory.node.fedbiomed_hooks import open_node
-from fedfactory.researcher.demo import METHODS, DemoSize, run_demo
+from fedfactory.node.store.embedding import embed_store
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export
 from helpers import CLIP_WIDTH, DOMAINS, PATIENT, SITES, TAG, processes_of, state_files, train, with_head, write_clip
@@ -194,7 +195,7 @@ def test_a_used_folder_is_refused_before_anything_starts(tmp_path):
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
     out = tmp_path / "demo"
     code = (
-        "from fedfactory.researcher.demo import *; from pathlib import Path; import sys;"
+        "from fedfactory.demo.demo import *; from pathlib import Path; import sys;"
         "run_demo(Path(sys.argv[1]), sites=2, size=DemoSize(train_subjects=1, test_subjects=1))"
     )
     with (tmp_path / "log").open("wb") as log:

@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.federated_method import MethodConfig
-from fedfactory.adaptation.gaze import (
+from fedfactory.adaptation.labels.candidate_labels import candidates_of_all_structures
+from fedfactory.adaptation.labels.fixations import (
     GazeConfig,
     blur_for_share,
+    candidates_from_fixations,
     heatmap,
     refined,
-    sets_of_gaze,
     simulate_fixations,
 )
-from fedfactory.adaptation.gaze_method import Levels, masked_entropy, propagate
-from fedfactory.adaptation.label_sets import of_all_structures
-from fedfactory.adaptation.methods import make_method
+from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.gaze_supervision import Levels, masked_entropy, propagate
+from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
-from fedfactory.node.gaze_maps import gaze_sets, read_gaze
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.site_slices import site_slices
+from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.store.gaze_maps import gaze_candidates, read_gaze
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import fixate, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,7 +55,7 @@ def test_one_endless_fixation_does_not_hide_the_others():
 def test_a_glance_says_nothing(fixations):
     rows = np.array(fixations, float).reshape(-1, 3)
     assert heatmap(rows, (16, 16), 0.1) is None
-    assert not sets_of_gaze(rows, np.zeros((16, 16)), GazeConfig()).any()
+    assert not candidates_from_fixations(rows, np.zeros((16, 16)), GazeConfig()).any()
 
 
 def plain_mean_field(heat, image, config, steps=10):
@@ -98,9 +98,9 @@ def test_the_target_lies_within_what_may_be_the_target(seed, refine):
     mask = disc(at=rng.integers(8, 24, 2))
     fixations = simulate_fixations(mask, rng)
     assert 15 <= len(fixations) <= 60 and fixations[:, 2].min() >= 50
-    sets = sets_of_gaze(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine))
+    sets = candidates_from_fixations(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine))
     assert set(np.unique(sets)) <= {1, 2, 3}
-    tighter = sets_of_gaze(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine, tight=0.7))
+    tighter = candidates_from_fixations(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine, tight=0.7))
     assert ((tighter == 2) <= (sets == 2)).all() and ((tighter == 1) == (sets == 1)).all()
 
 
@@ -111,7 +111,7 @@ def test_a_good_tracker_finds_the_target_and_a_poor_one_finds_less():
     def dice(**options):
         scores = []
         for _ in range(10):
-            found = sets_of_gaze(simulate_fixations(mask, rng, **options), image, GazeConfig()) == 2
+            found = candidates_from_fixations(simulate_fixations(mask, rng, **options), image, GazeConfig()) == 2
             scores.append(2 * (found & mask).sum() / (found.sum() + mask.sum()))
         return np.mean(scores)
 
@@ -119,8 +119,8 @@ def test_a_good_tracker_finds_the_target_and_a_poor_one_finds_less():
 
 
 def test_sets_of_a_target_allow_every_structure():
-    assert of_all_structures(np.array([0, 1, 2, 3]), 2).tolist() == [0, 1, 2, 3]
-    assert of_all_structures(np.array([0, 1, 2, 3]), 4).tolist() == [0, 1, 14, 15]
+    assert candidates_of_all_structures(np.array([0, 1, 2, 3]), 2).tolist() == [0, 1, 2, 3]
+    assert candidates_of_all_structures(np.array([0, 1, 2, 3]), 4).tolist() == [0, 1, 14, 15]
 
 
 def plain_propagation(features, window, dilation, temperature):
@@ -190,10 +190,10 @@ def test_a_site_that_knows_how_large_its_target_is_need_not_choose_a_blur():
     chosen = blur_for_share(looks, share, GazeConfig(stride=2))
 
     def dice(config) -> float:
-        found = np.stack([sets_of_gaze(*look, config) == 2 for look in looks])
+        found = np.stack([candidates_from_fixations(*look, config) == 2 for look in looks])
         return 2 * (found & masks).sum() / (found.sum() + np.sum(masks))
 
-    found = np.mean([sets_of_gaze(*look, chosen) == 2 for look in looks])
+    found = np.mean([candidates_from_fixations(*look, chosen) == 2 for look in looks])
     assert found == pytest.approx(share, rel=0.1)
     assert dice(chosen) > dice(GazeConfig(stride=2, sigma=0.05)) + 0.1
     with pytest.raises(ConfigError, match=r"blurs make it .* of these slices"):
@@ -215,17 +215,17 @@ def test_a_site_reads_its_fixations_once_and_trains_with_them(gazed, capsys):
         main(["gaze", str(gazed.path)])
     assert "slices were looked at" in capsys.readouterr().out
     data = site_slices(gazed, 2)
-    assert set(data.kinds) == {"gaze"} and len(data.told) > 0
-    assert set(np.unique(data.sets)) == {0, 1, 2, 3} or set(np.unique(data.sets)) == {1, 2, 3}
-    np.testing.assert_array_equal(data.sets, gaze_sets(gazed))
+    assert set(data.kinds) == {"gaze"} and len(data.labelled_indices) > 0
+    assert set(np.unique(data.candidates)) == {0, 1, 2, 3} or set(np.unique(data.candidates)) == {1, 2, 3}
+    np.testing.assert_array_equal(data.candidates, gaze_candidates(gazed))
 
 
 def test_maps_of_other_fixations_are_refused(gazed, tmp_path):
     read_gaze(gazed.path)
-    card = gazed.path / "gaze_sets.json"
+    card = gazed.path / "gaze_candidates.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "gaze": "gaze-000000000000.npy"}))
     with pytest.raises(StoreError, match="have changed"):
-        gaze_sets(gazed)
+        gaze_candidates(gazed)
     with pytest.raises(UsageError, match="no fixations"):
         write_site(tmp_path / "dense")
         read_gaze(prepare(tmp_path / "dense", tmp_path / "s", PrepareConfig(domain="x", size=16, z_bins=4)).store.path)

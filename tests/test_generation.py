@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.adaptation.adapt import read_synthetic
-from fedfactory.adaptation.branch_training import train_label_branch
+from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
+from fedfactory.adaptation.training.label_branch_training import train_label_branch
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, UsageError
-from fedfactory.generate_volumes import Drawing, generate_volumes
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
 from fedfactory.generative.synthesis import between_latents, centre_style, group_size, slice_heights, synthesise_volume
-from fedfactory.node.original_slices import import_slices
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.volumes import read_volume
+from fedfactory.imaging.volume_files import read_volume
+from fedfactory.node.store.original_slices import import_slices
+from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import folder_bytes, untrained_segmenter, with_head
 
 DARK = Drawing(domain="dark", volumes=3, seed=5)

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.assessed_network import AssessedNetwork
-from fedfactory.adaptation.federated_method import Place, Report
-from fedfactory.adaptation.hssf_losses import (
+from fedfactory.adaptation.losses.hssf_losses import (
     assessment_loss,
     distillation,
     grades,
@@ -20,9 +18,11 @@ from fedfactory.adaptation.hssf_losses import (
     reliable_labels,
     segmentation_loss,
 )
-from fedfactory.adaptation.methods import make_method
-from fedfactory.adaptation.names import ARCHITECTURES
-from fedfactory.adaptation.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
+from fedfactory.adaptation.methods.federated_method import SiteContext, SiteUpdate
+from fedfactory.adaptation.methods.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
+from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
+from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.errors import ConfigError, FederationError, NodeDataError
 from helpers import CONFIG, site, visit_of
 
@@ -189,9 +189,9 @@ def test_margins_say_all_that_a_teacher_says():
 
 def test_views_of_an_unlabelled_slice_show_the_same_place():
     method = hssf()
-    visit = visit_of(method, site("none"))
+    site_round = visit_of(method, site("none"))
     np.random.seed(0)
-    weak, strong = method._two_views(visit, np.arange(8))
+    weak, strong = method._two_views(site_round, np.arange(8))
     assert not torch.equal(weak, strong)
     for one, two in zip(weak[:, 0], strong[:, 0], strict=True):
         assert np.corrcoef(one.flatten() > -0.5, two.flatten() > -0.5)[0, 1] > 0.8
@@ -202,14 +202,14 @@ def test_what_travels_are_predictions_and_the_network_stays():
     model = method.build()
     names = set(model.state_dict())
     assert names == {"margins", "grades", "round"} and not list(model.parameters())
-    visit = visit_of(method, site("none"), model=model)
-    visit.network = "segresnet"
-    report = method.train_round(visit)
+    site_round = visit_of(method, site("none"), model=model)
+    site_round.network = "segresnet"
+    report = method.train_round(site_round)
     assert set(model.state_dict()) == names and model.margins.abs().max() > 0
     assert report.samples == 12 and math.isfinite(report.loss)
-    own = method.segmenter(model, Place(network="segresnet"), visit.kept)
+    own = method.segmenter(model, SiteContext(network="segresnet"), site_round.kept)
     kept = {name: value.clone() for name, value in own.state_dict().items()}
-    again = visit_of(method, site("none"), model=model, kept=visit.kept)
+    again = visit_of(method, site("none"), model=model, kept=site_round.kept)
     again.network = "segresnet"
     assert all(torch.equal(kept[name], value) for name, value in method._own(again)[0].state_dict().items())
     again.network = "unet"
@@ -241,7 +241,7 @@ def test_the_best_site_teaches_and_a_tie_goes_to_the_first():
 def test_only_a_better_teacher_teaches(mine, theirs, taught, monkeypatch):
     method = hssf()
     batch = next(method._public(site()).views(1, FUSION, 0, 4))
-    monkeypatch.setattr("fedfactory.adaptation.hssf.grades", lambda z, y, kind: torch.full((len(z),), mine))
+    monkeypatch.setattr("fedfactory.adaptation.methods.hssf.grades", lambda z, y, kind: torch.full((len(z),), mine))
     teacher = logits_of(batch.truth)
     _, share = method._public_loss(AssessedNetwork("unet", 3), batch, teacher, torch.full((4,), theirs))
     assert share == taught
@@ -250,20 +250,20 @@ def test_only_a_better_teacher_teaches(mine, theirs, taught, monkeypatch):
 def test_the_researcher_learns_from_sites_and_answers_for_the_next_round():
     method = hssf(least_grade=0.0)
     before = method.build().state_dict()
-    visits = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
-    reports = {n: method.train_round(visit) for n, visit in enumerate(visits)}
+    site_rounds = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
+    site_updates = {n: method.train_round(site_round) for n, site_round in enumerate(site_rounds)}
     assert method.server is None
-    after, shares = method.combine(reports, lambda n: visits[n].model.state_dict(), before)
+    after, shares = method.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
     assert int(after["round"]) == 2 and after["grades"].min() >= 0 and after["margins"].abs().max() > 0
     assert sum(shares.values()) == pytest.approx(1) and method.server is not None
     again = hssf(least_grade=0.0)
-    repeated, _ = again.combine(reports, lambda n: visits[n].model.state_dict(), before)
+    repeated, _ = again.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
     assert all(torch.equal(after[name], repeated[name]) for name in after)
-    same, shares = method.combine({0: Report(0, math.nan)}, None, before)
+    same, shares = method.aggregate({0: SiteUpdate(0, math.nan)}, None, before)
     assert same == before and shares == {0: 0.0}
-    broken = {**visits[0].model.state_dict(), "margins": torch.full_like(before["margins"], torch.nan)}
+    broken = {**site_rounds[0].model.state_dict(), "margins": torch.full_like(before["margins"], torch.nan)}
     with pytest.raises(FederationError, match="site 1 sent NaN"):
-        method.combine({0: reports[0]}, lambda n: broken, before)
+        method.aggregate({0: site_updates[0]}, lambda n: broken, before)
 
 
 def test_sites_without_labels_learn_together():
@@ -273,16 +273,16 @@ def test_sites_without_labels_learn_together():
     state, models, kept = method.build().state_dict(), [method.build() for _ in range(2)], [{}, {}]
     data = [site("none", seed=5 + n) for n in range(2)]
     for number in range(1, 4):
-        reports = {}
+        site_updates = {}
         for n, model in enumerate(models):
             model.load_state_dict(state)
-            visit = visit_of(method, data[n], model=model, kept=kept[n], index=n, number=number)
-            visit.network = ("unet", "segresnet")[n]
-            reports[n] = method.train_round(visit)
-        state, _ = method.combine(reports, lambda n: models[n].state_dict(), state)
-    images, truth = site(seed=9).images, torch.from_numpy(np.log2(site(seed=9).sets).astype(int))
+            site_round = visit_of(method, data[n], model=model, kept=kept[n], index=n, number=number)
+            site_round.network = ("unet", "segresnet")[n]
+            site_updates[n] = method.train_round(site_round)
+        state, _ = method.aggregate(site_updates, lambda n: models[n].state_dict(), state)
+    images, truth = site(seed=9).images, torch.from_numpy(np.log2(site(seed=9).candidates).astype(int))
     for n, name in enumerate(("unet", "segresnet")):
-        network = method.segmenter(models[n], Place(network=name), kept[n]).eval()
+        network = method.segmenter(models[n], SiteContext(network=name), kept[n]).eval()
         with torch.no_grad():
             assert (
                 grades(network(torch.from_numpy(images)[:, None]), truth, "dice").mean() > 0.3
@@ -291,36 +291,36 @@ def test_sites_without_labels_learn_together():
 
 def test_equal_networks_can_be_averaged_instead():
     method = hssf("lssl")
-    visits = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
-    before = copy.deepcopy(visits[0].model.state_dict())
-    reports = {n: method.train_round(visit) for n, visit in enumerate(visits)}
-    after, shares = method.combine(reports, lambda n: visits[n].model.state_dict(), before)
+    site_rounds = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
+    before = copy.deepcopy(site_rounds[0].model.state_dict())
+    site_updates = {n: method.train_round(site_round) for n, site_round in enumerate(site_rounds)}
+    after, shares = method.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
     assert shares == {0: 0.5, 1: 0.5} and method.has_average
     name = "classifier.2.weight"
-    a, b = (visit.model.state_dict()[name] for visit in visits)
+    a, b = (site_round.model.state_dict()[name] for site_round in site_rounds)
     torch.testing.assert_close(after[name], (a + b) / 2)
 
 
 def test_alone_nothing_leaves_the_site():
     method = hssf(alone=True)
-    visit = visit_of(method, site("none"))
-    method.train_round(visit)
-    assert method.keeps(visit.model) == set(visit.model.state_dict()) and not method.has_average
-    assert visit.model.margins.numel() == 0 and visit.kept["network"]
+    site_round = visit_of(method, site("none"))
+    method.train_round(site_round)
+    assert method.local_parameters(site_round.model) == set(site_round.model.state_dict()) and not method.has_average
+    assert site_round.model.margins.numel() == 0 and site_round.kept["network"]
 
 
 def test_public_slices_that_do_not_fit_are_refused():
     method = hssf()
-    visit = visit_of(method, site("none"))
-    visit.public = None
+    site_round = visit_of(method, site("none"))
+    site_round.public = None
     with pytest.raises(NodeDataError, match="no public slices"):
-        method.train_round(visit)
-    visit.public = site(count=5)
+        method.train_round(site_round)
+    site_round.public = site(count=5)
     with pytest.raises(NodeDataError, match="5 public slices here, 12 elsewhere"):
-        method.train_round(visit)
-    visit.public = site("none")
+        method.train_round(site_round)
+    site_round.public = site("none")
     with pytest.raises(NodeDataError, match="dense labels"):
-        method.train_round(visit)
+        method.train_round(site_round)
 
 
 @pytest.mark.parametrize(

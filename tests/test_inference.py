@@ -11,10 +11,11 @@ import pytest
 from fedfactory.adaptation.evaluation import MEASURES, evaluate, score_case, summarise
 from fedfactory.adaptation.inference import Outputs, segment
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.errors import CheckpointError, UsageError
-from fedfactory.node.phase_two import train_on_store
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.labelling import train_on_store
 from grand_challenge_metrics import stats
 from helpers import ball_volume, oriented, write_dicom
 from hypothesis import given, settings

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.branch_training import choose_views, train_label_branch
-from fedfactory.adaptation.inversion import invert
-from fedfactory.adaptation.label_branch import LabelBranch
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labelled_slices import LabelledSlices, foreground_dice
+from fedfactory.adaptation.networks.label_branch import LabelBranch
+from fedfactory.adaptation.training.label_branch_training import choose_views, train_label_branch
+from fedfactory.adaptation.training.latent_inversion import invert
 from fedfactory.errors import UsageError
 from fedfactory.generative import TrainedFactory, make_generator
-from fedfactory.node.phase_two import label_factory
+from fedfactory.node.labelling import label_factory
 from helpers import untrained_segmenter, with_head
 
 
@@ -59,7 +59,7 @@ def test_the_classifier_is_that_of_the_enlarged_maps_written_out(config, head):
 def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config):
     labelled = train_label_branch(factory_of(config), Threshold(), untrained_segmenter(), domain="bright", updates=120)
     assert labelled.card["agreement"] > 0.8
-    assert labelled.card["judged_on"] == "fresh synthetic slices"
+    assert labelled.card["validated_on"] == "fresh synthetic slices"
     assert len(labelled.branches) == 3
     _, made = draw(labelled.factory.generator, 64, seed=9)
     truth = Threshold().probabilities(made.image).argmax(1)
@@ -115,11 +115,11 @@ def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients
         labels = Threshold().probabilities(made.image).argmax(1).numpy().astype(np.uint8)
         sets.append((LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3), np.arange(24) % 4))
     options = {"domain": "bright", "updates": 60, "real": sets[0]}
-    judged = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
-    assert judged.card["judged_on"] == "validation cases"
-    assert judged.card["agreement"] > 0.5
+    validation = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
+    assert validation.card["validated_on"] == "validation cases"
+    assert validation.card["agreement"] > 0.5
     alone = train_label_branch(factory, Threshold(), untrained_segmenter(), **options)
-    assert alone.card["judged_on"] == "its own training slices"
+    assert alone.card["validated_on"] == "its own training slices"
     assert len(alone.branches) == 1  # nothing to choose the best by
 
 
@@ -144,7 +144,7 @@ def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
 
 
 def test_labelling_by_inversion_works_from_files(trained, store, tmp_path):
-    from fedfactory.adaptation.segmenter_training import SegmenterConfig
+    from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 
     trained.save(tmp_path / "f.safetensors")
     options = {"config": SegmenterConfig(updates=2), "labelling": "inversion"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fedfactory.errors import ConfigError
-from fedfactory.generative.discriminator import minibatch_statistic
-from fedfactory.generative.layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 from fedfactory.generative.losses import discriminator_logistic, generator_non_saturating, r1_penalty
-from fedfactory.generative.networks import make_discriminator, make_generator
-from fedfactory.generative.palette import PaletteHead, palette_table
+from fedfactory.generative.networks.build import make_discriminator, make_generator
+from fedfactory.generative.networks.discriminator import minibatch_statistic
+from fedfactory.generative.networks.layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
+from fedfactory.generative.networks.palette import PaletteHead, palette_table
 from helpers import kernels_of, with_head
 
 

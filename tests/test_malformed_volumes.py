@@ -10,10 +10,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.volumes import Volume, write_volume
+from fedfactory.imaging.volume_files import write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from helpers import ball_volume, write_site
 
 BROKEN = 200

@@ -9,17 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.federated_method import MethodConfig, Place, Report, Visit
-from fedfactory.adaptation.fedmix import agreement, site_weights, soft_dice_loss
-from fedfactory.adaptation.label_sets import UNKNOWN, SiteSlices, as_masks, sets_of_labels
-from fedfactory.adaptation.methods import METHODS, make_method
+from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices, candidate_masks, candidates_from_labels
+from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteContext, SiteRound, SiteUpdate
+from fedfactory.adaptation.methods.fedmix import agreement, site_weights, soft_dice_loss
+from fedfactory.adaptation.methods.registry import METHODS, make_method
+from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.site_network import SiteUNet
 from fedfactory.errors import ConfigError, TrainingError, UsageError
-from fedfactory.slicing import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from helpers import CONFIG, SMALL, method_of, site, squares, visit_of
 
-PLACE = Place(site=2, network="dynunet", modality="mri")
+PLACE = SiteContext(site=2, network="dynunet", modality="mri")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -27,9 +27,9 @@ def test_a_round_learns_and_repeats_with_its_seed(name):
     method = method_of(name, updates=8)
     states = []
     for _ in range(2):
-        visit = visit_of(method, site())
-        report = method.train_round(visit)
-        states.append(visit.model.state_dict())
+        site_round = visit_of(method, site())
+        report = method.train_round(site_round)
+        states.append(site_round.model.state_dict())
     assert report.samples == 12 and math.isfinite(report.loss)
     start = method.build().state_dict()
     assert any(not torch.equal(states[0][key], start[key]) for key in start)
@@ -39,12 +39,12 @@ def test_a_round_learns_and_repeats_with_its_seed(name):
 @pytest.mark.parametrize("name", ["local", "fedavg", "fedprox", "fedbn", "fedicra"])
 def test_a_site_without_any_label_changes_nothing_and_does_not_count(name):
     method = method_of(name)
-    visit = visit_of(method, site("none"))
-    before = copy.deepcopy(visit.model.state_dict())
-    report = method.train_round(visit)
+    site_round = visit_of(method, site("none"))
+    before = copy.deepcopy(site_round.model.state_dict())
+    report = method.train_round(site_round)
     assert report.samples == 0
-    assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
-    assert method.shares([report, Report(10, 0.5), Report(30, 0.5)]) == [0.0, 0.25, 0.75]
+    assert all(torch.equal(before[key], value) for key, value in site_round.model.state_dict().items())
+    assert method.shares([report, SiteUpdate(10, 0.5), SiteUpdate(30, 0.5)]) == [0.0, 0.25, 0.75]
     assert method.shares([report, report]) == [0.0, 0.0]
 
 
@@ -53,7 +53,7 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     method = method_of(name)
     model = method.build()
     fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
-    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "place": vars(PLACE)}}
+    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "context": vars(PLACE)}}
     made = Segmenter(method.segmenter(model, PLACE), fmt, card)
     made.save(tmp_path / "m.safetensors")
     images = torch.from_numpy(squares(3)[0])[:, None]
@@ -66,7 +66,7 @@ def test_fedavg_of_equal_sites_is_one_site():
     method, data = method_of("fedavg"), site()
     alone = visit_of(method, data)
     method.train_round(alone)
-    assert method.shares([Report(12, 1.0)] * 3) == pytest.approx([1 / 3] * 3)
+    assert method.shares([SiteUpdate(12, 1.0)] * 3) == pytest.approx([1 / 3] * 3)
 
 
 def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
@@ -74,24 +74,27 @@ def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
     method = make_method(replace(method.config, options={"proximal": 4.0}))
     model = method.build()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    assert float(method.pull(model, before)) == 0
+    assert float(method.proximal_term(model, before)) == 0
     with torch.no_grad():
         model.final_conv.bias.add_(1.0)
-    assert float(method.pull(model, before).detach()) == pytest.approx(2.0 * 3)
+    assert float(method.proximal_term(model, before).detach()) == pytest.approx(2.0 * 3)
 
 
 def test_fedbn_keeps_all_of_the_normalisation_and_nothing_else():
     grouped = method_of("fedbn")
-    kept = grouped.keeps(grouped.build())
+    kept = grouped.local_parameters(grouped.build())
     assert kept and all(name.endswith((".adn.N.weight", ".adn.N.bias")) for name in kept)
     method = method_of("fedbn", norm="batch")
     model = method.build()
-    kept = method.keeps(model)
+    kept = method.local_parameters(model)
     assert any(name.endswith("running_mean") for name in kept)
     assert any(name.endswith("num_batches_tracked") for name in kept)
     assert all(".adn.N." in name for name in kept)
     assert len(kept) == 5 * sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
-    assert method_of("local").keeps(model) == set(model.state_dict()) and method_of("fedavg").keeps(model) == set()
+    assert (
+        method_of("local").local_parameters(model) == set(model.state_dict())
+        and method_of("fedavg").local_parameters(model) == set()
+    )
 
 
 # FedICRA
@@ -111,19 +114,19 @@ def test_site_zero_has_a_selection_of_its_own():
 
 def test_channel_selections_and_heads_are_trained_and_sent():
     method = method_of("fedicra")
-    visit = visit_of(method, site())
-    before = copy.deepcopy(visit.model.state_dict())
-    method.train_round(visit)
-    after = visit.model.state_dict()
+    site_round = visit_of(method, site())
+    before = copy.deepcopy(site_round.model.state_dict())
+    method.train_round(site_round)
+    after = site_round.model.state_dict()
     for part in ("selections.4.site.0.weight", "selections.4.choose.2.weight"):
         assert not torch.equal(before[part], after[part])
-    assert method.keeps(visit.model) == set()
+    assert method.local_parameters(site_round.model) == set()
 
 
 def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
     images, labels = squares(4)
     labels[:, ::2] = UNLABELLED
-    allowed = as_masks(torch.from_numpy(sets_of_labels(labels, 3).astype(np.int64)), 3)
+    allowed = candidate_masks(torch.from_numpy(candidates_from_labels(labels, 3).astype(np.int64)), 3)
     x = torch.from_numpy(images)[:, None]
     reached = {}
     for term in ("tree_weight", "crf_weight", "contrast_weight"):
@@ -143,35 +146,37 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
 
 def test_a_round_trains_the_output_layer_first_and_then_everything_else():
     first = method_of("fedicra", updates=2)
-    visit = visit_of(first, site())
-    before = copy.deepcopy(visit.model.state_dict())
-    make_method(replace(first.config, options={**SMALL["fedicra"], "body_updates": 0})).train_round(visit)
-    moved = {name for name, value in visit.model.named_parameters() if not torch.equal(before[name], value)}
+    site_round = visit_of(first, site())
+    before = copy.deepcopy(site_round.model.state_dict())
+    make_method(replace(first.config, options={**SMALL["fedicra"], "body_updates": 0})).train_round(site_round)
+    moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved == {"final_conv.weight", "final_conv.bias"}
-    visit = visit_of(first, site())
-    first.train_round(visit)
-    moved = {name for name, value in visit.model.named_parameters() if not torch.equal(before[name], value)}
+    site_round = visit_of(first, site())
+    first.train_round(site_round)
+    moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved and not any(name.startswith("final_conv") for name in moved)
-    assert all(value.requires_grad for value in visit.model.parameters())
+    assert all(value.requires_grad for value in site_round.model.parameters())
 
 
 def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
     method, data = method_of("fedicra"), site()
     kept: dict = {}
-    visit = visit_of(method, data, kept=kept)
-    method.train_round(visit)
+    site_round = visit_of(method, data, kept=kept)
+    method.train_round(site_round)
     own = {
         name.removeprefix("own."): value
         for name, value in kept.items()
         if name.startswith("own.") and name != "own.ready"
     }
-    assert set(own) == set(visit.model.higher_layers()) and not any(name.startswith("mix.") for name in kept)
+    assert set(own) == set(site_round.model.higher_layers()) and not any(name.startswith("mix.") for name in kept)
     average = method_of("fedicra", seed=9).build()  # what others have made of it
-    average.load_state_dict({**visit.model.state_dict(), **{k: v for k, v in average.state_dict().items() if k in own}})
+    average.load_state_dict(
+        {**site_round.model.state_dict(), **{k: v for k, v in average.state_dict().items() if k in own}}
+    )
     sent = {name: value.detach().clone() for name, value in average.higher_layers().items()}
     again = visit_of(method, data, model=average, kept=kept, number=2)
     with method.seeded_round(again):
-        taken = method.take_over(again, data.told)
+        taken = method.adaptive_aggregation(again, data.labelled_indices)
     mixes = {name.removeprefix("mix."): value for name, value in kept.items() if name.startswith("mix.")}
     assert 0 < taken < 1 and all(0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values())
     for name, value in again.model.higher_layers().items():
@@ -294,12 +299,12 @@ def test_each_network_learns_what_the_other_one_found():
     model = torch.nn.Module()
     model.first, model.second = Scripted(first), Scripted(second)
     model.anchor = torch.nn.Parameter(torch.zeros(()))
-    visit = Visit(model, {}, data, 0, 1, {})
-    with method.seeded_round(visit):
-        (images, one, two), numbers = method.pseudo_labels(visit, np.arange(4))
+    site_round = SiteRound(model, {}, data, 0, 1, {})
+    with method.seeded_round(site_round):
+        (images, one, two), numbers = method.pseudo_labels(site_round, np.arange(4))
     assert numbers == {"accepted": 4.0, "accepted_empty": 0.0}
     assert torch.equal(one, first.float()) and torch.equal(two, second.float())
-    lessons = method._lessons(visit, np.arange(0), (images, one, two), np.arange(4))
+    lessons = method._lessons(site_round, np.arange(0), (images, one, two), np.arange(4))
     assert torch.equal(lessons[1], first.float()) and torch.equal(lessons[2], second.float())
 
 
@@ -307,27 +312,27 @@ def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
     method = fedmix(agreement=1.0)
     for kind in ("box", "image", "none"):
         images, labels = squares()
-        data = SiteSlices(images, sets_of_labels(labels, 3) * 0 + UNKNOWN, np.array([kind] * 12), 3)
-        visit = visit_of(method, data)
-        before = copy.deepcopy(visit.model.state_dict())
-        report = method.train_round(visit)
+        data = SiteSlices(images, candidates_from_labels(labels, 3) * 0 + UNKNOWN, np.array([kind] * 12), 3)
+        site_round = visit_of(method, data)
+        before = copy.deepcopy(site_round.model.state_dict())
+        report = method.train_round(site_round)
         assert report.samples == 0 and math.isnan(report.loss)
-        assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
+        assert all(torch.equal(before[key], value) for key, value in site_round.model.state_dict().items())
 
 
 def test_the_pseudo_label_pass_leaves_the_networks_as_they_were():
     method = fedmix(agreement=0.0, empty="accept")
-    visit = visit_of(method, site("none"))
-    visit.model.train()
-    before = copy.deepcopy(visit.model.state_dict())
-    method.pseudo_labels(visit, np.arange(12))
-    assert visit.model.training
-    assert all(torch.equal(before[key], value) for key, value in visit.model.state_dict().items())
+    site_round = visit_of(method, site("none"))
+    site_round.model.train()
+    before = copy.deepcopy(site_round.model.state_dict())
+    method.pseudo_labels(site_round, np.arange(12))
+    assert site_round.model.training
+    assert all(torch.equal(before[key], value) for key, value in site_round.model.state_dict().items())
 
 
 def test_background_wins_where_no_structure_is_likelier_than_not():
     method = fedmix()
-    logits = method.segmenter(method.build().eval(), Place())(torch.zeros(1, 1, 32, 32))
+    logits = method.segmenter(method.build().eval(), SiteContext())(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 3, 32, 32) and (logits[:, 0] == 0).all()
 
 
@@ -364,8 +369,8 @@ def test_unknown_methods_and_settings_are_refused():
 def test_a_loss_that_is_no_number_ends_the_round_before_anything_moves():
     method, data = method_of("fedavg"), site()
     data.images[:] = np.nan
-    visit = visit_of(method, data)
-    before = copy.deepcopy(dict(visit.model.named_parameters()))
+    site_round = visit_of(method, data)
+    before = copy.deepcopy(dict(site_round.model.named_parameters()))
     with pytest.raises(TrainingError, match="nan in round 1"):
-        method.train_round(visit)
-    assert all(torch.equal(before[name], value) for name, value in visit.model.named_parameters())
+        method.train_round(site_round)
+    assert all(torch.equal(before[name], value) for name, value in site_round.model.named_parameters())

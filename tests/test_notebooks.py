@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from fedfactory.generative import load_factory
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import DOMAINS, TAG, run_notebook
 
 pytestmark = pytest.mark.tutorial

@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
-from fedfactory.node.original_slices import import_slices
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.slicing import UNLABELLED
+from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.node.store.original_slices import import_slices
+from fedfactory.node.store.prepare_config import PrepareConfig
 
 
 def write_slices(folder, cases=3, count=5, size=16, **extra):

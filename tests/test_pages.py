@@ -19,15 +19,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedfactory.adaptation.labels.weak_labels import weaken
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.weak_labels import weaken
+from fedfactory.demo.local_federation import READY, _free_port
 from fedfactory.generative import load_factory
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.researcher.local_federation import READY, _free_port
-from fedfactory.slicing import UNLABELLED
-from fedfactory.volumes import Volume, write_volume
+from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.volume_files import write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from golden import filled_states, published_config
 from helpers import ball_volume, fixate, processes_of, write_site
 from test_documentation import COMMANDS, ROOT, commands_of

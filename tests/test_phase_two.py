@@ -11,20 +11,21 @@ import torch
 from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
 from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
+from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_training import SegmenterConfig, train_segmenter
-from fedfactory.adaptation.training_loop import seeded
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
+from fedfactory.common.seeding import seeded
 from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
-from fedfactory.generate_volumes import Drawing, generate_volumes
 from fedfactory.generative.synthesis import slice_heights
-from fedfactory.node.phase_two import label_factory, labelled_slices, train_on_store
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.labelling import label_factory, labelled_slices, train_on_store
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import ball_volume
 
 
@@ -232,7 +233,7 @@ def test_evaluation_writes_one_row_per_case_and_class(site, tmp_path):
 
 def test_a_segmenter_whose_loss_is_not_finite_stops():
     from fedfactory.errors import TrainingError
-    from fedfactory.slicing import SliceFormat
+    from fedfactory.imaging.slice_format import SliceFormat
 
     images = np.full((4, 16, 16), np.nan, np.float32)
     data = LabelledSlices(images, np.zeros((4, 16, 16), np.uint8), 2)

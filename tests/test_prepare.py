@@ -9,13 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
-from fedfactory.node.case_slices import patient_of
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.split import split_patients
-from fedfactory.node.store import SliceStore
-from fedfactory.slicing import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.store.case_slices import patient_of
+from fedfactory.node.store.patient_split import split_patients
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from helpers import ball_volume, folder_bytes, oriented, write_dicom, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,11 +13,11 @@ from fedfactory.errors import CheckpointError, ConfigError, UsageError
 from fedfactory.generative import FactoryConfig, load_factory, make_discriminator, make_generator
 from fedfactory.generative.adaptive_augmentation import warp
 from fedfactory.generative.config import channel_widths
-from fedfactory.generative.generator import Style
-from fedfactory.generative.layers import ModulatedConv
 from fedfactory.generative.losses import path_lengths, r1_penalty
+from fedfactory.generative.networks.generator import Style
+from fedfactory.generative.networks.layers import ModulatedConv
+from fedfactory.generative.networks.resampling import blur, double, halve, resample
 from fedfactory.generative.original_checkpoint import import_checkpoint
-from fedfactory.generative.resampling import blur, double, halve, resample
 from golden import FILTER, filled_states, golden_vectors, published_config
 from helpers import kernels_of
 from hypothesis import given, settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from fedfactory.generative.quality import kernel_distance, random_features
+from fedfactory.generative.metrics.quality import kernel_distance, random_features
 
 
 def slices(count, *, blobs, seed):

@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 from fedbiomed.common.serializer import Serializer
-from fedfactory.adaptation.label_branch import LabelBranch
 from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.generative import TrainedFactory, make_generator
-from fedfactory.node.adaptation_plan import AdaptationTrainingPlan
+from fedfactory.node.plans.adaptation_plan import AdaptationTrainingPlan
 from fedfactory.node.site_adaptation import Adaptation
 from helpers import PATIENT, SITES, TAG, untrained_segmenter
 
@@ -44,7 +44,7 @@ def labelled_factory(config) -> LabelledFactory:
     torch.manual_seed(0)
     generator = make_generator(config).eval()
     branch = LabelBranch.for_generator(generator, 3).eval()
-    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0, "judged_on": "nothing"}
+    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0, "validated_on": "nothing"}
     card["labels_from"] = dict.fromkeys(config.domains, "view")
     factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
     return LabelledFactory(factory, [branch], untrained_segmenter(), card)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from fedfactory.errors import CheckpointError, FederationError, NodeDataError, UsageError
 from fedfactory.generative import make_generator
+from fedfactory.node.plans.error_redaction import guarded
+from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.sites import package_fingerprint, read_facts, store_facts
-from fedfactory.node.speaking import guarded
-from fedfactory.node.transport import CHANGE, pack, restore
 from fedfactory.researcher.run_state import Federation, RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -212,7 +212,7 @@ def test_a_breakpoint_keeps_the_moving_average(average, config, tmp_path):
     before, sites = updates(config, 2)
     replies = {n: {"optimizer_args": {"domain": d}, "sample_size": 5} for n, d in zip(sites, DOMAINS, strict=True)}
     average.aggregate(sites, {"n0": 0.5, "n1": 0.5}, training_replies=replies, global_model=before)
-    average.hear(replies)
+    average.receive_replies(replies)
     state = json.loads(json.dumps(average.save_state_breakpoint(str(tmp_path))))
     loaded = FactoryAverage()
     loaded.load_state_breakpoint(state)
@@ -351,7 +351,7 @@ def test_the_plan_that_is_approved_does_not_depend_on_hyper_parameters(config):
     """What is hashed is the source that travels; settings go beside it, in the model's and training arguments."""
     import inspect
 
-    from fedfactory.researcher.wire_plan import FactoryPlan
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan
 
     source = inspect.getsource(FactoryPlan)
     lines = FactoryPlan.init_dependencies(None)
@@ -364,6 +364,6 @@ def test_the_packages_fingerprint_names_every_module_an_approved_plan_may_call()
     import fedfactory
 
     prints = package_fingerprint()
-    assert {"node/plans.py", "generative/trainer.py", "volumes.py"} <= prints.keys()
+    assert {"node/plans/factory_plan.py", "generative/trainer.py", "imaging/volumes.py"} <= prints.keys()
     assert not any(name.startswith(("tests", "benchmarks", ".")) for name in prints)
     assert all((Path(fedfactory.__file__).parent / name).is_file() for name in prints)

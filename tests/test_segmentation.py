@@ -12,18 +12,18 @@ import torch
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory import __version__
-from fedfactory.adaptation.federated_method import MethodConfig, Report
-from fedfactory.adaptation.methods import make_method
+from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteUpdate
+from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.cli import main
 from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.segmentation_plan import SegmentationDataset
+from fedfactory.node.plans.segmentation_plan import SegmentationDataset
+from fedfactory.node.plans.site_slices import held_out_scores, site_slices
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.site_slices import held_out_scores, site_slices
 from fedfactory.node.sites import read_facts, store_facts
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 
 CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, width=4)
 
@@ -35,9 +35,9 @@ def large(site, tmp_path):
     return prepare(site, tmp_path / "large", config).store
 
 
-def opened(store, config=CONFIG, **told):
+def opened(store, config=CONFIG, **site_settings):
     dataset = SegmentationDataset()
-    dataset.config, dataset.told = config, told
+    dataset.config, dataset.site_settings = config, site_settings
     dataset.load(str(store.path), DataReturnFormat.TORCH)
     return dataset
 
@@ -75,9 +75,9 @@ def test_labels_of_every_kind_become_sets(site, tmp_path):
         store = prepare(site, tmp_path / "mixed", config).store
     data = site_slices(store, 3)
     assert data.kinds.tolist() == ["dense"] * 8 + ["image"] * 8 + ["none"] * 8
-    np.testing.assert_array_equal(data.sets[:8], 1 << store.labels[:8].astype(int))
-    assert data.sets[8:16].any() and not data.sets[16:].any()
-    assert (data.told < 16).all() and set(range(8)) <= set(data.told)
+    np.testing.assert_array_equal(data.candidates[:8], 1 << store.labels[:8].astype(int))
+    assert data.candidates[8:16].any() and not data.candidates[16:].any()
+    assert (data.labelled_indices < 16).all() and set(range(8)) <= set(data.labelled_indices)
 
 
 def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
@@ -140,7 +140,7 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
 
 
 def test_a_plan_runs_no_other_method_than_the_approved_one():
-    from fedfactory.node.segmentation_plan import SegmentationTrainingPlan
+    from fedfactory.node.plans.segmentation_plan import SegmentationTrainingPlan
 
     class Approved(SegmentationTrainingPlan):
         method = "local"
@@ -155,7 +155,7 @@ def test_a_plan_runs_no_other_method_than_the_approved_one():
 
 
 def test_the_average_weighs_sites_as_the_method_says():
-    from fedfactory.researcher.method_average import MethodAverage
+    from fedfactory.researcher.method_aggregator import MethodAverage
 
     average = MethodAverage(make_method(CONFIG), ["n1", "n2"], {"n1": {"dense": 1}, "n2": {"none": 1}})
     assert average.create_aggregator_args({}, ["n2"])["n2"]["site"] == 1
@@ -164,7 +164,8 @@ def test_the_average_weighs_sites_as_the_method_says():
 
     def merged(first, second):
         replies = {
-            node: {"optimizer_args": Report(count, 0.1).to_dict()} for node, count in (("n1", first), ("n2", second))
+            node: {"optimizer_args": SiteUpdate(count, 0.1).to_dict()}
+            for node, count in (("n1", first), ("n2", second))
         }
         updates = {node: SimpleNamespace(load=lambda node=node: sent[node]) for node in sent}
         return average.aggregate(updates, {}, training_replies=replies, global_model=before)

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from fedbiomed.common.serializer import Serializer
 from fedfactory.adaptation.inference import segment
+from fedfactory.adaptation.labels.weak_labels import weaken
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.weak_labels import weaken
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.slicing import UNLABELLED
-from fedfactory.volumes import Volume, read_volume, write_volume
+from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from helpers import PATIENT, SITES, ball_volume
 
 MIXED = "mixed-labels"
@@ -127,8 +128,8 @@ def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
             assert len(held) == 1 + ("slices_box" in row)
         else:
             assert row["own_test_cases"] == 1
-    for number, reports in enumerate(result["history"]):
-        shares = [report["share"] for report in reports.values()]
+    for number, site_updates in enumerate(result["history"]):
+        shares = [report["share"] for report in site_updates.values()]
         assert sum(shares) == pytest.approx(1 if number < RUN[name] else 0)  # the last round only scores
     assert (runs / name / "scores.csv").read_text().count("\n") == 5
 
@@ -162,7 +163,7 @@ def test_a_site_keeps_its_own_segmenter_and_can_use_it(runs):
             model = folder / f"dark_{'mri_' if name == 'cmc' else ''}{name}_{which}.safetensors"
             assert Segmenter.load(model).card["which"] == which
     own, server = Segmenter.load(folder / "dark_hssf_own.safetensors"), Segmenter.load(runs / "hssf/server.safetensors")
-    assert own.card["config"]["place"]["network"] == "segresnet" and server.classes == own.classes == 3
+    assert own.card["config"]["context"]["network"] == "segresnet" and server.classes == own.classes == 3
     (written,) = segment([image], [folder / "dark_fedicra_own.safetensors"], runs / "maps")
     assert read_volume(written, integer=True).data.shape == read_volume(image).data.shape
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.generative import FactoryConfig, make_generator
-from fedfactory.generative.alarm import alarms
-from fedfactory.generative.quality import SiteQuality, layout_agreement, site_quality
-from fedfactory.generative.sharing import GREY_LEVELS, grey_levels, mutual_information, shared_anatomy
+from fedfactory.generative.metrics.alarm import alarms
+from fedfactory.generative.metrics.quality import SiteQuality, layout_agreement, site_quality
+from fedfactory.generative.metrics.shared_anatomy import GREY_LEVELS, grey_levels, mutual_information, shared_anatomy
 from helpers import with_head
 
 GOOD = SiteQuality(distance=1.0, layout=0.9, contrast=1.0)

@@ -7,19 +7,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import lessons, pseudo_label
+from fedfactory.adaptation.adapt import pseudo_label, training_set
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.networks import NETWORKS, build_network, dimensions
+from fedfactory.adaptation.networks.architectures import NETWORKS, build_network, dimensions
+from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
-from fedfactory.adaptation.segmenter_training import Sampler, SegmenterConfig, SegmenterLearner, train_segmenters
-from fedfactory.adaptation.training_loop import STATE, Learner, LoopConfig, train
-from fedfactory.adaptation.translator import TranslatorConfig, TranslatorLearner
-from fedfactory.adaptation.translator_network import EncoderConfig
+from fedfactory.adaptation.training.segmenter_training import (
+    Sampler,
+    SegmenterConfig,
+    SegmenterLearner,
+    train_segmenters,
+)
+from fedfactory.adaptation.training.training_loop import STATE, Learner, LoopConfig, train
+from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorLearner
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
-from fedfactory.slicing import SliceFormat
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 
 FORMAT = SliceFormat(size=16, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
 TRANSLATOR = TranslatorConfig(updates=4, pretraining=2, batch_size=4, encoder=EncoderConfig(width=4, blocks=(1,) * 4))
@@ -106,7 +111,7 @@ class Interrupted(Exception):
 def learner(updates, stop_at=None, **changes):
     config = SegmenterConfig(updates=updates, batch_size=4, self_training=0.5, **changes)
     data = volumes_of([8, 8])
-    made = SegmenterLearner(data, config, own=data, judged=volumes_of([6], seed=1), facts={})
+    made = SegmenterLearner(data, config, own=data, validation=volumes_of([6], seed=1), facts={})
     if stop_at is not None:
         update = made.update
 
@@ -120,9 +125,9 @@ def learner(updates, stop_at=None, **changes):
 
 
 def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path):
-    loop = LoopConfig(looks=5, keep=2)
+    loop = LoopConfig(evaluations=5, keep=2)
     expected = train(learner(10), 10, loop, title="t", seed=0)
-    loop = LoopConfig(looks=5, keep=2, folder=tmp_path)
+    loop = LoopConfig(evaluations=5, keep=2, folder=tmp_path)
     with pytest.raises(Interrupted):
         train(learner(10, stop_at=7), 10, loop, title="t", seed=0)
     assert (tmp_path / STATE).is_file()
@@ -154,20 +159,20 @@ class Scripted(Learner):
 
 
 def test_the_best_states_are_kept_in_their_order():
-    kept = train(Scripted([1, 5, 3, 4, 2]), 5, LoopConfig(looks=5, keep=3), title="t", seed=0)
+    kept = train(Scripted([1, 5, 3, 4, 2]), 5, LoopConfig(evaluations=5, keep=3), title="t", seed=0)
     assert [(one.update, one.score) for one in kept] == [(2, 5), (4, 4), (3, 3)]
     assert [float(one.weights["bias"]) for one in kept] == [1, 3, 2]
 
 
 def test_training_stops_when_nothing_gets_better():
     made = Scripted([1, 5, 3, 4, 9])
-    kept = train(made, 5, LoopConfig(looks=5, patience=2), title="t", seed=0)
+    kept = train(made, 5, LoopConfig(evaluations=5, patience=2), title="t", seed=0)
     assert (made.updates, kept[0].score) == (4, 5)
 
 
 def test_a_loss_that_is_no_number_ends_training_with_its_name():
     with pytest.raises(TrainingError, match=r"loss.*update 0"):
-        train(Scripted([1], loss=float("nan")), 5, LoopConfig(looks=1), title="t", seed=0)
+        train(Scripted([1], loss=float("nan")), 5, LoopConfig(evaluations=1), title="t", seed=0)
 
 
 @pytest.mark.parametrize("engine", ["segmenter", "translator"])
@@ -214,14 +219,14 @@ def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypat
     def own_part(lessons):  # the smaller set is repeated, at the end
         return lessons.labels[-len(own.images) :]
 
-    taught = lessons(-own.images, inverted, good, *where)
+    taught = training_set(-own.images, inverted, good, *where)
     assert len(taught.images) > len(inverted.images)  # both kinds of slices
     right = [(found == own.labels)[own.labels > 0].mean() for found in (own_part(taught), blind)]
     assert right[0] > right[1] + 0.2
     wrong = LabelledSlices(-data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
-    assert wrong_is_left_out(lessons(own.images, wrong, good, *where), own, good)
+    assert wrong_is_left_out(training_set(own.images, wrong, good, *where), own, good)
     monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)  # nothing is trained where the guess is fair
-    taught = lessons(own.images, data, good, *where)
+    taught = training_set(own.images, data, good, *where)
     np.testing.assert_array_equal(own_part(taught), pseudo_label(own.images, good).labels)
 
 
@@ -303,7 +308,7 @@ def test_wrong_requests_are_refused_and_write_nothing(labelled_file, store, site
         (lambda: Adaptation(keep=9), ConfigError, "keep"),
         (lambda: SegmenterConfig(network="resnet"), UsageError, "unknown network"),
         (lambda: SegmenterConfig(precision="int8"), ConfigError, "precision"),
-        (lambda: LoopConfig(looks=2, keep=3), ConfigError, "keep"),
+        (lambda: LoopConfig(evaluations=2, keep=3), ConfigError, "keep"),
     ]:
         with pytest.raises(error, match=message):
             call()

@@ -9,14 +9,14 @@ from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory import __version__
 from fedfactory.errors import ConfigError, FederationError, StoreError, UsageError
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.segmentation_plan import SegmentationDataset
+from fedfactory.imaging.volume_files import write_volume
+from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.site_choices import SiteChoices, digest
 from fedfactory.node.sites import read_facts, store_facts
-from fedfactory.node.store import SliceStore
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.segmentation import agreed_config
-from fedfactory.volumes import write_volume
 from helpers import CONFIG, ball_volume
 
 
@@ -88,9 +88,9 @@ def test_choices_lie_beside_the_store_and_damage_is_seen(stores):
     file.unlink()
 
 
-def dataset(store, **told) -> SegmentationDataset:
+def dataset(store, **site_settings) -> SegmentationDataset:
     made = SegmentationDataset()
-    made.config, made.told = CONFIG, told
+    made.config, made.site_settings = CONFIG, site_settings
     made.load(str(store.path), DataReturnFormat.TORCH)
     return made
 

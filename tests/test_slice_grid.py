@@ -7,11 +7,11 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
-from fedfactory.cropping import crop_box
 from fedfactory.errors import ConfigError
-from fedfactory.slice_grid import SliceGrid
-from fedfactory.slicing import UNLABELLED, SliceFormat
-from fedfactory.volumes import PLANES, Volume, orientation, turned_back
+from fedfactory.imaging.cropping import crop_box
+from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_grid import SliceGrid
+from fedfactory.imaging.volumes import PLANES, Volume, orientation, turned_back
 from helpers import ball_volume, oriented
 from hypothesis import given, settings
 from hypothesis import strategies as st

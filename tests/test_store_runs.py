@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedfactory.errors import StoreError, UsageError
+from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node import prepare as prepare_module
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.node.store import SliceStore
-from fedfactory.slicing import UNLABELLED
-from fedfactory.volumes import write_volume
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
 from helpers import ball_volume, folder_bytes, write_site
 
 CONFIG = PrepareConfig(domain="x", size=16, z_bins=4)
@@ -124,8 +124,8 @@ def test_cut_slices_are_read_by_threads_that_interrupt_each_other(site, tmp_path
     prepare_interrupted = """
 import gc, sys, time
 from pathlib import Path
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 sys.setswitchinterval(1e-6)
 gc.set_threshold(7)
 gc.callbacks.append(lambda phase, facts: time.sleep(0))  # another thread's turn in the middle of whatever it is
@@ -151,8 +151,8 @@ def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
 
 CHILD = """
 import sys
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 print("ready", flush=True)
 sys.stdin.readline()
 prepare(sys.argv[1], sys.argv[2], PrepareConfig(domain="x", size=32, z_bins=4), workers=2)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fedfactory.common.weights_file import read_weights
 from fedfactory.errors import UsageError
-from fedfactory.generative.checkpoint import read_weights
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import resume
 from helpers import PATIENT, SITES, TAG

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.label_branch import LabelBranch
-from fedfactory.adaptation.translator import Batch, TranslatorConfig, TranslatorLosses
-from fedfactory.adaptation.translator_network import SOURCE, TARGET, EncoderConfig, Translator
+from fedfactory.adaptation.networks.label_branch import LabelBranch
+from fedfactory.adaptation.networks.translator_network import SOURCE, TARGET, EncoderConfig, Translator
+from fedfactory.adaptation.training.translator_training import Batch, TranslatorConfig, TranslatorLosses
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig, make_generator
 
@@ -77,7 +77,7 @@ def test_without_content_and_masks_it_is_the_plain_synthesis_of_the_codes():
         torch.nn.init.constant_(gate.mask.bias, -1.0)
     x, role = torch.randn(3, 1, 16, 16), torch.tensor([0, 1, 0])
     codes = made.encoder(x, role).codes + made.mean_codes[role][:, None]
-    from fedfactory.generative.generator import Style
+    from fedfactory.generative.networks.generator import Style
 
     style = Style(codes, made.constant.expand(3, -1, -1, -1), role)
     expected = made.generator.synthesise(style, made.generator.fixed_noise()).image

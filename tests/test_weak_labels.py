@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedfactory.adaptation.label_sets import boxes_of, sets_of_boxes, sets_of_labels
-from fedfactory.adaptation.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
+from fedfactory.adaptation.labels.candidate_labels import boxes_of, candidates_from_boxes, candidates_from_labels
+from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
 from fedfactory.errors import UsageError
-from fedfactory.node.prepare import prepare
-from fedfactory.node.prepare_config import PrepareConfig
-from fedfactory.slicing import UNLABELLED
+from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def test_sparse_labels_are_true_and_few(kind, seed):
 def test_what_a_box_allows_is_true(seed, margin):
     labels = slice_of(seed)
     weak = boxes(labels, np.random.default_rng(seed), margin=margin)
-    sets, truth = sets_of_boxes(weak, 4).astype(int), sets_of_labels(labels, 4).astype(int)
+    sets, truth = candidates_from_boxes(weak, 4).astype(int), candidates_from_labels(labels, 4).astype(int)
     excluded = (sets & truth) == 0
     # Nothing that is there is excluded, but in the middle of a box, which is taken for its structure.
     assert excluded.mean() < 0.02

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.gated_crf import gated_crf
-from fedfactory.adaptation.label_sets import (
+from fedfactory.adaptation.labels.candidate_labels import (
     UNKNOWN,
-    as_masks,
-    sets_of_boxes,
-    sets_of_labels,
-    sets_of_presence,
+    candidate_masks,
+    candidates_from_boxes,
+    candidates_from_labels,
+    candidates_from_presence,
 )
-from fedfactory.adaptation.partial_losses import partial_dice, partial_loss, set_cross_entropy
-from fedfactory.adaptation.tree_energy import spanning_forest, tree_energy, tree_filter
+from fedfactory.adaptation.losses.gated_crf import gated_crf
+from fedfactory.adaptation.losses.partial_losses import candidate_cross_entropy, partial_dice, partial_loss
+from fedfactory.adaptation.losses.tree_energy import spanning_forest, tree_energy, tree_filter
 from fedfactory.errors import ConfigError, NodeDataError
-from fedfactory.slicing import UNLABELLED
+from fedfactory.imaging.slice_format import UNLABELLED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import minimum_spanning_tree
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 
 def masks(labels, classes=3):
-    return as_masks(torch.from_numpy(sets_of_labels(labels, classes).astype(np.int64)), classes)
+    return candidate_masks(torch.from_numpy(candidates_from_labels(labels, classes).astype(np.int64)), classes)
 
 
 def test_dense_labels_allow_one_class_and_unlabelled_pixels_none():
@@ -43,16 +43,16 @@ def test_dense_labels_allow_one_class_and_unlabelled_pixels_none():
 def test_sets_of_many_classes_do_not_overflow(classes):
     labels = np.full((1, 2, 2), classes - 1, np.uint8)
     assert masks(labels, classes)[0, :, 0, 0].tolist() == [False] * (classes - 1) + [True]
-    assert float(np.float32(sets_of_labels(labels, classes)[0, 0, 0])) == 2 ** (classes - 1)
+    assert float(np.float32(candidates_from_labels(labels, classes)[0, 0, 0])) == 2 ** (classes - 1)
 
 
 def test_labels_out_of_range_are_refused():
     with pytest.raises(NodeDataError, match="reach 3, the method knows 3"):
-        sets_of_labels(np.array([[3]], np.uint8), 3)
+        candidates_from_labels(np.array([[3]], np.uint8), 3)
     with pytest.raises(NodeDataError, match="4 classes"):
-        sets_of_presence(np.ones((2, 4)), 2, 3)
+        candidates_from_presence(np.ones((2, 4)), 2, 3)
     with pytest.raises(ConfigError, match="25"):
-        sets_of_labels(np.zeros((1, 1), np.uint8), 25)
+        candidates_from_labels(np.zeros((1, 1), np.uint8), 25)
 
 
 def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
@@ -60,27 +60,27 @@ def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
     labels[0:9, 0:9] = 1  # of a ring around:
     labels[3:6, 3:6] = 2
     labels[9:12, 9:12] = 0
-    sets = sets_of_boxes(labels, 3)
+    sets = candidates_from_boxes(labels, 3)
     assert sets[11, 11] == 0b001 and sets[0, 0] == 0b011
     assert sets[3, 3] == 0b111  # a rim of the inner box, inside the outer one
     assert sets[4, 4] == 0b100  # the middle of a box within another one is the inner one's
     labels[7:12, 4:12] = 2  # now the boxes overlap, and in the middles nobody can say whose they are
-    assert sets_of_boxes(labels, 3)[6, 5] == 0b111
+    assert candidates_from_boxes(labels, 3)[6, 5] == 0b111
     alone = np.zeros((12, 12), np.uint8)
     alone[0:9, 0:9] = 2
-    assert sets_of_boxes(alone, 3)[4, 4] == 0b100
-    assert sets_of_boxes(alone, 3)[1, 1] == 0b101
+    assert candidates_from_boxes(alone, 3)[4, 4] == 0b100
+    assert candidates_from_boxes(alone, 3)[1, 1] == 0b101
 
 
 def test_a_box_map_with_unlabelled_pixels_is_read_as_it_is():
     labels = np.full((4, 4), UNLABELLED, np.uint8)
     labels[0], labels[2, 2] = 0, 1
-    sets = sets_of_boxes(labels, 2)
+    sets = candidates_from_boxes(labels, 2)
     assert (sets[0] == 1).all() and sets[2, 2] == 2 and sets[1, 1] == UNKNOWN
 
 
 def test_image_labels_allow_what_is_there():
-    sets = sets_of_presence(np.array([[1, 0, 1], [0, 0, 0]]), 2, 3)
+    sets = candidates_from_presence(np.array([[1, 0, 1], [0, 0, 0]]), 2, 3)
     assert (sets[0] == 0b101).all() and (sets[1] == 0b001).all()
 
 
@@ -88,14 +88,14 @@ def test_with_complete_labels_the_loss_is_cross_entropy():
     labels = RNG.integers(0, 3, (2, 8, 8)).astype(np.uint8)
     logits = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     expected = F.cross_entropy(logits, torch.from_numpy(labels).long())
-    torch.testing.assert_close(set_cross_entropy(logits, masks(labels)), expected)
+    torch.testing.assert_close(candidate_cross_entropy(logits, masks(labels)), expected)
 
 
 def test_the_loss_of_a_set_is_that_of_its_whole_probability_and_unknown_pixels_take_no_part():
     logits = torch.randn(1, 3, 1, 3, dtype=torch.float64, requires_grad=True)
     allowed = torch.tensor([[[[1, 0, 1]], [[1, 0, 1]], [[0, 0, 1]]]], dtype=torch.bool)
     p = torch.softmax(logits, 1)[0, :, 0]
-    loss = set_cross_entropy(logits, allowed)
+    loss = candidate_cross_entropy(logits, allowed)
     torch.testing.assert_close(loss, -torch.log(p[0, 0] + p[1, 0]))
     loss.backward()
     assert (logits.grad[0, :, 0, 0] != 0).all() and (logits.grad[0, :, 0, 1:] == 0).all()

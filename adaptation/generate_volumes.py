@@ -1,0 +1,261 @@
+"""Labelled synthetic volumes from a labelled factory: `fedfactory generate-volumes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import KeepLargestConnectedComponent
+from torch import Tensor
+
+from .. import __version__
+from ..common.files import atomic_folder, refuse_existing, sha256_of, write_json
+from ..common.progress import track
+from ..common.seeding import seed_of
+from ..errors import UsageError
+from ..generative.image_encoder import read_embedding
+from ..generative.synthesis import between_latents, slice_heights
+from .adapt import MANIFEST
+from .labelled_factory import LabelledFactory
+from .volume_formats import WRITERS, finish, name_of
+
+LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
+ATTEMPTS = 50  # draws of a volume before --least-share is called too high
+NOISE = 1  # marks the seed of a volume's noise, beside that of its latent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What is drawn; volume n depends on this and on n alone.
+
+    Attributes:
+        domain: whose look the images have.
+        volumes: how many.
+        slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
+        z_depth: height bins to walk from the lowest up; None walks all.
+        largest_component: keep only each class's largest 26-connected part.
+        truncation: 1 draws all the variety the factory has, lower values fewer unusual subjects.
+        least_share: of a volume's voxels that every class must have; a draw with less is thrown away.
+        between: volumes between every two drawn subjects, on the way from one to the other.
+        seed: repeats a run.
+    """
+
+    domain: str
+    volumes: int = 1
+    slices_per_bin: int = 2
+    z_depth: int | None = None
+    largest_component: bool = False
+    truncation: float = 1.0
+    least_share: float = 0.0
+    between: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.volumes < 1 or self.slices_per_bin < 1:
+            raise UsageError("the number of volumes and of slices per bin must be at least 1")
+        if not 0 <= self.truncation <= 1 or not 0 <= self.least_share < 1:
+            raise UsageError("truncation goes from 0 to 1, the least share of a class from 0 to below 1")
+        if self.between < 0:
+            raise UsageError("the number of volumes between two subjects must not be negative")
+        if (
+            self.between and self.least_share
+        ):  # a subject drawn again would no longer be the end of its neighbours' ways
+            raise UsageError("volumes between subjects cannot be drawn again; leave the least share out")
+
+
+def generate_volumes(
+    factory_file: str | Path,
+    out: str | Path,
+    drawing: Drawing,
+    *,
+    layout: str = "nifti",
+    only: Sequence[int] | None = None,
+    workers: int = 1,
+    device: str = "cpu",
+    clip_mean: Path | None = None,
+) -> list[str]:
+    """Write labelled synthetic subjects with a manifest and their latents.
+
+    Args:
+        factory_file: labelled factory.
+        out: new folder; nothing is left there if anything fails.
+        layout: "nifti" (pairs `<name>/{image,label}/<name>.nii.gz`), "nnunet", "slices" or "legacy-slices" (pickled).
+        only: numbers of the volumes to write, out of those that the drawing describes; None writes all.
+        workers: volumes drawn at once; does not change the files.
+        clip_mean: array file with the domain's mean embedding, for a factory trained with embeddings.
+
+    Returns: the subjects' names. Images are in [-1, 1]; spacing and height come from the factory's card.
+    Raises: UsageError for unknown domains, depths or devices, or if no draw has enough of every class; CheckpointError
+        for an unusable file.
+    """
+    refuse_existing(out)
+    if workers < 1 or layout not in WRITERS:
+        raise UsageError(f"workers must be at least 1, the layout one of {', '.join(WRITERS)}")
+    numbers = range(drawing.volumes) if only is None else sorted(set(only))
+    if not numbers or not 0 <= numbers[0] <= numbers[-1] < drawing.volumes:
+        raise UsageError(f"only {list(numbers)}: the drawing has volumes 0 to {drawing.volumes - 1}")
+    labelled = LabelledFactory.load(factory_file)
+    config, classes = labelled.factory.config, labelled.card["classes"]
+    config.domain_index(drawing.domain)
+    encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
+    heights = slice_heights(config.z_bins if drawing.z_depth is None else drawing.z_depth, drawing.slices_per_bin)
+    if heights.max() > config.z_bins - 1:
+        raise UsageError(f"z_depth is {drawing.z_depth}, this factory has {config.z_bins} bins")
+    _move(labelled, device)
+    extent = labelled.factory.height * float(heights.max()) / (config.z_bins - 1)
+    affine = _affine(config.image_size, labelled.factory.spacing, extent / len(heights), len(heights))
+    latents = _Latents(drawing, config.latent_dim)
+
+    def make(number: int, folder: Path) -> dict[str, Any]:
+        images, labels, attempt = _draw(labelled, latents, number, heights, encoding)
+        WRITERS[layout](folder, number, images, labels, affine, classes)
+        shares = np.bincount(labels.ravel(), minlength=classes) / labels.size
+        return {"name": name_of(number), "attempt": attempt, "shares": [round(float(one), 5) for one in shares]}
+
+    with atomic_folder(out) as folder, _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        made = pool.map(lambda number: make(number, folder), numbers)
+        entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
+        finish(folder, layout, drawing.domain, len(numbers), classes)
+        drawn = [latents.of(number, entry["attempt"]) for number, entry in zip(numbers, entries, strict=True)]
+        np.save(folder / LATENTS, torch.cat(drawn).numpy(), allow_pickle=False)
+        manifest = {
+            "made_by": f"fedfactory {__version__}",
+            "factory_sha256": sha256_of(factory_file),
+            "classes": classes,
+            "layout": layout,
+            "latents": LATENTS,
+            "clip_mean_sha256": None if clip_mean is None else sha256_of(clip_mean),
+            **asdict(drawing),
+            "z_depth": int(heights.max()) + 1,
+            "alarms": [
+                text for text in labelled.factory.facts.get("alarms", []) if text.startswith(f"{drawing.domain}:")
+            ],
+            "volumes": entries,
+        }
+        write_json(folder / MANIFEST, manifest)
+    return [entry["name"] for entry in entries]
+
+
+class _Latents:
+    """Latent of every volume and attempt; any of them can be had alone."""
+
+    def __init__(self, drawing: Drawing, width: int) -> None:
+        self.drawing, self.width = drawing, width
+
+    def of(self, number: int, attempt: int) -> Tensor:
+        """(1, latent_dim): of a drawn subject, or on the way from one to the next."""
+        subject, step = divmod(number, self.drawing.between + 1)
+        first = self._drawn(subject, attempt)
+        if step == 0:
+            return first
+        return between_latents(first, self._drawn(subject + 1, attempt), step / (self.drawing.between + 1))
+
+    def _drawn(self, subject: int, attempt: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seed_of(self.drawing.seed, subject, attempt))
+        return torch.randn(1, self.width, generator=rng)
+
+
+def _draw(
+    labelled: LabelledFactory, latents: _Latents, number: int, heights: Tensor, encoding: Tensor | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images, labels and number of the attempt that had enough of every class."""
+    drawing, classes = latents.drawing, labelled.card["classes"]
+    keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
+    for attempt in range(ATTEMPTS if drawing.least_share else 1):
+        images, labels = labelled.draw_volume(
+            drawing.domain,
+            heights,
+            seed=seed_of(drawing.seed, number, attempt, NOISE),
+            z=latents.of(number, attempt),
+            encoding=encoding,
+            truncation=drawing.truncation,
+        )
+        if drawing.largest_component:
+            labels = np.asarray(keep_largest(torch.from_numpy(labels)[None]))[0]
+        if np.bincount(labels.ravel(), minlength=classes).min() >= drawing.least_share * labels.size:
+            return images, labels, attempt
+    raise UsageError(
+        f"none of {ATTEMPTS} draws of volume {number} has {drawing.least_share:.2%} of every class; ask for less"
+    )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Inside, PyTorch computes a volume on one thread, whatever the number of workers: the same files, and threads of
+    several workers do not wait for each other."""
+    kept = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(kept)
+
+
+def choose_factory(
+    *,
+    factory: Path | None,
+    ckpt_dir: Path | None,
+    domain: str | None,
+    label: int | None,
+    classes: int | None,
+    domains: int | None,
+    clip_mean: Path | None,
+) -> tuple[Path, str]:
+    """Factory file and domain name from the new options or the original program's; the others are checked.
+
+    Raises: UsageError if they contradict each other or the factory.
+    """
+    if (factory is None) == (ckpt_dir is None):
+        raise UsageError("give either --factory FILE or --ckpt_dir FOLDER")
+    if (domain is None) == (label is None):
+        raise UsageError("give either --domain NAME or --label NUMBER")
+    file = factory if factory is not None else find_factory_file(ckpt_dir)
+    labelled = LabelledFactory.load(file)
+    names = labelled.factory.config.domains
+    if clip_mean is not None and not labelled.factory.config.encoding_dim:
+        raise UsageError("this factory was trained without CLIP embeddings; leave --clip_mean out")
+    if domains is not None and domains != len(names):
+        raise UsageError(f"--n_domains is {domains}, this factory has {len(names)}: {', '.join(names)}")
+    if classes is not None and classes != labelled.card["classes"]:
+        raise UsageError(f"--n_segmentation_labels is {classes}, this factory draws {labelled.card['classes']}")
+    if label is not None and label >= len(names):
+        raise UsageError(f"--label is {label}, this factory has domains 0 to {len(names) - 1}")
+    return file, domain if domain is not None else names[label]
+
+
+def find_factory_file(folder: str | Path) -> Path:
+    """The one labelled factory in a folder, for the original program's `--ckpt_dir`. Raises UsageError otherwise."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        raise UsageError(f"{folder}: holds {len(found)} .safetensors files, expected one labelled factory")
+    return found[0]
+
+
+def _mean_embedding(path: Path, width: int) -> torch.Tensor:
+    mean = read_embedding(path)
+    if len(mean) != width:
+        raise UsageError(f"{path}: has {len(mean)} numbers, this factory takes {width}")
+    return mean
+
+
+def _move(labelled: LabelledFactory, device: str) -> None:
+    try:
+        labelled.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); try --device cpu") from None
+
+
+def _affine(size: int, spacing: float, thickness: float, slices: int) -> np.ndarray:
+    """Right-anterior-superior axes, origin in the middle of the volume."""
+    affine = np.diag([spacing, spacing, thickness, 1.0])
+    affine[:3, 3] = -affine.diagonal()[:3] * (np.array([size, size, slices]) - 1) / 2
+    return affine

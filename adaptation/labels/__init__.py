@@ -1,0 +1,1 @@
+"""Labels of every kind: candidate labels, weak labels, fixations of the eye."""

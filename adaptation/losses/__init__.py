@@ -1,0 +1,1 @@
+"""Loss functions of segmenters: pure functions of tensors."""

@@ -1,0 +1,1 @@
+"""Federated segmentation: one interface, one module per method."""

@@ -1,0 +1,1 @@
+"""Training at one site: the loop, and what is trained with it."""

@@ -1,0 +1,33 @@
+"""Random numbers that repeat: one seed from several numbers, and global generators seeded for a while."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers; near ones give unrelated draws."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and PyTorch's global generators inside, and restore them afterwards.
+
+    batchgenerators draws from the first two, MONAI initialises from the third.
+    """
+    python, array, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(torch_state)

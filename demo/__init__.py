@@ -1,0 +1,1 @@
+"""A whole federation on this machine, on simulated subjects, with a report."""

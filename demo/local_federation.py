@@ -1,0 +1,239 @@
+"""A Fed-BioMed federation of local processes that cannot outlive the program that started it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ..common.progress import track, watch
+from ..errors import FederationError
+
+READY = b"Starting task manager"  # the node's last line before it takes requests
+READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
+STOP_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
+NAP = 0.2  # seconds between looks at processes
+
+# Run first in every child: on Linux the kernel kills it when its parent dies, even of SIGKILL.
+TIED = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+class LocalFederation:
+    """One researcher component and several nodes below one folder; a context manager that stops everything.
+
+    Args:
+        folder: components, logs and temporary files go here.
+        nodes: names of the nodes.
+
+    Attributes:
+        researcher: folder of the researcher component.
+        nodes: name to folder of the node component.
+        port: of the researcher's server.
+    """
+
+    def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
+        self.folder = folder
+        self.researcher = folder / "researcher"
+        self.nodes = {name: folder / name for name in nodes}
+        self._children: dict[str, subprocess.Popen] = {}
+        self.port = _free_port()
+
+    def __enter__(self) -> LocalFederation:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def begin(self) -> None:
+        """Start making the component folders, with plan approval switched on and a free port between them.
+
+        Beside them one process imports what nodes need: in a new environment that compiles for half a minute, which
+        the caller can use for something else. `wait_for("create")` ends it.
+        """
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        commands = {
+            name: _fedbiomed("component", "create", "-c", "node", "-p", str(path), "-n", name)
+            for name, path in self.nodes.items()
+        }
+        commands["researcher"] = _fedbiomed("component", "create", "-c", "researcher", "-p", str(self.researcher))
+        commands["imports"] = [
+            sys.executable,
+            "-c",
+            "import fedbiomed.node.node_pm, fedfactory.node.plans.factory_plan",
+        ]
+        self._launch("create", commands)
+
+    def start_nodes(self) -> None:
+        """Start every node the way `fedbiomed node start` does, and wait until it takes requests.
+
+        Raises: FederationError if one ends or is not ready in time.
+        """
+        self.start(list(self.nodes))
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start some nodes, also such as have ended. Raises FederationError as `start_nodes`."""
+        options = json.dumps({"gpu": False, "gpu_num": 0, "gpu_only": False, "debug": False})
+        for name in names:
+            path = str(self.nodes[name])
+            self._spawn(
+                name, [sys.executable, "-m", "fedbiomed.node.node_pm", "--config", path, "--node-args", options]
+            )
+        deadline = time.monotonic() + READY_TIMEOUT
+        for name in track(names, "starting nodes"):
+            while READY not in self._log(name).read_bytes():
+                self.check_nodes()
+                if time.monotonic() > deadline:
+                    raise FederationError(f"node {name} was not ready in {READY_TIMEOUT:.0f} s; see {self._log(name)}")
+                time.sleep(NAP)
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a node or command and to what it started, such as SIGKILL for a power cut."""
+        _signal_group(self._children[name], number)
+
+    def forget(self, name: str) -> None:
+        """Wait for a node or command that was killed on purpose; it may be started again."""
+        self._children.pop(name).wait()
+
+    def pid_of(self, name: str) -> int:
+        """Process (and process group) id of a running node or background command."""
+        return self._children[name].pid
+
+    def check_nodes(self) -> None:
+        """Raises FederationError if a started node is not running any more."""
+        for name in self.nodes:
+            child = self._children.get(name)
+            if child is not None and child.poll() is not None:
+                raise FederationError(f"node {name} stopped with code {child.returncode}; see {self._log(name)}")
+
+    @contextlib.contextmanager
+    def background(self, name: str, arguments: Sequence[str], *, rounds: int) -> Iterator[None]:
+        """A `fedfactory train` command beside the block; afterwards a bar of its rounds until it ends.
+
+        Raises: FederationError if it fails, or a node stops in the meantime.
+        """
+        child = self._spawn(name, _fedfactory(*arguments))
+        yield
+
+        def running() -> bool:
+            self.check_nodes()
+            return child.poll() is None
+
+        def completed() -> int:
+            return self._log(name).read_bytes().count(b"\nround ")
+
+        watch("training the factory", rounds, completed=completed, running=running)
+        self._finish(name)
+
+    def run_together(self, step: str, commands: dict[str, Sequence[str]]) -> None:
+        """Run commands side by side, one process each. Raises FederationError if one fails."""
+        self._launch(step, commands)
+        self.wait_for(step)
+
+    def _launch(self, step: str, commands: dict[str, Sequence[str]]) -> None:
+        for name, command in commands.items():
+            self._spawn(f"{step}-{name}", command)
+
+    def wait_for(self, step: str) -> None:
+        """Wait for the commands of a step. Raises FederationError if one fails."""
+        names = [name for name in self._children if name.startswith(f"{step}-")]
+        for name in track(names, f"federation: {step}"):
+            while self._children[name].poll() is None:
+                self.check_nodes()
+                time.sleep(NAP)
+            self._finish(name)
+
+    def site_command(self, *arguments: str) -> list[str]:
+        """Command line of `fedfactory site ...`, for `run_together`."""
+        return _fedfactory("site", *arguments)
+
+    def stop(self) -> None:
+        """End every process that is still running: SIGTERM, a moment, SIGKILL."""
+        running = [child for child in self._children.values() if child.poll() is None]
+        for child in running:
+            _signal_group(child, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_GRACE
+        while any(child.poll() is None for child in running) and time.monotonic() < deadline:
+            time.sleep(NAP / 4)
+        for child in self._children.values():
+            _signal_group(child, signal.SIGKILL)  # the group: also what a child itself started
+            child.wait()
+        self._children.clear()
+
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen:
+        log = self._log(name).open("wb")
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-c", TIED, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C reaches this program alone, which then stops the others in order
+            )
+        finally:
+            log.close()
+        self._children[name] = child
+        return child
+
+    def _finish(self, name: str) -> None:
+        child = self._children.pop(name)
+        if child.returncode != 0:
+            lines = self._log(name).read_text(errors="replace").strip().splitlines()
+            detail = f": {lines[-1].strip()}" if lines else ""
+            raise FederationError(f"step {name} failed with code {child.returncode}{detail}; see {self._log(name)}")
+
+    def _log(self, name: str) -> Path:
+        return self.folder / "logs" / f"{name}.log"
+
+    def _environment(self) -> dict[str, str]:
+        own = {key: value for key, value in os.environ.items() if not key.startswith("FBM_")}
+        port = str(self.port)
+        return {
+            **own,
+            "FBM_SERVER_HOST": "localhost",
+            "FBM_SERVER_PORT": port,
+            "FBM_RESEARCHER_IP": "localhost",
+            "FBM_RESEARCHER_PORT": port,
+            "FBM_RESEARCHER_COMPONENT_ROOT": str(self.researcher),
+            "FBM_SECURITY_TRAINING_PLAN_APPROVAL": "True",
+            "FBM_SECURITY_ALLOW_DEFAULT_TRAINING_PLANS": "False",
+            "TMPDIR": str(self.folder / "tmp"),  # killed nodes leave files there
+            # Several nodes on few cores: threads that wait in a loop would take the time from each other.
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def _signal_group(child: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, number)
+
+
+def _fedbiomed(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "fedbiomed.cli", *arguments]
+
+
+def _fedfactory(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from fedfactory.cli import main; main()", *arguments]

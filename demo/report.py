@@ -1,0 +1,238 @@
+"""The demonstration's report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..common.html_pages import picture, write_page
+from ..generative.factory_file import TrainedFactory
+from ..imaging.volume_files import read_volume
+from ..imaging.volumes import Volume
+from .demo_result import DemoResult
+from .simulated_subjects import CLASSES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..node.audit import Audit
+
+COLOURS = ["#000000", "#4477aa", "#ccbb44", "#ee6677"]  # background, then one a class
+ROW_NAMES = {
+    "no_adaptation": "no adaptation: trained on the labelled site, applied as it is",
+    "augmentation_only": "augmentation only: the same with strong random contrast augmentation",
+    "adapted": "adapted: trained on synthetic volumes of the site's domain, and on its own images with pseudo-labels",
+    "oracle": "oracle: trained on the site's own labels (not available in practice)",
+}
+
+
+def write_report(
+    result: DemoResult,
+    factory: TrainedFactory,
+    labelled_file: Path,
+    tests: dict[str, Path],
+    synthetic: Path,
+    audited: Audit,
+) -> None:
+    """Write `report.html` (to `result.files["report"]`).
+
+    Args:
+        tests: per site the folder of held-out subjects. synthetic: folder with synthetic volumes per site.
+        audited: the audit of the last site.
+    """
+    sites = list(result.dice)
+    other = sites[-1]
+    body = [
+        "<h1>fedfactory demonstration</h1>",
+        '<p class="note"><b>The subjects are simulated</b> from a real template: the MNI152 brain with its grey- and '
+        "white-matter maps, randomly deformed and shown in one contrast per site. Real patients differ more. The "
+        "federation, the training and every number below are real and were made by this run.</p>",
+        f"<p>{len(sites)} sites trained a generator together over {factory.facts['rounds']} rounds, exchanging "
+        f"generator weights only. Site <b>{sites[0]}</b> has labels, the others none. Seed {result.seed}, "
+        f"{result.seconds:.0f} seconds.</p>",
+        "<h2>Dice on held-out subjects</h2>",
+        _dice_table(result),
+        f"<p>{_verdict(result)}</p>",
+        "<h2>Dice per class</h2>",
+        _class_table(result),
+        "<h2>Real and synthetic slices</h2>",
+        "<p>Upper row of each pair: held-out real slices. Lower row: synthetic ones, the same latent in each "
+        "domain's look.</p>",
+        picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
+        "<h2>Do labels carry over?</h2>",
+        _sharing(factory),
+        f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
+        f"<p>{_legend()}</p>",
+        picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
+        f"<h2>Do synthetic slices of {html.escape(other)} give subjects away?</h2>",
+        _audit(audited),
+        "<h2>Training curves</h2>",
+        picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
+        "<h2>Made with</h2>",
+        "<p><small>" + html.escape(", ".join(f"{k} {v}" for k, v in result.versions.items())) + "</small></p>",
+        f"<p><small>labelled factory: {html.escape(labelled_file.name)}; seed {result.seed}; configuration "
+        f"{html.escape(str(factory.config.to_dict()))}</small></p>",
+    ]
+    write_page(result.files["report"], "fedfactory demonstration", body)
+
+
+def _dice_table(result: DemoResult) -> str:
+    sites = list(result.dice)
+    head = "".join(f"<th>{html.escape(s)}{' (labelled)' if s == sites[0] else ''}</th>" for s in sites)
+    rows = ""
+    for method, name in ROW_NAMES.items():
+        cells = ""
+        for site in sites:
+            cases: dict[str, list[float]] = {}
+            for score in result.scores[site][method]:
+                cases.setdefault(score.case, []).append(score.dice)
+            spread = np.std([np.mean(values) for values in cases.values()])
+            cells += f"<td>{result.dice[site][method]:.3f} <small>&plusmn; {spread:.3f}</small></td>"
+        rows += f"<tr><td>{name}</td>{cells}</tr>"
+    return (
+        f"<table><tr><th>mean foreground Dice</th>{head}</tr>{rows}</table>"
+        "<p><small>&plusmn; standard deviation over held-out subjects; one training run each.</small></p>"
+    )
+
+
+def _class_table(result: DemoResult) -> str:
+    head = "".join(f"<th>{name}</th>" for name in CLASSES.values())
+    rows = ""
+    for site, methods in result.scores.items():
+        for method, scores in methods.items():
+            values = [np.mean([s.dice for s in scores if s.label == label] or [np.nan]) for label in CLASSES]
+            cells = "".join(f"<td>{value:.3f}</td>" for value in values)
+            rows += f"<tr><td>{html.escape(site)}, {method.replace('_', ' ')}</td>{cells}</tr>"
+    return f"<table><tr><th>mean Dice</th>{head}</tr>{rows}</table>"
+
+
+def _verdict(result: DemoResult) -> str:
+    parts = []
+    for site in list(result.dice)[1:]:
+        row = result.dice[site]
+        parts.append(
+            f"At unlabelled site {html.escape(site)}, adaptation changes Dice by "
+            f"{row['adapted'] - row['no_adaptation']:+.3f} against no adaptation, "
+            f"{row['adapted'] - row['augmentation_only']:+.3f} against strong augmentation, and stays "
+            f"{row['oracle'] - row['adapted']:+.3f} below the oracle."
+        )
+    return " ".join(parts)
+
+
+def _sharing(factory: TrainedFactory) -> str:
+    """What was measured without labels: anatomy shared by pairs of domains, and what the sites saw."""
+    facts = factory.facts
+    pairs = "".join(
+        f"<tr><td>{html.escape(pair)}</td><td>{score:.2f}</td></tr>"
+        for pair, score in facts["shared_anatomy"]["pairs"].items()
+    )
+    sites = "".join(
+        f"<tr><td>{html.escape(domain)}</td><td>{one['distance']:.2g}</td><td>{one['layout']:.2f}</td>"
+        f"<td>{one['contrast']:.2f}</td></tr>"
+        for domain, one in facts["quality"].items()
+    )
+    alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts["alarms"]) or "<p>No alarm.</p>"
+    return (
+        "<p>One latent should be one anatomy in all domains. Measured without labels; 0 is chance, 1 is all.</p>"
+        f"<table><tr><th>domains</th><th>shared anatomy</th></tr>{pairs}</table>"
+        "<p>What sites saw when they last compared synthetic with their real slices:</p>"
+        f"<table><tr><th>site</th><th>kernel distance</th><th>layout (1 is best)</th><th>contrast (1 is best)</th></tr>"
+        f"{sites}</table>{alarms}"
+    )
+
+
+def _audit(audited: Audit) -> str:
+    """The summary of an audit; its own page, with the closest pairs, stays at the site."""
+    numbers = audited.numbers
+
+    def cell(one: dict[str, float]) -> str:
+        return f"<td>{one['value']:.2f} <small>({one['low']:.2f} to {one['high']:.2f})</small></td>"
+
+    rows = "".join(
+        f"<tr><td>{space}</td>{cell(found['copying_ratio'])}{cell(found['attack_auc'])}</tr>"
+        for space, found in numbers["privacy"].items()
+    )
+    fidelity, patients = numbers["fidelity"], numbers["patients"]
+    findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
+    return (
+        "<p>Distance of synthetic slices to subjects that trained over that to subjects that did not: 1 is honest, "
+        "near 0 are copies. Area under the curve of an attacker who guesses who trained: 0.5 is guessing. 95 % "
+        "intervals.</p>"
+        f"<table><tr><th>measured on</th><th>copying ratio</th><th>attacker's area</th></tr>{rows}</table>"
+        f"<p>Precision {fidelity['precision']:.2f}, recall {fidelity['recall']:.2f}, kernel distance "
+        f"{fidelity['kernel_distance']:.3g}; {patients['trained']} subjects that trained, {patients['held_out']} that "
+        "did not. With so few, only gross leaks would show.</p>"
+        + (f"<ul>{findings}</ul>" if findings else "<p>No finding.</p>")
+    )
+
+
+def _legend() -> str:
+    return ", ".join(f'<span style="color:{COLOURS[k]}">&#9632;</span> {name}' for k, name in CLASSES.items())
+
+
+def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
+    from matplotlib import pyplot as plt
+
+    columns = 8
+    figure, axes = plt.subplots(2 * len(tests), columns, figsize=(columns * 1.3, 2.6 * len(tests)))
+    for row, (site, folder) in enumerate(tests.items()):
+        real = sorted(folder.glob("*/image/*.nii.gz"))
+        made = sorted((synthetic / site).glob("*/image/*.nii.gz"))
+        for line, paths in enumerate((real, made)):
+            volumes = [read_volume(path).to_canonical().data for path in paths[:2]]
+            for column in range(columns):
+                axis = axes[2 * row + line, column]
+                volume = volumes[column * len(volumes) // columns]
+                place = np.linspace(0.15, 0.9, columns // len(volumes))[column % (columns // len(volumes))]
+                axis.imshow(volume[:, :, int(place * (volume.shape[2] - 1))].T, cmap="gray", origin="lower")
+                axis.set(xticks=[], yticks=[])
+            axes[2 * row + line, 0].set_ylabel(f"{site}\n{'real' if line == 0 else 'synthetic'}", fontsize=8)
+    return figure
+
+
+def _three_planes(folder: Path) -> Figure:
+    from matplotlib import pyplot as plt
+    from matplotlib.colors import ListedColormap
+
+    subject = sorted(path for path in folder.iterdir() if path.is_dir())[0]
+    image, label = (next(iter((subject / kind).glob("*.nii.gz"))) for kind in ("image", "label"))
+    image, label = read_volume(image).to_canonical(), read_volume(label, integer=True).to_canonical()
+    figure, axes = plt.subplots(2, 3, figsize=(9, 6))
+    for column, axis_number in enumerate((2, 1, 0)):
+        for row in range(2):
+            axis = axes[row, column]
+            grey = _plane(image, axis_number)
+            aspect = _aspect(image, axis_number)
+            axis.imshow(grey, cmap="gray", origin="lower", aspect=aspect)
+            if row == 1:
+                mask = np.ma.masked_equal(_plane(label, axis_number), 0)
+                colours = ListedColormap(COLOURS)
+                axis.imshow(mask, cmap=colours, vmin=0, vmax=3, alpha=0.55, origin="lower", aspect=aspect,
+                            interpolation="nearest")  # fmt: skip
+            axis.set(xticks=[], yticks=[])
+        axes[0, column].set_title(("axial", "coronal", "sagittal")[column])
+    return figure
+
+
+def _plane(volume: Volume, axis: int) -> np.ndarray:
+    return np.take(volume.data, volume.data.shape[axis] // 2, axis=axis).T
+
+
+def _aspect(volume: Volume, axis: int) -> float:
+    first, second = [a for a in range(3) if a != axis]
+    return float(volume.spacing[second] / volume.spacing[first])
+
+
+def _curves(factory: TrainedFactory) -> Figure:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    for axis, name in zip(axes, ("loss_discriminator", "loss_generator"), strict=True):
+        for domain, rounds in factory.history.items():
+            axis.plot([r["round"] for r in rounds], [r[name] for r in rounds], label=domain)
+        axis.set(title=name.replace("_", " of the "), xlabel="round")
+    axes[0].legend()
+    return figure

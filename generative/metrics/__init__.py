@@ -1,0 +1,1 @@
+"""How good a factory's slices are, measured without any label."""

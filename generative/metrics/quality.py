@@ -1,0 +1,136 @@
+"""How close synthetic slices are to real ones, without any trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..networks.generator import Generator
+
+WIDTHS = (16, 32, 64, 64)  # random filters of every level; each level halves the side
+FEATURE_SEED = 20_240_706  # the features are the same in every run and for every site
+SLICES, SIDE = 192, 64  # synthetic slices a site is judged by up to this side; fewer above, a look must stay cheap
+FEWEST = 32
+AIR = -0.9  # on the scale of slices; pixels above it show something
+
+
+@dataclass(frozen=True)
+class SiteQuality:
+    """How the generator's slices of one domain compare with a site's real ones; numbers that may leave the site.
+
+    Attributes:
+        distance: see `kernel_distance`, with random features; 0 for equal distributions.
+        layout: see `layout_agreement`; 1 if tissue is bright and dark where it is in the site's patients.
+        contrast: spread of grey levels within slices, synthetic over real; near 0 if the domain has collapsed.
+    """
+
+    distance: float
+    layout: float
+    contrast: float
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def site_quality(
+    generator: Generator,
+    real: Tensor,
+    z_bin: Tensor,
+    domain: int,
+    *,
+    encoding: Tensor | None = None,
+    batch_size: int = 32,
+) -> SiteQuality:
+    """Compare synthetic slices of a domain with a site's real ones, at the same heights.
+
+    Args:
+        real: (N, 1, S, S) in [-1, 1]. z_bin: (N,) integers. domain: index.
+        encoding: (encoding_dim,), the site's mean embedding, or None.
+    """
+    device, rng = next(generator.parameters()).device, torch.Generator().manual_seed(FEATURE_SEED)
+    slices = max(FEWEST, round(SLICES * min(1.0, SIDE / real.shape[-1])))
+    chosen = torch.randint(len(real), (slices,), generator=rng)
+    bins = z_bin[chosen]
+    z = torch.randn(slices, generator.config.latent_dim, generator=rng)
+    drawn = []
+    for start in range(0, slices, batch_size):
+        part = slice(start, start + batch_size)
+        wanted = bins[part].to(device)
+        noise = [one.to(device) for one in generator.draw_noise(len(wanted), rng)]
+        given = None if encoding is None else encoding.to(device).expand(len(wanted), -1)
+        drawn.append(generator(z[part].to(device), wanted, torch.full_like(wanted, domain), noise, given).cpu())
+    synthetic = torch.cat(drawn).clamp(-1, 1)
+    spread = [float(images.flatten(1).std(dim=1).mean()) for images in (synthetic, real[chosen])]
+    return SiteQuality(
+        kernel_distance(random_features(real[chosen]), random_features(synthetic)),
+        layout_agreement(real, z_bin, synthetic, bins),
+        spread[0] / max(spread[1], 1e-6),
+    )
+
+
+def layout_agreement(real: Tensor, real_bin: Tensor, synthetic: Tensor, synthetic_bin: Tensor) -> float:
+    """Correlation of the mean slices of every height, over pixels where real slices show something, in [-1, 1].
+
+    A generator that draws what a site's scanner shows dark as bright has a low or negative one, however good its
+    edges and textures are. Slices (N, 1, S, S), bins (N,); heights without slices on either side do not count.
+    """
+    ours, theirs = [], []
+    for value in sorted(set(real_bin.tolist()) & set(synthetic_bin.tolist())):
+        mean = real[real_bin == value].mean(dim=0)
+        ours.append(mean[mean > AIR])
+        theirs.append(synthetic[synthetic_bin == value].mean(dim=0)[mean > AIR])
+    pixels = torch.stack([torch.cat(ours), torch.cat(theirs)]) if ours else torch.zeros(2, 0)
+    if pixels.shape[1] < 2 or pixels.std(dim=1).min() < 1e-6:
+        return 0.0
+    return float(torch.corrcoef(pixels.double())[0, 1])
+
+
+@torch.no_grad()
+def random_features(images: Tensor, *, batch_size: int = 64) -> Tensor:
+    """Means and deviations of random convolutional filters at four scales: (N, 1, S, S) to (N, 352).
+
+    Random filters tell textures and layouts apart well enough to follow a training run; they are no substitute
+    for trained features when two good generators are to be ranked.
+    """
+    filters = list(_filters(images.device))
+    return torch.cat([_describe(part, filters) for part in images.float().split(batch_size)])
+
+
+def kernel_distance(real: Tensor, synthetic: Tensor) -> float:
+    """Kernel inception distance (Binkowski et al. 2018) of features (N, d) and (M, d): unbiased, so it may be < 0.
+
+    Squared maximum mean discrepancy with the kernel (x y / d + 1)^3, features standardised by the real ones.
+    """
+    mean, deviation = real.double().mean(dim=0), real.double().std(dim=0) + 1e-6
+    x, y = (real.double() - mean) / deviation, (synthetic.double() - mean) / deviation
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.t() / a.shape[1] + 1) ** 3
+
+    def within(a: Tensor) -> Tensor:
+        gram = kernel(a, a)
+        return (gram.sum() - gram.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def _filters(device: torch.device) -> Iterator[Tensor]:
+    rng, c_in = torch.Generator().manual_seed(FEATURE_SEED), 1
+    for width in WIDTHS:
+        weight = torch.randn(width, c_in, 3, 3, generator=rng)
+        yield (weight / weight.flatten(1).norm(dim=1)[:, None, None, None] * 2**0.5).to(device)
+        c_in = width
+
+
+def _describe(x: Tensor, filters: list[Tensor]) -> Tensor:
+    described = []
+    for weight in filters:
+        x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight), 0.2)
+        described += [x.mean(dim=(2, 3)), x.std(dim=(2, 3))]
+        x = F.avg_pool2d(x, 2)
+    return torch.cat(described, dim=1)

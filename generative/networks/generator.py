@@ -1,0 +1,119 @@
+"""What every generator of the factory can do, whatever its architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FactoryConfig
+
+Edit = Callable[[Tensor], Tensor]  # of a feature map (B, c, r, r) on its way to the next resolution
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a synthesis pass starts from.
+
+    Attributes:
+        w: (B, n_latent, latent_dim), one latent per styled layer (the space called W+).
+        constant: (B, c, s, s), the smallest feature map.
+        domain: (B,) domain indices.
+    """
+
+    w: Tensor
+    constant: Tensor
+    domain: Tensor
+
+    def mixed_with(self, other: Style, crossover: int) -> Style:
+        """This style's latents below layer `crossover`, the other's from there on (style mixing)."""
+        w = torch.cat([self.w[:, :crossover], other.w[:, crossover:]], dim=1)
+        return Style(w, self.constant, self.domain)
+
+    def at(self, position: Tensor) -> Style:
+        """Linear interpolation along the batch: position (N,) in [0, B - 1]."""
+        low = position.floor().long().clamp(0, len(self.w) - 1)
+        high = (low + 1).clamp(max=len(self.w) - 1)
+        first, second = (Style(self.w[n], self.constant[n], self.domain[n]) for n in (low, high))
+        return first.between(second, position - low)
+
+    def between(self, other: Style, share: Tensor) -> Style:
+        """Linear interpolation: share (B,), 0 gives this style, 1 the other."""
+        w = torch.lerp(self.w, other.w, share[:, None, None])
+        return Style(w, torch.lerp(self.constant, other.constant, share[:, None, None, None]), self.domain)
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """What one synthesis pass makes.
+
+    Attributes:
+        image: (B, 1, S, S), about [-1, 1].
+        anatomy: (B, maps, S, S), soft tissue maps shared by all domains, summing to one; no maps without a palette.
+        features: feature maps (B, c, r, r), coarse to fine, as many and as wide as `Generator.feature_channels` says.
+    """
+
+    image: Tensor
+    anatomy: Tensor
+    features: list[Tensor]
+
+
+class Generator(nn.Module, ABC):
+    """Noise, slice height and domain to a slice.
+
+    Attributes:
+        config: the factory's description.
+        n_latent: number of styled layers.
+        num_maps: channels of `Synthesis.anatomy`.
+        grain: whether noise is the scanner's grain, new in every slice, or part of the anatomy, one draw a volume.
+    """
+
+    config: FactoryConfig
+    n_latent: int
+    num_maps: int = 0
+    grain: bool = False
+
+    @abstractmethod
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+        """z: (B, latent_dim) unit normal; z_bin, domain: (B,) integers; encoding: (B, encoding_dim) or None."""
+
+    @abstractmethod
+    def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
+        """Slices of a style; `noise` as `draw_noise` or `fixed_noise` give it.
+
+        `edit` changes what leaves a resolution, before it is enlarged; the features that are handed out are unchanged.
+        """
+
+    @property
+    @abstractmethod
+    def noise_sides(self) -> list[int]:
+        """Side of every noise map, in the order of the layers."""
+
+    @abstractmethod
+    def fixed_noise(self) -> list[Tensor]:
+        """The maps that belong to the network, (1, 1, r, r) each: the same slices for the same style."""
+
+    @property
+    @abstractmethod
+    def feature_channels(self) -> tuple[int, ...]:
+        """Width of every map in `Synthesis.features`."""
+
+    def draw_noise(self, batch: int, rng: torch.Generator) -> list[Tensor]:
+        """Fresh unit normal maps, (B, 1, r, r) each, on the device of `rng`."""
+        return [torch.randn(batch, 1, r, r, generator=rng, device=rng.device) for r in self.noise_sides]
+
+    def style_at(self, z: Tensor, height: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+        """As `style_of` at fractional heights (B,) in [0, z_bins - 1]: linear between the neighbouring bins."""
+        low = height.floor().long().clamp(0, self.config.z_bins - 1)
+        high = (low + 1).clamp(max=self.config.z_bins - 1)
+        below = self.style_of(z, low, domain, encoding)
+        return below.between(self.style_of(z, high, domain, encoding), height - low)
+
+    def forward(
+        self, z: Tensor, z_bin: Tensor, domain: Tensor, noise: list[Tensor], encoding: Tensor | None = None
+    ) -> Tensor:
+        """Slices (B, 1, S, S)."""
+        return self.synthesise(self.style_of(z, z_bin, domain, encoding), noise).image

@@ -1,0 +1,230 @@
+"""Finding the cases of a hospital's folder: medical-folder layout, nnU-Net raw data set, or a plain folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UsageError
+from .dicom import find_series, is_dicom
+from .volume_files import case_name, is_volume
+
+CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
+TABLE = ".csv"
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Files of one case.
+
+    Attributes:
+        name: subject, file or series, made printable.
+        image: one NIfTI file, or the files of a DICOM series in slice order.
+        label, mask: label map or table, brain or body mask; None where the case has none.
+    """
+
+    name: str
+    image: Path | tuple[Path, ...]
+    label: Path | None = None
+    mask: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them, in a fixed order."""
+        image = list(self.image) if isinstance(self.image, tuple) else [self.image]
+        return image + [path for path in (self.label, self.mask) if path is not None]
+
+
+@dataclass
+class Found:
+    """What a folder holds: usable cases, and per unusable one a sentence that says why. `without_image` are subjects
+    that lack the modality."""
+
+    cases: list[CaseFiles] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    without_image: list[str] = field(default_factory=list)
+
+
+def find_cases(
+    source: Path, *, image_key: str = "image", label_key: str | None = "label", mask_key: str | None = None
+) -> Found:
+    """All cases below `source`, sorted by name.
+
+    Args:
+        source: Fed-BioMed medical-folder layout (`subject/modality/`, each modality one NIfTI file or one DICOM
+            series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI files or
+            DICOM series in it or in its subfolders (no labels).
+        image_key: modality folder of the image; for nnU-Net its channel number, or "image" for channel 0.
+        label_key: modality folder of the label map or table; None reads no labels.
+        mask_key: modality folder of the brain or body mask; None reads none.
+
+    Raises: UsageError if the folder is missing or unreadable, or holds no case at all.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such folder")
+    try:
+        if (source / "dataset.json").is_file():
+            if mask_key is not None:
+                raise UsageError(f"{source}: an nnU-Net data set has no modality folders; leave the mask out")
+            found = _nnunet(source, image_key, label_key)
+        else:
+            found = _medical_folder(source, image_key, label_key, mask_key)
+            if not found.cases and not found.problems:
+                found = _plain(source)
+    except _Unusable as error:
+        raise UsageError(str(error)) from None
+    if not found.cases and not found.problems:
+        raise UsageError(
+            f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
+            "dataset.json, NIfTI files, or folders of DICOM files"
+        )
+    found.cases.sort(key=lambda case: case.name)
+    return found
+
+
+def printable(name: str) -> str:
+    """The name with everything that could break a line or an encoding written as an escape."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+class _Unusable(Exception):
+    """One case of many has unclear files."""
+
+
+def _medical_folder(source: Path, image_key: str, label_key: str | None, mask_key: str | None) -> Found:
+    found, absent = Found(), []
+    for subject in _folders(source):
+        name = printable(subject.name)
+        try:
+            image = _only_image(subject / image_key)
+            if image is None:
+                absent.append(name)
+                continue
+            label = _only_volume(subject / label_key, tables=True) if label_key else None
+            mask = _only_volume(subject / mask_key) if mask_key else None
+            found.cases.append(CaseFiles(name, image, label, mask))
+        except _Unusable as error:
+            found.problems[name] = str(error)
+    if found.cases or found.problems:
+        found.without_image = absent
+    return found
+
+
+def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
+    """The volume of a modality folder: one NIfTI file or one DICOM series."""
+    volume = _only_volume(folder)
+    if volume is not None or not _has_dicom(folder):
+        return volume
+    series = _readable_series(folder)
+    if len(series) != 1:
+        raise _Unusable(f"{folder}: holds {len(series)} DICOM series, expected one")
+    return next(iter(series.values()))
+
+
+def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Raises: _Unusable if a DICOM file belongs to none: it is damaged, and a series may lack a slice."""
+    series = find_series(folder)
+    belonging = {path.name for files in series.values() for path in files}
+    damaged = [path.name for path in _entries(folder) if is_dicom(path) and path.name not in belonging]
+    if damaged:
+        raise _Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}")
+    return series
+
+
+def _only_volume(folder: Path, *, tables: bool = False) -> Path | None:
+    volumes = [path for path in _entries(folder) if is_volume(path) or (tables and _is_table(path))]
+    if len(volumes) > 1:
+        raise _Unusable(f"{folder}: holds {len(volumes)} volumes, expected one")
+    return volumes[0] if volumes else None
+
+
+def _nnunet(source: Path, image_key: str, label_key: str | None) -> Found:
+    try:
+        json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error})") from None
+    if not (source / "imagesTr").is_dir():
+        raise UsageError(f"{source}: has a dataset.json but no imagesTr folder")
+    channel = "0" if image_key == "image" else image_key
+    if not channel.isdecimal():
+        raise UsageError(f"--image-key {image_key}: an nnU-Net data set numbers its channels, such as 0")
+    found = Found()
+    for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
+        name, _, digits = case_name(path).rpartition("_")
+        has_channel = len(digits) == CHANNEL_DIGITS and digits.isdecimal()
+        if has_channel and int(digits) != int(channel):
+            continue
+        name = name if has_channel else case_name(path)
+        label = next((p for s in (".nii.gz", ".nii") if (p := source / "labelsTr" / f"{name}{s}").is_file()), None)
+        found.cases.append(CaseFiles(printable(name), path, label if label_key else None))
+    return found
+
+
+def _plain(source: Path) -> Found:
+    found = Found([CaseFiles(printable(case_name(path)), path) for path in _entries(source) if is_volume(path)])
+    found.cases += _series(source, "") if _has_dicom(source) else []
+    for folder in _folders(source):
+        try:
+            files = [path for path in _entries(folder) if is_volume(path)]
+            found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), path) for path in files]
+            found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
+        except _Unusable as error:
+            found.problems[printable(folder.name)] = str(error)
+    return found
+
+
+def _series(folder: Path, name: str) -> list[CaseFiles]:
+    """DICOM series of a folder. Several are told apart by a digest of their identifiers, which are not kept."""
+    series = _readable_series(folder)
+    if name and len(series) == 1:
+        return [CaseFiles(printable(name), files) for files in series.values()]
+    digests = {hashlib.sha256(uid.encode()).hexdigest()[:8]: files for uid, files in series.items()}
+    return [CaseFiles(printable(f"{name}/{d}" if name else f"series-{d}"), files) for d, files in digests.items()]
+
+
+def _has_dicom(folder: Path) -> bool:
+    return any(is_dicom(path) for path in _entries(folder))
+
+
+def _folders(source: Path) -> list[Path]:
+    return [path for path in _entries(source) if os.path.isdir(path) and not path.name.startswith(".")]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What a folder holds, sorted; nothing if there is no such folder."""
+    try:
+        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise _Unusable(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == TABLE and not path.name.startswith(".") and path.is_file()
+
+
+def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
+    """Label maps by case name: one file, a folder of files, or `case/label_key/one file`.
+
+    Raises: UsageError if there is none, or a case has several.
+    """
+    source = Path(source)
+    if source.is_file():
+        return {case_name(source): source}
+    if not source.is_dir():
+        raise UsageError(f"{source}: no such file or folder")
+    try:
+        found = {case_name(path): path for path in _entries(source) if is_volume(path)}
+        for subject in _folders(source):
+            label = _only_volume(subject / label_key)
+            if label is not None:
+                found[subject.name] = label
+    except _Unusable as error:
+        raise UsageError(str(error)) from None
+    if not found:
+        raise UsageError(f"{source}: no label map found; expected NIfTI files or CASE/{label_key}/*.nii.gz")
+    return found

@@ -1,0 +1,118 @@
+"""DICOM series: which files belong together, and reading them as a volume. Headers are never copied anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import VolumeError
+from .volumes import MAX_VOXELS, Volume
+
+MAGIC, PREAMBLE = b"DICM", 128
+PATIENT_ID = "0010|0020"
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+UNEVEN = 0.05  # deviation of a gap between slices, as a share of the spacing
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a visible file with the mark of DICOM part 10."""
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not os.path.isfile(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(PREAMBLE)
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def find_series(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The series in a folder (not below it): identifier to files in slice order.
+
+    Files of one series UID that differ in orientation or pixel grid count as different series.
+    """
+    itk = _itk()
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(True)
+    names.SetRecursive(False)
+    names.SetDirectory(str(folder))
+    return {uid: tuple(Path(file) for file in names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
+
+
+def read_series(files: Sequence[Path]) -> Volume:
+    """Read one series, in the scanner's own values (rescale slope and intercept applied).
+
+    Args:
+        files: in slice order, see `find_series`.
+
+    Returns: float32 volume; its third stored axis is the slice axis.
+    Raises: VolumeError if the files cannot be read, are colour images, or slices are missing between them.
+    """
+    itk, first = _itk(), Path(files[0])
+    where = first.parent
+    try:
+        header = _header(first)
+        if header.GetNumberOfComponents() != 1:
+            raise VolumeError(f"{where}: colour images, expected one grey value per pixel")
+        if header.GetDimensions(0) * header.GetDimensions(1) * len(files) > MAX_VOXELS:
+            raise VolumeError(f"{where}: the headers claim more than {MAX_VOXELS} voxels")
+        reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=[str(file) for file in files])
+        reader.SetImageIO(itk.GDCMImageIO.New())
+        reader.ForceOrthogonalDirectionOff()  # a tilted gantry is a shear, which the affine can hold
+        reader.Update()
+        image = reader.GetOutput()
+        spacing = np.array(image.GetSpacing(), dtype=np.float64)
+        uneven = _unevenness(image)
+        data = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))
+        affine = np.eye(4)
+        affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * spacing
+        affine[:3, 3] = image.GetOrigin()
+    except VolumeError:
+        raise
+    except Exception as error:  # ITK raises RuntimeError with a page of text
+        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)})") from None
+    if uneven > UNEVEN * spacing[2]:
+        raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; slices are missing")
+    return Volume(np.ascontiguousarray(data), LPS_TO_RAS @ affine)
+
+
+def patient_key(files: Sequence[Path]) -> str | None:
+    """A digest that is equal for series of one patient; None if the headers name nobody."""
+    try:
+        header = _header(Path(files[0]))
+        found, patient = header.GetValueFromTag(PATIENT_ID, "")
+    except Exception:  # the reading that follows tells the user what is wrong
+        return None
+    patient = patient.strip("\0 ") if found else ""
+    return hashlib.sha256(f"fedfactory/{patient}".encode()).hexdigest()[:16] if patient else None
+
+
+def _header(path: Path) -> Any:
+    header = _itk().GDCMImageIO.New()
+    header.SetFileName(str(path))
+    header.ReadImageInformation()
+    return header
+
+
+def _unevenness(image: Any) -> float:
+    """Millimetres by which gaps between slices differ from their mean, as ITK found while reading."""
+    dictionary = image.GetMetaDataDictionary()
+    key = "ITK_non_uniform_sampling_deviation"
+    return float(dictionary[key]) if dictionary.HasKey(key) else 0.0
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+def _itk() -> Any:
+    import itk  # takes a second, and only DICOM needs it
+
+    itk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters becomes an error of ours
+    return itk

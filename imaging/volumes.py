@@ -1,0 +1,73 @@
+"""A 3-D image on its own grid, and turning its axes so that slices lie in a chosen plane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")
+MAX_VOXELS = 2**30  # a header that asks for more is damaged or hostile
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A 3-D image on its own grid.
+
+    Attributes:
+        data: (X, Y, Z) array in stored axis order.
+        affine: (4, 4), voxel index to millimetres (RAS+).
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) voxel size along the array axes, in millimetres."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+
+    def to_canonical(self) -> Volume:
+        """The same voxels with axes flipped and permuted to the closest right-anterior-superior order."""
+        return self.turned("axial")
+
+    def turned(self, plane: str) -> Volume:
+        """The same voxels with the slice axis last and every axis rising, see `orientation`."""
+        turn = orientation(self.affine, plane)
+        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.data.shape)
+        return Volume(nib.orientations.apply_orientation(self.data, turn), affine)
+
+    def ordered_like(self, other: Volume) -> Volume:
+        """The same voxels in the axis order of `other`, for volumes of one grid stored in different orders."""
+        change = nib.orientations.ornt_transform(
+            nib.orientations.io_orientation(self.affine), nib.orientations.io_orientation(other.affine)
+        )
+        affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.data.shape)
+        return Volume(nib.orientations.apply_orientation(self.data, change), affine)
+
+
+def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
+    """(3, 2) for each stored axis its place and direction after turning, as nibabel has it.
+
+    Args:
+        affine: (4, 4), invertible.
+        plane: what slices show. "axial": left to right along rows, back to front along columns, slices from foot to
+            head, each as near as flips and permutations come. "coronal", "sagittal": slices along the body's other
+            axes. "acquired": the third stored axis stays the slice axis (oblique stacks such as cardiac short-axis
+            views). "stored": nothing is turned.
+    """
+    if plane == "stored":
+        return np.array([[0, 1], [1, 1], [2, 1]])
+    closest = nib.orientations.io_orientation(affine)
+    fixed = {"axial": 2, "coronal": 1, "sagittal": 0}
+    last = int(closest[2, 0]) if plane == "acquired" else fixed[plane]
+    places = {world: place for place, world in enumerate([*(w for w in range(3) if w != last), last])}
+    return np.array([[places[int(world)], direction] for world, direction in closest])
+
+
+def turned_back(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
+    """Bring an array on the turned grid of a volume with this affine back to its stored axis order."""
+    identity = orientation(affine, "stored")
+    back = nib.orientations.ornt_transform(identity, orientation(affine, plane))
+    return nib.orientations.apply_orientation(array, back)

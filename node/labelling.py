@@ -1,0 +1,81 @@
+"""What a site with labels does alone: its own segmenter, and the label branch of a factory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adaptation.labelled_factory import LabelledFactory
+from ..adaptation.labelled_slices import LabelledSlices
+from ..adaptation.segmenter import Segmenter
+from ..adaptation.training.label_branch_training import LABELLINGS, train_label_branch
+from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
+from ..errors import UsageError
+from ..generative.factory_file import load_factory
+from .store.slice_store import SliceStore
+
+
+def labelled_slices(store: SliceStore) -> LabelledSlices:
+    """The training slices of a store's labelled cases. Raises StoreError if it has none with dense labels."""
+    chosen = store.labelled_slices("train")
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
+
+
+def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
+    """A segmenter of a site's own labelled slices, with no other site's help."""
+    card = {"domain": store.domain, "slices": len(store.slices("train"))}
+    return train_segmenter(labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card)
+
+
+def label_factory(
+    factory_file: str | Path,
+    store_dir: str | Path,
+    out: str | Path,
+    *,
+    classes: int | None = None,
+    labelling: str = "synthesis",
+    branch_updates: int = 250,
+    keep: int = 3,
+    config: SegmenterConfig | None = None,
+) -> LabelledFactory:
+    """Add the label branch at a labelled site.
+
+    Args:
+        factory_file: exported factory. store_dir: the site's store, with labels.
+        out: labelled factory file.
+        classes: number of label values including background, if it is to be checked against the store's.
+        labelling: "synthesis": a segmenter of the site's own labels synthetic slices; "inversion" (published): the
+            site's own slices are inverted, and the branch learns their labels.
+        branch_updates, keep: training steps of the branch, and how many of its best states give the labels together.
+        config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
+            gives other sites' images a first guess.
+
+    Raises: UsageError, StoreError or CheckpointError; then nothing is written.
+    """
+    if labelling not in LABELLINGS:
+        raise UsageError(f"labelling is one of {', '.join(LABELLINGS)}")
+    factory, store = load_factory(factory_file), SliceStore(store_dir)
+    factory.config.domain_index(store.domain)
+    store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
+    if classes is not None and classes != store.classes:
+        raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
+    config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
+    teacher = train_on_store(store, config)
+    robust = train_on_store(store, replace(config, remap_contrast=1.0))
+    options: dict[str, Any] = {"domain": store.domain, "updates": branch_updates, "keep": keep, "seed": config.seed}
+    if labelling == "inversion":
+        options |= {"real": _with_heights(store, "train"), "held_out": _with_heights(store, "validation")}
+    labelled = train_label_branch(factory, teacher, robust, **options)
+    labelled.save(out)
+    return labelled
+
+
+def _with_heights(store: SliceStore, split: str) -> tuple[LabelledSlices, np.ndarray] | None:
+    """Labelled slices of a split and their height bins; None if it has none."""
+    if not any(case.split == split and case.label_kind == "dense" for case in store.cases):
+        return None
+    chosen = store.labelled_slices(split)
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes), store.z_bin[chosen]

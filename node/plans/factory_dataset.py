@@ -1,0 +1,68 @@
+"""A site's slice store as a Fed-BioMed dataset."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fedbiomed.common.dataset import CustomDataset
+from fedbiomed.common.logger import logger
+from torch import Tensor
+
+from ...errors import FedFactoryError, NodeDataError
+from ...generative.config import FactoryConfig
+from ..store.embedding import load_guide, site_embedding
+from ..store.slice_store import SliceStore
+from .error_redaction import guarded
+
+
+class SliceDataset(CustomDataset):
+    """The training slices of one site. Set `config` on the instance before the framework calls `read`.
+
+    With `config.encoding_dim` the site's mean embedding is `encoding`, with `config.clip_weight` its encoder `guide`.
+
+    Items: {"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64}.
+    """
+
+    config: FactoryConfig
+
+    @guarded
+    def read(self) -> None:
+        """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
+        try:
+            self.store = SliceStore(self.path)
+            self.store.require(size=self.config.image_size, z_bins=self.config.z_bins)
+        except FedFactoryError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError(
+                f"this site's slice store cannot be used with {self.config.image_size} px and {self.config.z_bins} "
+                "bins; see the node's log"
+            ) from None
+        if self.store.domain not in self.config.domains:
+            raise NodeDataError(
+                f"this site's domain '{self.store.domain}' is not among the experiment's: "
+                f"{', '.join(self.config.domains)}"
+            )
+        self._read_embedding()
+        self.chosen = self.store.slices("train")
+        if len(self.chosen) < self.config.batch_size:
+            raise NodeDataError(f"{len(self.chosen)} slices are fewer than one batch of {self.config.batch_size}")
+
+    def _read_embedding(self) -> None:
+        config = self.config
+        try:
+            self.encoding = site_embedding(self.store, config.encoding_dim) if config.encoding_dim else None
+            self.guide = load_guide(self.store) if config.clip_weight else None
+        except FedFactoryError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError(
+                "the experiment uses image embeddings, and this site's store has none that fits; see the node's log"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @guarded
+    def get_item(self, index: int) -> dict[str, Tensor]:
+        number = self.chosen[index]
+        image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]
+        return {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}

@@ -1,0 +1,1 @@
+"""The slice store: preparing images and labels, reading what was prepared."""

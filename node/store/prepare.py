@@ -1,0 +1,326 @@
+"""Volumes to a slice store: one orientation, one size, one intensity window per site.
+
+A run has four passes over the cases, each in parallel and with one volume in memory per worker: survey (what is there),
+cut (slices, kept in a working folder), count (the site's intensity window), write (the store's arrays). The store's
+index comes last. What a killed run has cut is used by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from ... import __version__
+from ...common.progress import track
+from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
+from ...imaging.cases import CaseFiles, Found, find_cases, printable
+from ...imaging.slice_format import WINDOW_BINS, SliceFormat, count_intensities, intensity_window, z_bins_of
+from .case_slices import CaseSlices, Survey, digest_of
+from .case_slices import cut as cut_volume
+from .case_slices import survey as survey_volume
+from .patient_split import split_patients
+from .prepare_config import PrepareConfig
+from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, checksum
+from .store_warnings import store_warnings
+from .store_writer import CutCase, StoreArrays, commit, tidy, working_folder
+
+T = TypeVar("T")
+R = TypeVar("R")
+Surveyor = Callable[[CaseFiles, PrepareConfig], Survey]
+Cutter = Callable[[CaseFiles, Survey, SliceFormat, PrepareConfig], CaseSlices]
+
+
+@dataclass
+class Preparation:
+    """What a run did.
+
+    Attributes:
+        store: the store as it is now.
+        failed: name of an unusable case, and one line that says why.
+        added, replaced, unchanged: numbers of cases. kept: cases of the store that the source does not have.
+    """
+
+    store: SliceStore
+    failed: dict[str, str] = field(default_factory=dict)
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    kept: int = 0
+
+
+def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, workers: int = 1) -> Preparation:
+    """Prepare one site's volumes, or add to a store what is new in their folder.
+
+    Args:
+        source: folder of volumes, see `find_cases`.
+        out: store folder. A store that is there is extended with its own slice format and intensity window: cases
+            whose files have not changed are skipped, changed ones replaced, others kept.
+        config: how slices are made.
+        workers: volumes worked on at once.
+
+    Returns: the store and what became of each case; cases that cannot be used are left out and named.
+    Raises:
+        UsageError: a wrong request, no case in `source`, `out` holds something else or was prepared otherwise.
+        VolumeError: not one case can be used.
+        OSError: the disk is full or broken; what was cut so far is used by the next run.
+    """
+    found = find_cases(
+        Path(source),
+        image_key=config.image_key,
+        label_key=None if config.label_kind == "none" else config.label_key,
+        mask_key=config.mask_key,
+    )
+    return prepare_cases(found, out, config, workers=workers)
+
+
+def prepare_cases(
+    found: Found,
+    out: str | Path,
+    config: PrepareConfig,
+    *,
+    workers: int = 1,
+    survey: Surveyor = survey_volume,
+    cut: Cutter = cut_volume,
+) -> Preparation:
+    """`prepare` for cases that were found already.
+
+    Args:
+        survey, cut: what a case is, and its slices; default: of volumes.
+    """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; at least one is needed")
+    out = Path(out)
+    found.cases = [case for case in found.cases if case.name not in config.exclude]
+    with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
+        return _Run(out, work, config, workers, survey, cut).extend(found)
+
+
+class _Run:
+    """One run of `prepare` on one store."""
+
+    def __init__(
+        self, out: Path, work: Path, config: PrepareConfig, workers: int, survey: Surveyor, cut: Cutter
+    ) -> None:
+        self.out, self.work, self.config, self.workers = out, work, config, workers
+        self.survey, self.cut = survey, cut
+        self.store = SliceStore(out) if (out / INDEX).exists() else None
+        if self.store is None and config.split == "test":
+            raise UsageError("a store begins with cases to train with: they set its format; prepare these afterwards")
+        if self.store is not None:
+            config.refuse_other(self.store.format, self.store.site, out)
+        self.failed: dict[str, str] = {}
+
+    def extend(self, found: Found) -> Preparation:
+        self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
+        old = {case.name: case for case in self.store.cases} if self.store else {}
+        digests = self._each(found.cases, digest_of, "reading") if old else {}
+        kinds = ("none", self.config.label_kind)
+        unchanged = {n for n, case in old.items() if digests.get(n) == case.digest and case.label_kind in kinds}
+        fresh = [c for c in found.cases if c.name not in unchanged and c.name not in self.failed]
+        seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
+        split = self._split(seen, old)
+        fmt = self._format([s for s in seen.values() if split[s.patient] != "test"]) if seen else None
+        parts = self._each(
+            [case for case in fresh if case.name in seen],
+            lambda case: self._cut(case, seen[case.name], fmt),
+            f"preparing {self.config.domain}",
+        )
+        if not parts and not old:
+            first = next(iter(self.failed.values()), "every case was excluded")
+            raise VolumeError(f"not one of {len(self.failed)} cases can be used; the first: {first}")
+        if parts:
+            fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
+            fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
+            kept = {name: case for name, case in old.items() if name not in parts}
+            self._write(fmt, fresh_cases, kept, split, found.without_image)
+        store = SliceStore(self.out)
+        tidy(self.out, store)
+        return Preparation(
+            store,
+            dict(sorted(self.failed.items())),
+            added=len(parts.keys() - old.keys()),
+            replaced=len(parts.keys() & old.keys()),
+            unchanged=len(unchanged),
+            kept=len(old.keys() - unchanged - parts.keys()),
+        )
+
+    def _each(self, cases: list[CaseFiles], work: Callable[[CaseFiles], R], title: str) -> dict[str, R]:
+        """Results by name; cases that cannot be used are written down and left out."""
+
+        def guarded(case: CaseFiles) -> R | FedFactoryError:
+            try:
+                return work(case)
+            except FedFactoryError as error:
+                return error
+            except MemoryError:
+                return VolumeError(f"{case.files[0]}: does not fit into memory; try fewer --workers")
+
+        results: dict[str, R] = {}
+        for case, result in self._parallel(cases, guarded, title):
+            if isinstance(result, FedFactoryError):
+                self.failed[case.name] = _one_line(str(result))
+            else:
+                results[case.name] = result
+        return results
+
+    def _parallel(self, items: list[T], work: Callable[[T], R], title: str) -> Iterator[tuple[T, R]]:
+        """Results in the items' order. Threads: reading, unpacking and multiplying all leave the interpreter free."""
+        with ThreadPoolExecutor(self.workers) as pool:
+            try:
+                results = track(pool.map(work, items), title, total=len(items))
+                yield from zip(items, results, strict=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def _split(self, seen: Mapping[str, Survey], old: Mapping[str, Case]) -> dict[str, str]:
+        known = {case.patient: case.split for case in old.values()}
+        if self.config.split is not None:
+            return {**{one.patient: self.config.split for one in seen.values()}, **known}
+        labelled: dict[str, bool] = {}
+        for case in (*old.values(), *seen.values()):
+            labelled[case.patient] = labelled.get(case.patient, False) or case.labelled
+        return split_patients(
+            labelled,
+            validation_share=self.config.validation_share,
+            test_share=self.config.test_share,
+            seed=self.config.seed,
+            known=known,
+        )
+
+    def _format(self, seen: list[Survey]) -> SliceFormat:
+        """The store's own format, or one that suits the cases; the latter still without its intensity window."""
+        if self.store:
+            return self.store.format
+        config = self.config
+        middle = np.median([s.spacing for s in seen], axis=0)
+        fits = np.max([s.extent for s in seen], axis=0) / config.size
+        between = config.slice_spacing
+        if config.compatibility == "published":  # extents in whole voxels of the median size
+            fits = middle * np.max([np.round(s.extent / middle) for s in seen], axis=0) / config.size
+            between = between or float(max(middle[2], fits[2]))
+        return SliceFormat(
+            size=config.size,
+            spacing=config.spacing or float(max(*middle[:2], *fits[:2])),
+            slice_spacing=between,
+            window=config.window or (-1.0, 1.0),
+            z_bins=config.z_bins,
+            plane=config.plane,
+            crop=config.crop,
+            compatibility=config.compatibility,
+        )
+
+    def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
+        """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
+        settings = {**fmt.to_dict(), "window": None, "z_bins": None, **self.config.of_the_site()}
+        labels = [self.config.label_kind, self.config.unlabelled_value, self.config.classes]
+        text = json.dumps([__version__, seen.digest, settings, labels])
+        part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
+        if not part.complete:
+            part.write(self.cut(case, seen, fmt, self.config))
+        return part
+
+    def _with_window(self, fmt: SliceFormat, parts: list[CutCase]) -> SliceFormat:
+        if self.store or self.config.window:
+            return fmt
+        facts = [part.facts for part in parts]
+        low, high = min(f["low"] for f in facts), max(f["high"] for f in facts)
+        if not high > low:
+            raise StoreError("the slices hold no contrast after resampling; check --spacing and --size")
+        counts = np.zeros(WINDOW_BINS, dtype=np.int64)
+        for _, one in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
+            counts += one
+        return replace(fmt, window=intensity_window(low, high, counts))
+
+    def _write(
+        self,
+        fmt: SliceFormat,
+        fresh: Mapping[str, tuple[Survey, CutCase]],
+        kept: Mapping[str, Case],
+        split: Mapping[str, str],
+        without_image: list[str],
+    ) -> None:
+        names = sorted([*fresh, *kept])
+        counts = [kept[name].count if name in kept else fresh[name][1].facts["count"] for name in names]
+        firsts = dict(zip(names, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
+        known = self.store.classes if self.store else 0
+        classes = max([known, *(part.facts["classes"] for _, part in fresh.values())])
+        kinds = {kind for _, part in fresh.values() for kind in part.facts["kinds"]}
+        kinds |= {"images", *(self.store.files if self.store else ())}
+        arrays = StoreArrays(self.work, sum(counts), fmt.size, classes, kinds)
+
+        def write_one(name: str) -> Case:
+            if name in kept:
+                case, values = kept[name], self.store.parts(kept[name])
+                if checksum(values) != case.checksum:
+                    raise StoreError(f"{self.out}: the slices of {name} are damaged; prepare everything anew")
+                case = replace(case, first=firsts[name])
+            else:
+                seen, part = fresh[name]
+                values, clipped = part.scaled(fmt)
+                kind = self.config.label_kind if seen.labelled else "none"
+                digest = checksum(values)
+                case = _describe(name, seen, part.facts, kind, split[seen.patient], firsts[name], clipped, digest)
+            arrays.put(case, values)
+            return case
+
+        cases = [case for _, case in self._parallel(names, write_one, "writing")]
+        index = {
+            "version": FORMAT_VERSION,
+            "made_by": f"fedfactory {__version__}",
+            "domain": self.config.domain,
+            "classes": classes,
+            "height": float(np.median([case.height for case in cases])),
+            "site": self.config.of_the_site(),
+            "format": fmt.to_dict(),
+            "arrays": arrays.close(cases),
+            "warnings": store_warnings(cases, fmt, classes, without_image),
+            "cases": [case.to_dict() for case in cases],
+            "z_bin": [int(b) for case in cases for b in z_bins_of(case.count, fmt.z_bins)],
+        }
+        commit(self.out, self.work, index)
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _describe(
+    name: str, seen: Survey, facts: dict[str, Any], kind: str, split: str, first: int, clipped: float, digest: str
+) -> Case:
+    return Case(
+        name=name,
+        patient=seen.patient,
+        split=split,
+        first=first,
+        count=facts["count"],
+        label_kind=kind,
+        shape=tuple(seen.shape),
+        affine=tuple(tuple(row) for row in seen.affine.tolist()),
+        box=seen.box,
+        mean=seen.mean,
+        deviation=seen.deviation,
+        height=facts["height"],
+        digest=seen.digest,
+        voxels=seen.voxels,
+        checksum=digest,
+        facts={
+            "spacing": seen.spacing.tolist(),
+            "blank": seen.blank,
+            "low": seen.low,
+            "high": seen.high,
+            "counts": seen.counts.tolist(),
+            "clipped": clipped,
+            "label_volumes": facts["label_volumes"],
+            "label_loss": facts["label_loss"],
+            "marks": facts["marks"],
+        },
+    )

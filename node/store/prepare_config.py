@@ -1,0 +1,154 @@
+"""What a site may choose when it prepares its volumes, and taking over another site's choices."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigError, StoreError, UsageError
+from ...imaging.cropping import CROPS
+from ...imaging.slice_format import COMPATIBILITY, SliceFormat
+from ...imaging.volumes import PLANES
+from .patient_split import SPLITS
+
+LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
+NEEDS_UNLABELLED = ("scribble", "point", "block")
+FORMAT_FILE = "format.json"
+# Two stores may be mixed, or one extended, only where these agree.
+AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
+OF_THE_SITE = ("domain", "mask_key", "mask_as_class")  # one run may bring dense labels, the next scribbles
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How one site's volumes become slices. Raises: ConfigError or UsageError if a value makes no sense.
+
+    Attributes:
+        domain: name of the site's scanner, modality or organ, as in the factory's configuration.
+        size: pixels per side of the slices.
+        z_bins: number of height bins.
+        spacing: millimetres per pixel; default: the site's median, or as much as the widest volume needs to fit.
+        slice_spacing: millimetres from slice to slice; default: as acquired.
+        plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
+        crop: "air" or "none".
+        window: standardised intensities shown as -1 and 1; default: 0.1 % and 99.9 % of the site's voxels.
+        compatibility: "published" prepares as the published program did, its slips included.
+        image_key, label_key, mask_key: modality folders; an nnU-Net data set has channel numbers instead.
+        mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
+        label_kind: one of LABEL_KINDS; "none" does not read labels.
+        unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
+        classes: label values including background; higher ones are refused. Default: up to 254.
+        patient_pattern: regular expression that finds the patient in a case's name; default: its beginning up to the
+            first digits, or what DICOM headers say.
+        validation_share, test_share: of the patients; the rest trains.
+        exclude: names of cases to leave out.
+        split: part of the split that all patients of this run belong to; default: drawn by the shares.
+        seed: of the split.
+    """
+
+    domain: str
+    size: int = 256
+    z_bins: int = 29
+    spacing: float | None = None
+    slice_spacing: float | None = None
+    plane: str = "axial"
+    crop: str = "air"
+    window: tuple[float, float] | None = None
+    compatibility: str = "none"
+    image_key: str = "image"
+    label_key: str = "label"
+    mask_key: str | None = None
+    mask_as_class: bool = False
+    label_kind: str = "dense"
+    unlabelled_value: int | None = None
+    classes: int | None = None
+    patient_pattern: str | None = None
+    validation_share: float = 0.15
+    test_share: float = 0.15
+    exclude: tuple[str, ...] = ()
+    split: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.domain.strip():
+            raise UsageError("the domain name is empty")
+        for name, known in (
+            ("label_kind", LABEL_KINDS),
+            ("plane", PLANES),
+            ("crop", CROPS),
+            ("compatibility", COMPATIBILITY),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"{name.replace('_', ' ')} '{value}' is not known: choose {', '.join(known)}")
+        if (
+            self.size < 1
+            or self.z_bins < 1
+            or any(mm is not None and not mm > 0 for mm in (self.spacing, self.slice_spacing))
+        ):
+            raise ConfigError("size, z-bins and spacing must be positive")
+        if self.validation_share < 0 or self.test_share < 0 or self.validation_share + self.test_share >= 1:
+            raise ConfigError("validation and test share must leave patients to train with")
+        if self.split not in (None, *SPLITS):
+            raise UsageError(f"split '{self.split}' is not known: choose {', '.join(SPLITS)}")
+        if self.label_kind in NEEDS_UNLABELLED and self.unlabelled_value is None:
+            raise UsageError(
+                f"label kind '{self.label_kind}': say with --unlabelled-value which value means that nobody annotated"
+            )
+        if self.unlabelled_value is not None and not self.sparse:
+            raise UsageError(f"label kind '{self.label_kind}' has no unlabelled value")
+        if self.mask_as_class and (self.mask_key is None or self.label_kind != "dense"):
+            raise UsageError("the mask can be a class only where there are a mask and dense labels")
+        if self.classes is not None and not 2 <= self.classes <= 255:
+            raise ConfigError(f"classes is {self.classes}; choose 2 to 255, background included")
+        try:
+            re.compile(self.patient_pattern or "")
+        except re.error as error:
+            raise UsageError(f"patient pattern '{self.patient_pattern}': {error}") from None
+
+    @property
+    def sparse(self) -> bool:
+        """Whether label maps have voxels that nobody annotated. A box without such a value says all it knows."""
+        return self.label_kind in NEEDS_UNLABELLED or (self.label_kind == "box" and self.unlabelled_value is not None)
+
+    def like(self, path: str | Path) -> PrepareConfig:
+        """These settings with another site's slice format; of the same domain also with its intensity window.
+
+        Args:
+            path: `format.json` of a store, which holds nothing of any patient, or the store.
+
+        Raises: UsageError or StoreError if there is no such file or it is damaged.
+        """
+        path = Path(path)
+        path = path / FORMAT_FILE if path.is_dir() else path
+        if not path.is_file():
+            raise UsageError(f"{path}: no such file; every store made by `fedfactory prepare` holds a {FORMAT_FILE}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
+        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            raise StoreError(f"{path}: not a slice format ({error})") from None
+        agreed: dict[str, Any] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
+        return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
+
+    def of_the_site(self) -> dict[str, Any]:
+        """What a store remembers besides the slice format, JSON-able."""
+        return {name: getattr(self, name) for name in OF_THE_SITE}
+
+    def refuse_other(self, fmt: SliceFormat, site: dict[str, Any], where: Path) -> None:
+        """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
+        pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
+        pairs += [(name, getattr(self, name), site.get(name)) for name in OF_THE_SITE]
+        pairs += [
+            (name, getattr(self, name), getattr(fmt, name))
+            for name in ("spacing", "slice_spacing", "window")
+            if getattr(self, name) is not None
+        ]
+        other = [
+            f"{name.replace('_', ' ')} is {there}, not {wanted}" for name, wanted, there in pairs if wanted != there
+        ]
+        if other:
+            raise UsageError(f"{where}: was prepared otherwise ({'; '.join(other)}); choose another --out")

@@ -1,0 +1,134 @@
+"""A store's quality page: what a person should see before the slices are used. It stays at the site."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...common.html_pages import picture, pixels, table, write_page
+from ...imaging.overlays import COLOURS, coloured
+from ...imaging.slice_format import UNLABELLED
+from .slice_store import Case, SliceStore
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+QUALITY_PAGE = "quality.html"
+COLUMNS, MONTAGE_CASES = 8, 6
+SHOWN_SIZE = 128
+LISTED = 500  # cases in the table
+SAMPLED = 64  # slices behind the histogram of prepared intensities
+HISTOGRAM_BINS = 64
+NOTE = (
+    "<b>This page shows patients and stays at this site.</b> It names cases and holds images. Of the store, only "
+    "<code>format.json</code> may be handed to others: it has slice format and domain, nothing of any patient."
+)
+
+
+def write_quality_page(store: SliceStore, path: Path) -> None:
+    """Montage, histograms, warnings and a table of cases as one HTML file."""
+    labelled = sum(case.labelled for case in store.cases)
+    splits = ", ".join(
+        f"{sum(case.split == part for case in store.cases)} {part}" for part in ("train", "validation", "test")
+    )
+    fmt = store.format
+    between = "as acquired" if fmt.slice_spacing is None else f"every {fmt.slice_spacing:.3g} mm"
+    body = [
+        f"<h1>Slice store of domain {html.escape(store.domain)}</h1>",
+        f'<p class="note">{NOTE}</p>',
+        f"<p>{len(store.cases)} cases of {len({case.patient for case in store.cases})} patients ({splits}), {labelled} "
+        f"with {html.escape(store.label_kind)} labels; {len(store)} slices of {fmt.size} x {fmt.size} px at "
+        f"{fmt.spacing:.3g} mm, {between}, {fmt.plane} plane, {fmt.z_bins} height bins. Standardised intensities "
+        f"{fmt.window[0]:.2f} to {fmt.window[1]:.2f} became -1 to 1.</p>",
+        "<h2>Warnings</h2>",
+        "".join(f"<p>{html.escape(text)}</p>" for text in store.warnings) or "<p>none</p>",
+        "<h2>Slices</h2>",
+        _montage(store),
+        "<h2>Intensities</h2>",
+        picture(lambda: _histograms(store), "histograms of intensities before and after preparation"),
+        "<h2>Cases</h2>",
+        _cases(store),
+    ]
+    write_page(path, f"slice store {store.domain}", body)
+
+
+def _montage(store: SliceStore) -> str:
+    """One row per case, from the lowest to the highest slice."""
+    rows = []
+    for case in (store.cases[n] for n in _spread(len(store.cases), MONTAGE_CASES)):
+        places = np.linspace(case.first, case.first + case.count - 1, COLUMNS).round().astype(int)
+        strip = np.concatenate([_coloured(store, case, place) for place in places], axis=1)
+        rows.append(f"<p>{html.escape(case.name)}<br>{pixels(strip, f'slices of {case.name}')}</p>")
+    return "".join(rows)
+
+
+def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
+    """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
+    step = max(1, store.format.size // SHOWN_SIZE)
+    grey = (np.asarray(store.images[number, ::step, ::step], dtype=np.float32) + 1) / 2
+    label = np.zeros(grey.shape, np.uint8)
+    if store.labels is not None and case.labelled:
+        label = np.asarray(store.labels[number, ::step, ::step])
+    shown = coloured(grey, np.where(label == UNLABELLED, 0, label))
+    if store.gaze is not None and case.labelled:
+        rows = store.gaze[store.gaze[:, 0] == number]
+        places = (rows[:, 1:3] / step).round().astype(int).clip(0, len(shown) - 1)
+        shown[places[:, 0], places[:, 1]] = COLOURS[0] * 255
+    # Rows of a slice go from left to right; on paper the front of the body is up.
+    return np.pad(np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
+
+
+def _histograms(store: SliceStore) -> Figure:
+    from matplotlib import pyplot as plt
+
+    figure, (before, after) = plt.subplots(1, 2, figsize=(10, 3))
+    for case in store.cases:
+        counts, edges = np.array(case.facts["counts"]), np.linspace(case.facts["low"], case.facts["high"], 65)
+        before.plot(edges[:-1], counts / counts.sum(), color="tab:blue", alpha=0.3, linewidth=0.8)
+    sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
+    counts, edges = np.histogram(sample, HISTOGRAM_BINS, (-1, 1))
+    after.plot(edges[:-1], counts / counts.sum(), color="tab:blue")
+    before.set(title="as acquired, one line per case", xlabel="intensity", ylabel="share of voxels", yscale="log")
+    after.set(title="in the store, padding included", xlabel="intensity", yscale="log")
+    for axis in (before, after):
+        axis.minorticks_off()  # half of the drawing's time
+    return figure
+
+
+def _cases(store: SliceStore) -> str:
+    values = sorted({int(v) for case in store.cases for v in case.facts["label_volumes"]})[:12]
+    head = [
+        "case",
+        "patient",
+        "split",
+        "shape",
+        "voxel in mm",
+        "slices",
+        "clipped",
+        *(f"label {v} in ml" for v in values),
+    ]
+    rows = [_row(case, values) for case in store.cases[:LISTED]]
+    rest = len(store.cases) - LISTED
+    return table(head, rows) + (f"<p>and {rest} more</p>" if rest > 0 else "")
+
+
+def _row(case: Case, values: list[int]) -> list[str]:
+    volumes = case.facts["label_volumes"]
+    return [
+        case.name,
+        case.patient,
+        case.split,
+        " x ".join(str(n) for n in case.shape),
+        " x ".join(f"{mm:.3g}" for mm in case.facts["spacing"]),
+        str(case.count),
+        f"{case.facts['clipped']:.1%}",
+        *(f"{volumes[str(v)]:.3g}" if str(v) in volumes else ("" if case.labelled else "-") for v in values),
+    ]
+
+
+def _spread(total: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` indices from first to last."""
+    return np.unique(np.linspace(0, total - 1, min(total, wanted)).round().astype(int))

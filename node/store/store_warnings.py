@@ -1,0 +1,79 @@
+"""What is odd about a site's volumes and worth a look, in sentences for the site itself."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from ...imaging.slice_format import SliceFormat
+from .slice_store import Case
+
+CLIPPED = 0.05  # share of a case's voxels far outside the site's intensity window
+ODD_SPACING = 2.0  # times the site's median, or its inverse
+PLAUSIBLE_SPACING = (0.05, 25.0)  # millimetres
+LOST_LABELS = 0.01  # share of annotated voxels outside the slices
+CUT_OFF = 0.01  # share of a volume's width that does not fit into the slices
+NAMES = 5  # cases named in one sentence
+
+
+def store_warnings(cases: list[Case], fmt: SliceFormat, classes: int, without_image: list[str]) -> list[str]:
+    """One sentence per kind of oddity. Names stay at the site."""
+    median = np.median([case.facts["spacing"] for case in cases], axis=0)
+    findings = [
+        ("of one volume, under several names", _duplicates(cases)),
+        (f"with more than {CLIPPED:.0%} of the voxels far outside the intensity window", _names(
+            case for case in cases if case.facts["clipped"] > CLIPPED)),
+        ("with slices in which all voxels are equal", _names(case for case in cases if case.facts["blank"])),
+        ("with a voxel size far from the others' or from any scanner's", _names(
+            case for case in cases if _odd(np.array(case.facts["spacing"]), median))),
+        ("with a single slice", _names(case for case in cases if case.count == 1)),
+        ("wider than the slices; their rims are cut off", _names(case for case in cases if _too_wide(case, fmt))),
+        ("with a label file that marks nothing", _names(
+            case for case in cases if case.labelled and not case.facts["marks"])),
+        (f"with more than {LOST_LABELS:.0%} of the annotation outside the slices", _names(
+            case for case in cases if case.facts["label_loss"] > LOST_LABELS)),
+        ("without an image", without_image),
+    ]  # fmt: skip
+    sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
+    if len(cases) > 1 and len({case.patient for case in cases}) == 1:
+        sentences.append(
+            f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; say with "
+            "--patient-pattern how names tell patients apart"
+        )
+    return sentences + _unused_classes(cases, classes)
+
+
+def _names(cases: Iterable[Case]) -> list[str]:
+    return [case.name for case in cases]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:NAMES]) + (f" and {len(names) - NAMES} more" if len(names) > NAMES else "")
+
+
+def _duplicates(cases: list[Case]) -> list[str]:
+    groups = defaultdict(list)
+    for case in cases:
+        groups[case.voxels].append(case.name)
+    return [name for names in groups.values() if len(names) > 1 for name in names]
+
+
+def _odd(spacing: np.ndarray, median: np.ndarray) -> bool:
+    far = (spacing > ODD_SPACING * median) | (spacing * ODD_SPACING < median)
+    low, high = PLAUSIBLE_SPACING
+    return bool(far.any() or (spacing < low).any() or (spacing > high).any())
+
+
+def _too_wide(case: Case, fmt: SliceFormat) -> bool:
+    widths = [(stop - start) * mm for (start, stop), mm in zip(case.box[:2], case.facts["spacing"][:2], strict=True)]
+    return max(widths) > fmt.size * fmt.spacing * (1 + CUT_OFF)
+
+
+def _unused_classes(cases: list[Case], classes: int) -> list[str]:
+    seen = {int(value) for case in cases for value in case.facts["label_volumes"]}
+    missing = [value for value in range(1, classes) if value not in seen] if seen else []
+    if not missing:
+        return []
+    return [f"labels {_some([str(value) for value in missing])} never occur, though {max(seen)} does"]

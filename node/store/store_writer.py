@@ -1,0 +1,207 @@
+"""Writing a slice store: cut cases in a working folder, the arrays, and the moment from which they are the store."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from ...common.files import refuse_existing, write_json
+from ...errors import FedFactoryError, UsageError
+from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
+from .case_slices import CaseSlices
+from .prepare_config import FORMAT_FILE
+from .quality_page import QUALITY_PAGE, write_quality_page
+from .slice_store import DTYPES, INDEX, Case, SliceStore
+
+WORK, STAGED = ".partial", "store"
+ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
+FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
+FAR_OUTSIDE = 0.05  # of the window's width
+OF_EARLIER_SLICES = ("embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_candidates.json")
+
+
+@contextmanager
+def working_folder(out: Path) -> Iterator[Path]:
+    """The folder inside a store where it is made or extended, for one run at a time.
+
+    It stays after a crash, a kill or a full disk: the next run goes on from there. An error of the request or the data
+    removes what this run has made.
+
+    Raises: UsageError if `out` holds something that is no store, or another run is at work.
+    """
+    work = out / WORK
+    if not (out / INDEX).exists() and not work.is_dir():
+        refuse_existing(out)
+    work.mkdir(parents=True, exist_ok=True)
+    handle = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{out}: another `fedfactory prepare` is working on this store") from None
+        yield work
+    except FedFactoryError:
+        if not (out / INDEX).exists():
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+        for folder in (work, out):  # go if nothing came of it
+            with suppress(OSError):
+                folder.rmdir()
+
+
+class CutCase:
+    """One case's standardised slices and labels in the working folder; complete once its facts are there."""
+
+    def __init__(self, work: Path, key: str) -> None:
+        self.work, self.key = work, key
+
+    @property
+    def complete(self) -> bool:
+        return self._path("facts.json").exists()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads(self._path("facts.json").read_text(encoding="utf-8"))
+
+    def write(self, slices: CaseSlices) -> None:
+        arrays = {"labels": slices.labels, "presence": slices.presence, "gaze": slices.gaze}
+        arrays = {kind: array for kind, array in arrays.items() if array is not None}
+        tensors = {"standardised": slices.standardised, **arrays}
+        self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
+        facts = {
+            **slices.facts,
+            "count": len(slices.standardised),
+            "low": float(np.nanmin(slices.standardised)),
+            "high": float(np.nanmax(slices.standardised)),
+            "kinds": list(arrays),
+            "classes": slices.facts["highest_label"] + 1 if arrays else 0,
+        }
+        write_json(self._path("facts.json"), facts)
+
+    def standardised(self) -> np.ndarray:
+        """(n, S, S) float32, NaN outside the volume."""
+        return self._load("standardised")
+
+    def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
+        """The arrays as the store has them, and the share of voxels that lie far outside of the window."""
+        raw = self.standardised()
+        finite = np.isfinite(raw).sum()
+        low, high = fmt.window
+        slack = FAR_OUTSIDE * (high - low)  # air a little darker than the site's darkest loses nothing
+        cut = (raw < low - slack).sum() + (raw > high + slack).sum()
+        arrays = {"images": fmt.scale(raw).astype(np.float16)}
+        arrays |= {kind: self._load(kind) for kind in self.facts["kinds"]}
+        return arrays, float(cut / max(1, finite))
+
+    def _load(self, kind: str) -> np.ndarray:
+        # Not from `.npy`: its header is parsed by `ast`, which fails now and then where several threads do it.
+        with safe_open(self._path("safetensors"), "np") as file:
+            return file.get_tensor(kind)
+
+    def _path(self, ending: str) -> Path:
+        return self.work / f"{self.key}.{ending}"
+
+
+class StoreArrays:
+    """The arrays of a store that is being made. Cases may be put from several threads.
+
+    Args:
+        work: working folder. count: slices. size: pixels per side. classes: columns of `presence`.
+        kinds: which arrays there are.
+    """
+
+    def __init__(self, work: Path, count: int, size: int, classes: int, kinds: Iterable[str]) -> None:
+        self.staged = work / STAGED
+        shutil.rmtree(self.staged, ignore_errors=True)  # of a killed run
+        self.staged.mkdir()
+        rows = {"images": (size, size), "labels": (size, size), "presence": (classes,)}
+        self.files = {kind: _ArrayFile(self._path(kind), kind, (count, *rows[kind])) for kind in rows if kind in kinds}
+        self.gaze: dict[int, np.ndarray] | None = {} if "gaze" in kinds else None
+
+    def _path(self, kind: str, content: str = "") -> Path:
+        return self.staged / f"{kind}{content and '-'}{content}.npy"
+
+    def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
+        """Arrays of a case; where it has no labels, nobody annotated."""
+        for kind, file in self.files.items():
+            filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
+            if kind in values:
+                filled[..., : values[kind].shape[-1]] = values[kind]  # `presence` may have met more classes since
+            file.write(case.first, filled)
+        if "gaze" in values:
+            self.gaze[case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
+
+    def close(self, cases: list[Case]) -> dict[str, str]:
+        """Give the files names that tell their content. Returns the names by kind."""
+        for file in self.files.values():
+            file.close()
+        if self.gaze is not None:
+            rows = [self.gaze[first] for first in sorted(self.gaze)]
+            with self._path("gaze").open("wb") as file:
+                np.save(file, np.concatenate([np.empty((0, 4), np.float32), *rows]), allow_pickle=False)
+        content = hashlib.sha256("".join(case.checksum for case in cases).encode()).hexdigest()[:12]
+        kinds = [*self.files, *(["gaze"] if self.gaze is not None else [])]
+        for kind in kinds:
+            os.replace(self._path(kind), self._path(kind, content))
+        return {kind: self._path(kind, content).name for kind in kinds}
+
+
+class _ArrayFile:
+    """A `.npy` file written row by row in any order. A memory map would keep all of it resident."""
+
+    def __init__(self, path: Path, kind: str, shape: tuple[int, ...]) -> None:
+        self.shape, dtype = shape, np.dtype(DTYPES[kind])
+        self.row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
+        self.file = path.open("wb")
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+        self.file.flush()
+        self.start = self.file.tell()
+        # A full disk is an error now, not after an hour.
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(self.file.fileno(), 0, self.start + shape[0] * self.row_bytes)
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        left, place = memoryview(np.ascontiguousarray(rows)).cast("B"), self.start + first * self.row_bytes
+        while left:
+            written = os.pwrite(self.file.fileno(), left, place)
+            left, place = left[written:], place + written
+
+    def close(self) -> None:
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+def commit(out: Path, work: Path, index: dict[str, Any]) -> None:
+    """Make the staged arrays and `index` the store. Until the index is renamed, the old store is complete."""
+    staged = work / STAGED
+    write_json(staged / INDEX, index)
+    write_json(staged / FORMAT_FILE, {key: index[key] for key in ("made_by", "domain", "format")})
+    write_quality_page(SliceStore(staged), staged / QUALITY_PAGE)
+    for name in OF_EARLIER_SLICES:
+        (out / name).unlink(missing_ok=True)
+    for name in (*index["arrays"].values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
+        os.replace(staged / name, out / name)
+
+
+def tidy(out: Path, store: SliceStore) -> None:
+    """Remove the working folder's content and arrays that the index does not name any more."""
+    for path in (out / WORK).iterdir():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    for path in out.iterdir():
+        if ARRAY_NAME.fullmatch(path.name) and path.name not in store.files.values():
+            path.unlink()

@@ -1,0 +1,1 @@
+"""The texts that travel to the nodes: what a site's administrator reads and approves."""
