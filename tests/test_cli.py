@@ -65,7 +65,7 @@ def test_lower_rooms_run_without_the_federation(room):
 
 
 def test_the_original_flags_of_generate_volumes_work_as_a_script(labelled_file, tmp_path):
-    script = Path(fedfactory.__file__).parent / "adaptation/generate_volumes.py"
+    script = Path(fedfactory.__file__).parent / "generate_volumes.py"
     words = ["--ckpt_dir", labelled_file.parent, "--label", 1, "--n_volumes", 2, "--slices_in_one_z", 3]
     words += ["--n_segmentation_labels", 3, "--out_dir", tmp_path / "out", "--z_depth", 4, "--batch_size", 4]
     words += ["--device", "cpu", "--n_domains", 2, "--remove_largest_components"]

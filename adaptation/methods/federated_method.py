@@ -1,8 +1,8 @@
 """One interface for methods by which sites with uneven labels train a segmenter together.
 
 A method says what a round is at a site, what of the model leaves it, and how the researcher weighs the sites. It knows
-neither Fed-BioMed nor files: real nodes (`fedfactory.node.plans.segmentation_plan`) and studies in one process run the same
-code. A new method is a subclass in a module of its own and a line in `fedfactory.adaptation.methods.registry`.
+neither Fed-BioMed nor files: real nodes (`fedfactory.node.plans.segmentation_plan`) and studies in one process run the
+same code. A new method is a subclass in a module of its own and a line in `fedfactory.adaptation.methods.registry`.
 """
 
 from __future__ import annotations

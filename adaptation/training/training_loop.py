@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.progress import track
-from ...common.seeding import seeded
+from ...common.seeding import seed_of, seeded
 from ...common.weights_file import load_strictly, read_weights, write_weights
 from ...errors import CheckpointError, ConfigError, TrainingError
 
@@ -141,7 +141,7 @@ def _save(learner: Learner, path: Path, done: int, updates: int, kept: list[Kept
 
 
 def _continued(learner: Learner, config: LoopConfig, updates: int) -> tuple[int, list[Kept], int]:
-    """Updates done, states kept and evaluations without a better one, of the unfinished run in the folder if there is one."""
+    """Updates done, states kept and evaluations without improvement, of an unfinished run in the folder."""
     if config.folder is None or not (config.folder / STATE).is_file():
         return 0, [], 0
     path = config.folder / STATE
