@@ -36,7 +36,7 @@ class LabelledFactory:
         branches: its labels are the mean of what these say; the best one first.
         robust: the labelled site's segmenter, trained with random contrasts; gives every site's own images a first
             guess.
-        card: "classes", "labelled_domain", "agreement" and "validated_on" (see `train_label_branch`), and "labels_from":
+        card: "classes", "labelled_domain", "agreement" and "validated_on" (see `train_label_branch`), "labels_from":
             by domain, "view" (the labelled domain's view of the same latent gives the labels) or "own" (the domain's
             own features do).
     """

@@ -95,7 +95,7 @@ def candidates_of_all_structures(candidates: np.ndarray, classes: int) -> np.nda
 
 
 def candidate_masks(candidates: Tensor, classes: int) -> Tensor:
-    """(B, S, S) candidates to (B, classes, S, S) booleans: whether a pixel may belong to a class; none where unknown."""
+    """(B, S, S) candidates to (B, classes, S, S) booleans, true where a pixel may have the class; unknown: none."""
     bits = torch.arange(classes, device=candidates.device)[None, :, None, None]
     return torch.bitwise_right_shift(candidates.long()[:, None], bits) % 2 == 1
 
