@@ -304,14 +304,14 @@ class palette:
         self.kind, self.seed = kind, seed
 
     def __enter__(self) -> None:
-        from fedfactory.generative import palette as module
+        from fedfactory.generative.networks import palette as module
 
         self.table = module.palette_table
         if self.kind == "random":
             module.palette_table = self.random_table
 
     def __exit__(self, *_: object) -> None:
-        from fedfactory.generative import palette as module
+        from fedfactory.generative.networks import palette as module
 
         module.palette_table = self.table
 

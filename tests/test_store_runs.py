@@ -13,7 +13,7 @@ import pytest
 from fedfactory.errors import StoreError, UsageError
 from fedfactory.imaging.slice_format import UNLABELLED
 from fedfactory.imaging.volume_files import write_volume
-from fedfactory.node import prepare as prepare_module
+from fedfactory.node.store import prepare as prepare_module
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
