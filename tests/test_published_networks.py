@@ -265,7 +265,7 @@ def without(state, name):
         (lambda g: without(g, "conv1.conv.weight"), "conv1.conv.weight"),
         (lambda g: {**g, "surplus": torch.ones(1)}, "surplus"),
         (lambda g: {**g, "to_rgb1.bias": torch.full((1, 1, 1, 1), float("nan"))}, "NaN"),
-        (lambda g: {**g, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}, "another resampling filter"),
+        (lambda g: {**g, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}, "is not the resampling filter"),
         (lambda g: {}, "lacks"),
     ],
 )
