@@ -16,6 +16,7 @@ from ..common.records import read_record, record_to_dict
 from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
@@ -78,7 +79,7 @@ class _Networks:
     config: FactoryConfig
     spacing: float
     height: float
-    facts: dict[str, object]
+    facts: FactoryFacts
     robust: dict[str, object]
     branches: int
 
@@ -134,7 +135,7 @@ class LabelledFactory:
             "config": factory.config.to_dict(),
             "spacing": factory.spacing,
             "height": factory.height,
-            "facts": factory.facts,
+            "facts": factory.facts.to_dict(),
             "robust": self.robust.to_dict(),
             "branches": len(self.branches),
             **self.card.to_dict(),
@@ -154,10 +155,13 @@ class LabelledFactory:
                     raise ConfigError(f"labels_from has no entry for domain '{domain}'; it must have one for each")
             generator = make_generator(parts.config).eval()
             branches = [LabelBranch.for_generator(generator, card.classes).eval() for _ in range(parts.branches)]
+            factory = TrainedFactory(
+                generator=generator, latest={}, spacing=parts.spacing, height=parts.height, facts=parts.facts
+            )
             robust = Segmenter.from_dict(parts.robust)
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(f"its card is not usable ({error})") from None
-        return cls(TrainedFactory(generator, {}, parts.spacing, parts.height, {}, parts.facts), branches, robust, card)
+        return cls(factory, branches, robust, card)
 
     def to(self, device: torch.device | str) -> LabelledFactory:
         for network in (self.factory.generator, *self.branches):

@@ -111,7 +111,7 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
         validated_on="nothing",
         labels_from=dict.fromkeys(config.domains, "own"),
     )
-    trained = TrainedFactory(factory.generator, {}, 1.0, 145.0, {}, {})
+    trained = TrainedFactory(generator=factory.generator, latest={}, spacing=1.0, height=145.0)
     LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")
 
 

@@ -44,7 +44,7 @@ def labelled_factory(config) -> LabelledFactory:
     torch.manual_seed(0)
     generator = make_generator(config).eval()
     branch = LabelBranch.for_generator(generator, 3).eval()
-    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
+    factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
     return untrained_labelled_factory(factory, branch)
 
 
