@@ -60,7 +60,7 @@ def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (lambda s: SiteChoices(network="resnet"), "unknown network 'resnet'"),
+        (lambda s: SiteChoices(network="resnet"), "network is 'resnet'"),
         (lambda s: SiteChoices(public=str(s["small"].path)), "slices of 16 px, the store's 32"),
         (lambda s: SiteChoices(public=str(s["own"].path)), "dense labels"),
         (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "of which modality the store itself is"),
