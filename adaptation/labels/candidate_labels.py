@@ -166,4 +166,4 @@ def _middle_third(side: slice) -> slice:
 def _dtype(classes: int) -> np.dtype:
     """The smallest unsigned integer type with a bit for every class."""
     check_classes(classes)
-    return np.min_scalar_dtype((1 << classes) - 1)
+    return np.min_scalar_type((1 << classes) - 1)
