@@ -16,11 +16,12 @@ from ..common.files import atomic_file, refuse_existing
 from ..common.progress import track
 from ..errors import QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory import GENERATOR
+from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Generator
-from ..generative.trainer import GENERATOR
 from .agreement import agreeing_nodes
 from .experiment import (
     change_stage,
@@ -34,7 +35,8 @@ from .experiment import (
     use_researcher,
     wait_for_nodes,
 )
-from .run_state import CHECKPOINT, PAIR, Federation, RunState, Stage
+from .node_selection import Federation
+from .run_state import CHECKPOINT, PAIR, RunState, Stage
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -128,7 +130,7 @@ def _begin(state: RunState) -> Experiment:
         updates_per_round=first.updates_per_round,
         nodes=nodes,
         nodes_per_round=federation.nodes_per_round,
-        min_nodes=state.quorum,
+        min_nodes=state.min_answers,
         weighting=federation.weighting,
         transport=federation.transport,
         secagg=federation.secagg,
@@ -245,7 +247,7 @@ def _assembled(
     generator: Generator,
     latest: dict[str, torch.Tensor],
     history: dict[str, Any],
-    facts: dict[str, Any],
+    facts: FactoryFacts,
 ) -> TrainedFactory:
     # Sites agree on size and bins; spacing and height are the middle of what they report.
     spacing = float(np.median([report["spacing"] for report in reports]))
@@ -253,4 +255,12 @@ def _assembled(
     discriminator = None
     if generator.config.discriminator == "shared":
         discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()
-    return TrainedFactory(generator, latest, spacing, height, history, facts, discriminator)
+    return TrainedFactory(
+        generator=generator,
+        latest=latest,
+        spacing=spacing,
+        height=height,
+        history=history,
+        facts=facts,
+        discriminator=discriminator,
+    )
