@@ -79,19 +79,25 @@ def train(
 ) -> None:
     """Phase one: train the factory with the nodes. With --method: a federated segmentation."""
     if method is not None:
+        from ..researcher.node_selection import NodeSelection
         from ..researcher.segmentation import train_method
 
         quiet_framework()
+        selected = NodeSelection(
+            tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,
+            round_timeout=round_timeout,
+        )  # fmt: skip
         result = train_method(
-            method, out, researcher=researcher, tag=tag, rounds=rounds, updates=updates_per_round,
-            min_nodes=min_nodes or 1, node_timeout=node_timeout, approval_timeout=approval_timeout,
-            round_timeout=round_timeout, batch_size=batch_size, width=width, norm=norm, mirror=mirror,
+            method, out, researcher=researcher, nodes=selected, rounds=rounds,
+            updates=updates_per_round, batch_size=batch_size, width=width, norm=norm, mirror=mirror,
             rotation=math.radians(rotation), options=_pairs(option or []), public=public, seed=seed,
         )  # fmt: skip
         _print_scores(result)
         console.print(f"{out}: {rounds} rounds; every site keeps its segmenters beside its store")
         return
-    from ..researcher.training import Federation, RunState, Stage, factory_config
+    from ..researcher.node_selection import Federation
+    from ..researcher.run_state import RunState, Stage
+    from ..researcher.training import factory_config
     from ..researcher.training import resume as go_on
     from ..researcher.training import train as run
 
@@ -245,6 +251,7 @@ def adapt_remote(
     from ..adaptation.training.segmenter_training import SegmenterConfig
     from ..adaptation.training.translator_training import TranslatorConfig
     from ..node.site_adaptation import Adaptation
+    from ..researcher.node_selection import NodeSelection
     from ..researcher.remote_adaptation import adapt_remotely
 
     refuse_existing(out)
@@ -254,10 +261,10 @@ def adapt_remote(
         engine=engine, segmenter=SegmenterConfig(network=network, **given), translator=TranslatorConfig(**given),
         volumes=volumes, one_target_slice=one_target_slice,
     )  # fmt: skip
-    reports = adapt_remotely(
-        factory, researcher=researcher, tag=tag, domains=domain, adaptation=adaptation, node_timeout=node_timeout,
-        approval_timeout=approval_timeout, round_timeout=round_timeout,
-    )  # fmt: skip
+    nodes = NodeSelection(
+        tag=tag, node_timeout=node_timeout, approval_timeout=approval_timeout, round_timeout=round_timeout
+    )
+    reports = adapt_remotely(factory, researcher=researcher, nodes=nodes, domains=domain, adaptation=adaptation)
     write_json(out, reports)
     for name, report in reports.items():
         alarmed = f", {report['alarms']} alarms" if report["alarms"] else ""

@@ -9,6 +9,7 @@ from ..adaptation.labelled_factory import LabelledFactory
 from ..errors import FederationError, UsageError
 from ..node.site_adaptation import Adaptation
 from .experiment import attach, descriptions_of, request_approval, run_round, use_researcher, wait_for_nodes
+from .node_selection import NodeSelection
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -18,22 +19,20 @@ def adapt_remotely(
     factory_file: str | Path,
     *,
     researcher: str | Path,
-    tag: str,
+    nodes: NodeSelection,
     domains: list[str] | None = None,
     adaptation: Adaptation | None = None,
-    node_timeout: float = 60,
-    approval_timeout: float = 0,
-    round_timeout: float | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Let sites train their own segmenters, which they keep. No site needs another one: call it again for others.
+    """Let sites train their own segmenters, which stay at the sites.
+
+    Sites adapt independently of each other: call it again for sites that join later.
 
     Args:
         factory_file: labelled factory; its weights travel to the sites.
-        researcher: Fed-BioMed researcher component.
-        tag: of the nodes' data sets. domains: whose sites are asked; None asks all that are connected.
-        adaptation: how they adapt.
-        node_timeout, approval_timeout: seconds to wait for a node, and for its administrator.
-        round_timeout: seconds after which sites that have not answered are given up; None waits.
+        researcher: folder of the Fed-BioMed researcher component.
+        nodes: which nodes take part; `min_nodes` is one per name in `domains` by default, or 1.
+        domains: only nodes with data of these domains; None: all connected nodes with the tag.
+        adaptation: how the sites adapt; None: the defaults of `Adaptation`.
 
     Returns: by the node's name what the site reported: domain, counts, seconds, measures.
     Raises: UsageError, CheckpointError, FederationError.
@@ -42,15 +41,15 @@ def adapt_remotely(
     for domain in domains or ():
         labelled.factory.config.domain_index(domain)
     use_researcher(researcher)
-    wait_for_nodes(len(domains or [tag]), node_timeout, tag)
-    nodes = _nodes_of(tag, domains)
-    experiment = adaptation_experiment(labelled, adaptation, tag=tag, nodes=nodes)
-    request_approval(experiment, approval_timeout)
-    reports = run_round(experiment, round_timeout)
-    missing = sorted(set(nodes) - set(reports))
+    wait_for_nodes(nodes.min_nodes or len(domains or ["all"]), nodes.node_timeout, nodes.tag)
+    chosen = _nodes_of(nodes.tag, domains)
+    experiment = adaptation_experiment(labelled, adaptation, tag=nodes.tag, nodes=chosen)
+    request_approval(experiment, nodes.approval_timeout)
+    reports = run_round(experiment, nodes.round_timeout)
+    missing = sorted(set(chosen) - set(reports))
     if missing:
         said = "; ".join(f"{event['node']}: {event['reason']}" for event in experiment.strategy().events)
-        raise FederationError(f"{len(missing)} of {len(nodes)} sites did not adapt: {said}")
+        raise FederationError(f"{len(missing)} of {len(chosen)} sites did not adapt: {said}")
     hidden = ("bytes", "node_name")  # these are the framework's
     return {row["node_name"]: {k: v for k, v in row.items() if k not in hidden} for row in reports.values()}
 

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import SiteQuality
+from .node_selection import Federation
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -21,7 +22,7 @@ CHECKPOINT, STATE = "checkpoint.safetensors", "experiment.json"
 QUALITY = "quality_"
 PAIR = " / "  # between the names of two domains
 CURVES = ("loss_", "quality_", "augment_p", "images_per_second")  # of a site's report, kept for every round
-TWO = 2  # answers without which an average is none
+MIN_ANSWERS = 2  # by default: a mean needs at least two sites
 
 
 @dataclass(frozen=True)
@@ -42,37 +43,6 @@ class Stage:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.updates_per_round < 1:
             raise UsageError("rounds and updates per round must be at least 1")
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who takes part, and how rounds are made.
-
-    Attributes:
-        tag: of the sites' data.
-        min_nodes: nodes to wait for, and answers a round needs; default: one per domain to wait for, two answers.
-        nodes_per_round: how many a round asks, drawn at random; default: all.
-        round_timeout: seconds after which a round goes on without those that have not answered.
-        node_timeout: seconds to wait for nodes, at the beginning and when too few are left.
-        approval_timeout: seconds to wait for the sites' approval of the training plan.
-        leave_out: go on without sites that do not agree with the others, instead of stopping.
-        weighting, transport, secagg: see `factory_experiment`.
-    """
-
-    tag: str
-    min_nodes: int | None = None
-    nodes_per_round: int | None = None
-    round_timeout: float | None = None
-    node_timeout: float = 60
-    approval_timeout: float = 0
-    leave_out: bool = False
-    weighting: str = "samples"
-    transport: str = "float32"
-    secagg: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.tag:
-            raise UsageError("give the tag of the sites' data with --tag")
 
 
 @dataclass
@@ -112,10 +82,11 @@ class RunState:
         return sum(stage.rounds for stage in self.stages)
 
     @property
-    def quorum(self) -> int:
-        """Answers a round needs."""
+    def min_answers(self) -> int:
+        """Answers without which a round does not count: `min_nodes` of the federation; by default two, or one if there
+        is one domain only. Never more than a round asks."""
         federation = self.federation
-        wanted = federation.min_nodes or min(TWO, len(self.config.domains))
+        wanted = federation.min_nodes or min(MIN_ANSWERS, len(self.config.domains))
         return min(wanted, federation.nodes_per_round or wanted)
 
     def stage_at(self, number: int) -> Stage:

@@ -25,6 +25,7 @@ from ..node.site_facts import SiteFacts, read_facts
 from ..node.store.slice_store import SliceStore
 from .agreement import unusual_conventions
 from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
+from .node_selection import NodeSelection
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -63,12 +64,8 @@ def train_method(
     out: str | Path,
     *,
     researcher: str | Path,
-    tag: str,
+    nodes: NodeSelection,
     rounds: int,
-    min_nodes: int = 1,
-    node_timeout: float = 60,
-    approval_timeout: float = 0,
-    round_timeout: float | None = None,
     public: str | Path | None = None,
     report_round: Callable[[int, dict[str, dict[str, Any]]], None] | None = None,
     **settings: Any,
@@ -81,8 +78,9 @@ def train_method(
     Args:
         method: see `fedfactory.adaptation.methods.registry`.
         out: new folder.
-        researcher: Fed-BioMed researcher component. tag: of the nodes' data sets.
-        min_nodes: nodes to wait for, and answers a round needs.
+        researcher: folder of the Fed-BioMed researcher component.
+        nodes: which nodes take part; `min_nodes` is 1 by default.
+        rounds: how often the sites' weights are averaged.
         public: slice store that all sites have too, for methods that need one.
         settings: further ones of `MethodConfig`.
 
@@ -91,21 +89,21 @@ def train_method(
     out = Path(out)
     refuse_existing(out)
     use_researcher(researcher)
-    wait_for_nodes(min_nodes, node_timeout, tag)
-    facts = agreed_facts(descriptions_of(tag))
+    min_nodes = nodes.min_nodes or 1
+    wait_for_nodes(min_nodes, nodes.node_timeout, nodes.tag)
+    facts = agreed_facts(descriptions_of(nodes.tag))
     shared = SliceStore(public) if public is not None else None
     config = agreed_config(method, facts, shared, rounds=rounds, **settings)
     require_labels(method, facts)
-    nodes = sorted(facts)
-    experiment = method_experiment(config, tag=tag, facts=facts, public=shared, min_nodes=min_nodes)
+    experiment = method_experiment(config, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
     rules = experiment.aggregator().method
-    request_approval(experiment, approval_timeout)
-    result, began = SegmentationResult(config, {node: {} for node in nodes}), time.monotonic()
+    request_approval(experiment, nodes.approval_timeout)
+    result, began = SegmentationResult(config, {node: {} for node in sorted(facts)}), time.monotonic()
     for number in track(range(1, rounds + 1 + rules.has_average), f"training by {method}"):
         if number > rounds:  # the last average has been seen by no site yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
-        site_updates = run_round(experiment, round_timeout)
+        site_updates = run_round(experiment, nodes.round_timeout)
         for node, report in site_updates.items():
             report["share"] = experiment.aggregator().shares.get(node, 0.0)
             known = {key: value for key, value in report.items() if not _missing(value)}

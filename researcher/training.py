@@ -34,7 +34,8 @@ from .experiment import (
     use_researcher,
     wait_for_nodes,
 )
-from .run_state import CHECKPOINT, PAIR, Federation, RunState, Stage
+from .node_selection import Federation
+from .run_state import CHECKPOINT, PAIR, RunState, Stage
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -128,7 +129,7 @@ def _begin(state: RunState) -> Experiment:
         updates_per_round=first.updates_per_round,
         nodes=nodes,
         nodes_per_round=federation.nodes_per_round,
-        min_nodes=state.quorum,
+        min_nodes=state.min_answers,
         weighting=federation.weighting,
         transport=federation.transport,
         secagg=federation.secagg,

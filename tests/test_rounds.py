@@ -16,7 +16,8 @@ from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, describe, read_facts, store_facts
 from fedfactory.node.sites import package_fingerprint
-from fedfactory.researcher.run_state import Federation, RunState, Stage
+from fedfactory.researcher.node_selection import Federation, NodeSelection
+from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -350,8 +351,23 @@ def test_a_site_that_does_not_agree_is_named(store, config, change, message):
 # the plan of a run
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (NodeSelection, {"tag": ""}, "tag is ''; choose"),
+        (NodeSelection, {"tag": "brains", "min_nodes": 0}, "min_nodes is 0; choose 1 or more"),
+        (NodeSelection, {"tag": "brains", "round_timeout": -1.0}, "round_timeout is -1.0; choose 0 or more"),
+        (Federation, {"tag": "brains", "nodes_per_round": 0}, "nodes_per_round is 0; choose 1 or more"),
+        (Federation, {"tag": "brains", "node_timeout": -5}, "node_timeout is -5; choose 0 or more"),
+    ],
+)
+def test_a_node_selection_that_makes_no_sense_is_refused_where_it_is_made(kind, settings, message):
+    with pytest.raises(UsageError, match=message):
+        kind(**settings)
+
+
 def test_stages_follow_each_other(config):
-    state = RunState(config, Federation("tag"), (Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10)
+    state = RunState(config, Federation(tag="tag"), (Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10)
     assert state.rounds == 5
     assert [state.stage_at(n).updates_per_round for n in range(1, 6)] == [10, 10, 10, 200, 200]
     assert [state.stage_begins(n) for n in range(1, 6)] == [True, False, False, True, False]
@@ -362,7 +378,7 @@ def test_stages_follow_each_other(config):
 
 def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
     stages = (Stage(3, 10), Stage(2, 200, 50.0))
-    state = RunState(config, Federation("tag", min_nodes=2), stages, seed=1, save_every=10, seconds=[1.0, 3.0])
+    state = RunState(config, Federation(tag="tag", min_nodes=2), stages, seed=1, save_every=10, seconds=[1.0, 3.0])
     state.round_done = 2
     state.save(tmp_path)
     assert RunState.load(tmp_path) == state

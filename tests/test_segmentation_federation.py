@@ -46,8 +46,10 @@ def loads(data):
     return decode(data)
 Serializer.loads = staticmethod(loads)
 from fedfactory.errors import FederationError
+from fedfactory.researcher.node_selection import NodeSelection
 from fedfactory.researcher.segmentation import train_method
-settings = {"researcher": researcher, "tag": tag, "updates": 3, "min_nodes": 3, "batch_size": 4, "width": 4}
+nodes = NodeSelection(tag=tag, min_nodes=3)
+settings = {"researcher": researcher, "nodes": nodes, "updates": 3, "batch_size": 4, "width": 4}
 rounds = json.loads(sys.argv[5])
 needs = {name: {"rounds": count} for name, count in rounds.items()}
 needs["hssf"]["public"] = sys.argv[6]

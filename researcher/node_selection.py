@@ -1,0 +1,73 @@
+"""Which nodes take part in an experiment, and how long the researcher waits for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeSelection:
+    """The nodes of an experiment, for all kinds of training.
+
+    Attributes:
+        tag: tag under which the sites registered their data.
+        min_nodes: nodes to wait for at the beginning, and answers without which a round does not count; at least 1.
+            None leaves it to the training function, which documents its default.
+        node_timeout: seconds to wait for nodes to connect.
+        approval_timeout: seconds to wait until the sites' administrators have approved the training plan.
+        round_timeout: seconds after which a round ends without the sites that have not answered; None waits for all
+            that are connected.
+
+    Raises: UsageError for values that make no sense.
+    """
+
+    tag: str
+    min_nodes: int | None = None
+    node_timeout: float = 60
+    approval_timeout: float = 0
+    round_timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tag:
+            raise UsageError("tag is ''; choose the tag under which the sites registered their data")
+        _require_at_least(1, min_nodes=self.min_nodes)
+        _require_at_least(
+            0,
+            node_timeout=self.node_timeout,
+            approval_timeout=self.approval_timeout,
+            round_timeout=self.round_timeout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation(NodeSelection):
+    """The nodes of phase one, and how their updates are exchanged and averaged.
+
+    By default the run waits for one node per domain, and a round needs two answers (see `RunState.min_answers`). When
+    too few sites answer in a round, it is repeated for up to `node_timeout` seconds.
+
+    Attributes:
+        nodes_per_round: nodes that train in a round, drawn at random; None: all.
+        leave_out: whether to go on without sites whose stores differ from the others', instead of stopping.
+        weighting: "samples" or "uniform", see `factory_experiment`.
+        transport: "float32" or "float16", see `factory_experiment`.
+        secagg: whether the sites' weights are summed under encryption, see `factory_experiment`.
+    """
+
+    nodes_per_round: int | None = None
+    leave_out: bool = False
+    weighting: str = "samples"
+    transport: str = "float32"
+    secagg: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_at_least(1, nodes_per_round=self.nodes_per_round)
+
+
+def _require_at_least(minimum: int, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise UsageError(f"{name} is {value}; choose {minimum} or more")
