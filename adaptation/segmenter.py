@@ -16,7 +16,8 @@ from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.networks.build import make_generator
 from ..imaging.slice_format import SliceFormat
 from .methods.registry import make_method
-from .networks.architectures import build_network, dimensions
+from .networks.architectures import build_network
+from .networks.network_names import dimensions
 from .networks.translator_network import Translator
 from .segmenter_card import FEDERATED, TRANSLATOR, SegmenterCard
 
@@ -118,7 +119,7 @@ def _build(card: SegmenterCard) -> nn.Module:
     """The network that a card describes, with random weights."""
     if card.network == TRANSLATOR:
         design = _required(card.translator, TRANSLATOR)
-        return Translator(make_generator(design.factory), card.classes, design.domains, design.encoder)
+        return Translator(make_generator(design.factory), card.classes, design.domains, config=design.encoder)
     if card.network == FEDERATED:
         design = _required(card.federated, FEDERATED)
         method = make_method(design.method)

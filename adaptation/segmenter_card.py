@@ -9,7 +9,7 @@ from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
 from .methods.federated_method import MethodConfig, SiteContext
-from .networks.architectures import NETWORKS
+from .networks.network_names import NETWORKS
 from .networks.translator_network import EncoderConfig
 
 TRANSLATOR, FEDERATED = "translator", "federated"  # the networks that `build_network` does not build
