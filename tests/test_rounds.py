@@ -15,6 +15,7 @@ from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.sites import package_fingerprint, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
+from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent, SharedAnatomy
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def test_all_connected_nodes_are_asked_and_absent_ones_are_told(strategy):
     one = strategy(min_nodes=1)
     one.connected = lambda: {"a", "c", "stranger"}
     assert one.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
-    assert one.events == [{"round": 1, "node": "b", "event": "absent", "reason": "not connected"}]
+    assert one.events == [RoundEvent(round=1, node="b", kind="absent", reason="not connected")]
 
 
 def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(strategy):
@@ -74,8 +75,8 @@ def test_a_round_goes_on_with_those_that_answer_properly(strategy):
     params, shares, total, _ = one.refine(replies, 4)
     assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
     assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
-    assert {e["node"]: e["event"] for e in one.events} == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
-    assert all(e["round"] == 5 and "\n" not in e["reason"] for e in one.events)
+    assert {event.node: event.kind for event in one.events} == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
+    assert all(event.round == 5 and "\n" not in event.reason for event in one.events)
 
 
 def test_uniform_weighting_counts_all_alike(strategy):
@@ -91,7 +92,7 @@ def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(strategy):
         one.refine({"a": reply(1.0), "b": reply(1.3)}, number)
     one.sample_nodes(["a", "b"], 3)
     one.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
-    assert [(e["node"], e["event"]) for e in one.events] == [("b", "rejected")]
+    assert [(event.node, event.kind) for event in one.events] == [("b", "rejected")]
     one.forget_lengths()
     one.sample_nodes(["a", "b"], 4)
     one.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
@@ -340,7 +341,9 @@ def test_a_node_selection_that_makes_no_sense_is_refused_where_it_is_made(kind, 
 
 
 def test_stages_follow_each_other(config):
-    state = RunState(config, Federation(tag="tag"), (Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10)
+    state = RunState(
+        config=config, federation=Federation(tag="tag"), stages=(Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10
+    )
     assert state.rounds == 5
     assert [state.stage_at(n).updates_per_round for n in range(1, 6)] == [10, 10, 10, 200, 200]
     assert [state.stage_begins(n) for n in range(1, 6)] == [True, False, False, True, False]
@@ -351,15 +354,19 @@ def test_stages_follow_each_other(config):
 
 def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
     stages = (Stage(3, 10), Stage(2, 200, 50.0))
-    state = RunState(config, Federation(tag="tag", min_nodes=2), stages, seed=1, save_every=10, seconds=[1.0, 3.0])
-    state.round_done = 2
+    state = RunState(
+        config=config, federation=Federation(tag="tag", min_nodes=2), stages=stages, seed=1, save_every=10,
+        seconds=[1.0, 3.0], round_done=2, events=[RoundEvent(round=2, node="b", kind="lost", reason="no reply")],
+        shared_anatomy=[SharedAnatomy(2, {"bright / dark": 0.5})],
+        site_updates={"a": ReceivedUpdate(node_name="alpha", domain="dark", num_bytes=8, numbers={"loss": 0.5})},
+    )  # fmt: skip
     state.save(tmp_path)
     assert RunState.load(tmp_path) == state
     assert state.seconds_left() == pytest.approx(6)
     (tmp_path / "experiment.json").write_text('{"made_by": "x", "config": 3}')
     with pytest.raises(CheckpointError, match="not readable"):
         RunState.load(tmp_path)
-    with pytest.raises(UsageError, match="no experiment here"):
+    with pytest.raises(UsageError, match="choose a folder that a training run wrote"):
         RunState.load(tmp_path / "nowhere")
 
 
