@@ -75,7 +75,12 @@ def test_a_round_goes_on_with_those_that_answer_properly(strategy):
     params, shares, total, _ = one.refine(replies, 4)
     assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
     assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
-    assert {event.node: event.kind for event in one.events} == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
+    assert {event.node: event.kind for event in one.events} == {
+        "c": "rejected",
+        "d": "failed",
+        "e": "failed",
+        "f": "lost",
+    }
     assert all(event.round == 5 and "\n" not in event.reason for event in one.events)
 
 
@@ -342,7 +347,11 @@ def test_a_node_selection_that_makes_no_sense_is_refused_where_it_is_made(kind, 
 
 def test_stages_follow_each_other(config):
     state = RunState(
-        config=config, federation=Federation(tag="tag"), stages=(Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10
+        config=config,
+        federation=Federation(tag="tag"),
+        stages=(Stage(3, 10), Stage(2, 200, 50.0)),
+        seed=1,
+        save_every=10,
     )
     assert state.rounds == 5
     assert [state.stage_at(n).updates_per_round for n in range(1, 6)] == [10, 10, 10, 200, 200]
