@@ -173,7 +173,7 @@ def make_experiment(tag: str, **options: Any) -> Experiment:
     experiment = guarded(lambda: Experiment(tags=[tag], **options), "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(
-            f"no connected node offers data with tag '{tag}'; start the nodes or choose the tag that the sites registered"
+            f"no connected node offers data with tag '{tag}'; start the nodes, or choose the sites' tag"
         )
     attach(experiment)
     return experiment

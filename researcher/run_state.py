@@ -189,9 +189,7 @@ class RunState:
         """
         path = Path(out) / STATE
         if not path.is_file():
-            raise UsageError(
-                f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing there)"
-            )
+            raise UsageError(f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing)")
         try:
             return cls._from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:

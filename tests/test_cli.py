@@ -137,7 +137,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["site", "add", tmp_path / "empty", "--store", tmp_path / "empty", "--tag", "abc"], 2, "no slice store"),
         (["site", "approve", tmp_path / "empty"], 2, "no Fed-BioMed node"),
         (["train", "--researcher", tmp_path / "empty", "--tag", "abc", "--domains", "a,b", *out], 2, "researcher here"),
-        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "either --domains"),
+        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "domains is '' and config is None"),
         (["train", "--researcher", tmp_path, "--tag", "abc", "--domains", "a", "--preset", "xl", *out], 2, "preset"),
         (["demo", "--out", tmp_path], 2, "not empty"),
     ]:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture
-def strategy():
+def make_strategy():
     from fedfactory.researcher.strategy import FactoryStrategy
 
     return FactoryStrategy
@@ -44,91 +44,87 @@ def reply(norm=1.0, size=10, **changes):
 # who is asked
 
 
-def test_all_connected_nodes_are_asked_and_absent_ones_are_told(strategy):
-    one = strategy(min_nodes=1)
-    one.connected = lambda: {"a", "c", "stranger"}
-    assert one.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
-    assert one.events == [RoundEvent(round=1, node="b", kind="absent", reason="not connected")]
+def test_all_connected_nodes_are_asked_and_absent_ones_are_told(make_strategy):
+    strategy = make_strategy(min_nodes=1)
+    strategy.connected = lambda: {"a", "c", "stranger"}
+    assert strategy.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
+    assert strategy.events == [RoundEvent(round=1, node="b", kind="absent", reason="not connected")]
 
 
-def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(strategy):
+def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(make_strategy):
     nodes = [f"n{k}" for k in range(6)]
-    draws = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
-    again = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    draws = [tuple(make_strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    again = [tuple(make_strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
     assert draws == again
     assert all(len(set(draw)) == 2 for draw in draws)
     assert len(set(draws)) > 5
     assert {node for draw in draws for node in draw} == set(nodes)
-    assert draws != [tuple(strategy(nodes_per_round=2, seed=4).sample_nodes(nodes, r)) for r in range(30)]
+    assert draws != [tuple(make_strategy(nodes_per_round=2, seed=4).sample_nodes(nodes, r)) for r in range(30)]
 
 
 # what counts
 
 
-def test_a_round_goes_on_with_those_that_answer_properly(strategy):
-    one = strategy(min_nodes=2)
-    one.sample_nodes(list("abcdef"), 4)
+def test_a_round_goes_on_with_those_that_answer_properly(make_strategy):
+    strategy = make_strategy(min_nodes=2)
+    strategy.sample_nodes(list("abcdef"), 4)
     replies = {
         "a": reply(size=30), "b": reply(size=10), "c": reply(norm=float("nan")), 
         "d": reply(success=False, msg="no\nwonder"), "e": reply(size=0),
     }  # fmt: skip
-    params, shares, total, _ = one.refine(replies, 4)
+    params, shares, total, _ = strategy.refine(replies, 4)
     assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
     assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
-    assert {event.node: event.kind for event in one.events} == {
-        "c": "rejected",
-        "d": "failed",
-        "e": "failed",
-        "f": "lost",
-    }
-    assert all(event.round == 5 and "\n" not in event.reason for event in one.events)
+    kinds = {event.node: event.kind for event in strategy.events}
+    assert kinds == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
+    assert all(event.round == 5 and "\n" not in event.reason for event in strategy.events)
 
 
-def test_uniform_weighting_counts_all_alike(strategy):
-    one = strategy(weighting="uniform")
-    one.sample_nodes(["a", "b"], 0)
-    assert one.refine({"a": reply(size=30), "b": reply(size=10)}, 0)[1:3] == ({"a": 0.5, "b": 0.5}, 40)
+def test_uniform_weighting_counts_all_alike(make_strategy):
+    strategy = make_strategy(weighting="uniform")
+    strategy.sample_nodes(["a", "b"], 0)
+    assert strategy.refine({"a": reply(size=30), "b": reply(size=10)}, 0)[1:3] == ({"a": 0.5, "b": 0.5}, 40)
 
 
-def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(strategy):
-    one = strategy()
+def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(make_strategy):
+    strategy = make_strategy()
     for number in range(3):
-        one.sample_nodes(["a", "b"], number)
-        one.refine({"a": reply(1.0), "b": reply(1.3)}, number)
-    one.sample_nodes(["a", "b"], 3)
-    one.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
-    assert [(event.node, event.kind) for event in one.events] == [("b", "rejected")]
-    one.forget_lengths()
-    one.sample_nodes(["a", "b"], 4)
-    one.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
-    assert len(one.events) == 1
+        strategy.sample_nodes(["a", "b"], number)
+        strategy.refine({"a": reply(1.0), "b": reply(1.3)}, number)
+    strategy.sample_nodes(["a", "b"], 3)
+    strategy.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
+    assert [(event.node, event.kind) for event in strategy.events] == [("b", "rejected")]
+    strategy.forget_changes()
+    strategy.sample_nodes(["a", "b"], 4)
+    strategy.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
+    assert len(strategy.events) == 1
 
 
-def test_sites_that_had_nothing_to_learn_from_do_not_say_what_is_usual(strategy):
-    one = strategy()
+def test_sites_that_had_nothing_to_learn_from_do_not_say_what_is_usual(make_strategy):
+    strategy = make_strategy()
     for number in range(4):
-        one.sample_nodes(["a", "b", "c"], number)
-        one.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
-    assert not one.events
+        strategy.sample_nodes(["a", "b", "c"], number)
+        strategy.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
+    assert not strategy.events
 
 
-def test_too_few_answers_do_not_make_a_round(strategy):
-    one = strategy(min_nodes=2)
+def test_too_few_answers_do_not_make_a_round(make_strategy):
+    strategy = make_strategy(min_nodes=2)
     with pytest.raises(Exception, match="1 sites are connected, at least 2"):
-        one.sample_nodes(["a"], 0)
-    one.sample_nodes(["a", "b"], 0)
+        strategy.sample_nodes(["a"], 0)
+    strategy.sample_nodes(["a", "b"], 0)
     with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
-        one.refine({"a": reply()}, 0)
+        strategy.refine({"a": reply()}, 0)
 
 
-def test_an_encrypted_sum_needs_every_site_that_was_asked(strategy):
-    one = strategy(min_nodes=1, complete=True)
-    one.sample_nodes(["a", "b"], 0)
+def test_an_encrypted_sum_needs_every_site_that_was_asked(make_strategy):
+    strategy = make_strategy(min_nodes=1, complete=True)
+    strategy.sample_nodes(["a", "b"], 0)
     with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
-        one.refine({"a": reply()}, 0)
-    one.connected = lambda: {"a"}  # asked again without the lost one
-    assert one.sample_nodes(["a", "b"], 0) == ["a"]
-    assert one.refine({"a": reply()}, 0)[1] == {"a": 1.0}
+        strategy.refine({"a": reply()}, 0)
+    strategy.connected = lambda: {"a"}  # asked again without the lost one
+    assert strategy.sample_nodes(["a", "b"], 0) == ["a"]
+    assert strategy.refine({"a": reply()}, 0)[1] == {"a": 1.0}
 
 
 # how it is averaged
