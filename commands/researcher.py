@@ -264,8 +264,9 @@ def adapt_remote(
     nodes = NodeSelection(
         tag=tag, node_timeout=node_timeout, approval_timeout=approval_timeout, round_timeout=round_timeout
     )
-    reports = adapt_remotely(factory, researcher=researcher, nodes=nodes, domains=domain, adaptation=adaptation)
-    write_json(out, reports)
-    for name, report in reports.items():
-        alarmed = f", {report['alarms']} alarms" if report["alarms"] else ""
-        console.print(f"{name}: a segmenter from {report['slices']} own slices{alarmed}; it is kept there")
+    site_updates = adapt_remotely(factory, researcher=researcher, nodes=nodes, domains=domain, adaptation=adaptation)
+    write_json(out, {name: {"domain": update.domain, **update.numbers} for name, update in site_updates.items()})
+    for name, update in site_updates.items():
+        alarms, slices = update.numbers["alarms"], update.numbers["slices"]
+        alarmed = f", {alarms} alarms" if alarms else ""
+        console.print(f"{name}: a segmenter from {slices} own slices{alarmed}; it is kept there")

@@ -145,7 +145,7 @@ class FactoryStrategy(Strategy):
             return "rejected", "sent NaN or infinite weights"
         recent = self._parameters["norms"]
         if len(recent) >= MIN_CHANGES and change > MAX_CHANGE_RATIO * median(recent):
-            return "rejected", f"changed the weights by {change:.3g}; recent updates have a median of {median(recent):.3g}"
+            return "rejected", f"changed the weights by {change:.3g}; the median of updates is {median(recent):.3g}"
         return None
 
     def _add_event(self, round_i: int, node: str, *, kind: str, reason: str) -> None:
