@@ -133,15 +133,15 @@ def train(
 @commands.command()
 def methods() -> None:
     """The methods of federated segmentation, and what leaves a site with each."""
-    from ..adaptation.methods.registry import METHODS
+    from ..adaptation.methods.catalogue import METHOD_CATALOGUE
 
     table = Table("method", "", "")
-    for name, kind in METHODS.items():
-        table.add_row(f"[bold]{name}[/bold]", "for", kind.summary)
-        table.add_row("", "leaves", kind.leaves)
-        table.add_row("", "stays", kind.stays)
-        table.add_row("", "needs", kind.needs)
-        table.add_row("", "choose", f"when {kind.choose}", end_section=True)
+    for name, description in METHOD_CATALOGUE.items():
+        table.add_row(f"[bold]{name}[/bold]", "for", description.summary)
+        table.add_row("", "leaves", description.leaves)
+        table.add_row("", "stays", description.stays)
+        table.add_row("", "needs", description.needs)
+        table.add_row("", "choose", f"when {description.choose}", end_section=True)
     console.print(table)
 
 
@@ -200,7 +200,7 @@ def export(
     from ..researcher.training import export as run
 
     factory = run(experiment, out)
-    console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts['rounds']} rounds")
+    console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts.rounds} rounds")
 
 
 @commands.command("import-checkpoint")
@@ -221,7 +221,7 @@ def import_checkpoint(
     config = factory.config
     scores = "with" if factory.discriminator else "without"
     console.print(
-        f"{out}: {factory.facts['imported']}, {config.image_size} px, domains {', '.join(config.domains)}, "
+        f"{out}: {factory.facts.imported}, {config.image_size} px, domains {', '.join(config.domains)}, "
         f"{config.z_bins} height bins, {scores} discriminator"
     )
 

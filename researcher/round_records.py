@@ -81,16 +81,3 @@ class RoundEvent:
 
     def to_dict(self) -> dict[str, int | str]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class SharedAnatomy:
-    """How much anatomy the domains share at a checkpoint, see `fedfactory.generative.metrics.shared_anatomy`.
-
-    Attributes:
-        round: number of the round, counted from 1.
-        pairs: names of two domains with " / " between them, to a score; 0 is chance, 1 is all.
-    """
-
-    round: int
-    pairs: dict[str, float]

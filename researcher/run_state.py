@@ -12,10 +12,11 @@ from .. import __version__
 from ..common.files import write_json
 from ..errors import CheckpointError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import SiteQuality
 from .node_selection import Federation
-from .round_records import ReceivedUpdate, RoundEvent, SharedAnatomy
+from .round_records import ReceivedUpdate, RoundEvent
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -142,20 +143,20 @@ class RunState:
         recent = self.seconds[-RECENT_ROUNDS:]
         return (self.rounds - self.round_done) * sum(recent) / max(1, len(recent))
 
-    def facts(self) -> dict[str, object]:
-        """What the card of a factory says of the run that made it: JSON values."""
-        return {
-            "tag": self.federation.tag,
-            "seed": self.seed,
-            "rounds": self.round_done,
-            "rounds_planned": self.rounds,
-            "stages": [asdict(stage) for stage in self.stages],
-            "federation": asdict(self.federation),
-            "events": len(self.events),
-            "shared_anatomy": asdict(self.shared_anatomy[-1]) if self.shared_anatomy else None,
-            "quality": {domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
-            "alarms": self.alarms(),
-        }
+    def facts(self) -> FactoryFacts:
+        """What the file of a factory records about the run that made it."""
+        return FactoryFacts(
+            tag=self.federation.tag,
+            seed=self.seed,
+            rounds=self.round_done,
+            rounds_planned=self.rounds,
+            stages=tuple(asdict(stage) for stage in self.stages),
+            federation=asdict(self.federation),
+            events=len(self.events),
+            shared_anatomy=self.shared_anatomy[-1] if self.shared_anatomy else None,
+            quality={domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
+            alarms=tuple(self.alarms()),
+        )
 
     def quality(self, domain: str) -> dict[str, float]:
         """The newest `SiteQuality` that a site of the domain measured, as a dictionary; empty before the first."""

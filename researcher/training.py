@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,12 @@ from ..common.files import atomic_file, refuse_existing
 from ..common.progress import track
 from ..errors import QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory import GENERATOR
+from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Generator
-from ..generative.trainer import GENERATOR
 from .agreement import agreeing_nodes
 from .experiment import (
     change_stage,
@@ -35,7 +36,7 @@ from .experiment import (
     wait_for_nodes,
 )
 from .node_selection import Federation
-from .round_records import ReceivedUpdate, SharedAnatomy
+from .round_records import ReceivedUpdate
 from .run_state import CHECKPOINT, PAIR, RunState, Stage
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _save_checkpoint(experiment: Experiment, state: RunState, out: Path) -> None
     number = state.round_done
     generator, latest = _generators(experiment)
     pairs = {PAIR.join(pair): score for pair, score in shared_anatomy(generator).items()}
-    state.shared_anatomy.append(SharedAnatomy(number, pairs))
+    state.shared_anatomy.append(SharedAnatomy(round=number, pairs=pairs))
     site_updates = list(state.site_updates.values())
     factory = _assemble(experiment, site_updates, generator, latest=latest, history=state.history, facts=state.facts())
     factory.save(out / CHECKPOINT)
@@ -233,7 +234,7 @@ def factory_of(experiment: Experiment) -> TrainedFactory:
         ReceivedUpdate.from_dict({**reply["optimizer_args"], "node_name": node})
         for node, reply in replies[max(replies)].items()
     ]
-    facts = {"rounds": rounds}
+    facts = FactoryFacts(rounds=rounds)
     return _assemble(experiment, site_updates, generator, latest=latest, history={}, facts=facts)
 
 
@@ -285,7 +286,7 @@ def _assemble(
     *,
     latest: dict[str, torch.Tensor],
     history: dict[str, list[dict[str, float]]],
-    facts: Mapping[str, object],
+    facts: FactoryFacts,
 ) -> TrainedFactory:
     """A factory.
 
@@ -295,7 +296,7 @@ def _assemble(
         generator: moving average of the generator.
         latest: name to tensor, the newest weights of the generator, of the network's own shapes.
         history: domain to one row per site update.
-        facts: JSON values for the card.
+        facts: record of the run for the factory's file.
     """
     # Sites agree on image size and height bins; spacing and height are medians over the sites.
     spacing = float(np.median([update.numbers["spacing"] for update in site_updates]))
@@ -303,4 +304,12 @@ def _assemble(
     discriminator = None
     if generator.config.discriminator == "shared":
         discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()
-    return TrainedFactory(generator, latest, spacing, height, history, dict(facts), discriminator)
+    return TrainedFactory(
+        generator=generator,
+        latest=latest,
+        spacing=spacing,
+        height=height,
+        history=history,
+        facts=facts,
+        discriminator=discriminator,
+    )

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,8 +73,8 @@ def test_a_run_gives_a_factory_with_its_history_and_measurements(reference, conf
     state = RunState.load(reference.folder)
     assert set(state.shared_anatomy[-1].pairs) == {"bright / dark"}
     assert all(set(state.quality(domain)) == {"distance", "layout", "contrast"} for domain in DOMAINS)
-    assert factory.facts["shared_anatomy"] == asdict(state.shared_anatomy[-1])
-    assert factory.facts["alarms"] == state.alarms() != []  # eighteen updates are no training
+    assert factory.facts.shared_anatomy == state.shared_anatomy[-1]
+    assert factory.facts.alarms == tuple(state.alarms()) != ()  # eighteen updates are no training
 
 
 def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(reference):
@@ -98,8 +98,8 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     train(federation, published, tmp_path / "published", *extra)
     factory = export(tmp_path / "published", tmp_path / "factory.safetensors")
     assert factory.config == replace(published, clip_weight=50.0)
-    assert factory.facts["rounds"] == 4
-    assert factory.facts["stages"][1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
+    assert factory.facts.rounds == 4
+    assert factory.facts.stages[1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
     for rounds in factory.history.values():
         assert len(rounds) in (4, 8)  # one or two sites of the domain
         assert all("loss_generator" in one for one in rounds)
