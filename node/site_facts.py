@@ -132,7 +132,7 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
     )
 
 
-def describe(facts: SiteFacts) -> str:
+def description_of(facts: SiteFacts) -> str:
     """The description under which a store is registered: one line that `read_facts` reads back."""
     return INTRODUCTION + json.dumps(facts.to_dict())
 

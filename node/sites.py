@@ -12,7 +12,7 @@ from ..common.files import sha256_of
 from ..errors import FederationError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .site_choices import SiteChoices
-from .site_facts import describe, store_facts
+from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
 
 ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
@@ -44,7 +44,7 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteCh
             name=f"fedfactory {opened.domain}",
             data_type="custom",
             tags=[tag],
-            description=describe(store_facts(opened, choices)),
+            description=description_of(store_facts(opened, choices)),
             path=str(opened.path.resolve()),
         )
     except Exception as error:  # the framework raises many kinds here, each with a readable text

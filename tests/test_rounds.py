@@ -15,7 +15,7 @@ from fedfactory.generative.factory_facts import SharedAnatomy
 from fedfactory.node.plans.error_redaction import guarded
 from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, describe, read_facts, store_facts
+from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.node.sites import package_fingerprint
 from fedfactory.researcher.node_selection import Federation, NodeSelection
 from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent
@@ -300,7 +300,7 @@ def test_an_exception_of_a_site_says_its_kind_and_not_its_text():
 
 def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(store):
     facts = store_facts(store, SiteChoices())
-    text = describe(facts)
+    text = description_of(facts)
     assert read_facts(text) == facts
     assert facts.to_dict() == json.loads(text.removeprefix("fedfactory slice store "))
     assert str(store.path) not in text
@@ -342,8 +342,8 @@ def test_a_site_that_does_not_agree_is_named(store, config, change, message):
     from fedfactory.researcher.agreement import agreeing_nodes
 
     facts = store_facts(store, SiteChoices())
-    good = describe(facts)
-    texts = {"a": good, "b": good, "c": describe(replace(facts, **change))}
+    good = description_of(facts)
+    texts = {"a": good, "b": good, "c": description_of(replace(facts, **change))}
     with pytest.raises(FederationError, match=f"c: .*{message}"):
         agreeing_nodes(texts, config, leave_out=False)
     assert agreeing_nodes(texts, config, leave_out=True) == ["a", "b"]

@@ -21,7 +21,7 @@ from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.plans.site_settings import SiteSettings
 from fedfactory.node.plans.site_slices import held_out_scores, site_slices
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.site_facts import ModalityFacts, describe, read_facts, store_facts
+from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import site_facts
@@ -99,7 +99,7 @@ def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
 
 
 def test_the_researcher_sees_which_labels_a_site_has_and_no_more(large):
-    text = describe(store_facts(large, SiteChoices()))
+    text = description_of(store_facts(large, SiteChoices()))
     facts = read_facts(text)
     assert facts.label_kinds == {"dense": 16} and facts.classes == 3
     assert "case" not in text
@@ -108,14 +108,14 @@ def test_the_researcher_sees_which_labels_a_site_has_and_no_more(large):
 def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
     from fedfactory.researcher.segmentation import agreed_facts
 
-    good = describe(site_facts())
+    good = description_of(site_facts())
     without_label_kinds = json.dumps({k: v for k, v in site_facts().to_dict().items() if k != "label_kinds"})
     assert set(agreed_facts({"n1": good, "n2": good})) == {"n1", "n2"}
     for other, message in [
-        (describe(site_facts(size=64)), "n2: 64 px"),
+        (description_of(site_facts(size=64)), "n2: 64 px"),
         (without_label_kinds, "n2: not registered by this version"),
-        (describe(site_facts(plane="coronal")), "n2: plane is coronal"),
-        (describe(site_facts(version="0.0")), "other fedfactory versions"),
+        (description_of(site_facts(plane="coronal")), "n2: plane is coronal"),
+        (description_of(site_facts(version="0.0")), "other fedfactory versions"),
         ("something else", "n2: not registered by this version"),
     ]:
         with pytest.raises(FederationError, match=message):

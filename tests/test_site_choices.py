@@ -12,7 +12,7 @@ from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.plans.site_settings import SiteSettings
 from fedfactory.node.site_choices import SiteChoices, digest
-from fedfactory.node.site_facts import ModalityFacts, describe, read_facts, store_facts
+from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
@@ -44,7 +44,7 @@ def test_choices_are_announced_without_a_path(stores):
         network="dynunet", public=str(stores["public"].path), modality="ct", others={"mri": str(stores["copy"].path)}
     )
     choices.check(own)
-    text = describe(store_facts(own, choices))
+    text = description_of(store_facts(own, choices))
     facts = read_facts(text)
     assert facts.network == "dynunet" and facts.public_digest == digest(stores["public"])
     assert facts.modalities["ct"].label_kinds == {"none": 16}
@@ -61,7 +61,7 @@ def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (lambda s: SiteChoices(network="resnet"), "unknown network 'resnet'"),
+        (lambda s: SiteChoices(network="resnet"), "network is 'resnet'"),
         (lambda s: SiteChoices(public=str(s["small"].path)), "slices of 16 px, the store's 32"),
         (lambda s: SiteChoices(public=str(s["own"].path)), "dense labels"),
         (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "of which modality the store itself is"),
