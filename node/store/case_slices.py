@@ -6,9 +6,8 @@ import csv
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -66,23 +65,43 @@ class Survey:
         return np.array([stop - start for start, stop in self.box]) * self.spacing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class LabelFacts:
+    """What is known of a case's labels beside the labels themselves.
+
+    Attributes:
+        marks: whether they mark anything.
+        highest_label: highest label value; 0 without labels.
+        label_volumes: millilitres by label value.
+        label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
+    """
+
+    marks: bool = False
+    highest_label: int = 0
+    label_volumes: dict[str, float] = field(default_factory=dict)
+    label_loss: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseSlices:
     """A case cut into slices.
 
     Attributes:
         standardised: (n, size, size) float32, NaN outside the volume.
-        labels: (n, size, size) uint8, or None. presence: (n, classes present anywhere) uint8, for image-level labels.
+        labels: (n, size, size) uint8, 255 where nobody annotated; or None.
+        presence: (n, C) uint8, 1 where a slice shows the class, for image-level labels; C is one more than the highest
+            label of the case. Or None.
         gaze: (m, 4) float32: slice, row, column, milliseconds; or None.
-        facts: JSON-able: extent along the slices in mm, highest label, whether the labels mark anything, label volumes
-            in ml, share of the annotated voxels that lie outside the slices.
+        height: millimetres along the slice axis.
+        facts: what is known of the labels.
     """
 
     standardised: np.ndarray
-    labels: np.ndarray | None
-    presence: np.ndarray | None
-    gaze: np.ndarray | None
-    facts: dict[str, Any]
+    labels: np.ndarray | None = None
+    presence: np.ndarray | None = None
+    gaze: np.ndarray | None = None
+    height: float
+    facts: LabelFacts
 
 
 def digest_of(case: CaseFiles) -> str:
@@ -117,7 +136,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     turned = image.turned(config.plane)
     box = crop_box(turned.data, config.crop, published=published)
     if case.mask is not None:
-        box = (*box[:2], _mask_ends(case, image, config, box[2]))
+        box = (*box[:2], _mask_ends(case, image, config, ends=box[2]))
     kept = turned.data[tuple(slice(*ends) for ends in box)]
     try:
         mean, deviation = mean_and_deviation(kept)
@@ -142,7 +161,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     )
 
 
-def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) -> CaseSlices:
+def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
     """The slices of a case; `fmt` needs no window yet.
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
@@ -153,14 +172,13 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)
     labels = presence = gaze = None
-    facts: dict[str, Any] = {"height": grid.height, **label_facts(None, voxel=0.0, lost=0.0)}
+    facts = LabelFacts()
     if case.label is not None and config.label_kind == "gaze":
         gaze = _read_gaze(case, grid, seen)
-        facts["marks"] = len(gaze) > 0
+        facts = LabelFacts(marks=len(gaze) > 0)
     elif case.label is not None and config.label_kind == "image" and case.label.suffix == ".csv":
         presence = _read_presence(case.label, seen, grid)
-        facts["highest_label"] = presence.shape[1] - 1
-        facts["marks"] = presence.shape[1] > 1
+        facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.label is not None:
         label = _read_label(case, image, config)
         if config.mask_as_class:
@@ -168,10 +186,10 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
         label = _with_unlabelled(case.label, label, config)
         labels = grid.sparse_label_slices(label) if config.sparse else grid.label_slices(label)
         voxel = abs(float(np.linalg.det(label.affine[:3, :3])))
-        facts |= label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label))
+        facts = label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label))
         if config.label_kind == "image":
-            presence, labels = _presence(labels, facts["highest_label"] + 1), None
-    return CaseSlices(slices, labels, presence, gaze, facts)
+            presence, labels = _presence(labels, facts.highest_label + 1), None
+    return CaseSlices(standardised=slices, labels=labels, presence=presence, gaze=gaze, height=grid.height, facts=facts)
 
 
 def _patient(case: CaseFiles, pattern: str | None) -> str:
@@ -196,7 +214,7 @@ def _on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
     return other
 
 
-def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, ends: tuple[int, int]) -> tuple[int, int]:
+def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, *, ends: tuple[int, int]) -> tuple[int, int]:
     """First and last slice that touch the mask. An empty mask keeps all; as published, the last one is lost."""
     mask = _on_grid_of(image, read_volume(case.mask, integer=True), case.mask).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
@@ -230,18 +248,18 @@ def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume
     return Volume(data, label.affine)
 
 
-def label_facts(labels: np.ndarray | None, *, voxel: float, lost: float) -> dict[str, Any]:
-    """What is kept about labels beside them.
+def label_facts(labels: np.ndarray, *, voxel: float, lost: float) -> LabelFacts:
+    """Highest label and volumes of a label map.
 
     Args:
-        labels: label map or slices, 255 where nobody annotated; None for a case without.
-        voxel: cubic millimetres of each value. lost: share of the annotated voxels that lie outside the slices.
+        labels: label map (X, Y, Z) or slices (n, S, S), uint8, 255 where nobody annotated.
+        voxel: cubic millimetres of each value.
+        lost: share of the annotated voxels that lie outside the slices.
     """
-    counts = np.bincount(labels.ravel(order="K"), minlength=2) if labels is not None else np.zeros(2, dtype=int)
-    counts = counts[:UNLABELLED]
+    counts = np.bincount(labels.ravel(order="K"), minlength=2)[:UNLABELLED]
     volumes = {str(k): float(n * voxel / 1000) for k, n in enumerate(counts) if k and n}
     highest = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
-    return {"marks": bool(volumes), "highest_label": highest, "label_volumes": volumes, "label_loss": lost}
+    return LabelFacts(marks=bool(volumes), highest_label=highest, label_volumes=volumes, label_loss=lost)
 
 
 def _share_outside(grid: SliceGrid, label: Volume) -> float:

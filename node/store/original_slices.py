@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import UsageError, VolumeError
 from ...imaging.cases import CaseFiles, Found, printable
 from ...imaging.slice_format import UNLABELLED, SliceFormat
-from .case_slices import CaseSlices, Survey, digest_of, digest_of_array, histogram, label_facts, patient_of
+from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, digest_of_array, histogram, label_facts, patient_of
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig
 
@@ -70,11 +70,11 @@ def import_slices(
             counts=histogram(data, low, high),
         )
 
-    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) -> CaseSlices:
+    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
         data, labels = _read_case(case, config.size)
-        facts: dict[str, Any] = {"height": len(data) * slice_spacing}
-        facts |= label_facts(labels, voxel=float(np.prod(seen.spacing)), lost=0.0)
-        return CaseSlices(data, labels, None, None, facts)
+        voxel = float(np.prod(seen.spacing))
+        facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)
+        return CaseSlices(standardised=data, labels=labels, height=len(data) * slice_spacing, facts=facts)
 
     return prepare_cases(found, out, config, workers=workers, survey=survey, cut=cut)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.compatibility import COMPATIBILITY
@@ -20,7 +19,21 @@ NEEDS_UNLABELLED = ("scribble", "point", "block")
 FORMAT_FILE = "format.json"
 # Two stores may be mixed, or one extended, only where these agree.
 AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
-OF_THE_SITE = ("domain", "mask_key", "mask_as_class")  # one run may bring dense labels, the next scribbles
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """Settings of a store beside its slice format; the kind of labels is not among them, for runs may differ in it.
+
+    Attributes:
+        domain: name of the site's scanner, modality or organ.
+        mask_key: modality folder of the masks; None without masks.
+        mask_as_class: whether label 1 is the mask.
+    """
+
+    domain: str
+    mask_key: str | None
+    mask_as_class: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +145,18 @@ class PrepareConfig:
             fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"{path}: not a slice format ({error})") from None
-        agreed: dict[str, Any] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
+        agreed: dict[str, object] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
         return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
 
-    def of_the_site(self) -> dict[str, Any]:
-        """What a store remembers besides the slice format, JSON-able."""
-        return {name: getattr(self, name) for name in OF_THE_SITE}
+    @property
+    def site(self) -> SiteSettings:
+        """What a store records besides the slice format."""
+        return SiteSettings(domain=self.domain, mask_key=self.mask_key, mask_as_class=self.mask_as_class)
 
-    def refuse_other(self, fmt: SliceFormat, site: dict[str, Any], where: Path) -> None:
+    def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
-        pairs += [(name, getattr(self, name), site.get(name)) for name in OF_THE_SITE]
+        pairs += [(name, getattr(self, name), value) for name, value in asdict(site).items()]
         pairs += [
             (name, getattr(self, name), getattr(fmt, name))
             for name in ("spacing", "slice_spacing", "window")
