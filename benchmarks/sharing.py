@@ -207,9 +207,9 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
-        (alone,) = adapt(store.format, domain, drawn, segmenters)
-        taught = training_set(images, drawn, robust, store.format, domain, segmenters)
-        (both,) = adapt(store.format, domain, taught, segmenters)
+        (alone,) = adapt(store.format, domain, drawn, config=segmenters)
+        taught = training_set(images, drawn, robust, fmt=store.format, domain=domain, config=segmenters)
+        (both,) = adapt(store.format, domain, taught, config=segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
     one |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}

@@ -149,7 +149,7 @@ def adapt_site(
                 data, validation = _held_back(data)
         own = _own(store, data.classes) if config.self_training else None
         options = {"own": own, "few": few, "validation": validation, "loop": loop, "device": device}
-        made = adapt(store.format, store.domain, data, config, facts=facts, **options)
+        made = adapt(store.format, store.domain, data, config=config, facts=facts, **options)
     if labelled is not None:
         for one in made:
             one.card = replace(one.card, assessment=_assessment(store, labelled, one))
@@ -169,8 +169,15 @@ def _drawn(
         slices = max(2, round(float(np.median([case.count for case in store.cases]))))
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     own = _own(store, drawn.classes)
-    where = (store.format, store.domain, adaptation.segmenter)
-    data = training_set(own.images, drawn, labelled.robust, *where, own.volume)
+    data = training_set(
+        own.images,
+        drawn,
+        labelled.robust,
+        fmt=store.format,
+        domain=store.domain,
+        config=adaptation.segmenter,
+        volume=own.volume,
+    )
     if not adaptation.choosing:
         return data, None
     return data, draw_slices(labelled, store.domain, volumes=VALIDATION_SAMPLES, seed=seed + FAR, slices=slices)

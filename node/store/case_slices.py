@@ -22,7 +22,7 @@ from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 from .prepare_config import PrepareConfig
 
-MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 says that nobody annotated
+MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter ones are no fixations (spec gaze 1)
 GAZE_COLUMNS = ("CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION")
@@ -109,11 +109,11 @@ def digest_of(case: CaseFiles) -> str:
     whole = hashlib.sha256()
     for path in case.files:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise VolumeError(f"{path}: no such file, or no regular one")
+            raise VolumeError(f"{path}: no such file, or no regular one; give an ordinary file")
         try:
             whole.update(sha256_of(path).encode())
         except OSError as error:
-            raise VolumeError(f"{path}: cannot be read ({error.strerror})") from None
+            raise VolumeError(f"{path}: cannot be read ({error.strerror}); use a readable file") from None
     return whole.hexdigest()
 
 
@@ -141,7 +141,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     try:
         mean, deviation = mean_and_deviation(kept)
     except VolumeError as error:
-        raise VolumeError(f"{case.files[0]}: {error}") from None
+        raise VolumeError(f"{case.files[0]}: {error}; give an image with contrast") from None
     low, high = float(kept.min()), float(kept.max())
     return Survey(
         digest=digest,
@@ -200,7 +200,7 @@ def _patient(case: CaseFiles, pattern: str | None) -> str:
 
 def _read_label(case: CaseFiles, image: Volume, config: PrepareConfig) -> Volume:
     if case.label.suffix == ".csv":
-        raise UsageError(f"{case.label}: a table, but --label-kind {config.label_kind} needs a label map")
+        raise UsageError(f"{case.label}: a table, but label_kind '{config.label_kind}' needs a label map")
     return _on_grid_of(image, read_volume(case.label, integer=True), case.label)
 
 
@@ -208,9 +208,9 @@ def _on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
     """`other` in the stored axis order of the image. Raises VolumeError if it is of another grid."""
     other = other.ordered_like(image)
     if other.data.shape != image.data.shape:
-        raise VolumeError(f"{path}: shape {other.data.shape}, but its image has {image.data.shape}")
+        raise VolumeError(f"{path}: shape is {other.data.shape}; it must be that of its image, {image.data.shape}")
     if not np.allclose(other.affine, image.affine, atol=AFFINE_TOLERANCE):
-        raise VolumeError(f"{path}: its affine differs from that of its image")
+        raise VolumeError(f"{path}: its affine differs from that of its image; both must be equal")
     return other
 
 
@@ -298,7 +298,7 @@ def _read_presence(path: Path, seen: Survey, grid: SliceGrid) -> np.ndarray:
 def _read_gaze(case: CaseFiles, grid: SliceGrid, seen: Survey) -> np.ndarray:
     """Fixations in slices: X and Y are shares of the first and second stored axis, SLICE a place on the third."""
     if case.label.suffix != ".csv":
-        raise UsageError(f"{case.label}: --label-kind gaze needs a table of fixations, .csv")
+        raise UsageError(f"{case.label}: label_kind 'gaze' needs a table of fixations, .csv")
     rows = _read_table(case.label, GAZE_COLUMNS)
     if len(rows) and (rows[:, 3].min() < 0 or abs(rows[:, :2]).max() > 1e6):
         raise VolumeError(f"{case.label}: fixations with negative durations or places far outside the image")
@@ -318,12 +318,12 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> np.ndarray:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise VolumeError(f"{path}: lacks the column {missing[0]}")
+                raise VolumeError(f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}")
             rows = np.array([[float(row[name]) for name in columns] for row in reader], dtype=np.float64)
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise VolumeError(f"{path}: not readable as a table of numbers ({error})") from None
+        raise VolumeError(f"{path}: not readable as a table of numbers ({error}); use comma-separated values") from None
     if not np.isfinite(rows).all():
-        raise VolumeError(f"{path}: holds NaN or infinite numbers")
+        raise VolumeError(f"{path}: holds NaN or infinite numbers; all must be finite")
     return rows.reshape(-1, len(columns))
 
 

@@ -96,7 +96,7 @@ def prepare_cases(
         survey, cut: what a case is, and its slices; default: of volumes.
     """
     if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
+        raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     found.cases = [case for case in found.cases if case.name not in config.exclude]
     with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
@@ -113,7 +113,7 @@ class _Run:
         self.survey, self.cut = survey, cut
         self.store = SliceStore(out) if (out / INDEX).exists() else None
         if self.store is None and config.split == "test":
-            raise UsageError("a store begins with cases to train with: they set its format; prepare these afterwards")
+            raise UsageError("split is 'test', but a new store needs training cases first, which set its format")
         if self.store is not None:
             config.refuse_other(self.store.format, self.store.site, out)
         self.failed: dict[str, str] = {}
@@ -234,7 +234,7 @@ class _Run:
         facts = [part.facts for part in parts]
         low, high = min(fact.low for fact in facts), max(fact.high for fact in facts)
         if not high > low:
-            raise StoreError("the slices hold no contrast after resampling; check --spacing and --size")
+            raise StoreError(f"all voxels are {low} after resampling; choose a smaller spacing or a larger size")
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
         for _, one in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
             counts += one

@@ -1,4 +1,4 @@
-"""What a site may choose when it prepares its volumes, and taking over another site's choices."""
+"""The settings of a site's preparation, and how another site's slice format is adopted."""
 
 from __future__ import annotations
 
@@ -49,15 +49,18 @@ class PrepareConfig:
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
         window: standardised intensities shown as -1 and 1; default: 0.1 % and 99.9 % of the site's voxels.
-        compatibility: "published" prepares as the published program did, its slips included.
-        image_key, label_key, mask_key: modality folders; an nnU-Net data set has channel numbers instead.
+        compatibility: "published" prepares as the published program did, its errors included.
+        image_key: modality folder of the images; a channel number for an nnU-Net data set.
+        label_key: modality folder of the labels.
+        mask_key: modality folder of the masks.
         mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
         label_kind: one of LABEL_KINDS; "none" does not read labels.
         unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
         classes: label values including background; higher ones are refused. Default: up to 254.
         patient_pattern: regular expression that finds the patient in a case's name; default: its beginning up to the
             first digits, or what DICOM headers say.
-        validation_share, test_share: of the patients; the rest trains.
+        validation_share: share of the patients held out for validation, in [0, 1).
+        test_share: share of the patients held out for testing, in [0, 1); the other patients are for training.
         exclude: names of cases to leave out.
         split: part of the split that all patients of this run belong to; default: drawn by the shares.
         seed: of the split.
@@ -88,44 +91,68 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not self.domain.strip():
-            raise UsageError("the domain name is empty")
+            raise UsageError(f"domain is '{self.domain}'; it must not be empty")
+        self._check_choices()
+        self._check_numbers()
+        self._check_labels()
+        try:
+            re.compile(self.patient_pattern or "")
+        except re.error as error:
+            raise UsageError(f"patient_pattern is '{self.patient_pattern}' ({error}); give a valid one") from None
+
+    def _check_choices(self) -> None:
+        """Raises: UsageError for a word that is not among those to choose from."""
         for name, known in (
             ("label_kind", LABEL_KINDS),
             ("plane", PLANES),
             ("crop", CROPS),
             ("compatibility", COMPATIBILITY),
+            ("split", (None, *SPLITS)),
         ):
             value = getattr(self, name)
             if value not in known:
-                raise UsageError(f"{name.replace('_', ' ')} '{value}' is not known: choose {', '.join(known)}")
-        if (
-            self.size < 1
-            or self.z_bins < 1
-            or any(mm is not None and not mm > 0 for mm in (self.spacing, self.slice_spacing))
-        ):
-            raise ConfigError("size, z-bins and spacing must be positive")
-        if self.validation_share < 0 or self.test_share < 0 or self.validation_share + self.test_share >= 1:
-            raise ConfigError("validation and test share must leave patients to train with")
-        if self.split not in (None, *SPLITS):
-            raise UsageError(f"split '{self.split}' is not known: choose {', '.join(SPLITS)}")
-        if self.label_kind in NEEDS_UNLABELLED and self.unlabelled_value is None:
-            raise UsageError(
-                f"label kind '{self.label_kind}': say with --unlabelled-value which value means that nobody annotated"
+                raise UsageError(f"{name} is '{value}'; choose one of {', '.join(filter(None, known))}")
+
+    def _check_numbers(self) -> None:
+        """Raises: ConfigError for a number out of range."""
+        for name in ("size", "z_bins"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("spacing", "slice_spacing"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0 mm")
+        for name in ("validation_share", "test_share"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.validation_share + self.test_share >= 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share} and test_share is {self.test_share}; their sum must be "
+                "below 1, to leave patients for training"
             )
-        if self.unlabelled_value is not None and not self.sparse:
-            raise UsageError(f"label kind '{self.label_kind}' has no unlabelled value")
-        if self.mask_as_class and (self.mask_key is None or self.label_kind != "dense"):
-            raise UsageError("the mask can be a class only where there are a mask and dense labels")
         if self.classes is not None and not 2 <= self.classes <= 255:
             raise ConfigError(f"classes is {self.classes}; choose 2 to 255, background included")
-        try:
-            re.compile(self.patient_pattern or "")
-        except re.error as error:
-            raise UsageError(f"patient pattern '{self.patient_pattern}': {error}") from None
+
+    def _check_labels(self) -> None:
+        """Raises: UsageError for settings of the labels that contradict each other."""
+        if self.label_kind in NEEDS_UNLABELLED and self.unlabelled_value is None:
+            raise UsageError(
+                f"label_kind is '{self.label_kind}' and unlabelled_value is None; give the unlabelled_value, which "
+                "marks the voxels that nobody annotated"
+            )
+        if self.unlabelled_value is not None and not self.sparse:
+            raise UsageError(
+                f"unlabelled_value is {self.unlabelled_value}, but label_kind '{self.label_kind}' has none; give none"
+            )
+        if self.mask_as_class and (self.mask_key is None or self.label_kind != "dense"):
+            raise UsageError(
+                f"mask_as_class is True, mask_key is {self.mask_key} and label_kind is '{self.label_kind}'; "
+                "mask_as_class needs a mask and dense labels"
+            )
 
     @property
     def sparse(self) -> bool:
-        """Whether label maps have voxels that nobody annotated. A box without such a value says all it knows."""
+        """Whether label maps have voxels that nobody annotated. A box without such a value annotates every voxel."""
         return self.label_kind in NEEDS_UNLABELLED or (self.label_kind == "box" and self.unlabelled_value is not None)
 
     def like(self, path: str | Path) -> PrepareConfig:
@@ -144,7 +171,7 @@ class PrepareConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
             fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise StoreError(f"{path}: not a slice format ({error})") from None
+            raise StoreError(f"{path}: not a slice format ({error}); give the {FORMAT_FILE} of a store") from None
         agreed: dict[str, object] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
         return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
 

@@ -130,5 +130,5 @@ def _row(case: Case, values: list[int]) -> list[str]:
 
 
 def _spread(total: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` indices from first to last."""
+    """(n,) indices from first to last, at most `wanted`."""
     return np.unique(np.linspace(0, total - 1, min(total, wanted)).round().astype(int))

@@ -196,6 +196,7 @@ class SliceStore:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
 
     def _open(self, kind: str) -> np.ndarray | None:
+        """The array of a kind as a memory map, shaped as the attributes of the class; None if there is none."""
         name = self.files.get(kind)
         if name is None:
             return None
@@ -203,7 +204,7 @@ class SliceStore:
             raise ValueError(f"{kind} lie in {name!r}")
         array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         if array.dtype != DTYPES[kind]:
-            raise ValueError(f"{kind} are {array.dtype}")
+            raise ValueError(f"{kind} are {array.dtype}; they must be {np.dtype(DTYPES[kind])}")
         return array
 
     def _check(self) -> None:
@@ -219,9 +220,11 @@ class SliceStore:
             and all(case.first == start for case, start in zip(self.cases, starts, strict=True))
         )
         if not ok:
-            raise ValueError("arrays and index disagree")
+            raise ValueError(f"the arrays do not have the shapes of {total} slices that the index must describe")
         if total and not 0 <= self.z_bin.min() <= self.z_bin.max() < self.format.z_bins:
-            raise ValueError(f"a slice height lies outside of the {self.format.z_bins} bins")
+            raise ValueError(
+                f"z_bin is {self.z_bin.min()} to {self.z_bin.max()}; it must be 0 to {self.format.z_bins - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -277,7 +280,10 @@ class SliceStore:
                 raise StoreError(f"{self.path}: the slices of case {case.name} have changed since they were prepared")
 
     def parts(self, case: Case) -> dict[str, np.ndarray]:
-        """The arrays of one case, by kind; of its labels only if it has some. Slices of `gaze` count from its first."""
+        """The arrays of one case by kind, shaped as the attributes of the class; labels only if it has some.
+
+        Slice numbers in "gaze" count from the first slice of the case.
+        """
         found = {"images": self.images[case.span]}
         array = ARRAY_OF.get(case.label_kind, "labels")
         if case.labelled and array == "labels":
@@ -297,7 +303,7 @@ def _common_kind(cases: list[Case]) -> str:
 
 
 def checksum(parts: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the arrays of a case. Classes that no case had when it was prepared do not count."""
+    """SHA-256 over the arrays (n, ...) of a case; columns of "presence" without a 1 do not count."""
     digest = hashlib.sha256()
     for kind in sorted(parts):
         array = parts[kind]

@@ -39,8 +39,8 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
     if len(cases) > 1 and len({case.patient for case in cases}) == 1:
         sentences.append(
-            f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; say with "
-            "--patient-pattern how names tell patients apart"
+            f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; give a "
+            "patient_pattern, which finds the patient in a case's name"
         )
     return sentences + _unused_classes(cases, classes)
 
@@ -61,6 +61,7 @@ def _duplicates(cases: list[Case]) -> list[str]:
 
 
 def _odd(spacing: np.ndarray, median: np.ndarray) -> bool:
+    """Whether spacing (3,) in mm is far from the site's median (3,), or from any scanner's."""
     far = (spacing > ODD_SPACING * median) | (spacing * ODD_SPACING < median)
     low, high = PLAUSIBLE_SPACING
     return bool(far.any() or (spacing < low).any() or (spacing > high).any())

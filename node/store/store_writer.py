@@ -122,7 +122,7 @@ class CutCase:
         return self._load("standardised")
 
     def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
-        """The arrays as the store has them, and the share of voxels that lie far outside of the window."""
+        """The arrays (n, ...) as the store has them, and the share of voxels that lie far outside of the window."""
         raw = self.standardised()
         finite = np.isfinite(raw).sum()
         low, high = fmt.window
@@ -133,6 +133,7 @@ class CutCase:
         return arrays, float(cut / max(1, finite))
 
     def _load(self, kind: str) -> np.ndarray:
+        """An array of the case, shaped (n, ...) as in `CaseSlices`."""
         # Not from `.npy`: its header is parsed by `ast`, which fails now and then where several threads do it.
         with safe_open(self._path("safetensors"), "np") as file:
             return file.get_tensor(kind)
@@ -161,7 +162,7 @@ class StoreArrays:
         return self.staged / f"{kind}{content and '-'}{content}.npy"
 
     def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
-        """Arrays of a case; where it has no labels, nobody annotated."""
+        """Write the arrays (n, ...) of a case; pixels without labels become unlabelled."""
         for kind, file in self.files.items():
             filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
             if kind in values:
@@ -201,6 +202,7 @@ class _ArrayFile:
             os.posix_fallocate(self.file.fileno(), 0, self.start + shape[0] * self.row_bytes)
 
     def write(self, first: int, rows: np.ndarray) -> None:
+        """Write rows (n, ...) from row number `first` on."""
         left, place = memoryview(np.ascontiguousarray(rows)).cast("B"), self.start + first * self.row_bytes
         while left:
             written = os.pwrite(self.file.fileno(), left, place)
