@@ -133,15 +133,15 @@ def train(
 @commands.command()
 def methods() -> None:
     """The methods of federated segmentation, and what leaves a site with each."""
-    from ..adaptation.methods.registry import METHODS
+    from ..adaptation.methods.catalogue import METHOD_CATALOGUE
 
     table = Table("method", "", "")
-    for name, kind in METHODS.items():
-        table.add_row(f"[bold]{name}[/bold]", "for", kind.summary)
-        table.add_row("", "leaves", kind.leaves)
-        table.add_row("", "stays", kind.stays)
-        table.add_row("", "needs", kind.needs)
-        table.add_row("", "choose", f"when {kind.choose}", end_section=True)
+    for name, description in METHOD_CATALOGUE.items():
+        table.add_row(f"[bold]{name}[/bold]", "for", description.summary)
+        table.add_row("", "leaves", description.leaves)
+        table.add_row("", "stays", description.stays)
+        table.add_row("", "needs", description.needs)
+        table.add_row("", "choose", f"when {description.choose}", end_section=True)
     console.print(table)
 
 

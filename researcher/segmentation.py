@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..adaptation.methods.catalogue import describe
 from ..adaptation.methods.federated_method import MethodConfig, SiteContext
-from ..adaptation.methods.registry import make_method, method_named
+from ..adaptation.methods.registry import make_method
 from ..adaptation.segmenter import FEDERATED, Segmenter
 from ..common.files import atomic_file, refuse_existing, write_json
 from ..common.progress import track
@@ -148,7 +149,7 @@ def agreed_config(
 
     Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
     """
-    kind = method_named(method)
+    kind = describe(method)
     options = dict(settings.pop("options", {}))
     classes = [known["classes"] for known in facts.values()]
     size = next(iter(facts.values()))["size"]
@@ -190,12 +191,12 @@ def require_labels(method: str, facts: dict[str, dict[str, Any]]) -> None:
     """Raises: UsageError if no site has the labels that a method cannot do without."""
     parts = [part for known in facts.values() for part in (known, *known.get("modalities", {}).values())]
     held = {kind for part in parts for kind in part["label_kinds"]}
-    if method_named(method).needs_public:
+    if describe(method).needs_public:
         return
     if not held - {"none"}:
         raise UsageError("no site has any label: there is nothing to learn")
-    if method == "fedmix" and "dense" not in held:
-        raise UsageError("fedmix needs at least one site with dense labels")
+    if describe(method).needs_dense and "dense" not in held:
+        raise UsageError(f"{method} needs at least one site with dense labels")
 
 
 def method_experiment(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices, candidate_masks, candidates_from_labels
+from fedfactory.adaptation.methods.catalogue import METHOD_CATALOGUE, describe
 from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.methods.fedmix import agreement, site_weights, soft_dice_loss
 from fedfactory.adaptation.methods.registry import METHODS, make_method
@@ -20,6 +23,19 @@ from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from helpers import CONFIG, SMALL, method_of, site, squares, visit_of
 
 PLACE = SiteContext(site=2, network="dynunet", modality="mri")
+
+
+def test_the_catalogue_describes_every_method_without_importing_pytorch():
+    code = (
+        "import sys; import fedfactory.adaptation.methods.catalogue; "
+        "print([name for name in ('torch', 'numpy', 'monai') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    assert list(METHODS) == list(METHOD_CATALOGUE)
+    assert all(method.description is METHOD_CATALOGUE[name] for name, method in METHODS.items())
+    with pytest.raises(UsageError, match="method is 'magic'; choose one of local, fedavg"):
+        describe("magic")
 
 
 @pytest.mark.parametrize("name", METHODS)

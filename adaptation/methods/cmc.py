@@ -17,6 +17,7 @@ from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, cl
 from ..losses.partial_losses import partial_loss
 from ..networks.modality_network import ModalityUNet, OneModality, modality_of
 from ..networks.network_names import check_modality
+from .catalogue import METHOD_CATALOGUE
 from .federated_method import FederatedMethod, MethodConfig, SiteContext, SiteRound, SiteUpdate, mean_by_name
 
 RAMPS = ("up", "down")
@@ -64,13 +65,9 @@ class CMC(FederatedMethod):
     """One network for two modalities, fused where both are there; without labels, what its channels and classes are in
     one modality must be found again in the other. Sites may lack a modality."""
 
-    name = "cmc"
-    summary = "two modalities that need not be aligned, few labels; sites may lack one of them"
-    choose = "sites have the same organs in two modalities, and few labels"
-    needs = "two modalities among the sites, labels at some"
+    description = METHOD_CATALOGUE["cmc"]
     Options = CMCOptions
     default_rate = 1e-3
-    needs_modalities = True
 
     def __init__(self, config: MethodConfig) -> None:
         if isinstance(given := config.options.get("modalities"), list):  # JSON has no tuples

@@ -23,6 +23,7 @@ from ..augmentation import ROTATION, appearance, geometry
 from ..labels.candidate_labels import SiteSlices, candidate_masks, check_classes
 from ..losses.partial_losses import partial_loss
 from ..networks.site_network import GROUPS, NORMS, SMALLEST, SiteUNet
+from .catalogue import METHOD_CATALOGUE, MethodDescription
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,24 +154,15 @@ class FederatedMethod(ABC):
     """A way of training together.
 
     Attributes:
-        name, summary: for `fedfactory methods`. leaves, stays: what travels, and what does not. needs: of the sites.
-        choose: when.
-        Options: its settings. default_rate: learning rate.
-        needs_public: whether researcher and sites must have the same labelled slices.
-        needs_modalities: whether sites must say of which modality their slices are.
+        description: the method in words.
+        Options: record of its settings.
+        default_rate: learning rate where the configuration has none.
         public: these slices, at the researcher.
     """
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
-    leaves: ClassVar[str] = "all weights; losses, counts and scores"
-    stays: ClassVar[str] = "images, labels, optimizer states"
-    needs: ClassVar[str] = "labels of any kind at some site"
-    choose: ClassVar[str]
+    description: ClassVar[MethodDescription]
     Options: ClassVar[type] = NoOptions
     default_rate: ClassVar[float] = 1e-3
-    needs_public: ClassVar[bool] = False
-    needs_modalities: ClassVar[bool] = False
     public: SiteSlices | None = None
 
     def __init__(self, config: MethodConfig) -> None:
@@ -178,7 +170,7 @@ class FederatedMethod(ABC):
         try:
             self.options = self.Options(**config.options)
         except TypeError as error:
-            raise ConfigError(f"{self.name}: these options are not usable ({error})") from None
+            raise ConfigError(f"{self.description.name}: these options are not usable ({error})") from None
         self.rate = config.learning_rate or self.default_rate
         self.geometry = geometry(mirror=config.mirror, rotation=config.rotation)
         self.appearance = appearance()
@@ -280,16 +272,14 @@ class FederatedMethod(ABC):
     def check(self, loss: Tensor, number: int) -> None:
         """Raises: TrainingError if the loss of a round is NaN or infinite."""
         if not torch.isfinite(loss):
-            raise TrainingError(f"{self.name}: the loss is {float(loss)} in round {number}")
+            raise TrainingError(f"{self.description.name}: the loss is {float(loss)} in round {number}")
 
 
 class FederatedAveraging(FederatedMethod):
     """Every site trains the whole network with whatever labels it has; weights are averaged by numbers of slices
     (McMahan et al. 2017). The ground that other methods stand on."""
 
-    name = "fedavg"
-    summary = "weights averaged by numbers of labelled slices"
-    choose = "images are alike and labels many"
+    description = METHOD_CATALOGUE["fedavg"]
 
     def network(self) -> nn.Module:
         return SiteUNet(self.config.classes, width=self.config.width, norm=self.config.norm)
@@ -316,12 +306,7 @@ class FederatedAveraging(FederatedMethod):
 class LocalTraining(FederatedAveraging):
     """Every site for itself: what federation must beat."""
 
-    name = "local"
-    summary = "every site for itself, nothing is shared"
-    choose = "sites may not share anything; the ground to compare with"
-    needs = "labels of any kind at every site"
-    leaves = "losses, counts and scores; no weights"
-    stays = "the whole model, images, labels, optimizer states"
+    description = METHOD_CATALOGUE["local"]
 
     def local_parameters(self, model: nn.Module) -> set[str]:
         return set(model.state_dict())
@@ -341,9 +326,7 @@ class ProximalOptions:
 class FederatedProximal(FederatedAveraging):
     """Federated averaging whose sites are held near what came (Li et al. 2020)."""
 
-    name = "fedprox"
-    summary = "as fedavg, sites are held near the average"
-    choose = "sites differ and rounds are long"
+    description = METHOD_CATALOGUE["fedprox"]
     Options = ProximalOptions
 
     def proximal_term(self, model: nn.Module, before: dict[str, Tensor]) -> Tensor | float:
@@ -354,11 +337,7 @@ class FederatedProximal(FederatedAveraging):
 class FederatedNorms(FederatedAveraging):
     """Federated averaging with normalisation layers of each site's own (FedBN, Li et al. 2021)."""
 
-    name = "fedbn"
-    summary = "as fedavg, normalisation layers stay at their site"
-    choose = "contrast differs between sites"
-    leaves = "all weights but those of normalisation layers; losses, counts and scores"
-    stays = "normalisation layers, images, labels, optimizer states"
+    description = METHOD_CATALOGUE["fedbn"]
 
     def local_parameters(self, model: nn.Module) -> set[str]:
         return model.norm_names()

@@ -18,6 +18,7 @@ from ..losses.gated_crf import RADIUS, SIGMA_PLACE, gated_crf
 from ..losses.partial_losses import candidate_cross_entropy, informative, partial_dice
 from ..losses.tree_energy import tree_energy
 from ..networks.site_network import LEVELS, SiteUNet
+from .catalogue import METHOD_CATALOGUE
 from .federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
 
 BODY, OUTPUT = "body", "output"
@@ -68,11 +69,7 @@ class FedICRA(FederatedMethod):
     """Adaptive representation (channel selection by site, pushed apart) and adaptive aggregation (what a site takes of
     the average is learnt, element by element), with energies that carry sparse labels to the pixels between them."""
 
-    name = "fedicra"
-    summary = "scribbles, points, boxes, masks; a personalised model per site"
-    choose = "labels are sparse and of different kinds, each site wants its own model"
-    leaves = "all weights; losses, counts and scores"
-    stays = "how a site mixes its own and the average's weights, images, labels, optimizer states"
+    description = METHOD_CATALOGUE["fedicra"]
     Options = FedICRAOptions
     default_rate = 1e-2
 

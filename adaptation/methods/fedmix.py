@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, TrainingError
 from ..networks.site_network import SiteUNet
+from .catalogue import METHOD_CATALOGUE
 from .federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
 
 SMOOTH = 1e-4
@@ -79,11 +80,7 @@ class FedMix(FederatedMethod):
     """Sites without masks make their own, by the pair of networks that comes: refined by the weak label, kept where
     both agree, each teaching the other network. Sites are weighed by accepted slices and by their loss."""
 
-    name = "fedmix"
-    summary = "pixel, box and image labels or none, one global model; at least one site has pixel labels"
-    choose = "one site has drawn masks, others boxes, image labels or nothing"
-    needs = "drawn masks at one site"
-    leaves = "all weights of both networks; losses, numbers of accepted slices and scores"
+    description = METHOD_CATALOGUE["fedmix"]
     Options = FedMixOptions
 
     def network(self) -> Pair:

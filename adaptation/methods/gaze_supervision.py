@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ..networks.site_network import SiteUNet
+from .catalogue import METHOD_CATALOGUE
 from .federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
 from .fedmix import Structures
 
@@ -59,12 +60,7 @@ class GazeSupervision(FederatedMethod):
     """Levels of certainty made from fixations teach a network each; features spread to neighbours that look alike carry
     what one level knows to the other. Sites with drawn masks teach both levels the same."""
 
-    name = "gaze"
-    summary = "fixations of the eye, or masks; one global model"
-    choose = "readers look at scans and nobody draws; one target"
-    needs = "fixations or masks at some site"
-    leaves = "all weights of both networks; losses, counts and scores"
-    stays = "images, labels, fixations and how the site reads them, optimizer states"
+    description = METHOD_CATALOGUE["gaze"]
     Options = GazeOptions
     default_rate = 1e-3
 

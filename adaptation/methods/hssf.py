@@ -27,6 +27,7 @@ from ..losses.hssf_losses import (
 from ..losses.partial_losses import partial_loss
 from ..networks.assessed_network import AssessedNetwork
 from ..networks.network_names import check_architecture
+from .catalogue import METHOD_CATALOGUE
 from .federated_method import FederatedMethod, MethodConfig, SiteContext, SiteRound, SiteUpdate, weighted_mean
 from .public_exchange import CONDENSATION, FUSION, Exchange, PublicBatch, PublicSlices, from_margins, to_margins
 
@@ -89,15 +90,9 @@ class HSSF(FederatedMethod):
     """The researcher's network takes from the best site, slice by slice (condensation); each site takes from the
     researcher's where that is better (fusion), then teaches itself on its own slices where it trusts itself."""
 
-    name = "hssf"
-    summary = "no labels but on public slices that all have; each site chooses its network and keeps it"
-    choose = "weights may not leave, networks differ, nobody has labels"
-    needs = "labelled slices that all may have"
-    leaves = "predictions on the public slices; losses, counts and scores; no weights"
-    stays = "the whole network, images, labels, optimizer states"
+    description = METHOD_CATALOGUE["hssf"]
     Options = HSSFOptions
     default_rate = 1e-3
-    needs_public = True
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
@@ -274,7 +269,7 @@ class HSSF(FederatedMethod):
         network, optimizer = self._server_network()
         self._set_rate(optimizer, number)
         network.train()
-        with seeded(seed_of(self.config.seed, len(self.name), number)):
+        with seeded(seed_of(self.config.seed, len(self.description.name), number)):
             for epoch in range(self.options.public_epochs):
                 for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
                     teacher = grade = None
@@ -389,11 +384,7 @@ class LSSL(HSSF):
     A method of its own, not an option: a site that approved the sending of predictions must not send weights.
     """
 
-    name = "lssl"
-    summary = "no labels but on public slices that all have; equal networks, averaged"
-    choose = "nobody has labels, networks are equal and weights may leave"
-    leaves = "all weights; losses, counts and scores"
-    stays = "images, labels, optimizer states"
+    description = METHOD_CATALOGUE["lssl"]
 
     @property
     def predicts(self) -> bool:

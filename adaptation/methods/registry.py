@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...errors import UsageError
+from .catalogue import describe
 from .cmc import CMC
 from .federated_method import (
     FederatedAveraging,
@@ -18,8 +18,8 @@ from .gaze_supervision import GazeSupervision
 from .hssf import HSSF, LSSL
 
 METHODS: dict[str, type[FederatedMethod]] = {
-    kind.name: kind
-    for kind in (
+    method.description.name: method
+    for method in (
         LocalTraining,
         FederatedAveraging,
         FederatedProximal,
@@ -35,10 +35,8 @@ METHODS: dict[str, type[FederatedMethod]] = {
 
 
 def method_named(name: str) -> type[FederatedMethod]:
-    """Raises: UsageError for an unknown name."""
-    if name not in METHODS:
-        raise UsageError(f"unknown method '{name}': choose from {', '.join(METHODS)}")
-    return METHODS[name]
+    """The class of the method called `name`. Raises: UsageError for an unknown name."""
+    return METHODS[describe(name).name]
 
 
 def make_method(config: MethodConfig) -> FederatedMethod:

@@ -169,9 +169,9 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     def _score(self, site: int, which: str) -> dict[str, float]:
         """Scores on the site's test cases, in evaluation mode, of every modality and their means; the segmenters are
         written beside the store."""
-        stores = self.dataset.stores if self.rules.needs_modalities else {"": self.dataset.store}
+        stores = self.dataset.stores if self.rules.description.needs_modalities else {"": self.dataset.store}
         found = {name: self._score_modality(site, which, name, store) for name, store in stores.items()}
-        if not self.rules.needs_modalities:
+        if not self.rules.description.needs_modalities:
             return found[""]
         row: dict[str, float] = {}
         for measure in ("dice", "hd95"):
