@@ -1,4 +1,4 @@
-"""What the documentation says: its commands exist with these options, its numbers are those of the results."""
+"""The documentation: its commands and links exist, its numbers are those of the results, its reference is complete."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import fedfactory
 import pytest
 import typer
+import yaml
 from fedfactory.adaptation.methods.registry import METHODS
 from fedfactory.cli import app
 
@@ -18,8 +20,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import results_page  # noqa: E402
 
 sys.path.pop(0)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = ROOT / "benchmarks" / "results"
+ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
 
 
 def commands_of(page: Path) -> list[str]:
@@ -45,6 +48,24 @@ def test_a_documented_command_is_understood(line):
         assert words and words[0] in command.commands, f"no such command: {line}"
         command, words = command.commands[words[0]], words[1:]
     command.make_context(line, list(words), parent=context)  # fails for an unknown option or a missing argument
+
+
+def test_the_reference_shows_every_public_module():
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
+    for room in ROOMS:
+        shown = re.findall(r"^::: fedfactory\.([\w.]+)$", pages[room], re.M)
+        modules = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / room).rglob("*.py")]
+        assert sorted(shown) == sorted(".".join(path.parts) for path in modules if not path.name.startswith("_"))
+
+
+def test_the_citation_names_the_version_and_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "version"} <= citation.keys()
+    assert citation["version"] == fedfactory.__version__
+    notes = " ".join(reference["notes"] for reference in citation["references"])
+    assert all(re.search(rf"\b{name}\b", notes) for name in METHODS if name != "local")
+    for reference in citation["references"]:
+        assert reference["type"] and reference["title"] and reference["authors"] and reference["year"] > 2000
 
 
 def test_every_link_between_pages_leads_somewhere():
