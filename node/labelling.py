@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ..adaptation.choices import LABELLINGS
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
-from ..adaptation.training.label_branch_training import LABELLINGS, train_label_branch
+from ..adaptation.training.label_branch_training import train_label_branch
 from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory

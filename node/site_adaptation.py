@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.choices import ENGINES
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
@@ -26,7 +27,6 @@ from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
 from .store.slice_store import SliceStore
 
-ENGINES = ("segmenter", "translator")
 EVALUATIONS = 5  # at a training whose states are validation
 VALIDATION_SAMPLES = 10  # synthetic subjects they are judged by
 FAR = 1_000_000  # from the seeds of those that are trained on

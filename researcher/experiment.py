@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from .node_selection import check_exchange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,20 +108,16 @@ def factory_experiment(
     from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
 
     from ..node.fedbiomed_hooks import SECAGG_RANGE
-    from ..node.plans.transport import TRANSPORTS
     from ..node.sites import read_facts
     from .aggregator import FactoryAverage
     from .plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
-    from .strategy import WEIGHTINGS, FactoryStrategy
+    from .strategy import FactoryStrategy
 
     if rounds < 1 or updates_per_round < 1 or min_nodes < 1 or (nodes_per_round is not None and nodes_per_round < 1):
         raise UsageError("rounds, updates per round and numbers of nodes must be at least 1")
     if nodes_per_round is not None and nodes_per_round < min_nodes:
         raise UsageError(f"a round asks {nodes_per_round} nodes but needs {min_nodes}")
-    if transport not in TRANSPORTS or weighting not in WEIGHTINGS:
-        raise UsageError(f"transport is one of {', '.join(TRANSPORTS)}, weighting one of {', '.join(WEIGHTINGS)}")
-    if secagg and (transport != "float32" or weighting != "samples"):
-        raise UsageError("encrypted sums are of all values and weighted by samples; leave transport and weighting out")
+    check_exchange(weighting=weighting, transport=transport, secagg=secagg)
     if secagg:
         min_nodes = max(min_nodes, 2)  # the sum of one is no secret
     scheme = SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE) if secagg else False

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..node.plans.transport import TRANSPORTS
+
+WEIGHTINGS = ("samples", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,22 @@ class Federation(NodeSelection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_at_least(1, nodes_per_round=self.nodes_per_round)
+        check_exchange(weighting=self.weighting, transport=self.transport, secagg=self.secagg)
+
+
+def check_exchange(*, weighting: str, transport: str, secagg: bool) -> None:
+    """Check how weights travel and are averaged, see `factory_experiment`.
+
+    Raises: UsageError for unknown names, or for those that encrypted sums do not allow.
+    """
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"weighting is '{weighting}'; choose one of {', '.join(WEIGHTINGS)}")
+    if transport not in TRANSPORTS:
+        raise UsageError(f"transport is '{transport}'; choose one of {', '.join(TRANSPORTS)}")
+    if secagg and transport != "float32":
+        raise UsageError(f"transport is '{transport}'; choose float32 where the sum is encrypted")
+    if secagg and weighting != "samples":
+        raise UsageError(f"weighting is '{weighting}'; choose samples where the sum is encrypted")
 
 
 def _require_at_least(minimum: int, **values: float | None) -> None:

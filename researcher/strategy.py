@@ -14,7 +14,6 @@ from fedbiomed.researcher.strategies import Strategy
 ABSURD = 10.0  # times the median length of recent changes
 REMEMBERED = 50  # lengths of accepted changes
 ENOUGH = 4  # lengths before one can be called absurd
-WEIGHTINGS = ("samples", "uniform")
 
 
 class FactoryStrategy(Strategy):

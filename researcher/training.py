@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,24 +150,6 @@ def _patient_round(experiment: Experiment, federation: Federation) -> dict[str, 
             if time.monotonic() >= deadline:
                 raise
             time.sleep(min(2.0, federation.node_timeout / 5))
-
-
-def factory_config(
-    domains: str, preset: str, config: Path | None, *, clip_weight: float | None = None
-) -> FactoryConfig:
-    """From domain names with commas between them and a preset, or from a JSON file.
-
-    Raises: UsageError if neither or both are given, or the file is not readable.
-    """
-    if (config is None) == (not domains):
-        raise UsageError("give either --domains A,B,... (with --preset) or --config FILE")
-    changes = {} if clip_weight is None else {"clip_weight": clip_weight}
-    if config is None:
-        return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
-    try:
-        return FactoryConfig.from_dict({**json.loads(config.read_text(encoding="utf-8")), **changes})
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{config}: not readable as a JSON configuration ({error})") from None
 
 
 def export(experiment: str | Path, out: str | Path) -> TrainedFactory:

@@ -16,8 +16,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit, logit
 
 from ...errors import ConfigError
+from ..choices import REFINEMENTS
 
-REFINEMENTS = ("crf", "none")
 FEWEST, SHORTEST = 3, 300.0  # fixations, and milliseconds in all, from which a slice counts as looked at
 CAP = 95  # percentile: one long fixation must not hide the others
 FLOOR = 1e-5  # of probabilities

@@ -6,8 +6,8 @@ from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
 
 from ...errors import UsageError
+from ..choices import NETWORKS
 
-NETWORKS = ("unet", "dynunet", "segresnet", "unet3d", "dynunet3d", "segresnet3d")
 WIDTHS = (16, 32, 64)
 
 

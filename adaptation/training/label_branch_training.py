@@ -26,7 +26,6 @@ from .latent_inversion import invert
 RATE = 4e-3
 EVALUATIONS = 5  # at the branch while it is trained; the best of them are kept
 VALIDATION_SAMPLES = 64  # slices of a look
-LABELLINGS = ("synthesis", "inversion")
 
 Example = tuple[Synthesis, Tensor]  # slices and their labels (B, S, S)
 

@@ -17,10 +17,11 @@ from ...common.seeding import seed_of, seeded
 from ...errors import ConfigError, UsageError
 from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..augmentation import ROTATION, appearance, geometry
+from ..choices import PRECISIONS
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.architectures import build_network, dimensions
 from ..segmenter import PATCH_DEPTH, Segmenter
-from .training_loop import PRECISIONS, Kept, Learner, LoopConfig, one_cycle, train
+from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
 
 FEW_SHARE = 0.25  # of a batch: a site's own labelled slices, where there are any
 RAMP = 0.2  # share of the updates over which self-training gains its weight

@@ -1,0 +1,11 @@
+"""The values that settings of this room can take by name; importable without PyTorch, for the command line."""
+
+from __future__ import annotations
+
+NETWORKS = ("unet", "dynunet", "segresnet", "unet3d", "dynunet3d", "segresnet3d")  # MONAI's, for slices and for stacks
+ENGINES = ("segmenter", "translator")  # of the adaptation
+LABELLINGS = ("synthesis", "inversion")  # how a factory's labels are made
+PRECISIONS = ("float32", "bfloat16")
+REFINEMENTS = ("crf", "none")  # of gaze maps
+WEAK_LABEL_KINDS = ("point", "scribble", "block", "box")  # what dense labels can be turned into
+LAYOUTS = ("nifti", "nnunet", "slices", "legacy-slices")  # of synthetic volumes
