@@ -86,7 +86,7 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
         ),
         MethodDescription(
             name="hssf",
-            summary="no labels except on public slices that all sites have; each site chooses and keeps its own network",
+            summary="no labels except on public slices that all sites have; every site chooses and keeps its network",
             choose="weights may not leave, networks differ and nobody has labels",
             needs="labelled slices that all sites may have",
             leaves="predictions on the public slices; losses, counts and scores; no weights",
