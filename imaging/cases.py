@@ -152,7 +152,9 @@ def _nnunet(source: Path, image_key: str, label_key: str | None) -> Found:
         raise UsageError(f"{source}: has a dataset.json but no imagesTr folder")
     channel = "0" if image_key == "image" else image_key
     if not channel.isdecimal():
-        raise UsageError(f"--image-key {image_key}: an nnU-Net data set numbers its channels, such as 0")
+        raise UsageError(
+            f"image_key is '{image_key}'; choose the number of a channel of the nnU-Net data set, such as 0"
+        )
     found = Found()
     for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
         name, _, digits = case_name(path).rpartition("_")

@@ -57,12 +57,14 @@ def label_factory(
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
     if labelling not in LABELLINGS:
-        raise UsageError(f"labelling is one of {', '.join(LABELLINGS)}")
+        raise UsageError(f"labelling is '{labelling}'; choose one of {', '.join(LABELLINGS)}")
     factory, store = load_factory(factory_file), SliceStore(store_dir)
     factory.config.domain_index(store.domain)
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
     if classes is not None and classes != store.classes:
-        raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
+        raise UsageError(
+            f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
+        )
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))

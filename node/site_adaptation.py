@@ -116,7 +116,7 @@ def adapt_site(
     Returns: the best segmenter. Raises: UsageError, StoreError or CheckpointError; then no segmenter is written.
     """
     if (factory_file is None) == (synthetic is None):
-        raise UsageError("give either a labelled factory (--factory) or synthetic volumes (--synthetic)")
+        raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices to adapt to")
@@ -135,7 +135,9 @@ def adapt_site(
     loop = adaptation.loop(work)
     if adaptation.engine == "translator":
         if labelled is None:
-            raise UsageError("a translator needs the factory itself (--factory), synthetic volumes are not enough")
+            raise UsageError(
+                "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
+            )
         made = _translators(store, labelled, adaptation, few, loop=loop, device=device, facts=facts)
     else:
         config = adaptation.segmenter

@@ -163,7 +163,7 @@ class RunState:
         """Raises: UsageError if there is no run, CheckpointError if its file is damaged."""
         path = Path(out) / STATE
         if not path.is_file():
-            raise UsageError(f"{out}: no experiment here ({STATE} is missing); `fedfactory train --out` makes one")
+            raise UsageError(f"{out}: no experiment here ({STATE} is missing); run `fedfactory train` to make one")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             values.pop("made_by")

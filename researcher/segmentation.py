@@ -133,7 +133,7 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
     sizes = {known["size"] for known in facts.values()}
     if len(sizes) > 1:
         listed = ", ".join(f"{node}: {known['size']} px" for node, known in sorted(facts.items()))
-        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare with the same --size")
+        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
     other = {node: known["version"] for node, known in facts.items() if known["version"] != __version__}
     if other:
         raise FederationError(f"other fedfactory versions than {__version__}: {other}")
@@ -168,19 +168,23 @@ def agreed_config(
 
 def _require_public(method: str, facts: dict[str, dict[str, Any]], public: SliceStore | None, size: int) -> None:
     if public is None:
-        raise UsageError(f"{method} needs labelled slices that all sites have: --public STORE, here and at `site add`")
+        raise UsageError(f"public is None; {method} needs a store of labelled slices that all sites have, too")
     if public.format.size != size:
         raise UsageError(f"{public.path}: public slices of {public.format.size} px, the sites' have {size}")
     if set(public.label_kinds()) != {"dense"}:
         raise UsageError(f"{public.path}: public slices need dense labels, all of them")
     expected = digest(public)
     if odd := sorted(node for node, known in facts.items() if known.get("public") != expected):
-        raise FederationError(f"{', '.join(odd)}: not registered with these public slices; `site add --public` there")
+        raise FederationError(
+            f"{', '.join(odd)}: not registered with these public slices; run `site add ... --public STORE` there"
+        )
 
 
 def _agreed_modalities(method: str, facts: dict[str, dict[str, Any]]) -> list[str]:
     if odd := sorted(node for node, known in facts.items() if not known.get("modalities")):
-        raise FederationError(f"{', '.join(odd)}: registered without a modality; `site add --modality NAME` there")
+        raise FederationError(
+            f"{', '.join(odd)}: registered without a modality; run `fedfactory site add ... --modality NAME` there"
+        )
     names = sorted({name for known in facts.values() for name in known["modalities"]})
     if len(names) < 2:
         raise UsageError(f"{method} learns from two modalities, and all sites have {names[0]} alone")

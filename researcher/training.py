@@ -160,7 +160,7 @@ def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
     folder = Path(experiment)
     RunState.load(folder)
     if not (folder / CHECKPOINT).is_file():
-        raise UsageError(f"{folder}: no checkpoint yet; go on with `fedfactory train --resume`")
+        raise UsageError(f"{folder}: no checkpoint yet; continue with `fedfactory train ... --resume`")
     factory = load_factory(folder / CHECKPOINT)
     factory.save(out)
     return factory

@@ -122,7 +122,7 @@ def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
     config = agreed_config("hssf", sites, public, rounds=2)
     assert (config.classes, config.sites, config.options["public_slices"]) == (3, 2, 16)
     json.dumps(config.to_dict())
-    with pytest.raises(UsageError, match="--public STORE"):
+    with pytest.raises(UsageError, match="public is None; hssf needs"):
         agreed_config("hssf", sites, None, rounds=2)
     with pytest.raises(UsageError, match="16 px, the sites' have 32"):
         agreed_config("hssf", sites, stores["small"], rounds=2)

@@ -352,7 +352,9 @@ class HSSF(FederatedMethod):
 
     def _public(self, data: Any) -> PublicSlices:
         if data is None:
-            raise NodeDataError("this site has no public slices; register its store with --public")
+            raise NodeDataError(
+                "this site has no public slices; register its store again with `fedfactory site add ... --public STORE`"
+            )
         if self.predicts and len(data) != self.options.public_slices:
             raise NodeDataError(f"{len(data)} public slices here, {self.options.public_slices} elsewhere")
         return PublicSlices(data, self.geometry, self.appearance, self.config.seed)
