@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-NETWORKS = ("unet", "dynunet", "segresnet", "unet3d", "dynunet3d", "segresnet3d")  # MONAI's, for slices and for stacks
 ENGINES = ("segmenter", "translator")  # of the adaptation
 LABELLINGS = ("synthesis", "inversion")  # how a factory's labels are made
 PRECISIONS = ("float32", "bfloat16")

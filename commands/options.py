@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..adaptation.choices import ENGINES, NETWORKS
+from ..adaptation.choices import ENGINES
+from ..adaptation.networks.network_names import NETWORKS
 from ..errors import ConfigError
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")

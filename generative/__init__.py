@@ -6,10 +6,11 @@ from ..common.lazy_imports import lazy_names
 
 if TYPE_CHECKING:
     from .config import FactoryConfig
+    from .factory import Factory
     from .factory_file import TrainedFactory, load_factory
     from .networks.build import make_discriminator, make_generator
     from .networks.generator import Generator
-    from .trainer import Factory, FactoryTrainer
+    from .trainer import FactoryTrainer
 
 __all__ = [
     "Factory",
@@ -26,7 +27,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "Factory": "trainer",
+        "Factory": "factory",
         "FactoryConfig": "config",
         "FactoryTrainer": "trainer",
         "Generator": "networks.generator",

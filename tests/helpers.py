@@ -10,6 +10,7 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import fedfactory
 import nibabel as nib
 import numpy as np
 import psutil
@@ -23,6 +24,7 @@ from fedfactory.generative import FactoryConfig
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
+from fedfactory.node.site_facts import INTENSITIES, SiteFacts
 from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
@@ -47,6 +49,15 @@ def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) 
     label = (distance < radius).astype(np.uint8) + (distance < radius / 2)
     image = np.array([10.0, 60.0, 100.0], np.float32)[label] + rng.normal(0, 2, shape).astype(np.float32)
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
+
+
+def site_facts(**changes) -> SiteFacts:
+    """What a small site with three densely labelled slices announces."""
+    values = {
+        "version": fedfactory.__version__, "domain": "x", "size": 32, "z_bins": 4, "plane": "axial", "crop": "air",
+        "compatibility": "none", "intensities": INTENSITIES, "slices": 3, "classes": 3, "label_kinds": {"dense": 3},
+    }  # fmt: skip
+    return SiteFacts(**{**values, **changes})
 
 
 def kernels_of(layer, w):

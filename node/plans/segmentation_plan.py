@@ -23,6 +23,7 @@ from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
 from .adaptation_plan import FOLDER
 from .error_redaction import guarded
+from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
 MOST_UPDATES = 10_000  # a researcher may ask of a round
@@ -37,7 +38,7 @@ class SegmentationDataset(CustomDataset):
     """
 
     config: MethodConfig
-    site_settings: dict[str, Any]
+    site_settings: SiteSettings
 
     @guarded
     def read(self) -> None:
@@ -54,7 +55,7 @@ class SegmentationDataset(CustomDataset):
             raise NodeDataError(f"this site's slices have {self.store.format.size} px, the method {self.config.size}")
         if self.store.classes > self.config.classes:
             raise NodeDataError(f"this site has {self.store.classes} label values, the method {self.config.classes}")
-        announced, held = self.site_settings.get("kinds"), self.store.label_kinds()
+        announced, held = self.site_settings.label_kinds, self.store.label_kinds()
         if announced is not None and announced != held:
             raise NodeDataError(
                 f"this site announced {_listed(announced)} and holds {_listed(held)}; register its store again"
@@ -65,7 +66,7 @@ class SegmentationDataset(CustomDataset):
 
     def _public(self) -> SiteSlices | None:
         """The slices that all have. Raises: NodeDataError if they are not the researcher's."""
-        expected = self.site_settings.get("public")
+        expected = self.site_settings.public_digest
         if expected is None:
             return None
         if self.public_store is None:
@@ -88,8 +89,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     """A site's share in a federated segmentation.
 
     model_args: {"config": MethodConfig as a dict, "train": False for a round in which the average is only scored}.
-    aggregator_args, by site: {"site": its index, "kinds": the labels it announced, "public": digest of the public
-    slices, for methods that need them}.
+    aggregator_args, by site: `SiteSettings` as a dict.
 
     Kept at the site, between rounds too: optimizer states, and what the method keeps there.
 
@@ -100,7 +100,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     method = ""
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
-        self._site_settings = aggregator_args or {}
+        self._site_settings = SiteSettings.from_dict(aggregator_args or {})
         super().post_init(model_args, training_args, aggregator_args, **kw)
 
     def init_model(self, model_args: dict[str, Any]) -> nn.Module:
@@ -135,7 +135,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     @guarded
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Score the average that came, train, score the site's own model and keep it. Returns the number of slices."""
-        started, store, site = time.monotonic(), self.dataset.store, int(self._site_settings.get("site", 0))
+        started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
         self.enter_training(node_args)
         model, kept = self.model(), self.optimizers().extra
         kept.setdefault("rounds", 0)
