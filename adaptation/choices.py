@@ -4,7 +4,8 @@ from __future__ import annotations
 
 ENGINES = ("segmenter", "translator")  # of the adaptation
 LABELLINGS = ("synthesis", "inversion")  # how a factory's labels are made
-PRECISIONS = ("float32", "bfloat16")
+# Gradients vanish in float16 unless the loss is scaled, which only the factory's trainer does.
+UNSCALED_PRECISIONS = ("float32", "bfloat16")
 REFINEMENTS = ("crf", "none")  # of gaze maps
 WEAK_LABEL_KINDS = ("point", "scribble", "block", "box")  # what dense labels can be turned into
 LAYOUTS = ("nifti", "nnunet", "slices", "legacy-slices")  # of synthetic volumes

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..adaptation.choices import LABELLINGS, LAYOUTS, PRECISIONS
+from ..adaptation.choices import LABELLINGS, LAYOUTS, UNSCALED_PRECISIONS
 from ..common.files import refuse_existing
 from ..errors import UsageError
 from .options import (
@@ -197,7 +197,7 @@ def adapt(
         int, typer.Option(min=0, help="Stop after this number of evaluations without a better state; 0: never.")
     ] = 0,
     precision: Annotated[
-        str, typer.Option(callback=one_of(PRECISIONS), help=f"Precision of the network: {listed(PRECISIONS)}.")
+        str, typer.Option(callback=one_of(UNSCALED_PRECISIONS), help=f"Precision of the network: {listed(UNSCALED_PRECISIONS)}.")
     ] = "float32",
     device: Device = "cpu",
     work: Annotated[
