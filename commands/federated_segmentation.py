@@ -147,11 +147,14 @@ def adapt_remote(
         engine=engine, segmenter=SegmenterConfig(network=network, **given), translator=TranslatorConfig(**given),
         volumes=volumes, one_target_slice=one_target_slice,
     )  # fmt: skip
-    reports = adapt_remotely(factory_file, researcher=researcher, nodes=nodes, domains=domains, adaptation=adaptation)
-    write_json(out, reports)
-    for name, report in reports.items():
-        alarmed = f", {report['alarms']} alarms" if report["alarms"] else ""
-        console.print(f"{name}: a segmenter from {report['slices']} own slices{alarmed}; it stays there")
+    site_updates = adapt_remotely(
+        factory_file, researcher=researcher, nodes=nodes, domains=domains, adaptation=adaptation
+    )
+    write_json(out, {name: {"domain": update.domain, **update.numbers} for name, update in site_updates.items()})
+    for name, update in site_updates.items():
+        alarms, slices = update.numbers["alarms"], update.numbers["slices"]
+        alarmed = f", {alarms} alarms" if alarms else ""
+        console.print(f"{name}: a segmenter from {slices} own slices{alarmed}; it stays there")
 
 
 def _options(words: list[str]) -> dict[str, object]:

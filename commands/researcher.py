@@ -125,7 +125,7 @@ def _print_round(state: RunState) -> None:
     """A line per round where the progress bar cannot be shown: in a log file."""
     if not sys.stderr.isatty():
         left = f"{state.seconds_left() / 60:.0f} min left"
-        sites, last = len(state.reports), state.seconds[-1]
+        sites, last = len(state.site_updates), state.seconds[-1]
         print(f"round {state.round_done} of {state.rounds}, {sites} sites, {last:.1f} s, {left}", flush=True)
 
 
@@ -153,11 +153,11 @@ def status(experiment: Experiment) -> None:
         last = rows[-1] if rows else {}
         table.add_row(domain, str(len(rows)), *(f"{last[term]:.3g}" if term in last else "" for term in terms))
     console.print(table)
-    for pair, score in (state.sharing[-1]["pairs"] if state.sharing else {}).items():
+    for pair, score in (state.shared_anatomy[-1].pairs if state.shared_anatomy else {}).items():
         console.print(f"anatomy shared by {pair}: {score:.2f} (0 is chance, 1 is all)", markup=False)
     print_alarms(state.alarms())
     for event in state.events:
-        console.print(f"round {event['round']}: {event['node']} {event['event']}: {event['reason']}", markup=False)
+        console.print(f"round {event.round}: {event.node} {event.kind}: {event.reason}", markup=False)
 
 
 @commands.command()

@@ -197,7 +197,10 @@ def adapt(
         int, typer.Option(min=0, help="Stop after this number of evaluations without a better state; 0: never.")
     ] = 0,
     precision: Annotated[
-        str, typer.Option(callback=one_of(UNSCALED_PRECISIONS), help=f"Precision of the network: {listed(UNSCALED_PRECISIONS)}.")
+        str,
+        typer.Option(
+            callback=one_of(UNSCALED_PRECISIONS), help=f"Precision of the network: {listed(UNSCALED_PRECISIONS)}."
+        ),
     ] = "float32",
     device: Device = "cpu",
     work: Annotated[

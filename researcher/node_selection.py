@@ -48,15 +48,18 @@ class NodeSelection:
 class Federation(NodeSelection):
     """The nodes of phase one, and how their updates are exchanged and averaged.
 
-    By default the run waits for one node per domain, and a round needs two answers (see `RunState.min_answers`). When
+    By default a run waits for one node per domain, and a round needs two answers (see `RunState.min_answers`). When
     too few sites answer in a round, it is repeated for up to `node_timeout` seconds.
 
     Attributes:
         nodes_per_round: nodes that train in a round, drawn at random; None: all.
         leave_out: whether to go on without sites whose stores differ from the others', instead of stopping.
-        weighting: "samples" or "uniform", see `factory_experiment`.
-        transport: "float32" or "float16", see `factory_experiment`.
-        secagg: whether the sites' weights are summed under encryption, see `factory_experiment`.
+        weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
+        transport: "float32", or "float16": sites send the change of their weights in half precision.
+        secagg: whether the sites' weights are summed under encryption, so that the researcher never sees the weights
+            of a single site. Such sums need float32 and are weighted by samples.
+
+    Raises: UsageError for values that make no sense or exclude each other.
     """
 
     nodes_per_round: int | None = None
@@ -68,22 +71,14 @@ class Federation(NodeSelection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_at_least(1, nodes_per_round=self.nodes_per_round)
-        check_exchange(weighting=self.weighting, transport=self.transport, secagg=self.secagg)
-
-
-def check_exchange(*, weighting: str, transport: str, secagg: bool) -> None:
-    """Check how weights travel and are averaged, see `factory_experiment`.
-
-    Raises: UsageError for unknown names, or for those that encrypted sums do not allow.
-    """
-    if weighting not in WEIGHTINGS:
-        raise UsageError(f"weighting is '{weighting}'; choose one of {', '.join(WEIGHTINGS)}")
-    if transport not in TRANSPORTS:
-        raise UsageError(f"transport is '{transport}'; choose one of {', '.join(TRANSPORTS)}")
-    if secagg and transport != "float32":
-        raise UsageError(f"transport is '{transport}'; choose float32 where the sum is encrypted")
-    if secagg and weighting != "samples":
-        raise UsageError(f"weighting is '{weighting}'; choose samples where the sum is encrypted")
+        if self.weighting not in WEIGHTINGS:
+            raise UsageError(f"weighting is '{self.weighting}'; choose one of {', '.join(WEIGHTINGS)}")
+        if self.transport not in TRANSPORTS:
+            raise UsageError(f"transport is '{self.transport}'; choose one of {', '.join(TRANSPORTS)}")
+        if self.secagg and self.transport != "float32":
+            raise UsageError(f"transport is '{self.transport}'; with secagg it must be 'float32'")
+        if self.secagg and self.weighting != "samples":
+            raise UsageError(f"weighting is '{self.weighting}'; with secagg it must be 'samples'")
 
 
 def _require_at_least(minimum: int, **values: float | None) -> None:

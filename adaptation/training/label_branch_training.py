@@ -14,7 +14,7 @@ from torch import Tensor
 from ...common.progress import track
 from ...common.seeding import seeded
 from ...generative.factory_file import TrainedFactory
-from ...generative.metrics.alarm import LITTLE_SHARED
+from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
 from ..labelled_factory import LabelledFactory
@@ -110,7 +110,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
         )
         guess = labelled.robust.probabilities(shown.image).argmax(1)
         own, view = (foreground_dice(labelled.labels(one), guess, labelled.card["classes"]) for one in (shown, viewed))
-        if score < LITTLE_SHARED or own > view:
+        if score < MIN_SHARED_ANATOMY or own > view:
             chosen[domain] = "own"
     return chosen
 
