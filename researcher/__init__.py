@@ -1,4 +1,4 @@
-"""What the study lead runs: phase one, federated segmentation and adaptation at distant sites, with Fed-BioMed."""
+"""What the study lead runs: both phases and federated segmentation as Fed-BioMed experiments."""
 
 from typing import TYPE_CHECKING
 
