@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,9 +18,9 @@ from ...generative.factory_file import TrainedFactory
 from ...generative.metrics.alarm import LITTLE_SHARED
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
-from ..labelled_factory import LabelledFactory
+from ..labelled_factory import LabelledFactory, LabelledFactoryCard
 from ..labelled_slices import LabelledSlices, foreground_dice
-from ..networks.label_branch import LabelBranch
+from ..networks.label_branch import BranchEnsemble, LabelBranch
 from ..segmenter import Segmenter
 from .latent_inversion import invert
 from .training_loop import Checkpoint
@@ -90,8 +89,7 @@ def train_label_branch(
         held_out: labelled slices of other patients.
         config: how to train; None for the defaults.
 
-    Returns: the labelled factory. In its card, "agreement" is the mean foreground Dice of its labels with the labels of
-        the slices that "validated_on" names; for "labels_from" see `choose_views`.
+    Returns: the labelled factory. Its card has the agreement of the branches' mean with the validation labels.
     """
     config = config or LabelBranchConfig()
     generator, index = factory.generator, factory.config.domain_index(domain)
@@ -117,11 +115,16 @@ def train_label_branch(
         trained = copy.deepcopy(branch).eval()
         trained.load_state_dict(checkpoint.weights)
         branches.append(trained)
-    card: dict[str, Any] = {"classes": teacher.classes, "labelled_domain": domain, "validated_on": validated_on}
+    predicted = BranchEnsemble(branches).labels(validation[0])
+    card = LabelledFactoryCard(
+        classes=teacher.classes,
+        labelled_domain=domain,
+        agreement=foreground_dice(predicted, validation[1], teacher.classes),
+        validated_on=validated_on,
+        labels_from=dict.fromkeys(factory.config.domains, "view"),
+    )
     labelled = LabelledFactory(factory, branches, robust, card)
-    card["agreement"] = foreground_dice(labelled.labels(validation[0]), validation[1], teacher.classes)
-    card["labels_from"] = choose_views(labelled, seed=config.seed)
-    return labelled
+    return replace(labelled, card=replace(card, labels_from=choose_views(labelled, seed=config.seed)))
 
 
 def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
@@ -135,7 +138,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
         domain itself.
     """
     config, generator = labelled.factory.config, labelled.factory.generator
-    labelled_domain, classes = labelled.card["labelled_domain"], labelled.card["classes"]
+    labelled_domain, classes = labelled.card.labelled_domain, labelled.card.classes
     chosen = dict.fromkeys(config.domains, "view")
     if config.domain_enters == "head":  # the features are the same in all domains
         return chosen
@@ -209,7 +212,9 @@ def _inverted_batches(
     while True:
         chosen = torch.randperm(len(images), generator=rng)[:size]
         with torch.no_grad():
-            synthesis = generator.synthesise(Style(style.w[chosen], style.constant[chosen], style.domain[chosen]), noise)
+            synthesis = generator.synthesise(
+                Style(style.w[chosen], style.constant[chosen], style.domain[chosen]), noise
+            )
         yield synthesis, labels[chosen]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +20,8 @@ from ..augmentation import ROTATION, appearance, geometry
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.architectures import build_network
 from ..networks.network_names import dimensions
-from ..segmenter import PATCH_DEPTH, Segmenter
+from ..segmenter import PATCH_DEPTH, Segmenter, predict
+from ..segmenter_card import ChosenState, SegmenterCard, TrainingFacts
 from .training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 
 OWN_LABELLED_SHARE = 0.25  # of a batch: the site's own labelled slices, if there are any
@@ -154,15 +154,15 @@ class SegmenterTrainer(Trainer):
     Args:
         data: slices to train on.
         config: how to train.
-        card: description of the data, part of the settings of the training.
+        facts: description of the data, part of the settings of the training.
         device: to train on.
     """
 
     def __init__(
-        self, data: SegmenterData, config: SegmenterConfig, *, card: Mapping[str, object], device: str = "cpu"
+        self, data: SegmenterData, config: SegmenterConfig, *, facts: TrainingFacts, device: str = "cpu"
     ) -> None:
         self.config, self.validation, self.device, self.updates_done = config, data.validation, device, 0
-        self.settings = {**asdict(config), **card}
+        self.settings = {**asdict(config), **asdict(facts)}
         self.dims, self.classes = dimensions(config.network), data.labelled.classes
         with seeded(config.seed):
             self.network = build_network(config.network, self.classes).to(device).train()
@@ -220,11 +220,12 @@ class SegmenterTrainer(Trainer):
         """Mean foreground Dice on the validation slices; without them the number of updates, so that the last is best."""
         if self.validation is None:
             return float(self.updates_done)
-        segmenter = Segmenter(self.network, None, {"config": {"network": self.config.network}})
+        self.network.eval()
         images = self._tensor(self.validation.images)[:, None]
-        found = segmenter.probabilities(images, self.validation.volume).argmax(1)
+        predicted = predict(self.network, images, dimensions=self.dims, volume=self.validation.volume).argmax(1)
         self.network.train()
-        score = foreground_dice(found.cpu(), torch.from_numpy(self.validation.labels.astype(np.int64)), self.classes)
+        labels = torch.from_numpy(self.validation.labels.astype(np.int64))
+        score = foreground_dice(predicted.cpu(), labels, self.classes)
         return 0.0 if math.isnan(score) else score
 
     def _pseudo_labels(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -285,7 +286,7 @@ def train_segmenters(
     config: SegmenterConfig,
     *,
     title: str,
-    card: Mapping[str, object],
+    facts: TrainingFacts | None = None,
     loop: LoopConfig | None = None,
     device: str = "cpu",
 ) -> list[Segmenter]:
@@ -296,31 +297,35 @@ def train_segmenters(
         fmt: format of the slices, kept with the network.
         config: how to train.
         title: text of the progress bar.
-        card: description of the data, kept with the network.
+        facts: description of the data, for the segmenter's card.
         loop: evaluations and checkpoints; None evaluates at the end alone.
         device: to train on.
 
     Raises: TrainingError if the loss becomes NaN or infinite.
     """
-    trainer = SegmenterTrainer(data, config, card=card, device=device)
-    checkpoints = train(
-        trainer, config.updates, loop or LoopConfig(evaluations=1), title=title, seed=config.seed
-    )
-    full_card = {"classes": data.labelled.classes, "config": asdict(config), **card}
-    return [_segmenter(trainer, checkpoint, fmt, card=full_card) for checkpoint in checkpoints]
+    facts = facts or TrainingFacts(slices=len(data.labelled.images))
+    trainer = SegmenterTrainer(data, config, facts=facts, device=device)
+    checkpoints = train(trainer, config.updates, loop or LoopConfig(evaluations=1), title=title, seed=config.seed)
+    card = SegmenterCard(classes=data.labelled.classes, network=config.network, settings=asdict(config), training=facts)
+    return [_segmenter(trainer, checkpoint, fmt, card=card) for checkpoint in checkpoints]
 
 
 def train_segmenter(
-    data: LabelledSlices, fmt: SliceFormat, config: SegmenterConfig, *, title: str, card: Mapping[str, object]
+    data: LabelledSlices,
+    fmt: SliceFormat,
+    config: SegmenterConfig,
+    *,
+    title: str,
+    facts: TrainingFacts | None = None,
 ) -> Segmenter:
     """A segmenter trained on labelled slices alone, see `train_segmenters`."""
-    return train_segmenters(SegmenterData(labelled=data), fmt, config, title=title, card=card)[0]
+    return train_segmenters(SegmenterData(labelled=data), fmt, config, title=title, facts=facts)[0]
 
 
 def _segmenter(
-    trainer: SegmenterTrainer, checkpoint: Checkpoint, fmt: SliceFormat, *, card: Mapping[str, object]
+    trainer: SegmenterTrainer, checkpoint: Checkpoint, fmt: SliceFormat, *, card: SegmenterCard
 ) -> Segmenter:
     network = copy.deepcopy(trainer.network).cpu()
     network.load_state_dict(checkpoint.weights)
-    score = {"score": checkpoint.score} if trainer.validation is not None else {}
-    return Segmenter(network, fmt, {**card, "chosen": {"update": checkpoint.update, **score}})
+    score = checkpoint.score if trainer.validation is not None else None
+    return Segmenter(network, fmt, replace(card, chosen=ChosenState(update=checkpoint.update, score=score)))

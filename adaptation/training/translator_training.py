@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from ..labelled_factory import LabelledFactory
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 from ..segmenter import Segmenter
+from ..segmenter_card import TRANSLATOR, ChosenState, SegmenterCard, TrainingFacts, TranslatorDesign
 from .training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 
 SSIM_WINDOW = 11  # pixels
@@ -211,14 +211,14 @@ class TranslatorTrainer(Trainer):
         translator: on the device to train on.
         config: how to train.
         data: slices to train on.
-        card: description of the data, part of the settings of the training.
+        facts: description of the data, part of the settings of the training.
     """
 
     def __init__(
-        self, translator: Translator, config: TranslatorConfig, data: TranslatorData, *, card: Mapping[str, object]
+        self, translator: Translator, config: TranslatorConfig, data: TranslatorData, *, facts: TrainingFacts
     ) -> None:
         self.network, self.config, self.data = translator, config, data
-        self.settings = {**card, **config.to_dict()}
+        self.settings = {**asdict(facts), **config.to_dict()}
         self.device = next(translator.parameters()).device
         self.losses = TranslatorLosses(translator, config)
         self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0, rotation=config.rotation)
@@ -302,7 +302,7 @@ def train_translator(
     *,
     config: TranslatorConfig,
     data: TranslatorData,
-    card: Mapping[str, object],
+    facts: TrainingFacts | None = None,
     loop: LoopConfig | None = None,
     device: str = "cpu",
 ) -> list[Segmenter]:
@@ -314,39 +314,37 @@ def train_translator(
         fmt: slice format of the site.
         config: how to train.
         data: slices to train on.
-        card: description of the data, kept with the segmenter.
+        facts: description of the data, for the segmenter's card.
         loop: evaluations and checkpoints; None for the defaults.
         device: to train on.
 
     Raises: TrainingError if a loss becomes NaN or infinite.
     """
-    factory, classes = labelled.factory, labelled.card["classes"]
-    domains = tuple(factory.config.domain_index(name) for name in (labelled.card["labelled_domain"], domain))
+    factory, classes = labelled.factory, labelled.card.classes
+    domains = (factory.config.domain_index(labelled.card.labelled_domain), factory.config.domain_index(domain))
     with seeded(config.seed):
         translator = Translator(copy.deepcopy(factory.generator), classes, domains, config=config.encoder)
     for head in translator.heads:
         head.load_state_dict(labelled.branches[0].state_dict())
     translator.compute_mean_codes(config.seed)
     translator.to(device)
-    card = {"domain": domain, "slices": len(data.source.images), **card}
-    trainer = TranslatorTrainer(translator, config, data, card=card)
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.source.images))
+    trainer = TranslatorTrainer(translator, config, data, facts=facts)
     checkpoints = train(
         trainer, trainer.total, loop or LoopConfig(), title=f"translating to {domain}", seed=config.seed
     )
-    full_card = {
-        "classes": classes,
-        "config": {"network": "translator", **config.to_dict()},
-        "factory": factory.config.to_dict(),
-        "domains": list(domains),
-        **card,
-    }
-    return [_segmenter(translator, checkpoint, fmt, card=full_card) for checkpoint in checkpoints]
+    card = SegmenterCard(
+        classes=classes,
+        network=TRANSLATOR,
+        translator=TranslatorDesign(factory=factory.config, domains=domains, encoder=config.encoder),
+        settings=config.to_dict(),
+        training=facts,
+    )
+    return [_segmenter(translator, checkpoint, fmt, card=card) for checkpoint in checkpoints]
 
 
-def _segmenter(
-    translator: Translator, checkpoint: Checkpoint, fmt: SliceFormat, *, card: Mapping[str, object]
-) -> Segmenter:
+def _segmenter(translator: Translator, checkpoint: Checkpoint, fmt: SliceFormat, *, card: SegmenterCard) -> Segmenter:
     network = copy.deepcopy(translator).cpu()
     network.load_state_dict(checkpoint.weights)
-    chosen = {"update": checkpoint.update, "score": checkpoint.score}
-    return Segmenter(network.requires_grad_(False), fmt, {**card, "chosen": chosen})
+    chosen = ChosenState(update=checkpoint.update, score=checkpoint.score)
+    return Segmenter(network.requires_grad_(False), fmt, replace(card, chosen=chosen))
