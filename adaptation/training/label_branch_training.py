@@ -211,10 +211,9 @@ def _inverted_batches(
     labels, noise = torch.from_numpy(real.slices.labels.astype(np.int64)), generator.fixed_noise()
     while True:
         chosen = torch.randperm(len(images), generator=rng)[:size]
+        chosen_style = Style(style.w[chosen], style.constant[chosen], style.domain[chosen])
         with torch.no_grad():
-            synthesis = generator.synthesise(
-                Style(style.w[chosen], style.constant[chosen], style.domain[chosen]), noise
-            )
+            synthesis = generator.synthesise(chosen_style, noise)
         yield synthesis, labels[chosen]
 
 

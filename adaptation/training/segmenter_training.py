@@ -177,7 +177,7 @@ class SegmenterTrainer(Trainer):
         self.masked_dice = MaskedDiceLoss(softmax=True, batch=True)
 
     def _make_samplers(self, data: SegmenterData) -> None:
-        """Samplers and their numbers of slices (or stacks) in a batch: `labelled` of all labelled data, `unlabelled`."""
+        """Set `labelled` and `unlabelled`: samplers with their number of slices or stacks in a batch."""
         options = {"stacks": self.dims == 3, "seed": self.config.seed}
         count = self.config.batch_size if self.dims == 2 else max(1, self.config.batch_size // PATCH_DEPTH)
         own_count = max(1, round(OWN_LABELLED_SHARE * count)) if data.own_labelled is not None else 0
@@ -217,7 +217,7 @@ class SegmenterTrainer(Trainer):
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def score(self) -> float:
-        """Mean foreground Dice on the validation slices; without them the number of updates, so that the last is best."""
+        """Mean foreground Dice on the validation slices; without them, the number of updates: the last one is best."""
         if self.validation is None:
             return float(self.updates_done)
         self.network.eval()
