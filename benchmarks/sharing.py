@@ -38,7 +38,7 @@ from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, S
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.metrics.alarm import LITTLE_SHARED, alarms
+from fedfactory.generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
@@ -349,7 +349,7 @@ def report(content: dict[str, Any]) -> None:
 def labels_of_old_runs(name: str, shared: float) -> defaultdict[str, str]:
     """Runs of before this was written down: with the domain in the mapping, little sharing meant the own view."""
     mapping = VARIANTS[name].changes.get("head") == "image" or "conditioning" in VARIANTS[name].changes
-    return defaultdict(lambda: "own" if mapping and shared < LITTLE_SHARED else "view")
+    return defaultdict(lambda: "own" if mapping and shared < MIN_SHARED_ANATOMY else "view")
 
 
 def halfway(base: dict[str, float]) -> float:

@@ -15,7 +15,7 @@ from ...common.progress import track
 from ...common.seeding import seeded
 from ...errors import ConfigError
 from ...generative.factory_file import TrainedFactory
-from ...generative.metrics.alarm import LITTLE_SHARED
+from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
 from ..labelled_factory import LabelledFactory, LabelledFactoryCard
@@ -158,7 +158,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
         )
         expected = labelled.robust.probabilities(own.image).argmax(1)
         own_dice, view_dice = (foreground_dice(labelled.labels(drawn), expected, classes) for drawn in (own, view))
-        if score < LITTLE_SHARED or own_dice > view_dice:
+        if score < MIN_SHARED_ANATOMY or own_dice > view_dice:
             chosen[domain] = "own"
     return chosen
 
