@@ -111,7 +111,7 @@ class Sampler:
             self.depth = 0
             return
         if data.volume is None:
-            raise UsageError("the volumes of the slices are unknown; a 3-D network needs them, choose a 2-D network")
+            raise UsageError("volume is None for these slices; a 3-D network needs their volumes: choose a 2-D network")
         starts = np.flatnonzero(np.r_[True, np.diff(data.volume) != 0])
         self.ends = np.r_[starts[1:], len(data.volume)]
         self.first, self.depth = starts, PATCH_DEPTH
