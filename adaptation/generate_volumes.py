@@ -133,9 +133,7 @@ def generate_volumes(
             "clip_mean_sha256": None if clip_mean is None else sha256_of(clip_mean),
             **asdict(drawing),
             "z_depth": int(heights.max()) + 1,
-            "alarms": [
-                text for text in labelled.factory.facts.get("alarms", []) if text.startswith(f"{drawing.domain}:")
-            ],
+            "alarms": [text for text in labelled.factory.facts.alarms if text.startswith(f"{drawing.domain}:")],
             "volumes": entries,
         }
         write_json(folder / MANIFEST, manifest)

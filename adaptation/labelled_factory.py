@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
@@ -76,7 +77,7 @@ class LabelledFactory:
             "config": factory.config.to_dict(),
             "spacing": factory.spacing,
             "height": factory.height,
-            "facts": factory.facts,
+            "facts": factory.facts.to_dict(),
             "robust": {"format": self.robust.format.to_dict(), **self.robust.card},
             "branches": len(self.branches),
             **self.card,
@@ -91,7 +92,10 @@ class LabelledFactory:
                 raise UsageError(f"{card['branches']} label branches of {card['classes']} classes")
             branches = [LabelBranch.for_generator(generator, card["classes"]).eval() for _ in range(card["branches"])]
             robust = Segmenter.from_card(card["robust"])
-            factory = TrainedFactory(generator, {}, card["spacing"], card["height"], {}, card["facts"])
+            facts = FactoryFacts.from_dict(card["facts"])
+            factory = TrainedFactory(
+                generator=generator, latest={}, spacing=card["spacing"], height=card["height"], facts=facts
+            )
             kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "validated_on", "labels_from")}
             factory.config.domain_index(kept["labelled_domain"])
             if any(kept["labels_from"][domain] not in VIEWS for domain in factory.config.domains):

@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
+from fedfactory.generative.conditions import Conditions
 from fedfactory.generative.config import channel_widths
-from fedfactory.generative.trainer import Conditions, make_optimizers
+from fedfactory.generative.trainer import make_optimizers
 from measuring import FlopCounter, interleaved, machine, matmul_rate, peak_resident_mib
 from plain_twin import make_plain
 
@@ -100,9 +101,9 @@ def terms(trainer: FactoryTrainer, real: torch.Tensor, wanted: Conditions) -> di
         trainer.train_step(real, wanted.z_bin, wanted.domain)
 
     return {
-        "discriminator": lambda: trainer._backward_logistic(real, fake, wanted, 1.0),
-        "generator": lambda: trainer._backward_adversarial(trainer.generate(wanted), wanted, 1.0),
-        "r1": lambda: trainer._backward_r1(real, wanted, 1.0),
+        "discriminator": lambda: trainer._backward_logistic(real, fake, wanted, share=1.0),
+        "generator": lambda: trainer._backward_adversarial(trainer.generate(wanted), wanted, share=1.0),
+        "r1": lambda: trainer._backward_r1(real, wanted, share=1.0),
         "path": lambda: trainer._backward_path(wanted),
         "step_without_penalties": plain_step,
     }

@@ -19,7 +19,8 @@ from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.config import PRESETS
 from fedfactory.generative.metrics.quality import kernel_distance, random_features
-from fedfactory.generative.trainer import make_optimizers, mean_losses
+from fedfactory.generative.trainer import make_optimizers
+from fedfactory.generative.trainer_state import mean_losses
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
@@ -113,7 +114,7 @@ def draw(generator, store: SliceStore, like: torch.Tensor) -> torch.Tensor:
     parts = []
     for z_bin in torch.from_numpy(store.z_bin[chosen.numpy()]).split(50):
         z = torch.randn(len(z_bin), generator.config.latent_dim, generator=rng)
-        parts.append(generator(z, z_bin, torch.zeros_like(z_bin), generator.draw_noise(len(z_bin), rng)))
+        parts.append(generator(z, z_bin, torch.zeros_like(z_bin), noise=generator.draw_noise(len(z_bin), rng)))
     return torch.cat(parts).clamp(-1, 1)
 
 
@@ -128,7 +129,7 @@ def save_grid(generator, store: SliceStore, path: Path) -> None:
     for _ in range(GRID - 1):
         z = torch.randn(1, generator.config.latent_dim, generator=rng).expand(GRID, -1)
         noise = [one.expand(GRID, -1, -1, -1) for one in generator.draw_noise(1, rng)]
-        rows.append(generator(z, z_bin, torch.zeros_like(z_bin), noise))
+        rows.append(generator(z, z_bin, torch.zeros_like(z_bin), noise=noise))
     case = store.cases[0]
     real = torch.linspace(case.first, case.first + case.count - 1, GRID).round().long()
     rows.append(images_of(store, real))

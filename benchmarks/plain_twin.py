@@ -74,7 +74,7 @@ class PlainDownBlock(DownBlock):
 
 
 class PlainDiscriminator(StyleDiscriminator):
-    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         x = self.final_conv(minibatch_statistic(self.convs(image)))
         x = self.final_linear[1](activate(self.final_linear[0](x.flatten(1))))
         domains, bins = len(self.config.domains), self.config.z_bins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from fedfactory.generative.trainer import Factory
+from fedfactory.generative.factory import Factory
 from fedfactory.node.plans.factory_plan import FactoryTrainingPlan
 
 
@@ -15,7 +15,7 @@ class EverythingTravels(FactoryTrainingPlan):
         return [
             "import copy",
             "from published_traffic import EverythingTravels",
-            "from fedfactory.generative.trainer import Factory",
+            "from fedfactory.generative.factory import Factory",
             "from fedfactory.node.plans.factory_plan import FactoryTrainingPlan",
         ]
 

@@ -239,7 +239,9 @@ def train_factory(stores: dict[str, SliceStore], name: str, seed: int, times: in
             if number % max(1, rounds // EVALUATIONS) == 0:
                 looks.append({"round": number, **look(federation)})
     generator = federation.generator
-    TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {}).save(work / f"{name}.factory.safetensors")
+    TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0).save(
+        work / f"{name}.factory.safetensors"
+    )
     return {"looks": looks, "phase_one_seconds": round(time.monotonic() - began)}
 
 
@@ -249,7 +251,7 @@ def look(federation: SimulatedFederation) -> dict[str, Any]:
     for index, (domain, store) in enumerate(federation.stores.items()):
         chosen = store.slices("train")
         z_bin = torch.from_numpy(store.z_bin[chosen])
-        found = site_quality(federation.generator, slices_of(store, chosen), z_bin, index)
+        found = site_quality(federation.generator, slices_of(store, chosen), z_bin, domain=index)
         quality[domain] = {key: round(value, 4) for key, value in found.to_dict().items()}
     shared = shared_anatomy(federation.generator)
     return {"quality": quality, "shared": {f"{a}/{b}": round(value, 4) for (a, b), value in shared.items()}}

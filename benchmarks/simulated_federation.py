@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.networks.generator import Generator
-from fedfactory.generative.trainer import TrainerState, make_optimizers
+from fedfactory.generative.trainer import make_optimizers
+from fedfactory.generative.trainer_state import TrainerState
 from fedfactory.node.store.slice_store import SliceStore
 
 PREFIX = "generator."
@@ -123,5 +124,5 @@ def distance_to_real(generator: Generator, store: SliceStore, domain: int, part:
     chosen = chosen[torch.randint(len(chosen), (samples,), generator=rng).numpy()]
     z_bin = torch.from_numpy(store.z_bin[chosen])
     z = torch.randn(samples, generator.config.latent_dim, generator=rng)
-    drawn = generator(z, z_bin, torch.full_like(z_bin, domain), generator.draw_noise(samples, rng)).clamp(-1, 1)
+    drawn = generator(z, z_bin, torch.full_like(z_bin, domain), noise=generator.draw_noise(samples, rng)).clamp(-1, 1)
     return kernel_distance(random_features(slices_of(store, chosen)), random_features(drawn))

@@ -105,14 +105,14 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
     robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, facts)
     card = {"classes": CLASSES, "labelled_domain": DOMAIN, "agreement": 0.0, "validated_on": "nothing"}
     card["labels_from"] = dict.fromkeys(config.domains, "own")
-    trained = TrainedFactory(factory.generator, {}, 1.0, 145.0, {}, {})
+    trained = TrainedFactory(generator=factory.generator, latest={}, spacing=1.0, height=145.0)
     LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")
 
 
 def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:
     """As wide, relative to the published one, as the generator is."""
     width = max(1, 64 * arguments.limit // 512)
-    network = Translator(factory.generator, CLASSES, (0, 1), EncoderConfig(width=width)).eval()
+    network = Translator(factory.generator, CLASSES, (0, 1), config=EncoderConfig(width=width)).eval()
     return network.requires_grad_(False)
 
 

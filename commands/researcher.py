@@ -200,7 +200,7 @@ def export(
     from ..researcher.training import export as run
 
     factory = run(experiment, out)
-    console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts['rounds']} rounds")
+    console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts.rounds} rounds")
 
 
 @commands.command("import-checkpoint")
@@ -221,7 +221,7 @@ def import_checkpoint(
     config = factory.config
     scores = "with" if factory.discriminator else "without"
     console.print(
-        f"{out}: {factory.facts['imported']}, {config.image_size} px, domains {', '.join(config.domains)}, "
+        f"{out}: {factory.facts.imported}, {config.image_size} px, domains {', '.join(config.domains)}, "
         f"{config.z_bins} height bins, {scores} discriminator"
     )
 

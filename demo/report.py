@@ -10,6 +10,7 @@ import numpy as np
 
 from ..common.html_pages import picture, write_page
 from ..generative.factory_file import TrainedFactory
+from ..imaging.overlays import CLASS_COLOURS
 from ..imaging.volume_files import read_volume
 from ..imaging.volumes import Volume
 from .demo_result import DemoResult
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..node.audit import Audit
 
-COLOURS = ["#000000", "#4477aa", "#ccbb44", "#ee6677"]  # background, then one a class
+COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site, applied as it is",
     "augmentation_only": "augmentation only: the same with strong random contrast augmentation",
@@ -50,7 +51,7 @@ def write_report(
         '<p class="note"><b>The subjects are simulated</b> from a real template: the MNI152 brain with its grey- and '
         "white-matter maps, randomly deformed and shown in one contrast per site. Real patients differ more. The "
         "federation, the training and every number below are real and were made by this run.</p>",
-        f"<p>{len(sites)} sites trained a generator together over {factory.facts['rounds']} rounds, exchanging "
+        f"<p>{len(sites)} sites trained a generator together over {factory.facts.rounds} rounds, exchanging "
         f"generator weights only. Site <b>{sites[0]}</b> has labels, the others none. Seed {result.seed}, "
         f"{result.seconds:.0f} seconds.</p>",
         "<h2>Dice on held-out subjects</h2>",
@@ -127,14 +128,14 @@ def _sharing(factory: TrainedFactory) -> str:
     facts = factory.facts
     pairs = "".join(
         f"<tr><td>{html.escape(pair)}</td><td>{score:.2f}</td></tr>"
-        for pair, score in facts["shared_anatomy"]["pairs"].items()
+        for pair, score in facts.shared_anatomy.pairs.items()
     )
     sites = "".join(
         f"<tr><td>{html.escape(domain)}</td><td>{one['distance']:.2g}</td><td>{one['layout']:.2f}</td>"
         f"<td>{one['contrast']:.2f}</td></tr>"
-        for domain, one in facts["quality"].items()
+        for domain, one in facts.quality.items()
     )
-    alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts["alarms"]) or "<p>No alarm.</p>"
+    alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts.alarms) or "<p>No alarm.</p>"
     return (
         "<p>One latent should be one anatomy in all domains. Measured without labels; 0 is chance, 1 is all.</p>"
         f"<table><tr><th>domains</th><th>shared anatomy</th></tr>{pairs}</table>"

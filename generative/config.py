@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import ConfigError
+from ..imaging.compatibility import COMPATIBILITY
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024
 HEADS = ("palette", "image")
 CONDITIONINGS = ("auto", "head", "mapping")
 DISCRIMINATORS = ("local", "shared")
-COMPATIBILITY = ("none", "published")
 POSITIVE_INTEGERS = (
     "z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every", "path_every", "path_batch_shrink",
     "augment_length",

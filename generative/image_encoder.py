@@ -24,7 +24,7 @@ class ImageEncoder(nn.Module):
         width: length of the vectors.
     """
 
-    def __init__(self, name: str, tower: nn.Module, side: int, mean: Iterable[float], std: Iterable[float]) -> None:
+    def __init__(self, name: str, tower: nn.Module, *, side: int, mean: Iterable[float], std: Iterable[float]) -> None:
         super().__init__()
         self.name, self.side = name, side
         self.tower = tower.float().eval().requires_grad_(False)
@@ -88,7 +88,7 @@ def load_image_encoder(name: str, weights: str | Path, *, device: str = "cpu") -
             f"{path}: not weights of {name}: lacks {missing[:2]}, adds {extra[:2]}, other shape {wrong[:2]}"
         )
     tower.load_state_dict(state)
-    return ImageEncoder(name, tower, side, mean, std).to(device)
+    return ImageEncoder(name, tower, side=side, mean=mean, std=std).to(device)
 
 
 def read_embedding(path: str | Path) -> Tensor:

@@ -58,7 +58,7 @@ def centre_style(generator: Generator, domain: int, encoding: Tensor | None = No
     domains = torch.full((CENTRE_DRAWS,), domain, device=device)
     given = None if encoding is None else encoding.to(device).expand(CENTRE_DRAWS, -1)
     means = [
-        generator.style_of(z, torch.full_like(domains, z_bin), domains, given).w.mean(dim=0)
+        generator.style_of(z, torch.full_like(domains, z_bin), domains, encoding=given).w.mean(dim=0)
         for z_bin in range(config.z_bins)
     ]
     return torch.stack(means)
@@ -96,7 +96,7 @@ def synthesise_volume(
     # The subject at every bin, once; between bins its latents lie on straight lines.
     bins = torch.arange(config.z_bins, device=device)
     given = None if encoding is None else encoding.to(device).expand(len(bins), -1)
-    subject = generator.style_of(z.expand(len(bins), -1), bins, torch.full_like(bins, domain), given)
+    subject = generator.style_of(z.expand(len(bins), -1), bins, torch.full_like(bins, domain), encoding=given)
     if truncation != 1:
         towards = torch.lerp(centre_style(generator, domain, encoding), subject.w, truncation)
         subject = Style(towards, subject.constant, subject.domain)

@@ -1,18 +1,15 @@
-"""The factory's training algorithm at one site; no files, no sockets, no logging."""
+"""The factory's training algorithm at a site; no files, no sockets, no logging."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ..errors import ConfigError, TrainingError
-from .adaptive_augmentation import AugmentationStrength, augment
-from .config import FactoryConfig
+from .adaptive_augmentation import augment
+from .conditions import Conditions, Guide, draw_encoding, draw_slices, draw_style, jitter
+from .factory import Factory
 from .losses import (
     discriminator_logistic,
     generator_non_saturating,
@@ -21,117 +18,17 @@ from .losses import (
     r1_penalty,
     squared_angle,
 )
-from .networks.build import make_discriminator, make_generator
 from .networks.generator import Generator, Style
+from .trainer_state import StepLosses, TrainerState
 
 ADAM_BETAS = (0.0, 0.99)
-ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; the others train the networks to do without
-GENERATOR = "generator."  # prefix of its tensors among a factory's
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class Factory(nn.Module):
-    """Generator and discriminator side by side: what a site trains.
-
-    Args:
-        precision: float32, or bfloat16 or float16 for the four largest sides (published networks only); weights
-            stay float32.
-
-    Raises: ConfigError if the networks know no such precision.
-    """
-
-    def __init__(self, config: FactoryConfig, *, precision: str = "float32") -> None:
-        super().__init__()
-        self.config = config
-        self.generator, self.discriminator = make_generator(config), make_discriminator(config)
-        if precision not in PRECISIONS or (precision != "float32" and config.head == "palette"):
-            raise ConfigError(f"precision '{precision}': head {config.head} knows {_known_precisions(config)}")
-        self.precision = precision
-        if precision != "float32":
-            self.generator.low_precision = self.discriminator.low_precision = PRECISIONS[precision]
-        if precision != "float32" or config.head == "palette":
-            # Faster for narrow layers and in half precision; a third slower backwards for wide ones in float32.
-            self.to(memory_format=torch.channels_last)
-
-
-def _known_precisions(config: FactoryConfig) -> str:
-    return "float32" if config.head == "palette" else ", ".join(PRECISIONS)
-
-
-@dataclass(frozen=True)
-class StepLosses:
-    """Losses of one step, for curves; None where this update did not compute the term."""
-
-    discriminator: float | None = None
-    generator: float | None = None
-    r1: float | None = None
-    path: float | None = None
-    guidance: float | None = None
-
-
-def mean_losses(steps: list[StepLosses]) -> dict[str, float]:
-    """Per term, the mean over the steps that computed it; terms that none computed are left out."""
-    means = {}
-    for term in StepLosses.__dataclass_fields__:
-        values = [getattr(step, term) for step in steps if getattr(step, term) is not None]
-        if values:
-            means[term] = sum(values) / len(values)
-    return means
-
-
-@dataclass
-class TrainerState:
-    """What a site keeps between rounds besides the moments of its optimizers; never sent.
-
-    Attributes:
-        updates_done: updates so far, so that lazy penalties keep their rhythm.
-        path_mean: running mean of the path lengths.
-    """
-
-    updates_done: int = 0
-    path_mean: float = 0.0
-    augmentation: AugmentationStrength = field(default_factory=AugmentationStrength)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainerState:
-        augmentation = AugmentationStrength(**values["augmentation"])
-        return cls(int(values["updates_done"]), float(values["path_mean"]), augmentation)
-
-
-@dataclass(frozen=True)
-class Guide:
-    """Pulls synthetic slices towards the site's mean embedding.
-
-    Attributes:
-        embed: a frozen image encoder, (B, 1, S, S) in [-1, 1] to unit vectors (B, encoding_dim).
-        mean: (encoding_dim,), the site's mean embedding.
-    """
-
-    embed: nn.Module | Callable[[Tensor], Tensor]
-    mean: Tensor
-
-    def to(self, device: torch.device | str) -> Guide:
-        embed = self.embed.to(device) if isinstance(self.embed, nn.Module) else self.embed
-        return Guide(embed, self.mean.to(device))
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a batch is asked to show: z_bin and domain (B,) integers, encoding (1, encoding_dim) or None."""
-
-    z_bin: Tensor
-    domain: Tensor
-    encoding: Tensor | None
-
-    def first(self, count: int) -> Conditions:
-        return Conditions(self.z_bin[:count], self.domain[:count], self.encoding)
 
 
 def make_optimizers(factory: Factory) -> dict[str, torch.optim.Optimizer]:
-    """One Adam per network, by name; with the published correction for lazy penalties in compatibility mode."""
+    """One Adam optimizer per network, "generator" and "discriminator".
+
+    With compatibility "published", learning rate and betas have StyleGAN2's correction for lazy penalties.
+    """
     config = factory.config
     every = {"generator": config.path_every, "discriminator": config.r1_every}
     optimizers = {}
@@ -147,21 +44,21 @@ def make_optimizers(factory: Factory) -> dict[str, torch.optim.Optimizer]:
 class FactoryTrainer:
     """Updates of generator and discriminator on batches of one site.
 
-    The default schedule updates both networks in every step and adds the lazy penalties. With
-    `compatibility="published"` an update is one of four: discriminator loss, R1 instead of it, generator loss, path
-    length instead of it.
+    The default schedule updates both networks in every step and adds the lazy penalties. With compatibility
+    "published" a step is one of four updates: discriminator loss, R1 penalty instead of it, generator loss, path
+    length penalty instead of it.
 
     Args:
         factory: the networks; changed in place.
         optimizers: as made by `make_optimizers`.
         rng: source of latents, noise and jitter, on the networks' device.
-        state: of the updates before this trainer existed.
-        encoding: (encoding_dim,), the site's mean embedding as an input of the networks.
-        guide: needed if the configuration has a clip_weight.
-        ema: a copy of the generator that follows it; None where the average is kept elsewhere.
-        accumulate: parts a batch is cut into to save memory.
+        state: where earlier updates of this site ended; None starts anew.
+        encoding: (encoding_dim,), the site's mean embedding as an input of the networks, or None.
+        guide: guidance by an image encoder; required if the configuration has a clip_weight.
+        ema: a copy of the generator that becomes its moving average; None if the average is kept elsewhere.
+        accumulate: number of parts that a batch is cut into to save memory.
 
-    Raises: ConfigError if the batch cannot be cut so, or encoding or guide do not fit the configuration.
+    Raises: ConfigError if the batch cannot be cut into these parts, or encoding or guide do not fit the configuration.
     """
 
     def __init__(
@@ -178,11 +75,13 @@ class FactoryTrainer:
     ) -> None:
         config = factory.config
         if accumulate < 1 or config.batch_size % accumulate:
-            raise ConfigError(f"a batch of {config.batch_size} cannot be cut into {accumulate} equal parts")
+            raise ConfigError(f"accumulate is {accumulate}; it must divide batch_size, which is {config.batch_size}")
         if encoding is not None and tuple(encoding.shape) != (config.encoding_dim,):
             raise ConfigError(f"the embedding has shape {tuple(encoding.shape)}, expected ({config.encoding_dim},)")
         if config.clip_weight and guide is None:
-            raise ConfigError("clip_weight is set, but this site has no image encoder")
+            raise ConfigError(
+                f"clip_weight is {config.clip_weight}, but this site has no image encoder; set up one, or choose 0"
+            )
         self.factory, self.optimizers, self.rng = factory, optimizers, rng
         self.state = state or TrainerState()
         self.encoding, self.guide, self.ema, self.accumulate = encoding, guide, ema, accumulate
@@ -191,40 +90,55 @@ class FactoryTrainer:
         self.scalers = {name: torch.amp.GradScaler(rng.device.type, enabled=half) for name in optimizers}
 
     def train_step(self, real: Tensor, z_bin: Tensor, domain: Tensor) -> StepLosses:
-        """One update: real is (B, 1, S, S) in [-1, 1]; z_bin and domain are (B,) integers.
+        """One step of training.
 
-        Raises: TrainingError that names the term if a loss or its gradient is not finite, before its optimizer moves.
+        Args:
+            real: (B, 1, S, S) slices in [-1, 1].
+            z_bin: (B,) integers, the height bins.
+            domain: (B,) integers, the domain indices.
+
+        Returns: the losses that this step computed.
+        Raises: TrainingError that names the term if a loss or its gradient is not finite, before its optimizer steps.
         """
         side = self.factory.config.image_size
         if real.shape[1:] != (1, side, side):
-            raise TrainingError(f"slices have shape {tuple(real.shape[1:])}, this factory wants (1, {side}, {side})")
-        real = self.jitter(real)
-        conditions = Conditions(z_bin, domain, self._choose_encoding())
+            raise TrainingError(f"slices have shape {tuple(real.shape[1:])}, expected (1, {side}, {side})")
+        real = jitter(real, self.factory.config, self.rng)
+        # The embedding is used or left out for the whole step, in both networks alike.
+        conditions = Conditions(z_bin, domain, draw_encoding(self.encoding, self.rng))
         losses = (self._published_step if self.published else self._joint_step)(real, conditions)
         self.state.updates_done += 1
         return losses
 
+    def generate(self, conditions: Conditions) -> Tensor:
+        """New slices (B, 1, S, S), about [-1, 1], under the given conditions, with gradients."""
+        return draw_slices(self.factory.generator, conditions, self.rng)
+
     def _joint_step(self, real: Tensor, conditions: Conditions) -> StepLosses:
-        """Both networks. Slices are made once: D learns from them, then scores them again for G."""
+        """Update both networks on real (B, 1, S, S).
+
+        Slices are generated once: the discriminator is trained on them and then scores them again for the generator.
+        """
         config, update = self.factory.config, self.state.updates_done
         parts = self._parts(real, conditions)
-        kept = [self.generate(parts[0][1])] if len(parts) == 1 else []  # keeping the graphs of parts saves nothing
+        # With several parts, slices are generated twice: keeping the graphs of all parts would save no memory.
+        graph = [self.generate(parts[0][1])] if len(parts) == 1 else []
 
         self._zero("discriminator")
         d_loss = 0.0
         for number, (real_part, wanted) in enumerate(parts):
-            fake = kept[number].detach() if kept else self._generate_without_graph(wanted)
-            d_loss += self._backward_logistic(real_part, fake, wanted, 1 / len(parts))
+            fake = graph[number].detach() if graph else self._generate_without_graph(wanted)
+            d_loss += self._backward_logistic(real_part, fake, wanted, share=1 / len(parts))
         r1 = None
         if config.r1_gamma > 0 and update % config.r1_every == 0:
-            r1 = sum(self._backward_r1(part, wanted, 1 / len(parts)) for part, wanted in parts)
+            r1 = sum(self._backward_r1(part, wanted, share=1 / len(parts)) for part, wanted in parts)
         self._step("discriminator")
 
         self._zero("generator")
         g_loss, guidance = 0.0, None
         for number, (_, wanted) in enumerate(parts):
-            fake = kept[number] if kept else self.generate(wanted)
-            part_loss, part_guidance = self._backward_adversarial(fake, wanted, 1 / len(parts))
+            fake = graph[number] if graph else self.generate(wanted)
+            part_loss, part_guidance = self._backward_adversarial(fake, wanted, share=1 / len(parts))
             g_loss += part_loss
             if part_guidance is not None:
                 guidance = (guidance or 0.0) + part_guidance
@@ -232,78 +146,91 @@ class FactoryTrainer:
         if config.path_weight > 0 and update % config.path_every == 0:
             path = self._backward_path(conditions)
         self._step("generator")
-        self._follow()
-        return StepLosses(d_loss, g_loss, r1, path, guidance)
+        self._update_average()
+        return StepLosses(discriminator=d_loss, generator=g_loss, r1=r1, path=path, guidance=guidance)
 
     def _published_step(self, real: Tensor, conditions: Conditions) -> StepLosses:
-        """One network, and a penalty replaces its loss; the average follows before the step, as published."""
+        """Update one network on real (B, 1, S, S), by its loss or by the penalty that replaces it.
+
+        As in the published program, the moving average is updated before the generator's optimizer steps.
+        """
         config, pair = self.factory.config, self.state.updates_done // 2
         for name in self.optimizers:
             self._zero(name)
         if self.state.updates_done % 2 == 0:
             if pair % config.r1_every == 0:
-                losses = StepLosses(r1=self._backward_r1(real, conditions, 1.0))
+                losses = StepLosses(r1=self._backward_r1(real, conditions, share=1.0))
             else:
                 fake = self._generate_without_graph(conditions)
-                losses = StepLosses(discriminator=self._backward_logistic(real, fake, conditions, 1.0))
+                losses = StepLosses(discriminator=self._backward_logistic(real, fake, conditions, share=1.0))
             self._step("discriminator")
             return losses
         if pair % config.path_every == 0:
             losses = StepLosses(path=self._backward_path(conditions))
         else:
-            g_loss, guidance = self._backward_adversarial(self.generate(conditions), conditions, 1.0)
+            g_loss, guidance = self._backward_adversarial(self.generate(conditions), conditions, share=1.0)
             losses = StepLosses(generator=g_loss, guidance=guidance)
-        self._follow()
+        self._update_average()
         self._step("generator")
         return losses
 
-    def _backward_logistic(self, real: Tensor, fake: Tensor, wanted: Conditions, share: float) -> float:
-        real_score = self._score(self._augment(real), wanted)
-        loss = discriminator_logistic(real_score, self._score(self._augment(fake), wanted))
+    def _backward_logistic(self, real: Tensor, fake: Tensor, conditions: Conditions, *, share: float) -> float:
+        """Add the gradient of the discriminator's loss on slices (B, 1, S, S), times `share`; returns loss * share."""
+        real_score = self._score(self._augment(real), conditions)
+        loss = discriminator_logistic(real_score, self._score(self._augment(fake), conditions))
         self._backward("discriminator", "logistic loss", loss * share)
         config = self.factory.config
         if config.augment and not config.augment_p:
             self.state.augmentation.observe(real_score, target=config.augment_target, length=config.augment_length)
         return loss.item() * share
 
-    def _backward_r1(self, real: Tensor, wanted: Conditions, share: float) -> float:
+    def _backward_r1(self, real: Tensor, conditions: Conditions, *, share: float) -> float:
+        """Add the gradient of the R1 penalty on real (B, 1, S, S), times `share`; returns penalty * share."""
         config = self.factory.config
         real = real.detach().requires_grad_(True)
-        penalty = r1_penalty(self._score(self._augment(real), wanted), real).mean()
-        # Computed on one update in r1_every, so weighted by r1_every: the same pull on average.
+        penalty = r1_penalty(self._score(self._augment(real), conditions), real).mean()
+        # Computed in one update of r1_every, so weighted by r1_every: the same strength on average.
         self._backward("discriminator", "R1 penalty", config.r1_gamma / 2 * config.r1_every * penalty * share)
         return penalty.item() * share
 
-    def _backward_adversarial(self, fake: Tensor, wanted: Conditions, share: float) -> tuple[float, float | None]:
-        """Slopes of the terms with respect to the slices first: D's graph is freed before G's is walked."""
+    def _backward_adversarial(
+        self, fake: Tensor, conditions: Conditions, *, share: float
+    ) -> tuple[float, float | None]:
+        """Add the gradient of the generator's loss and of the guidance on fake (B, 1, S, S), times `share`.
+
+        The gradient with respect to the slices is computed first, so that the graph of the discriminator is freed
+        before the backward pass through the generator.
+
+        Returns: loss * share and, if there is guidance, mean squared angle * share.
+        """
         config, scaler = self.factory.config, self.scalers["generator"]
         shown = self._augment(image := fake.detach().requires_grad_(True))
         self.factory.discriminator.requires_grad_(False)
         try:
-            loss = generator_non_saturating(self._score(shown, wanted))
+            loss = generator_non_saturating(self._score(shown, conditions))
         finally:
             self.factory.discriminator.requires_grad_(True)
         self._check("non-saturating loss", loss)
-        guidance, guided = None, config.clip_weight > 0 and (wanted.encoding is not None or self.encoding is None)
-        (slope,) = torch.autograd.grad(scaler.scale(loss * share), image, retain_graph=guided and self.published)
+        guidance, guided = None, config.clip_weight > 0 and (conditions.encoding is not None or self.encoding is None)
+        (gradient,) = torch.autograd.grad(scaler.scale(loss * share), image, retain_graph=guided and self.published)
         if guided:
             angle = squared_angle(self.guide.embed(shown if self.published else image), self.guide.mean).mean()
             self._check("guidance", angle)
-            (pull,) = torch.autograd.grad(scaler.scale(config.clip_weight * angle * share), image)
+            (towards,) = torch.autograd.grad(scaler.scale(config.clip_weight * angle * share), image)
             if not scaler.is_enabled():
-                self._check("gradient of the guidance", pull)
-            slope, guidance = slope + pull, angle.item() * share
-        fake.backward(slope)
+                self._check("gradient of the guidance", towards)
+            gradient, guidance = gradient + towards, angle.item() * share
+        fake.backward(gradient)
         self._check_gradients("generator", "non-saturating loss")
         return loss.item() * share, guidance
 
     def _backward_path(self, conditions: Conditions) -> float:
-        """On fewer slices, the first of the batch, without augmentation."""
+        """Add the gradient of the path length penalty on the first slices of the batch, without augmentation."""
         config, generator = self.factory.config, self.factory.generator
-        wanted = conditions.first(max(1, len(conditions.z_bin) // config.path_batch_shrink))
-        style = self._draw_style(wanted)
+        conditions = conditions.first(max(1, len(conditions.z_bin) // config.path_batch_shrink))
+        style = draw_style(generator, conditions, self.rng)
         w = style.w.contiguous()
-        noise = generator.draw_noise(len(wanted.z_bin), self.rng)
+        noise = generator.draw_noise(len(conditions.z_bin), self.rng)
         image = generator.synthesise(Style(w, style.constant, style.domain), noise).image
         direction = torch.randn(image.shape, generator=self.rng, device=image.device)
         mean = torch.tensor(self.state.path_mean, device=image.device)
@@ -312,87 +239,49 @@ class FactoryTrainer:
         self.state.path_mean = moved.item()
         return penalty.item()
 
-    def generate(self, wanted: Conditions) -> Tensor:
-        """Fresh slices (B, 1, S, S) under the given conditions."""
-        style = self._draw_style(wanted)
-        noise = self.factory.generator.draw_noise(len(wanted.z_bin), self.rng)
-        return self.factory.generator.synthesise(style, noise).image
-
     @torch.no_grad()
-    def _generate_without_graph(self, wanted: Conditions) -> Tensor:
-        return self.generate(wanted)
-
-    def _draw_style(self, wanted: Conditions) -> Style:
-        """One latent a slice, or two with a random crossover; the published program never mixed."""
-        config, generator = self.factory.config, self.factory.generator
-
-        def draw() -> Style:
-            z = torch.randn(len(wanted.z_bin), config.latent_dim, generator=self.rng, device=self.rng.device)
-            encoding = wanted.encoding if wanted.encoding is None else wanted.encoding.expand(len(z), -1)
-            return generator.style_of(z, wanted.z_bin, wanted.domain, encoding)
-
-        style = draw()
-        if config.style_mixing and not self.published and self._uniform() < config.style_mixing:
-            crossover = int(torch.randint(1, generator.n_latent, (), generator=self.rng, device=self.rng.device))
-            style = style.mixed_with(draw(), crossover)
-        return style
-
-    def jitter(self, real: Tensor) -> Tensor:
-        """Real slices shifted by a few pixels and, if the organ allows, mirrored left to right.
-
-        Slices keep the stored order of the store: dimension 2 runs left-right, dimension 3 back-front.
-        """
-        config = self.factory.config
-        if config.shift:
-            reach = (-config.shift, config.shift + 1, (2,))
-            down, right = torch.randint(*reach, generator=self.rng, device=real.device).tolist()
-            real = torch.roll(real, shifts=(down, right), dims=(2, 3))
-        if config.mirror:
-            flip = torch.rand(len(real), 1, 1, 1, generator=self.rng, device=real.device) < 0.5
-            real = torch.where(flip, real.flip(2), real)
-        return real
-
-    def _choose_encoding(self) -> Tensor | None:
-        """The embedding, or nothing: tossed once per update, for both networks."""
-        if self.encoding is None or self._uniform() >= ENCODING_KEPT:
-            return None
-        return self.encoding[None].to(self.rng.device)
+    def _generate_without_graph(self, conditions: Conditions) -> Tensor:
+        """New slices (B, 1, S, S) without gradients."""
+        return self.generate(conditions)
 
     def _augment(self, image: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) as the discriminator is shown them."""
         config = self.factory.config
         if not config.augment:
             return image
         return augment(image, config.augment_p or self.state.augmentation.p, self.rng, published=self.published)
 
-    def _score(self, image: Tensor, wanted: Conditions) -> Tensor:
-        return self.factory.discriminator(image, wanted.z_bin, wanted.domain, wanted.encoding)
-
-    def _uniform(self) -> float:
-        return float(torch.rand((), generator=self.rng, device=self.rng.device))
+    def _score(self, image: Tensor, conditions: Conditions) -> Tensor:
+        """The discriminator's scores (B, 1) of slices (B, 1, S, S)."""
+        return self.factory.discriminator(image, conditions.z_bin, conditions.domain, encoding=conditions.encoding)
 
     def _parts(self, real: Tensor, conditions: Conditions) -> list[tuple[Tensor, Conditions]]:
+        """Slices (B, 1, S, S) and their conditions, cut into `accumulate` equal parts."""
         if len(real) % self.accumulate:
-            raise TrainingError(f"a batch of {len(real)} slices cannot be cut into {self.accumulate} equal parts")
+            raise TrainingError(
+                f"the batch has {len(real)} slices; to be cut into {self.accumulate} equal parts it must be a multiple"
+            )
         size = len(real) // self.accumulate
-        cut = zip(real.split(size), conditions.z_bin.split(size), conditions.domain.split(size), strict=True)
-        return [(part, Conditions(z_bin, domain, conditions.encoding)) for part, z_bin, domain in cut]
+        return list(zip(real.split(size), conditions.split(size), strict=True))
 
     def _zero(self, name: str) -> None:
         # As published, a parameter that this update does not reach has a zero gradient and its moments decay.
         self.optimizers[name].zero_grad(set_to_none=not self.published)
 
     def _backward(self, network: str, term: str, loss: Tensor) -> None:
+        """Backward pass of a scalar loss, with checks that it and the gradient of `network` are finite."""
         self._check(term, loss)
         self.scalers[network].scale(loss).backward()
         self._check_gradients(network, term)
 
     def _check(self, term: str, value: Tensor) -> None:
+        """Raises TrainingError if a tensor of any shape holds NaN or infinite values."""
         if not torch.isfinite(value).all():
             raise TrainingError(f"the {term} is not finite at update {self.state.updates_done}; stopped before it")
 
     def _check_gradients(self, network: str, term: str) -> None:
         if self.scalers[network].is_enabled():
-            return  # float16 overflows now and then; the scaler leaves such a step out and lowers its scale
+            return  # float16 overflows now and then; the scaler skips such a step and lowers its scale
         parameters = getattr(self.factory, network).parameters()
         self._check(f"gradient of the {term}", get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
@@ -401,9 +290,9 @@ class FactoryTrainer:
         self.scalers[name].update()
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """Parameters only: noise buffers belong to each copy."""
+    def _update_average(self) -> None:
+        """Move the average towards the generator. Parameters only: each copy has its own noise buffers."""
         if self.ema is not None:
             share = 1 - self.factory.config.ema_decay
-            for kept, new in zip(self.ema.parameters(), self.factory.generator.parameters(), strict=True):
-                kept.lerp_(new, share)
+            for average, new in zip(self.ema.parameters(), self.factory.generator.parameters(), strict=True):
+                average.lerp_(new, share)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
-COLOURS = np.array([[0.93, 0.4, 0.47], [0.27, 0.47, 0.67], [0.8, 0.73, 0.27], [0.13, 0.53, 0.2], [0.67, 0.2, 0.47]])
+# Paul Tol's "bright" scheme, which colour-blind readers can tell apart: red, blue, yellow, green, purple.
+CLASS_COLOURS = ("#ee6677", "#4477aa", "#ccbb44", "#228833", "#aa3377")  # of classes 1, 2, ...; repeated after the last
+COLOURS = np.array([[int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in CLASS_COLOURS]) / 255  # (5, 3)
 OPACITY = 0.45
-SHOWN = 5  # slices of a volume
+SHOWN = 5  # slices of a volume in one strip
 LEAST_SIDE = 192  # pixels; smaller slices are enlarged
 
 
 def coloured(grey: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 picture of values in [0, 1], with labels above zero in colour."""
+    """A picture with labels in colour.
+
+    Args:
+        grey: (...), values in [0, 1]; others are clipped.
+        label: same shape, integers; 0 is not coloured.
+
+    Returns: (..., 3) uint8.
+    """
     shown = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=-1)
     marked = label > 0
     shown[marked] = (1 - OPACITY) * shown[marked] + OPACITY * COLOURS[(label[marked].astype(int) - 1) % len(COLOURS)]
@@ -19,21 +28,26 @@ def coloured(grey: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def strip(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
-    """(rows, columns, 3) uint8: evenly spaced slices that hold a label, side by side, one row per label map.
+    """Evenly spaced slices that hold a label, side by side, one row per label map.
 
     Args:
-        image: (X, Y, Z) in turned order, slices last. labels: of the same shape.
+        image: (X, Y, Z), any intensities, axes in turned order with slices last.
+        labels: label maps, (X, Y, Z) integers each.
+
+    Returns: (rows, columns, 3) uint8.
     """
     held = np.flatnonzero(np.any([label.any(axis=(0, 1)) for label in labels], axis=0))
     places = held if len(held) else np.arange(image.shape[2])
     places = places[np.linspace(0, len(places) - 1, min(SHOWN, len(places))).round().astype(int)]
     low, high = np.percentile(image, (0.5, 99.5))
     grey = (image - low) / max(float(high - low), 1e-12)
-    rows = [np.concatenate([_upright(coloured(grey[..., k], one[..., k])) for k in places], axis=1) for one in labels]
+    rows = [
+        np.concatenate([_upright(coloured(grey[..., k], label[..., k])) for k in places], axis=1) for label in labels
+    ]
     enlarged = -(-LEAST_SIDE // max(image.shape[:2]))
     return np.concatenate(rows).repeat(enlarged, axis=0).repeat(enlarged, axis=1)
 
 
 def _upright(slice_: np.ndarray) -> np.ndarray:
-    """Anterior up, for axes that rise to the right and to the front."""
+    """(X, Y, 3) as (Y, X, 3) with anterior up, for axes that rise to the right and to the front."""
     return np.flipud(np.swapaxes(slice_, 0, 1))

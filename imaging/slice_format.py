@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, VolumeError
+from .compatibility import COMPATIBILITY
 from .cropping import CROPS
 from .volumes import PLANES
 
@@ -15,7 +16,6 @@ BACKGROUND = -1.0  # value of padding, the darkest of the [-1, 1] scale
 UNLABELLED = 255  # label of pixels that nobody annotated
 WINDOW_BINS = 256
 WINDOW_SHARES = (0.001, 0.999)  # of all voxels, below the window's ends
-COMPATIBILITY = ("none", "published")
 
 
 @dataclass(frozen=True, kw_only=True)

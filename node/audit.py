@@ -147,7 +147,13 @@ def audit(
     for name, (seen, unseen, made) in spaces.items():
         (to_seen, which), (to_unseen, _) = nearest(made, seen), nearest(made, unseen)
         ratio = copying_ratio(to_seen, to_unseen, synthetic.group, seed=seed)
-        known = attack_auc(nearest(seen, made)[0], nearest(unseen, made)[0], some.group, other.group, seed=seed)
+        known = attack_auc(
+            nearest(seen, made)[0],
+            nearest(unseen, made)[0],
+            member_group=some.group,
+            other_group=other.group,
+            seed=seed,
+        )
         numbers["privacy"][name] = {"copying_ratio": asdict(ratio), "attack_auc": asdict(known)}
         findings += _findings(name, ratio, known)
         if name == "pixels":
@@ -199,7 +205,7 @@ def _fidelity(space: tuple[Tensor, Tensor, Tensor], synthetic: Slices, real: Sli
         "frechet_distance": frechet_distance(unseen, made),
         "precision": precision,
         "recall": recall,
-        "layout": layout_agreement(real.images, real.z_bin, synthetic.images, synthetic.z_bin),
+        "layout": layout_agreement(real.images, real.z_bin, synthetic=synthetic.images, synthetic_bin=synthetic.z_bin),
         "similarity_within_synthetic": _similarity(synthetic),
         "similarity_within_real": _similarity(real),
         "intensity_distance": float((grey[0] - grey[1]).abs().mean()),  # first Wasserstein distance

@@ -13,7 +13,7 @@ from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
-from ..adaptation.networks.architectures import dimensions
+from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.training.segmenter_training import SegmenterConfig
@@ -245,7 +245,7 @@ def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) 
     images, factory = store.images[chosen].astype(np.float32), labelled.factory
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
-    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain)
+    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
     home, shared = {store.domain, labelled.card["labelled_domain"]}, None
     if labelled.card["labels_from"][store.domain] == "view":  # labels read in the domain's own view cross no domains
         shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)

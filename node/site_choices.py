@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..adaptation.networks.network_names import check_architecture, check_modality
 from ..common.files import write_json
@@ -66,20 +65,6 @@ class SiteChoices:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError):
             raise StoreError(f"{path}: damaged; register the store again") from None
-
-    def facts(self, store: SliceStore) -> dict[str, Any]:
-        """What a researcher must know of them: names, sizes and digests, no path."""
-        facts: dict[str, Any] = {}
-        if self.network:
-            facts["network"] = self.network
-        if self.public:
-            facts["public"] = digest(SliceStore(self.public))
-        if stores := self.stores(store):
-            facts["modalities"] = {
-                name: {"slices": len(one.slices("train")), "classes": one.classes, "label_kinds": one.label_kinds()}
-                for name, one in stores.items()
-            }
-        return facts
 
 
 def digest(store: SliceStore) -> str:

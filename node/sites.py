@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from .. import __file__ as fedfactory_file
-from .. import __version__
 from ..common.files import sha256_of
 from ..errors import FederationError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .site_choices import SiteChoices
+from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
 
 ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
 MIN_TAG = 3  # Fed-BioMed's own limit
-INTRODUCTION = "fedfactory slice store "
-CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all sites of an experiment should share
-INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 
 
 def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteChoices | None = None) -> None:
@@ -49,41 +44,12 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteCh
             name=f"fedfactory {opened.domain}",
             data_type="custom",
             tags=[tag],
-            description=store_facts(opened, choices),
+            description=description_of(store_facts(opened, choices)),
             path=str(opened.path.resolve()),
         )
     except Exception as error:  # the framework raises many kinds here, each with a readable text
         raise UsageError(f"{node_dir}: the node refused the store ({error})") from None
     choices.save(opened)
-
-
-def store_facts(store: SliceStore, choices: SiteChoices) -> str:
-    """What a researcher must know of a store to see whether sites agree, as one line."""
-    fmt = store.format
-    facts = {
-        "version": __version__,
-        "domain": store.domain,
-        "size": fmt.size,
-        "z_bins": fmt.z_bins,
-        "plane": fmt.plane,
-        "crop": fmt.crop,
-        "compatibility": fmt.compatibility,
-        "intensities": INTENSITIES,
-        "slices": len(store.slices("train")),
-        "classes": store.classes,
-        "label_kinds": store.label_kinds(),
-        **choices.facts(store),
-    }
-    return INTRODUCTION + json.dumps(facts)
-
-
-def read_facts(description: str) -> dict[str, Any] | None:
-    """The facts behind a description; None if it was written by something else."""
-    try:
-        facts = json.loads(description.removeprefix(INTRODUCTION))
-        return facts if {"version", "domain", "size", "z_bins"} <= facts.keys() else None
-    except (ValueError, AttributeError):
-        return None
 
 
 def package_fingerprint() -> dict[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.weights_file import read_weights, write_weights
 from ..errors import FederationError
 from ..generative.config import FactoryConfig
-from ..generative.trainer import GENERATOR
+from ..generative.factory import GENERATOR
 from ..node.plans.factory_plan import owned_parameters
 from ..node.plans.transport import restore
 

@@ -1,25 +1,25 @@
-"""Do the sites agree on what a slice is? Asked before the first round, from what each node tells about its store."""
+"""Whether the sites agree on what a slice is: checked before the first round, from what each site announces."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .. import __version__
 from ..errors import FederationError
 from ..generative.config import FactoryConfig
-from ..node.sites import CONVENTIONS, read_facts
+from ..node.site_facts import CONVENTIONS, SiteFacts, read_facts
 
 
 def disagreements(descriptions: Mapping[str, str], config: FactoryConfig) -> dict[str, str]:
-    """By node, what is wrong with its store for this factory; nothing for a node that fits.
+    """Node to what is wrong with its store for this factory; nodes that fit are left out.
 
     Args:
-        descriptions: by node, the text under which its data are registered (`fedfactory site add`).
+        descriptions: node to the text under which its data are registered (`fedfactory site add`).
+        config: of the factory that is to be trained.
     """
     facts = {node: read_facts(text) for node, text in descriptions.items()}
-    other = other_conventions({node: known for node, known in facts.items() if known})
-    found = {node: _trouble(known, config) or other.get(node) for node, known in facts.items()}
+    unusual = unusual_conventions({node: site for node, site in facts.items() if site})
+    found = {node: _misfit(site, config) or unusual.get(node) for node, site in facts.items()}
     return {node: text for node, text in found.items() if text}
 
 
@@ -27,48 +27,51 @@ def agreeing_nodes(descriptions: Mapping[str, str], config: FactoryConfig, *, le
     """Nodes whose stores fit.
 
     Args:
-        leave_out: go on without the others; otherwise any of them ends the run.
+        descriptions: node to the text under which its data are registered.
+        config: of the factory that is to be trained.
+        leave_out: go on without the nodes that do not fit; otherwise a single one ends the run.
 
-    Raises: FederationError that names each node and what to do.
+    Raises: FederationError that names each node that does not fit and what to do.
     """
     found = disagreements(descriptions, config)
     fitting = [node for node in descriptions if node not in found]
     if found and (not leave_out or not fitting):
         lines = "; ".join(f"{node}: {text}" for node, text in sorted(found.items()))
-        raise FederationError(f"sites do not agree: {lines}")
+        raise FederationError(f"{len(found)} of {len(descriptions)} sites do not agree with the others: {lines}")
     return fitting
 
 
-def other_conventions(facts: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-    """By node, in which conventions of slices its store differs from most; nothing for a node that agrees."""
-    usual = _usual(list(facts.values()))
+def unusual_conventions(facts: Mapping[str, SiteFacts]) -> dict[str, str]:
+    """Node to the conventions of slices in which its store differs from most; nodes that agree are left out."""
+    usual = _usual_conventions(list(facts.values()))
     found = {}
-    for node, known in facts.items():
-        other = [name for name in CONVENTIONS if str(known.get(name)) != usual[name]]
-        if other:
-            found[node] = "; ".join(f"{name} is {known.get(name)}, elsewhere {usual[name]}" for name in other)
+    for node, site in facts.items():
+        unusual = [name for name in CONVENTIONS if getattr(site, name) != usual[name]]
+        if unusual:
+            found[node] = "; ".join(f"{name} is {getattr(site, name)}, elsewhere {usual[name]}" for name in unusual)
     return found
 
 
-def _usual(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What most stores say; of equals, what comes first by name."""
-    result = {}
+def _usual_conventions(facts: list[SiteFacts]) -> dict[str, str | None]:
+    """What most stores announce for each convention; of equally frequent values, the first in alphabetical order."""
+    usual = {}
     for name in CONVENTIONS:
-        values = [str(known.get(name)) for known in facts]
-        result[name] = max(sorted(set(values)), key=values.count) if values else None
-    return result
+        values = [getattr(site, name) for site in facts]
+        usual[name] = max(sorted(set(values)), key=values.count) if values else None
+    return usual
 
 
-def _trouble(known: dict[str, Any] | None, config: FactoryConfig) -> str | None:
-    if known is None:
-        return "its data were not registered with `fedfactory site add` of this version"
-    if known["version"] != __version__:
-        return f"runs fedfactory {known['version']}, the researcher {__version__}"
-    if known["domain"] not in config.domains:
-        return f"has domain '{known['domain']}', the experiment {', '.join(config.domains)}"
-    if (known["size"], known["z_bins"]) != (config.image_size, config.z_bins):
+def _misfit(site: SiteFacts | None, config: FactoryConfig) -> str | None:
+    """Why a site cannot take part in the training of this factory; None if it can."""
+    if site is None:
+        return "its data were not registered by this version; run `fedfactory site add` there again"
+    if site.version != __version__:
+        return f"runs fedfactory {site.version}, the researcher {__version__}"
+    if site.domain not in config.domains:
+        return f"has domain '{site.domain}', the experiment {', '.join(config.domains)}"
+    if (site.size, site.z_bins) != (config.image_size, config.z_bins):
         return (
-            f"has {known['size']} px in {known['z_bins']} bins, the factory {config.image_size} px in {config.z_bins}; "
+            f"has {site.size} px in {site.z_bins} bins, the factory {config.image_size} px in {config.z_bins}; "
             f"run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}` there"
         )
     return None

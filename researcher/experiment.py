@@ -108,7 +108,7 @@ def factory_experiment(
 
     from ..node.fedbiomed_hooks import SECAGG_RANGE
     from ..node.plans.transport import TRANSPORTS
-    from ..node.sites import read_facts
+    from ..node.site_facts import read_facts
     from .aggregator import FactoryAverage
     from .plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
     from .strategy import WEIGHTINGS, FactoryStrategy
@@ -149,7 +149,7 @@ def factory_experiment(
     if secagg:
         for node, text in descriptions_of(tag).items():
             if facts := read_facts(text):
-                experiment.aggregator().sizes[node] = (facts["domain"], facts.get("slices", 1))
+                experiment.aggregator().sizes[node] = (facts.domain, facts.slices)
     return experiment
 
 

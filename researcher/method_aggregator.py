@@ -8,7 +8,9 @@ from typing import Any
 from fedbiomed.researcher.aggregators import Aggregator
 from torch import Tensor
 
-from ..adaptation.methods.federated_method import FederatedMethod, SiteUpdate
+from ..adaptation.methods.federated_method import FederatedMethod
+from ..adaptation.methods.site_round import SiteUpdate
+from ..node.plans.site_settings import SiteSettings
 
 
 class MethodAverage(Aggregator):
@@ -17,8 +19,8 @@ class MethodAverage(Aggregator):
     Args:
         method: says how much a site counts.
         sites: node ids in the order of their indices.
-        kinds: by node, training slices by kind of label as it announced them.
-        public: digest of the slices that all have, for methods that need them.
+        label_kinds: node to kind of label to number of training slices, as the node announced them.
+        public_digest: SHA-256 of the public slices that all sites have, for methods that need them.
 
     Attributes:
         shares: of the nodes in the last round.
@@ -28,25 +30,27 @@ class MethodAverage(Aggregator):
         self,
         method: FederatedMethod,
         sites: list[str],
-        kinds: Mapping[str, Mapping[str, int]],
-        public: str | None = None,
+        label_kinds: Mapping[str, dict[str, int]],
+        *,
+        public_digest: str | None = None,
     ) -> None:
         super().__init__()
         self.aggregator_name = "MethodAverage"
-        self.method, self.sites, self.kinds, self.public = method, list(sites), dict(kinds), public
+        self.method, self.sites = method, list(sites)
+        self.label_kinds, self.public_digest = dict(label_kinds), public_digest
         self.shares: dict[str, float] = {}
 
     def create_aggregator_args(self, model_params: Any = None, node_ids: Any = (), **_: Any) -> dict[str, dict]:
-        """What each node is told: its index among the sites, and what it announced."""
-        return {
-            node: {
-                "aggregator_name": self.aggregator_name,
-                "site": self.sites.index(node),
-                "kinds": self.kinds[node],
-                "public": self.public,
-            }
+        """Settings of each node, see `SiteSettings`."""
+        settings = {
+            node: SiteSettings(
+                site=self.sites.index(node),
+                label_kinds=self.label_kinds[node],
+                public_digest=self.public_digest,
+            )
             for node in node_ids
         }
+        return {node: {"aggregator_name": self.aggregator_name, **site.to_dict()} for node, site in settings.items()}
 
     def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
         """Nothing is remembered of a site."""

@@ -89,12 +89,12 @@ def adaptation_experiment(
 
 def _nodes_of(tag: str, domains: list[str] | None) -> list[str]:
     """Ids of the connected nodes of these domains. Raises: UsageError for a domain that no node has."""
-    from ..node.sites import read_facts
+    from ..node.site_facts import read_facts
 
     found: dict[str, list[str]] = {}
     for node, text in descriptions_of(tag).items():
         if facts := read_facts(text):
-            found.setdefault(facts["domain"], []).append(node)
+            found.setdefault(facts.domain, []).append(node)
     for domain in domains or ():
         if domain not in found:
             raise UsageError(f"no connected node has data of domain '{domain}' with tag '{tag}'")

@@ -11,6 +11,7 @@ from .. import __version__
 from ..common.files import write_json
 from ..errors import CheckpointError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import SiteQuality
 from .node_selection import Federation
@@ -120,20 +121,20 @@ class RunState:
         recent = self.seconds[-10:]
         return (self.rounds - self.round_done) * sum(recent) / max(1, len(recent))
 
-    def facts(self) -> dict[str, Any]:
-        """For the card of a factory."""
-        return {
-            "tag": self.federation.tag,
-            "seed": self.seed,
-            "rounds": self.round_done,
-            "rounds_planned": self.rounds,
-            "stages": [asdict(stage) for stage in self.stages],
-            "federation": asdict(self.federation),
-            "events": len(self.events),
-            "shared_anatomy": self.sharing[-1] if self.sharing else None,
-            "quality": {domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
-            "alarms": self.alarms(),
-        }
+    def facts(self) -> FactoryFacts:
+        """How the factory came about, for its file."""
+        return FactoryFacts(
+            tag=self.federation.tag,
+            seed=self.seed,
+            rounds=self.round_done,
+            rounds_planned=self.rounds,
+            stages=tuple(asdict(stage) for stage in self.stages),
+            federation=asdict(self.federation),
+            events=len(self.events),
+            shared_anatomy=SharedAnatomy(**self.sharing[-1]) if self.sharing else None,
+            quality={domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
+            alarms=tuple(self.alarms()),
+        )
 
     def quality(self, domain: str) -> dict[str, float]:
         """What a site of the domain last said of the generator's slices; empty before it did."""

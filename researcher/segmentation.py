@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..adaptation.methods.catalogue import describe
-from ..adaptation.methods.federated_method import MethodConfig, SiteContext
+from ..adaptation.methods.catalogue import MethodDescription, describe
+from ..adaptation.methods.federated_method import FederatedMethod
+from ..adaptation.methods.method_config import MethodConfig
 from ..adaptation.methods.registry import make_method
+from ..adaptation.methods.site_round import SiteContext
 from ..adaptation.segmenter import FEDERATED, Segmenter
 from ..common.files import atomic_file, refuse_existing, write_json
 from ..common.progress import track
@@ -22,9 +24,9 @@ from ..common.weights_file import write_weights
 from ..errors import FederationError, UsageError
 from ..node.plans.site_slices import site_slices
 from ..node.site_choices import digest
-from ..node.sites import read_facts
+from ..node.site_facts import SiteFacts, read_facts
 from ..node.store.slice_store import SliceStore
-from .agreement import other_conventions
+from .agreement import unusual_conventions
 from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
 from .node_selection import NodeSelection
 
@@ -94,13 +96,14 @@ def train_method(
     wait_for_nodes(min_nodes, nodes.node_timeout, nodes.tag)
     facts = agreed_facts(descriptions_of(nodes.tag))
     shared = SliceStore(public) if public is not None else None
-    config = agreed_config(method, facts, shared, rounds=rounds, **settings)
-    require_labels(method, facts)
-    experiment = method_experiment(config, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
-    rules = experiment.aggregator().method
+    description = describe(method)
+    config = agreed_config(description, facts, shared, rounds=rounds, **settings)
+    require_labels(description, facts)
+    federated_method = make_method(config)
+    experiment = method_experiment(federated_method, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
     request_approval(experiment, nodes.approval_timeout)
     result, began = SegmentationResult(config, {node: {} for node in sorted(facts)}), time.monotonic()
-    for number in track(range(1, rounds + 1 + rules.has_average), f"training by {method}"):
+    for number in track(range(1, rounds + 1 + federated_method.has_average), f"training by {method}"):
         if number > rounds:  # the last average has been seen by no site yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
@@ -119,54 +122,52 @@ def train_method(
     return result
 
 
-def agreed_facts(descriptions: dict[str, str]) -> dict[str, dict[str, Any]]:
+def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
     """By node, what it announced.
 
     Raises: FederationError if stores were registered otherwise, or differ in size or in conventions.
     """
-    facts = {node: read_facts(text) for node, text in descriptions.items()}
-    odd = [node for node, known in facts.items() if known is None or "label_kinds" not in known]
-    if odd:
+    read = {node: read_facts(text) for node, text in descriptions.items()}
+    if unreadable := sorted(node for node, site in read.items() if site is None):
         raise FederationError(
-            f"{', '.join(odd)}: registered without label kinds; run `fedfactory site add` there again"
+            f"{', '.join(unreadable)}: not registered by this version; run `fedfactory site add` there again"
         )
-    sizes = {known["size"] for known in facts.values()}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{node}: {known['size']} px" for node, known in sorted(facts.items()))
+    facts = {node: site for node, site in read.items() if site is not None}
+    if len({site.size for site in facts.values()}) > 1:
+        listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
         raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare with the same --size")
-    other = {node: known["version"] for node, known in facts.items() if known["version"] != __version__}
+    other = {node: site.version for node, site in facts.items() if site.version != __version__}
     if other:
         raise FederationError(f"other fedfactory versions than {__version__}: {other}")
-    if odd := other_conventions(facts):
-        raise FederationError("sites do not agree: " + "; ".join(f"{node}: {text}" for node, text in odd.items()))
+    if unusual := unusual_conventions(facts):
+        raise FederationError("sites do not agree: " + "; ".join(f"{node}: {text}" for node, text in unusual.items()))
     return facts
 
 
 def agreed_config(
-    method: str, facts: dict[str, dict[str, Any]], public: SliceStore | None, **settings: Any
+    method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
 ) -> MethodConfig:
     """The method's configuration with what the sites' stores decide: size, classes, modalities, public slices.
 
     Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
     """
-    kind = describe(method)
     options = dict(settings.pop("options", {}))
-    classes = [known["classes"] for known in facts.values()]
-    size = next(iter(facts.values()))["size"]
-    if kind.needs_public:
-        _require_public(method, facts, public, size)
+    classes = [site.classes for site in facts.values()]
+    size = next(iter(facts.values())).size
+    if method.needs_public:
+        _require_public(method.name, facts, public, size)
         options["public_slices"] = len(public.slices("train"))
         classes.append(public.classes)
     elif public is not None:
-        raise UsageError(f"{method} has no use for public slices")
-    if kind.needs_modalities:
-        options["modalities"] = _agreed_modalities(method, facts)
-        classes += [one["classes"] for known in facts.values() for one in known["modalities"].values()]
+        raise UsageError(f"{method.name} has no use for public slices")
+    if method.needs_modalities:
+        options["modalities"] = _agreed_modalities(method.name, facts)
+        classes += [modality.classes for site in facts.values() for modality in site.modalities.values()]
     sites = {"classes": max(2, *classes), "size": size, "sites": len(facts)}
-    return MethodConfig(method=method, **sites, options=options, **settings)
+    return MethodConfig(method=method.name, **sites, options=options, **settings)
 
 
-def _require_public(method: str, facts: dict[str, dict[str, Any]], public: SliceStore | None, size: int) -> None:
+def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, size: int) -> None:
     if public is None:
         raise UsageError(f"{method} needs labelled slices that all sites have: --public STORE, here and at `site add`")
     if public.format.size != size:
@@ -174,36 +175,36 @@ def _require_public(method: str, facts: dict[str, dict[str, Any]], public: Slice
     if set(public.label_kinds()) != {"dense"}:
         raise UsageError(f"{public.path}: public slices need dense labels, all of them")
     expected = digest(public)
-    if odd := sorted(node for node, known in facts.items() if known.get("public") != expected):
+    if odd := sorted(node for node, known in facts.items() if known.public_digest != expected):
         raise FederationError(f"{', '.join(odd)}: not registered with these public slices; `site add --public` there")
 
 
-def _agreed_modalities(method: str, facts: dict[str, dict[str, Any]]) -> list[str]:
-    if odd := sorted(node for node, known in facts.items() if not known.get("modalities")):
+def _agreed_modalities(method: str, facts: dict[str, SiteFacts]) -> list[str]:
+    if odd := sorted(node for node, known in facts.items() if not known.modalities):
         raise FederationError(f"{', '.join(odd)}: registered without a modality; `site add --modality NAME` there")
-    names = sorted({name for known in facts.values() for name in known["modalities"]})
+    names = sorted({name for known in facts.values() for name in known.modalities})
     if len(names) < 2:
         raise UsageError(f"{method} learns from two modalities, and all sites have {names[0]} alone")
     return names
 
 
-def require_labels(method: str, facts: dict[str, dict[str, Any]]) -> None:
+def require_labels(method: MethodDescription, facts: dict[str, SiteFacts]) -> None:
     """Raises: UsageError if no site has the labels that a method cannot do without."""
-    parts = [part for known in facts.values() for part in (known, *known.get("modalities", {}).values())]
-    held = {kind for part in parts for kind in part["label_kinds"]}
-    if describe(method).needs_public:
+    parts = [part for site in facts.values() for part in (site, *site.modalities.values())]
+    held = {kind for part in parts for kind in part.label_kinds}
+    if method.needs_public:
         return
     if not held - {"none"}:
         raise UsageError("no site has any label: there is nothing to learn")
-    if describe(method).needs_dense and "dense" not in held:
-        raise UsageError(f"{method} needs at least one site with dense labels")
+    if method.needs_dense and "dense" not in held:
+        raise UsageError(f"{method.name} needs at least one site with dense labels")
 
 
 def method_experiment(
-    config: MethodConfig,
+    method: FederatedMethod,
     *,
     tag: str,
-    facts: dict[str, dict[str, Any]],
+    facts: dict[str, SiteFacts],
     public: SliceStore | None = None,
     min_nodes: int = 1,
 ) -> Experiment:
@@ -221,11 +222,11 @@ def method_experiment(
     from .plans.segmentation_plans import PLANS
     from .strategy import FactoryStrategy
 
-    method, nodes = make_method(config), sorted(facts)
+    config, nodes = method.config, sorted(facts)
     if public is not None:
         method.public = site_slices(public, config.classes)
-    kinds = {node: known["label_kinds"] for node, known in facts.items()}
-    average = MethodAverage(method, nodes, kinds, digest(public) if public is not None else None)
+    kinds = {node: known.label_kinds for node, known in facts.items()}
+    average = MethodAverage(method, nodes, kinds, public_digest=digest(public) if public is not None else None)
     options = {
         "tags": [tag],
         "nodes": nodes,

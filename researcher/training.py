@@ -16,11 +16,12 @@ from ..common.files import atomic_file, refuse_existing
 from ..common.progress import track
 from ..errors import QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from ..generative.factory import GENERATOR
+from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Generator
-from ..generative.trainer import GENERATOR
 from .agreement import agreeing_nodes
 from .experiment import (
     change_stage,
@@ -246,7 +247,7 @@ def _assembled(
     generator: Generator,
     latest: dict[str, torch.Tensor],
     history: dict[str, Any],
-    facts: dict[str, Any],
+    facts: FactoryFacts,
 ) -> TrainedFactory:
     # Sites agree on size and bins; spacing and height are the middle of what they report.
     spacing = float(np.median([report["spacing"] for report in reports]))
@@ -254,4 +255,12 @@ def _assembled(
     discriminator = None
     if generator.config.discriminator == "shared":
         discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()
-    return TrainedFactory(generator, latest, spacing, height, history, facts, discriminator)
+    return TrainedFactory(
+        generator=generator,
+        latest=latest,
+        spacing=spacing,
+        height=height,
+        history=history,
+        facts=facts,
+        discriminator=discriminator,
+    )

@@ -13,6 +13,7 @@ from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
+from fedfactory.generative.factory_facts import FactoryFacts
 from helpers import (
     DOMAINS,
     PATIENT,
@@ -57,7 +58,14 @@ def trained(config) -> TrainedFactory:
     torch.manual_seed(0)
     generator = make_generator(config).eval()
     history = {domain: [{"round": 1, "loss_generator": 0.5, "loss_discriminator": 1.0}] for domain in DOMAINS}
-    return TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, history, {"rounds": 1, "seed": 0})
+    return TrainedFactory(
+        generator=generator,
+        latest=generator.state_dict(),
+        spacing=6.0,
+        height=100.0,
+        history=history,
+        facts=FactoryFacts(rounds=1, seed=0),
+    )
 
 
 @pytest.fixture

@@ -10,19 +10,23 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import fedfactory
 import nibabel as nib
 import numpy as np
 import psutil
 import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.labels.fixations import simulate_fixations
-from fedfactory.adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteRound
+from fedfactory.adaptation.methods.federated_method import FederatedMethod
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteRound
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.generative import FactoryConfig
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
+from fedfactory.node.site_facts import INTENSITIES, SiteFacts
 from safetensors.torch import save_file
 
 DOMAINS = ("bright", "dark")
@@ -47,6 +51,15 @@ def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) 
     label = (distance < radius).astype(np.uint8) + (distance < radius / 2)
     image = np.array([10.0, 60.0, 100.0], np.float32)[label] + rng.normal(0, 2, shape).astype(np.float32)
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
+
+
+def site_facts(**changes) -> SiteFacts:
+    """What a small site with three densely labelled slices announces."""
+    values = {
+        "version": fedfactory.__version__, "domain": "x", "size": 32, "z_bins": 4, "plane": "axial", "crop": "air",
+        "compatibility": "none", "intensities": INTENSITIES, "slices": 3, "classes": 3, "label_kinds": {"dense": 3},
+    }  # fmt: skip
+    return SiteFacts(**{**values, **changes})
 
 
 def kernels_of(layer, w):
@@ -208,13 +221,19 @@ def method_of(name, **changes) -> FederatedMethod:
     return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
 
 
-def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> SiteRound:
-    """A round at a site that has all that any method asks for."""
+def site_round_of(method, data, *, model=None, state=None, index=0, number=1) -> SiteRound:
+    """A round at a site that has everything that any method needs."""
     model = method.build() if model is None else model
     return SiteRound(
-        model, method.optimizers(model), data, index, number, {} if kept is None else kept,
-        public=site(), modalities={"ct": data},
-    )  # fmt: skip
+        model=model,
+        optimizers=method.optimizers(model),
+        data=data,
+        site=index,
+        number=number,
+        state=method.new_state() if state is None else state,
+        public=site(),
+        modalities={"ct": data},
+    )
 
 
 def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:

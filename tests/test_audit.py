@@ -123,7 +123,7 @@ def test_precision_falls_with_strangers_and_recall_with_missing_parts():
 def test_the_attackers_area_is_counted_by_patient_and_the_ratio_by_subject():
     members, others = torch.tensor([1.0, 3.0, 2.0, 2.0]), torch.tensor([2.0, 2.0, 5.0, 5.0])
     group = torch.tensor([0, 0, 1, 1])
-    area = attack_auc(members, others, group, group)
+    area = attack_auc(members, others, member_group=group, other_group=group)
     assert area.value == pytest.approx((0.5 + 1 + 0.5 + 1) / 4)
     assert area.low <= area.value <= area.high
     ratio = copying_ratio(torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.full((4,), 2.0), group)

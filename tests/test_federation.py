@@ -19,6 +19,7 @@ from fedfactory.demo.demo import DemoSize, run_demo
 from fedfactory.demo.demo_result import METHODS
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
+from fedfactory.generative.factory_facts import SharedAnatomy
 from fedfactory.node.fedbiomed_hooks import open_node
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.researcher.run_state import RunState
@@ -73,8 +74,8 @@ def test_a_run_gives_a_factory_with_its_history_and_measurements(reference, conf
     state = RunState.load(reference.folder)
     assert set(state.sharing[-1]["pairs"]) == {"bright / dark"}
     assert all(set(state.quality(domain)) == {"distance", "layout", "contrast"} for domain in DOMAINS)
-    assert factory.facts["shared_anatomy"] == state.sharing[-1]
-    assert factory.facts["alarms"] == state.alarms() != []  # eighteen updates are no training
+    assert factory.facts.shared_anatomy == SharedAnatomy(**state.sharing[-1])
+    assert factory.facts.alarms == tuple(state.alarms()) != ()  # eighteen updates are no training
 
 
 def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(reference):
@@ -98,8 +99,8 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     train(federation, published, tmp_path / "published", *extra)
     factory = export(tmp_path / "published", tmp_path / "factory.safetensors")
     assert factory.config == replace(published, clip_weight=50.0)
-    assert factory.facts["rounds"] == 4
-    assert factory.facts["stages"][1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
+    assert factory.facts.rounds == 4
+    assert factory.facts.stages[1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
     for rounds in factory.history.values():
         assert len(rounds) in (4, 8)  # one or two sites of the domain
         assert all("loss_generator" in one for one in rounds)

@@ -14,6 +14,7 @@ from fedfactory.adaptation.training.label_branch_training import train_label_bra
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, UsageError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
+from fedfactory.generative.factory_facts import FactoryFacts
 from fedfactory.generative.synthesis import between_latents, centre_style, group_size, slice_heights, synthesise_volume
 from fedfactory.imaging.volume_files import read_volume
 from fedfactory.node.store.original_slices import import_slices
@@ -247,7 +248,7 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
     published = replace(with_head(config, "image"), encoding_dim=6)
     torch.manual_seed(0)
     generator = make_generator(published).eval()
-    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {"rounds": 1})
+    factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
     segmenter = untrained_segmenter()
     made = train_label_branch(factory, segmenter, segmenter, domain="bright", updates=2, batch_size=2)
     file = tmp_path / "labelled.safetensors"
@@ -264,7 +265,7 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
 
 
 def test_alarms_of_the_drawn_domain_go_with_its_volumes(labelled, tmp_path, capsys):
-    labelled.factory.facts["alarms"] = ["bright: too dark", "dark: it shares little anatomy"]
+    labelled.factory.facts = FactoryFacts(alarms=("bright: too dark", "dark: it shares little anatomy"))
     labelled.save(tmp_path / "labelled.safetensors")
     words = ["--factory", tmp_path / "labelled.safetensors", "--domain", "dark", "--out", tmp_path / "drawn"]
     with pytest.raises(SystemExit) as end:

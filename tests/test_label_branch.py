@@ -32,7 +32,7 @@ class Threshold:
 def factory_of(config) -> TrainedFactory:
     torch.manual_seed(0)
     generator = make_generator(config).eval()
-    return TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
+    return TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
 
 
 def draw(generator, count, domain=0, seed=0):

@@ -20,7 +20,7 @@ from helpers import kernels_of, with_head
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_modulated_convolution_equals_one_kernel_per_sample(demodulate):
     torch.manual_seed(0)
-    layer = ModulatedConv(3, 5, 3, 4, demodulate=demodulate).double()
+    layer = ModulatedConv(3, 5, 3, style_dim=4, demodulate=demodulate).double()
     x, w = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 4).double()
     for sample, kernel in enumerate(kernels_of(layer, w)):
         expected = F.conv2d(x[sample : sample + 1], kernel, padding=1)[0]
@@ -119,7 +119,7 @@ def test_painting_mixes_grey_levels_by_the_tissue_maps():
     anatomy = head.anatomy(torch.randn(3, head.num_maps, 5, 5))
     torch.testing.assert_close(anatomy.sum(dim=1), torch.ones(3, 5, 5))
     w, domain = torch.randn(3, 4), torch.tensor([0, 1, 1])
-    image = head.paint(anatomy, w, domain, torch.zeros(3, 1, 5, 5))
+    image = head.paint(anatomy, w, domain, noise=torch.zeros(3, 1, 5, 5))
     level = head.grey[domain] + 0.1 * head.shade(w)
     expected = sum(anatomy[:, k] * level[:, k, None, None] for k in range(head.num_maps))
     torch.testing.assert_close(image[:, 0], expected)
@@ -151,7 +151,7 @@ def test_texture_is_bounded_whatever_the_weights(config):
         generator.texture.bias.fill_(50.0)
     style = generator.style_of(torch.randn(3, 8), torch.tensor([0, 1, 2]), torch.zeros(3, dtype=torch.long))
     shown = generator.synthesise(style, generator.fixed_noise())
-    painted = generator.head.paint(shown.anatomy, style.w[:, -1], style.domain, generator.fixed_noise()[0])
+    painted = generator.head.paint(shown.anatomy, style.w[:, -1], style.domain, noise=generator.fixed_noise()[0])
     torch.testing.assert_close(shown.image - painted, torch.full_like(painted, 0.1))
 
 

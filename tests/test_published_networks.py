@@ -66,8 +66,11 @@ def test_resampling_equals_the_golden_vectors(golden, case):
 def test_latents_equal_the_golden_vectors(golden, factory):
     generator, conditions = factory.generator, (golden["z"], golden["zbin"], golden["domain"])
     with torch.no_grad():
-        plain, embedded = generator.mapping(*conditions), generator.mapping(*conditions, golden["enc"].expand(2, -1))
-        zero = generator.mapping(*conditions, torch.zeros(2, 768))
+        plain, embedded = (
+            generator.mapping(*conditions),
+            generator.mapping(*conditions, encoding=golden["enc"].expand(2, -1)),
+        )
+        zero = generator.mapping(*conditions, encoding=torch.zeros(2, 768))
     torch.testing.assert_close(plain, golden["w_noenc"], **TOLERANCE)
     torch.testing.assert_close(embedded, golden["w_enc"], **TOLERANCE)
     torch.testing.assert_close(zero, golden["w_noenc"], **TOLERANCE)  # an all-zero embedding counts as absent
@@ -153,7 +156,7 @@ def test_resampling_equals_a_sum_written_out():
 
 @pytest.mark.parametrize("demodulate", [True, False])
 def test_modulated_upsampling_equals_one_transposed_kernel_per_sample(demodulate):
-    layer = ModulatedConv(3, 5, 3, 4, demodulate=demodulate, upsample=True).double()
+    layer = ModulatedConv(3, 5, 3, style_dim=4, demodulate=demodulate, upsample=True).double()
     x, w = torch.randn(2, 3, 6, 7).double(), torch.randn(2, 4).double()
     for sample, kernel in enumerate(kernels_of(layer, w)):
         wide = F.conv_transpose2d(x[sample : sample + 1], kernel.transpose(0, 1), stride=2)
@@ -182,9 +185,10 @@ def test_networks_of_any_size_fit_each_other(size):
     z_bin, domain, encoding = torch.tensor([0, 6, 3]), torch.tensor([4, 0, 2]), torch.randn(3, 5)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        image = generator(torch.randn(3, 6), z_bin, domain, generator.draw_noise(3, rng), encoding)
+        noise = generator.draw_noise(3, rng)
+        image = generator(torch.randn(3, 6), z_bin, domain, noise=noise, encoding=encoding)
         assert image.shape == (3, 1, size, size)
-        assert discriminator(image, z_bin, domain, encoding).shape == (3, 1)
+        assert discriminator(image, z_bin, domain, encoding=encoding).shape == (3, 1)
 
 
 def test_style_mixing_takes_coarse_layers_from_the_first_latent(golden, factory):
@@ -208,13 +212,13 @@ def test_federated_and_phase_two_files_are_recognised(states, exported, tmp_path
     federated = {f"generator.{k}": v for k, v in g.items()} | {f"discriminator.{k}": v for k, v in d.items()}
     federated |= {f"g_ema.{k}": v for k, v in g.items()}
     made = import_checkpoint(save(tmp_path, federated))
-    assert made.facts["imported"] == "federated model"
+    assert made.facts.imported == "federated model"
     assert made.discriminator is not None
     container = {"state_dict": {f"module.decoder.{k}": v for k, v in g.items()} | {"module.encoder.x": torch.ones(1)}}
     branch = import_checkpoint(save(tmp_path, container))
-    assert branch.facts["imported"] == "generator of a phase-two checkpoint"
+    assert branch.facts.imported == "generator of a phase-two checkpoint"
     assert branch.discriminator is None
-    with pytest.raises(UsageError, match="no discriminator"):
+    with pytest.raises(UsageError, match="discriminator is None"):
         branch.discriminate(torch.zeros(1, 1, 8, 8), 0, 0)
     whole = import_checkpoint(exported)
     for made_state in (made.generator.state_dict(), branch.generator.state_dict()):
@@ -226,11 +230,11 @@ def test_the_older_variant_without_embeddings_is_recognised(tmp_path):
     g, d = filled_states(config)
     extras = {"g_optim": {"state": {}}, "d_optim": {"state": {}}, "args": argparse.Namespace(size=8), "ada_aug_p": 0.1}
     made = import_checkpoint(save(tmp_path, {"g": g, "d": d, "g_ema": g, **extras}))
-    assert made.facts["imported"] == "older factory without image embeddings"
+    assert made.facts.imported == "older factory without image embeddings"
     assert made.config.encoding_dim == 0
     assert made.config.domains == ("domain0", "domain1")
-    with pytest.raises(UsageError, match="trained without"):
-        made.generate(torch.zeros(1, 512), 0, 0, torch.zeros(1, 768))
+    with pytest.raises(UsageError, match="encoding_dim is 0"):
+        made.generate(torch.zeros(1, 512), 0, 0, encoding=torch.zeros(1, 768))
 
 
 class Runs:
@@ -261,7 +265,7 @@ def without(state, name):
         (lambda g: without(g, "conv1.conv.weight"), "conv1.conv.weight"),
         (lambda g: {**g, "surplus": torch.ones(1)}, "surplus"),
         (lambda g: {**g, "to_rgb1.bias": torch.full((1, 1, 1, 1), float("nan"))}, "NaN"),
-        (lambda g: {**g, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}, "another resampling filter"),
+        (lambda g: {**g, "to_rgbs.0.upsample.kernel": torch.ones(4, 4)}, "is not the resampling filter"),
         (lambda g: {}, "lacks"),
     ],
 )
@@ -289,9 +293,9 @@ def test_foreign_and_damaged_files_are_refused(exported, tmp_path):
     [
         ({"z": torch.zeros(2, 5)}, "expected"),
         ({"domain": "x"}, "unknown domain"),
-        ({"domain": 3}, "known are 0 to 2"),
+        ({"domain": 3}, "choose from 0 to 2"),
         ({"domain": [0, 1, 2]}, "2 of them"),
-        ({"z_bin": 29}, "known are 0 to 28"),
+        ({"z_bin": 29}, "choose from 0 to 28"),
         ({"z_bin": 0.5}, "whole number"),
         ({"encoding": torch.zeros(1, 5)}, "768"),
         ({"encoding": torch.zeros(3, 768)}, "3 rows"),

@@ -46,7 +46,7 @@ def labelled_factory(config) -> LabelledFactory:
     branch = LabelBranch.for_generator(generator, 3).eval()
     card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0, "validated_on": "nothing"}
     card["labels_from"] = dict.fromkeys(config.domains, "view")
-    factory = TrainedFactory(generator, generator.state_dict(), 6.0, 100.0, {}, {})
+    factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
     return LabelledFactory(factory, [branch], untrained_segmenter(), card)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from fedfactory.errors import CheckpointError, FederationError, NodeDataError, UsageError
+from fedfactory.errors import CheckpointError, ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.generative import make_generator
 from fedfactory.node.plans.error_redaction import guarded
 from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.sites import package_fingerprint, read_facts, store_facts
+from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, description_of, read_facts, store_facts
+from fedfactory.node.sites import package_fingerprint
 from fedfactory.researcher.node_selection import Federation, NodeSelection
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
@@ -294,12 +296,37 @@ def test_an_exception_of_a_site_says_its_kind_and_not_its_text():
 
 
 def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(store):
-    text = store_facts(store, SiteChoices())
-    assert read_facts(text) == json.loads(text.removeprefix("fedfactory slice store "))
+    facts = store_facts(store, SiteChoices())
+    text = description_of(facts)
+    assert read_facts(text) == facts
+    assert facts.to_dict() == json.loads(text.removeprefix("fedfactory slice store "))
     assert str(store.path) not in text
     assert "case" not in text
     assert read_facts("slice store, 16 px") is None
     assert read_facts("[]") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": "16"}, {"size": 0}, {"size": True}, {"z_bins": 2**40}, {"slices": -1}, {"domain": ""}, {"crop": None},
+        {"plane": "x" * 10**6}, {"label_kinds": [1]}, {"label_kinds": {"dense": -1}}, {"label_kinds": {"other": 1}},
+        {"network": "resnet"}, {"network": 3}, {"public_digest": "0" * 63}, {"modalities": {"a.b": {}}},
+        {"modalities": {"ct": 1}}, {"modalities": {"ct": {"slices": 1, "classes": "3", "label_kinds": {}}}},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_impossible_facts_are_not_read(store, change):
+    values = store_facts(store, SiteChoices()).to_dict()
+    assert read_facts(INTRODUCTION + json.dumps({**values, "new": 1})) is not None  # another version may announce more
+    with pytest.raises(ConfigError):
+        SiteFacts.from_dict({**values, **change})
+    assert read_facts(INTRODUCTION + json.dumps({**values, **change})) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "3", "null", "{}", "fedfactory slice store {", None])
+def test_descriptions_of_something_else_are_not_read(text):
+    assert read_facts(text) is None
 
 
 @pytest.mark.parametrize(
@@ -311,9 +338,9 @@ def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(st
 def test_a_site_that_does_not_agree_is_named(store, config, change, message):
     from fedfactory.researcher.agreement import agreeing_nodes
 
-    good = store_facts(store, SiteChoices())
-    other = "fedfactory slice store " + json.dumps({**read_facts(good), **change})
-    texts = {"a": good, "b": good, "c": other}
+    facts = store_facts(store, SiteChoices())
+    good = description_of(facts)
+    texts = {"a": good, "b": good, "c": description_of(replace(facts, **change))}
     with pytest.raises(FederationError, match=f"c: .*{message}"):
         agreeing_nodes(texts, config, leave_out=False)
     assert agreeing_nodes(texts, config, leave_out=True) == ["a", "b"]

@@ -11,19 +11,22 @@ import pytest
 import torch
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
-from fedfactory import __version__
-from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteUpdate
+from fedfactory.adaptation.methods.catalogue import describe
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.cli import main
 from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
+from fedfactory.node.plans.site_settings import SiteSettings
 from fedfactory.node.plans.site_slices import held_out_scores, site_slices
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.sites import read_facts, store_facts
+from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
+from helpers import site_facts
 
 CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, width=4)
 
@@ -37,18 +40,18 @@ def large(site, tmp_path):
 
 def opened(store, config=CONFIG, **site_settings):
     dataset = SegmentationDataset()
-    dataset.config, dataset.site_settings = config, site_settings
+    dataset.config, dataset.site_settings = config, SiteSettings(**site_settings)
     dataset.load(str(store.path), DataReturnFormat.TORCH)
     return dataset
 
 
 def test_a_site_is_held_to_the_labels_it_announced(large):
     assert large.label_kinds() == {"dense": 16}
-    assert len(opened(large, kinds={"dense": 16})) == 16
+    assert len(opened(large, label_kinds={"dense": 16})) == 16
     with pytest.raises(
         FedbiomedError, match="announced 16 slices with box labels and holds 16 slices with dense labels"
     ):
-        opened(large, kinds={"box": 16})
+        opened(large, label_kinds={"box": 16})
 
 
 def test_a_store_that_does_not_fit_the_method_is_refused_without_its_path(large, store):
@@ -97,27 +100,25 @@ def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
     assert found["dice"] == 0 and math.isnan(found["hd95"])
 
 
-def facts_of(**changes) -> str:
-    return json.dumps({"version": __version__, "domain": "x", "size": 32, "z_bins": 4, "classes": 3, **changes})
-
-
 def test_the_researcher_sees_which_labels_a_site_has_and_no_more(large):
-    facts = read_facts(store_facts(large, SiteChoices()))
-    assert facts["label_kinds"] == {"dense": 16} and facts["classes"] == 3
-    assert "case" not in store_facts(large, SiteChoices())
+    text = description_of(store_facts(large, SiteChoices()))
+    facts = read_facts(text)
+    assert facts.label_kinds == {"dense": 16} and facts.classes == 3
+    assert "case" not in text
 
 
 def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
     from fedfactory.researcher.segmentation import agreed_facts
 
-    good = facts_of(label_kinds={"dense": 3})
+    good = description_of(site_facts())
+    without_label_kinds = json.dumps({k: v for k, v in site_facts().to_dict().items() if k != "label_kinds"})
     assert set(agreed_facts({"n1": good, "n2": good})) == {"n1", "n2"}
     for other, message in [
-        (facts_of(label_kinds={"dense": 3}, size=64), "n2: 64 px"),
-        (facts_of(), "n2: registered without label kinds"),
-        (facts_of(label_kinds={}, plane="coronal"), "n2: plane is coronal"),
-        (facts_of(label_kinds={}, version="0.0"), "other fedfactory versions"),
-        ("something else", "registered without"),
+        (description_of(site_facts(size=64)), "n2: 64 px"),
+        (without_label_kinds, "n2: not registered by this version"),
+        (description_of(site_facts(plane="coronal")), "n2: plane is coronal"),
+        (description_of(site_facts(version="0.0")), "other fedfactory versions"),
+        ("something else", "n2: not registered by this version"),
     ]:
         with pytest.raises(FederationError, match=message):
             agreed_facts({"n1": good, "n2": other})
@@ -127,26 +128,27 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
     from fedfactory.researcher.segmentation import require_labels
 
     def facts(**kinds):
-        return {node: {"label_kinds": {kind: 1}} for node, kind in kinds.items()}
+        return {node: site_facts(label_kinds={kind: 1}) for node, kind in kinds.items()}
 
-    require_labels("fedmix", facts(a="dense", b="none"))
-    require_labels("fedavg", facts(a="box"))
-    require_labels("hssf", facts(a="none"))
-    require_labels("cmc", {"a": {"label_kinds": {"none": 1}, "modalities": {"mri": {"label_kinds": {"dense": 1}}}}})
+    require_labels(describe("fedmix"), facts(a="dense", b="none"))
+    require_labels(describe("fedavg"), facts(a="box"))
+    require_labels(describe("hssf"), facts(a="none"))
+    mri = ModalityFacts(slices=1, classes=3, label_kinds={"dense": 1})
+    require_labels(describe("cmc"), {"a": site_facts(label_kinds={"none": 1}, modalities={"mri": mri})})
     with pytest.raises(UsageError, match="nothing to learn"):
-        require_labels("fedavg", facts(a="none", b="none"))
+        require_labels(describe("fedavg"), facts(a="none", b="none"))
     with pytest.raises(UsageError, match="dense labels"):
-        require_labels("fedmix", facts(a="box"))
+        require_labels(describe("fedmix"), facts(a="box"))
 
 
 def test_a_plan_runs_no_other_method_than_the_approved_one():
     from fedfactory.node.plans.segmentation_plan import SegmentationTrainingPlan
 
     class Approved(SegmentationTrainingPlan):
-        method = "local"
+        method_name = "local"
 
     config = CONFIG.to_dict()
-    with pytest.raises(NodeDataError, match="approved for 'local', not for 'fedavg'"):
+    with pytest.raises(NodeDataError, match="method is 'fedavg'; this plan was approved for 'local' only"):
         Approved().init_model({"config": config})
     with pytest.raises(NodeDataError, match="at most"):
         Approved().init_model({"config": {**config, "method": "local", "updates": 10**6}})

@@ -31,7 +31,7 @@ class Drawn:
     def draw_noise(self, batch, rng):
         return []
 
-    def __call__(self, z, z_bin, domain, noise, encoding=None):
+    def __call__(self, z, z_bin, domain, *, noise, encoding=None):
         side = self.config.image_size
         place = torch.tanh(z.roll(int(domain[0]), dims=1) if self.own_anatomy else z)[:, :2] * 0.4
         grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij"))
@@ -99,9 +99,9 @@ def test_grey_levels_cover_the_range_and_hold_what_lies_outside():
 def test_a_site_tells_a_good_generator_from_planted_failures(wide):
     """Swapped grey levels keep edges, outline and anatomy; only the layout gives them away."""
     real, z_bin = real_slices(wide)
-    good = site_quality(Drawn(wide), real, z_bin, 0)
-    swapped = site_quality(Drawn(wide, levels=((0.2, 0.8), (0.0, 0.0))), real, z_bin, 0)
-    flat = site_quality(Drawn(wide, levels=((-0.9, -0.95), (0.0, 0.0))), real, z_bin, 0)
+    good = site_quality(Drawn(wide), real, z_bin, domain=0)
+    swapped = site_quality(Drawn(wide, levels=((0.2, 0.8), (0.0, 0.0))), real, z_bin, domain=0)
+    flat = site_quality(Drawn(wide, levels=((-0.9, -0.95), (0.0, 0.0))), real, z_bin, domain=0)
     assert good.layout > 0.8
     assert good.contrast == pytest.approx(1, abs=0.05)
     assert abs(good.distance) < 1
@@ -116,10 +116,10 @@ def test_a_site_tells_a_good_generator_from_planted_failures(wide):
 def test_layout_is_one_for_equal_slices_and_nothing_without_common_heights():
     rng = torch.Generator().manual_seed(0)
     images, z_bin = torch.rand(20, 1, 8, 8, generator=rng), torch.arange(20) % 4
-    assert layout_agreement(images, z_bin, images, z_bin) == pytest.approx(1)
-    assert layout_agreement(images, z_bin, -images, z_bin) == pytest.approx(-1)
-    assert layout_agreement(images, z_bin, images, z_bin + 4) == 0.0
-    assert layout_agreement(torch.ones_like(images), z_bin, images, z_bin) == 0.0
+    assert layout_agreement(images, z_bin, synthetic=images, synthetic_bin=z_bin) == pytest.approx(1)
+    assert layout_agreement(images, z_bin, synthetic=-images, synthetic_bin=z_bin) == pytest.approx(-1)
+    assert layout_agreement(images, z_bin, synthetic=images, synthetic_bin=z_bin + 4) == 0.0
+    assert layout_agreement(torch.ones_like(images), z_bin, synthetic=images, synthetic_bin=z_bin) == 0.0
 
 
 def test_the_alarm_is_silent_for_a_good_domain_and_names_each_fault():

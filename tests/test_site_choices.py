@@ -7,17 +7,18 @@ import json
 import pytest
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
-from fedfactory import __version__
+from fedfactory.adaptation.methods.catalogue import describe
 from fedfactory.errors import ConfigError, FederationError, StoreError, UsageError
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
+from fedfactory.node.plans.site_settings import SiteSettings
 from fedfactory.node.site_choices import SiteChoices, digest
-from fedfactory.node.sites import read_facts, store_facts
+from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.segmentation import agreed_config
-from helpers import CONFIG, ball_volume
+from helpers import CONFIG, ball_volume, site_facts
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +45,14 @@ def test_choices_are_announced_without_a_path(stores):
         network="dynunet", public=str(stores["public"].path), modality="ct", others={"mri": str(stores["copy"].path)}
     )
     choices.check(own)
-    text = store_facts(own, choices)
+    text = description_of(store_facts(own, choices))
     facts = read_facts(text)
-    assert facts["network"] == "dynunet" and facts["public"] == digest(stores["public"])
-    assert facts["modalities"]["ct"]["label_kinds"] == {"none": 16}
-    assert facts["modalities"]["mri"] == {"slices": 16, "classes": 3, "label_kinds": {"dense": 16}}
+    assert facts.network == "dynunet" and facts.public_digest == digest(stores["public"])
+    assert facts.modalities["ct"].label_kinds == {"none": 16}
+    assert facts.modalities["mri"] == ModalityFacts(slices=16, classes=3, label_kinds={"dense": 16})
     assert str(own.path.parent) not in text and "case0" not in text
-    assert read_facts(store_facts(own, SiteChoices())).keys().isdisjoint({"network", "public", "modalities"})
+    nothing_chosen = store_facts(own, SiteChoices())
+    assert (nothing_chosen.network, nothing_chosen.public_digest, nothing_chosen.modalities) == (None, None, {})
 
 
 def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
@@ -60,7 +62,7 @@ def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (lambda s: SiteChoices(network="resnet"), "unknown network 'resnet'"),
+        (lambda s: SiteChoices(network="resnet"), "network is 'resnet'"),
         (lambda s: SiteChoices(public=str(s["small"].path)), "slices of 16 px, the store's 32"),
         (lambda s: SiteChoices(public=str(s["own"].path)), "dense labels"),
         (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "of which modality the store itself is"),
@@ -90,7 +92,7 @@ def test_choices_lie_beside_the_store_and_damage_is_seen(stores):
 
 def dataset(store, **site_settings) -> SegmentationDataset:
     made = SegmentationDataset()
-    made.config, made.site_settings = CONFIG, site_settings
+    made.config, made.site_settings = CONFIG, SiteSettings(**site_settings)
     made.load(str(store.path), DataReturnFormat.TORCH)
     return made
 
@@ -98,13 +100,13 @@ def dataset(store, **site_settings) -> SegmentationDataset:
 def test_a_node_trains_with_the_researchers_public_slices_alone(stores):
     own = stores["own"]
     SiteChoices(public=str(stores["public"].path), modality="ct", others={"mri": str(stores["copy"].path)}).save(own)
-    read = dataset(own, public=digest(stores["public"]))
+    read = dataset(own, public_digest=digest(stores["public"]))
     assert len(read.public) == 16 and set(read.modalities) == {"ct", "mri"}
     with pytest.raises(FedbiomedError, match="not the researcher's"):
-        dataset(own, public="0" * 64)
+        dataset(own, public_digest="0" * 64)
     SiteChoices().save(own)
     with pytest.raises(FedbiomedError, match="no public slices"):
-        dataset(own, public=digest(stores["public"]))
+        dataset(own, public_digest=digest(stores["public"]))
     SiteChoices(public="/nowhere").save(own)
     with pytest.raises(FedbiomedError, match="see the node's log") as error:
         dataset(own)
@@ -112,34 +114,33 @@ def test_a_node_trains_with_the_researchers_public_slices_alone(stores):
     own.path.with_name(own.path.name + ".choices.json").unlink()
 
 
-def facts(**changes) -> dict:
-    return {"size": 32, "classes": 1, "label_kinds": {"none": 4}, "version": __version__, **changes}
-
-
 def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
     public = stores["public"]
-    sites = {node: facts(public=digest(public)) for node in ("n1", "n2")}
-    config = agreed_config("hssf", sites, public, rounds=2)
+    sites = {node: site_facts(classes=1, public_digest=digest(public)) for node in ("n1", "n2")}
+    config = agreed_config(describe("hssf"), sites, public, rounds=2)
     assert (config.classes, config.sites, config.options["public_slices"]) == (3, 2, 16)
     json.dumps(config.to_dict())
     with pytest.raises(UsageError, match="--public STORE"):
-        agreed_config("hssf", sites, None, rounds=2)
+        agreed_config(describe("hssf"), sites, None, rounds=2)
     with pytest.raises(UsageError, match="16 px, the sites' have 32"):
-        agreed_config("hssf", sites, stores["small"], rounds=2)
+        agreed_config(describe("hssf"), sites, stores["small"], rounds=2)
     with pytest.raises(UsageError, match="dense labels"):
-        agreed_config("hssf", sites, stores["own"], rounds=2)
+        agreed_config(describe("hssf"), sites, stores["own"], rounds=2)
     with pytest.raises(FederationError, match="n2: not registered with these public slices"):
-        agreed_config("hssf", {**sites, "n2": facts()}, public, rounds=2)
+        agreed_config(describe("hssf"), {**sites, "n2": site_facts(classes=1)}, public, rounds=2)
     with pytest.raises(UsageError, match="no use for public"):
-        agreed_config("fedavg", sites, public, rounds=2)
+        agreed_config(describe("fedavg"), sites, public, rounds=2)
 
 
 def test_the_researcher_configures_cmc_from_what_sites_announce():
-    one = {"slices": 4, "classes": 3, "label_kinds": {"dense": 4}}
-    sites = {"n1": facts(modalities={"mri": one, "ct": one}), "n2": facts(modalities={"ct": one})}
-    config = agreed_config("cmc", sites, None, rounds=2, options={"start": 0.5})
+    part = ModalityFacts(slices=4, classes=3, label_kinds={"dense": 4})
+    sites = {
+        "n1": site_facts(classes=1, modalities={"mri": part, "ct": part}),
+        "n2": site_facts(classes=1, modalities={"ct": part}),
+    }
+    config = agreed_config(describe("cmc"), sites, None, rounds=2, options={"start": 0.5})
     assert config.options == {"start": 0.5, "modalities": ["ct", "mri"]} and config.classes == 3
     with pytest.raises(FederationError, match="n2: registered without a modality"):
-        agreed_config("cmc", {**sites, "n2": facts()}, None, rounds=2)
+        agreed_config(describe("cmc"), {**sites, "n2": site_facts(classes=1)}, None, rounds=2)
     with pytest.raises(UsageError, match="all sites have ct alone"):
-        agreed_config("cmc", {"n2": sites["n2"]}, None, rounds=2)
+        agreed_config(describe("cmc"), {"n2": sites["n2"]}, None, rounds=2)

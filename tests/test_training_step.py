@@ -17,8 +17,10 @@ from fedfactory.generative.adaptive_augmentation import (
     draw_inverse_matrices,
     warp,
 )
+from fedfactory.generative.conditions import Conditions, Guide
 from fedfactory.generative.losses import path_lengths, path_penalty, squared_angle
-from fedfactory.generative.trainer import Conditions, Guide, TrainerState, make_optimizers
+from fedfactory.generative.trainer import make_optimizers
+from fedfactory.generative.trainer_state import TrainerState
 from helpers import with_head
 
 
@@ -169,7 +171,7 @@ def test_guidance_rests_when_the_embedding_is_dropped(published):
     [
         ({"encoding": torch.zeros(5)}, {}, r"expected \(6,\)"),
         ({}, {"clip_weight": 1.0}, "no image encoder"),
-        ({"accumulate": 3}, {}, "equal parts"),
+        ({"accumulate": 3}, {}, "accumulate is 3; it must divide"),
     ],
 )
 def test_a_trainer_that_does_not_fit_its_factory_is_refused(published, options, changes, message):
@@ -178,7 +180,7 @@ def test_a_trainer_that_does_not_fit_its_factory_is_refused(published, options, 
 
 
 def test_half_precision_is_for_the_published_networks(config):
-    with pytest.raises(ConfigError, match="palette knows float32"):
+    with pytest.raises(ConfigError, match="head 'palette' choose from float32"):
         Factory(config, precision="bfloat16")
 
 
@@ -223,7 +225,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(published):
         real, z_bin, domain = batch(8)
         cut = one._parts(torch.cat([real[:4], real[:4]]), Conditions(z_bin % 4, domain, None))
         for part, wanted in cut:
-            one._backward_r1(part, wanted, 1 / len(cut))
+            one._backward_r1(part, wanted, share=1 / len(cut))
         slopes.append(one.factory.discriminator.convs[0][0].weight.grad.clone())
     torch.testing.assert_close(slopes[0], slopes[1])
 
@@ -254,7 +256,7 @@ def test_half_precision_gives_nearly_the_same_slices(published):
     half = Factory(published, precision="bfloat16")
     z, noise = torch.randn(4, 8), full.generator.fixed_noise()
     with torch.no_grad():
-        one, other = (f.generator(z, batch()[1], batch()[2], noise) for f in (full, half))
+        one, other = (f.generator(z, batch()[1], batch()[2], noise=noise) for f in (full, half))
     assert other.dtype == torch.float32
     difference = (one - other).square().mean().sqrt() / one.std()
     assert 0 < difference < 0.02
@@ -283,7 +285,7 @@ def test_all_four_quarter_turns_are_drawn_and_two_as_published():
         rng = torch.Generator().manual_seed(0)
         seen = set()
         for _ in range(40):
-            drawn = draw_inverse_matrices(50, 16, 16, 0.05, rng, quarter_turns=turns)
+            drawn = draw_inverse_matrices(50, 16, 16, p=0.05, rng=rng, quarter_turns=turns)
             whole = drawn[(drawn[:, :2] - drawn[:, :2].round()).abs().amax(dim=(1, 2)) < 1e-4]
             still = whole[(whole[:, :2, 2] == 0).all(dim=1) & (whole[:, 0, 0] * whole[:, 1, 1] >= 0)]
             upright = still[torch.linalg.det(still) > 0]
@@ -301,7 +303,7 @@ def test_intensity_draws_follow_their_distributions():
 
 
 def test_augmentation_can_be_differentiated_twice():
-    matrices = draw_inverse_matrices(1, 6, 6, 1.0, torch.Generator().manual_seed(2), quarter_turns=(0, 1, 2, 3))
+    matrices = draw_inverse_matrices(1, 6, 6, p=1.0, rng=torch.Generator().manual_seed(2), quarter_turns=(0, 1, 2, 3))
     image = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: warp(x, matrices.double()).pow(3), image, atol=1e-4)
 

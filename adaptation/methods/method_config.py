@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from ...errors import ConfigError
 from ..augmentation import ROTATION
 from ..labels.candidate_labels import check_classes
-from ..networks.site_network import GROUPS, NORMS, SMALLEST
+from ..networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
 from .option_checks import check_at_least, check_choice, check_positive
 
 
@@ -53,8 +53,8 @@ class MethodConfig:
         check_classes(self.classes)
         for name in ("sites", "rounds", "updates", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
-        if self.size < 2 * SMALLEST or self.size % SMALLEST:
-            raise ConfigError(f"size is {self.size}; choose a multiple of {SMALLEST} from {2 * SMALLEST}")
+        if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
+            raise ConfigError(f"size is {self.size}; choose a multiple of {SIDE_MULTIPLE} from {2 * SIDE_MULTIPLE}")
         check_choice("norm", self.norm, NORMS)
         if self.width < GROUPS or self.width % GROUPS:
             raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")

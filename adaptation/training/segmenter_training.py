@@ -13,14 +13,16 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss, MaskedDiceLoss
 from torch import Tensor
 
+from ...common.precision import UNSCALED_PRECISIONS
 from ...common.seeding import seed_of, seeded
 from ...errors import ConfigError, UsageError
 from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..augmentation import ROTATION, appearance, geometry
 from ..labelled_slices import LabelledSlices, foreground_dice
-from ..networks.architectures import build_network, dimensions
+from ..networks.architectures import build_network
+from ..networks.network_names import dimensions
 from ..segmenter import PATCH_DEPTH, Segmenter
-from .training_loop import PRECISIONS, Kept, Learner, LoopConfig, one_cycle, train
+from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
 
 FEW_SHARE = 0.25  # of a batch: a site's own labelled slices, where there are any
 RAMP = 0.2  # share of the updates over which self-training gains its weight
@@ -61,8 +63,8 @@ class SegmenterConfig:
             raise ConfigError("updates, batch_size and learning_rate must be positive")
         if not 0 <= self.remap_contrast <= 1:
             raise ConfigError(f"remap_contrast is {self.remap_contrast}; choose a share from 0 to 1")
-        if self.self_training < 0 or self.precision not in PRECISIONS:
-            raise ConfigError(f"self_training must not be negative, precision one of {', '.join(PRECISIONS)}")
+        if self.self_training < 0 or self.precision not in UNSCALED_PRECISIONS:
+            raise ConfigError(f"self_training must not be negative, precision one of {', '.join(UNSCALED_PRECISIONS)}")
 
 
 class Sampler:

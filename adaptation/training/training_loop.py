@@ -22,7 +22,6 @@ from ...errors import CheckpointError, ConfigError, TrainingError
 KIND = "unfinished training"
 STATE = "unfinished.safetensors"
 CURVES = "curves"
-PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ def shared_anatomy(generator: Generator, *, batch_size: int = 32) -> dict[tuple[
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
             domain = torch.full_like(z_bin[part], index)
-            parts.append(generator(z[part], z_bin[part], domain, generator.fixed_noise())[:, 0].cpu())
+            parts.append(generator(z[part], z_bin[part], domain, noise=generator.fixed_noise())[:, 0].cpu())
         shown[name] = grey_levels(torch.cat(parts))
     scores = {}
     for a, b in itertools.combinations(config.domains, 2):

@@ -47,7 +47,7 @@ class Discriminator(nn.Module, ABC):
     """Scores slices under their conditions."""
 
     @abstractmethod
-    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         """Scores (B, 1), unbounded.
 
         Args:
@@ -74,7 +74,7 @@ class ProjectionDiscriminator(Discriminator):
         self.domain_embedding = nn.Parameter(torch.randn(len(config.domains), last))
         self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, last))
 
-    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         x = activate(self.stem(image))
         for block in self.blocks:
             x = block(x)

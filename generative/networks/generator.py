@@ -77,7 +77,7 @@ class Generator(nn.Module, ABC):
     grain: bool = False
 
     @abstractmethod
-    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
         """z: (B, latent_dim) unit normal; z_bin, domain: (B,) integers; encoding: (B, encoding_dim) or None."""
 
     @abstractmethod
@@ -105,15 +105,15 @@ class Generator(nn.Module, ABC):
         """Fresh unit normal maps, (B, 1, r, r) each, on the device of `rng`."""
         return [torch.randn(batch, 1, r, r, generator=rng, device=rng.device) for r in self.noise_sides]
 
-    def style_at(self, z: Tensor, height: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+    def style_at(self, z: Tensor, height: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
         """As `style_of` at fractional heights (B,) in [0, z_bins - 1]: linear between the neighbouring bins."""
         low = height.floor().long().clamp(0, self.config.z_bins - 1)
         high = (low + 1).clamp(max=self.config.z_bins - 1)
-        below = self.style_of(z, low, domain, encoding)
-        return below.between(self.style_of(z, high, domain, encoding), height - low)
+        below = self.style_of(z, low, domain, encoding=encoding)
+        return below.between(self.style_of(z, high, domain, encoding=encoding), height - low)
 
     def forward(
-        self, z: Tensor, z_bin: Tensor, domain: Tensor, noise: list[Tensor], encoding: Tensor | None = None
+        self, z: Tensor, z_bin: Tensor, domain: Tensor, *, noise: list[Tensor], encoding: Tensor | None = None
     ) -> Tensor:
         """Slices (B, 1, S, S)."""
-        return self.synthesise(self.style_of(z, z_bin, domain, encoding), noise).image
+        return self.synthesise(self.style_of(z, z_bin, domain, encoding=encoding), noise).image

@@ -67,7 +67,7 @@ class PaletteHead(nn.Module):
         """(B, maps, H, W) logits to soft tissue maps that sum to one over dimension 1."""
         return torch.softmax(2 * logits + self.bias[:, None, None], dim=1)
 
-    def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, noise: Tensor) -> Tensor:
+    def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, *, noise: Tensor) -> Tensor:
         """(B, maps, H, W), (B, latent), (B,) integer, (B, 1, H, W) -> slices (B, 1, H, W), about [-1, 1]."""
         level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
         image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
@@ -77,9 +77,9 @@ class PaletteHead(nn.Module):
 class StyledLayer(nn.Module):
     """Modulated convolution and bias."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, style_dim: int, *, demodulate: bool = True) -> None:
+    def __init__(self, c_in: int, c_out: int, kernel: int, *, style_dim: int, demodulate: bool = True) -> None:
         super().__init__()
-        self.conv = ModulatedConv(c_in, c_out, kernel, style_dim, demodulate=demodulate)
+        self.conv = ModulatedConv(c_in, c_out, kernel, style_dim=style_dim, demodulate=demodulate)
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -105,21 +105,21 @@ class PaletteGenerator(Generator):
             for layer in range(config.mapping_layers)
         )
         self.constant = nn.Parameter(torch.randn(config.z_bins, widths[0], config.start_size, config.start_size))
-        self.first = StyledLayer(widths[0], widths[0], 3, d)
+        self.first = StyledLayer(widths[0], widths[0], 3, style_dim=d)
         pairs = list(itertools.pairwise(widths))
-        self.grow = nn.ModuleList(StyledLayer(wide, narrow, 3, d) for wide, narrow in pairs)
-        self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, d) for _, narrow in pairs)
+        self.grow = nn.ModuleList(StyledLayer(wide, narrow, 3, style_dim=d) for wide, narrow in pairs)
+        self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, style_dim=d) for _, narrow in pairs)
         # The palette's own generator: adding a layer above must not change which palette a seed gives.
         self.head = PaletteHead(len(config.domains), d, torch.Generator().manual_seed(len(config.domains)))
         self.to_logits = nn.ModuleList(
-            StyledLayer(width, self.head.num_maps, 1, d, demodulate=False) for width in widths
+            StyledLayer(width, self.head.num_maps, 1, style_dim=d, demodulate=False) for width in widths
         )
-        self.texture = StyledLayer(widths[-1], 1, 1, d, demodulate=False) if config.texture else None
+        self.texture = StyledLayer(widths[-1], 1, 1, style_dim=d, demodulate=False) if config.texture else None
         # Numbered as in the published network: a block's logits and the next block's first layer share a latent.
         self.n_latent = 2 * len(widths)
         self.num_maps = self.head.num_maps
 
-    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
         """The encoding is not read; nor is the domain, unless the configuration says so: one z is one anatomy."""
         entering = [pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])]
         if self.domain_embedding is not None:
@@ -139,7 +139,7 @@ class PaletteGenerator(Generator):
             features.append(x)
             logits = upsample(logits) + to_logits(x, w[2 * block + 3])
         anatomy = self.head.anatomy(logits)
-        image = self.head.paint(anatomy, w[-1], style.domain, noise[0])
+        image = self.head.paint(anatomy, w[-1], style.domain, noise=noise[0])
         if self.texture is not None:  # bounded: it may shade tissue, not turn one into another
             image = image + self.config.texture * torch.tanh(self.texture(x, w[-1]))
         return Synthesis(image, anatomy, features)

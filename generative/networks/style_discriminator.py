@@ -74,7 +74,7 @@ class StyleDiscriminator(MixedPrecision, Discriminator):
         self.final_conv = nn.Sequential(ScaledConv(last + 1, last, 3, padding=1), BiasActivation(last))
         self.final_linear = nn.Sequential(EqualisedLinear(last * SMALLEST_MAP**2, d), EqualisedLinear(d, d))
 
-    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         x, largest = image, self.config.image_size
         for layer, side in zip(self.convs, (largest, *self.config.resolutions[:0:-1]), strict=True):
             with self.precision_at(side, largest, x.device):

@@ -36,7 +36,7 @@ class StyledConv(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, style_dim: int, *, upsample: bool = False) -> None:
         super().__init__()
-        self.conv = ModulatedConv(c_in, c_out, 3, style_dim, upsample=upsample)
+        self.conv = ModulatedConv(c_in, c_out, 3, style_dim=style_dim, upsample=upsample)
         self.noise = NoiseStrength()
         self.activate = BiasActivation(c_out)
 
@@ -50,7 +50,7 @@ class ImageBranch(nn.Module):
     def __init__(self, c_in: int, style_dim: int) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, 1, 1, 1))
-        self.conv = ModulatedConv(c_in, 1, 1, style_dim, demodulate=False)
+        self.conv = ModulatedConv(c_in, 1, 1, style_dim=style_dim, demodulate=False)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         return self.conv(x, w) + self.bias
@@ -98,7 +98,7 @@ class StyleGenerator(MixedPrecision, Generator):
         for layer, side in enumerate(self.noise_sides):
             self.noises.register_buffer(f"noise_{layer}", torch.randn(1, 1, side, side))
 
-    def mapping(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Tensor:
+    def mapping(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         """(B, latent_dim), one latent for all layers; arguments as for `style_of`.
 
         An embedding that is zero in every row counts as absent, as in the published program.
@@ -114,8 +114,8 @@ class StyleGenerator(MixedPrecision, Generator):
             w = activate(layer(w))
         return w
 
-    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, encoding: Tensor | None = None) -> Style:
-        w = self.mapping(z, z_bin, domain, encoding)
+    def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
+        w = self.mapping(z, z_bin, domain, encoding=encoding)
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.input(len(z)), domain)
 
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:

@@ -13,8 +13,10 @@ from fedbiomed.common.datamanager import DataManager
 
 from ...errors import NodeDataError
 from ...generative.config import FactoryConfig
+from ...generative.factory import Factory
 from ...generative.metrics.quality import site_quality
-from ...generative.trainer import Factory, FactoryTrainer, TrainerState, make_optimizers, mean_losses
+from ...generative.trainer import FactoryTrainer, make_optimizers
+from ...generative.trainer_state import TrainerState, mean_losses
 from ..fedbiomed_hooks import SECAGG_RANGE, PersistentOptimizerPlan, use_fine_quantisation
 from .error_redaction import guarded
 from .factory_dataset import SliceDataset
@@ -182,7 +184,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         store, encoding = self.dataset.store, self.dataset.encoding
         real = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
         z_bin = torch.from_numpy(store.z_bin[chosen])
-        return site_quality(self.model().generator, real, z_bin, domain, encoding=encoding).to_dict()
+        return site_quality(self.model().generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
 
     def _batches(self, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches; the loader shuffles by PyTorch's global generator, which is seeded from ours."""

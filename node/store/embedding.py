@@ -12,8 +12,8 @@ from torch import Tensor
 from ...common.files import atomic_file, sha256_of, write_json
 from ...common.progress import track
 from ...errors import StoreError
+from ...generative.conditions import Guide
 from ...generative.image_encoder import load_image_encoder, read_embedding
-from ...generative.trainer import Guide
 from .slice_store import SliceStore
 
 EMBEDDING, CARD = "embedding.npy", "embedding.json"

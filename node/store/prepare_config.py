@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, StoreError, UsageError
+from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
-from ...imaging.slice_format import COMPATIBILITY, SliceFormat
+from ...imaging.slice_format import SliceFormat
 from ...imaging.volumes import PLANES
 from .patient_split import SPLITS
 

@@ -13,7 +13,7 @@ class LocalPlan(SegmentationTrainingPlan):
     segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "local"
+    method_name = "local"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -32,7 +32,7 @@ class FedAvgPlan(SegmentationTrainingPlan):
     copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "fedavg"
+    method_name = "fedavg"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -51,7 +51,7 @@ class FedProxPlan(SegmentationTrainingPlan):
     copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "fedprox"
+    method_name = "fedprox"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -71,7 +71,7 @@ class FedBNPlan(SegmentationTrainingPlan):
     behind.
     """
 
-    method = "fedbn"
+    method_name = "fedbn"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -91,7 +91,7 @@ class FedICRAPlan(SegmentationTrainingPlan):
     `.segmenters` behind.
     """
 
-    method = "fedicra"
+    method_name = "fedicra"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -111,7 +111,7 @@ class FedMixPlan(SegmentationTrainingPlan):
     site's store with `.segmenters` behind.
     """
 
-    method = "fedmix"
+    method_name = "fedmix"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -130,7 +130,7 @@ class GazePlan(SegmentationTrainingPlan):
     does a copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "gaze"
+    method_name = "gaze"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -151,7 +151,7 @@ class HSSFPlan(SegmentationTrainingPlan):
     so does the segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "hssf"
+    method_name = "hssf"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -170,7 +170,7 @@ class LSSLPlan(SegmentationTrainingPlan):
     the segmenter, in a folder named like the site's store with `.segmenters` behind.
     """
 
-    method = "lssl"
+    method_name = "lssl"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -190,7 +190,7 @@ class CMCPlan(SegmentationTrainingPlan):
     `.segmenters` behind.
     """
 
-    method = "cmc"
+    method_name = "cmc"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -201,7 +201,7 @@ class CMCPlan(SegmentationTrainingPlan):
 
 
 PLANS = {
-    plan.method: plan
+    plan.method_name: plan
     for plan in (
         LocalPlan,
         FedAvgPlan,
