@@ -161,9 +161,9 @@ class FedMix(WeightAveragingMethod):
         """
         if not self.options.refine:
             return masks
-        known, sure = allowed.any(1, keepdim=True), allowed.sum(1, keepdim=True) == 1
+        known, single = allowed.any(1, keepdim=True), allowed.sum(1, keepdim=True) == 1
         masks = torch.where(known, masks & allowed[:, 1:], masks)
-        return torch.where(sure, allowed[:, 1:], masks)
+        return torch.where(single, allowed[:, 1:], masks)
 
     def accepted(self, first: Tensor, second: Tensor, *, allowed: Tensor, kinds: np.ndarray) -> Tensor:
         """(B,) bool: the slices on which both networks agree, and whose weak labels the masks fulfil.

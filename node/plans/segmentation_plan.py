@@ -135,7 +135,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         return DataManager(self.dataset, shuffle=False)
 
     def training_step(self, data: Any, target: Any) -> None:
-        raise NotImplementedError("a method has rounds of its own, see `training_routine`")
+        raise NotImplementedError("methods have their own rounds; see `training_routine`")
 
     @guarded
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
@@ -194,15 +194,10 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             state: of the method at the site, for the own model.
         """
         stores = self.dataset.stores if self.method.description.needs_modalities else {"": self.dataset.store}
-        found = {
-            name: self._score_modality(
-                SiteContext(site=site, network=self.dataset.choices.network, modality=name),
-                store,
-                which=which,
-                state=state,
-            )
-            for name, store in stores.items()
-        }
+        found = {}
+        for name, store in stores.items():
+            context = SiteContext(site=site, network=self.dataset.choices.network, modality=name)
+            found[name] = self._score_modality(context, store, which=which, state=state)
         if not self.method.description.needs_modalities:
             return found[""]
         row: dict[str, float] = {}
