@@ -20,6 +20,7 @@ from fedfactory.adaptation.labels.candidate_labels import SiteSlices
 from fedfactory.adaptation.methods.federated_method import FederatedMethod
 from fedfactory.adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
@@ -182,7 +183,7 @@ def _scores(
         for modality, store in site.tests.items():
             context = SiteContext(site=index, network=site.network, modality=modality)
             network = method.segmenter(copy.deepcopy(model), context, states[index] if states else None)
-            card = {"classes": method.config.classes, "config": {"network": "federated"}}
+            card = SegmenterCard(classes=method.config.classes, network=FEDERATED)
             found.append(held_out_scores(store, Segmenter(network, store.format, card)))
         row = {key: float(np.mean([scores[key] for scores in found])) for key in ("dice", "hd95")}
         by_modality = zip(site.tests, found, strict=True)

@@ -168,7 +168,7 @@ def test_one_modality_is_fused_with_itself():
     torch.testing.assert_close(method.segmenter(model, SiteContext(modality="ct"))(images), alone)
     both = method.outputs(model, {"ct": images, "mri": slices(seed=5)})["ct"][0]
     assert not torch.allclose(both, alone)
-    with pytest.raises(ValueError, match="equal sizes"):
+    with pytest.raises(ValueError, match="must be equal to be fused"):
         method.outputs(model, {"ct": images, "mri": slices(3)})
 
 

@@ -19,6 +19,7 @@ from fedfactory.adaptation.methods.registry import METHODS, make_method
 from fedfactory.adaptation.methods.site_round import SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
 from fedfactory.errors import ConfigError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from helpers import CONFIG, SMALL, method_of, site, site_round_of, squares
@@ -70,10 +71,8 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     method = method_of(name)
     model = method.build()
     fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
-    card = {
-        "classes": 3,
-        "config": {"network": "federated", "method": method.config.to_dict(), "context": vars(CONTEXT)},
-    }
+    design = FederatedDesign(method=method.config, context=CONTEXT)
+    card = SegmenterCard(classes=3, network="federated", federated=design)
     made = Segmenter(method.segmenter(model, CONTEXT), fmt, card)
     made.save(tmp_path / "m.safetensors")
     images = torch.from_numpy(squares(3)[0])[:, None]

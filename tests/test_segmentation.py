@@ -16,6 +16,7 @@ from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.methods.site_round import SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main
 from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
@@ -92,7 +93,7 @@ def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
 
     images = large.images[:].astype(np.float32)
     by_image = {image.tobytes(): label for image, label in zip(images, large.labels, strict=True)}
-    card = {"classes": 3, "config": {"network": "federated"}}
+    card = SegmenterCard(classes=3, network="federated")
     found = held_out_scores(large, Segmenter(Oracle(), large.format, card))
     assert (found["dice"], found["hd95"], found["test_cases"]) == (1.0, 0.0, 1)
     by_image = {key: np.zeros_like(label) for key, label in by_image.items()}
@@ -193,13 +194,15 @@ def test_settings_of_a_method_on_the_command_line(capsys):
 
 
 def test_the_table_leaves_out_what_nobody_measured():
+    from fedfactory.researcher.round_records import ReceivedUpdate
     from fedfactory.researcher.segmentation import SegmentationResult, score_table
 
-    rows = {
-        "n1": {"node_name": "alpha", "slices_dense": 3, "own_dice": 0.5, "global_dice": 0.25, "own_hd95": math.nan},
-        "n2": {"slices_none": 3},
+    numbers = {"slices_dense": 3, "own_dice": 0.5, "global_dice": 0.25, "own_hd95": math.nan}
+    sites = {
+        "n1": ReceivedUpdate(node_name="alpha", numbers=numbers),
+        "n2": ReceivedUpdate(node_name="n2", numbers={"slices_none": 3}),
     }
-    table = score_table(SegmentationResult(CONFIG, rows))
+    table = score_table(SegmentationResult(CONFIG, sites))
     assert table == [
         ["alpha", "dense", "0.500", "", "0.250", ""],
         ["n2", "none", "", "", "", ""],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from ...adaptation.methods.federated_method import FederatedMethod
 from ...adaptation.methods.method_config import MethodConfig
 from ...adaptation.methods.registry import make_method
 from ...adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
-from ...adaptation.segmenter import FEDERATED, Segmenter
+from ...adaptation.segmenter import Segmenter
+from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
@@ -210,12 +210,12 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         self, context: SiteContext, store: SliceStore, *, which: str, state: MethodState | None
     ) -> dict[str, float]:
         model = self.model()
-        card = {
-            "classes": self.config.classes,
-            "config": {"network": FEDERATED, "method": self.config.to_dict(), "context": asdict(context)},
-            "domain": store.domain,
-            "which": which,
-        }
+        card = SegmenterCard(
+            classes=self.config.classes,
+            network=FEDERATED,
+            federated=FederatedDesign(method=self.config, context=context, weights=which),
+            training=TrainingFacts(domain=store.domain),
+        )
         device, was = next(iter(model.state_dict().values())).device, model.training
         segmenter = Segmenter(self.method.segmenter(model, context, state).cpu(), store.format, card)
         folder = self.dataset.store.path.with_name(self.dataset.store.path.name + FOLDER)
