@@ -147,9 +147,14 @@ def train_method(
 
 
 def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
-    """By node, what it announced.
+    """What the sites announced about their stores, if they agree.
 
-    Raises: FederationError if stores were registered otherwise, or differ in size or in conventions.
+    Args:
+        descriptions: node id to the text under which its data are registered (`fedfactory site add`).
+
+    Returns: node id to the site's facts.
+    Raises: FederationError if a description is not readable, or if the stores differ in version, image size or
+        conventions.
     """
     read = {node: read_facts(text) for node, text in descriptions.items()}
     if unreadable := sorted(node for node, site in read.items() if site is None):
@@ -162,16 +167,24 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
         raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare with the same --size")
     other = {node: site.version for node, site in facts.items() if site.version != __version__}
     if other:
-        raise FederationError(f"other fedfactory versions than {__version__}: {other}")
+        listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))
+        raise FederationError(f"other fedfactory versions than {__version__} ({listed}); use the same at all sites")
     if unusual := unusual_conventions(facts):
-        raise FederationError("sites do not agree: " + "; ".join(f"{node}: {text}" for node, text in unusual.items()))
+        listed = "; ".join(f"{node}: {text}" for node, text in unusual.items())
+        raise FederationError(f"sites do not agree: {listed}; prepare all stores with the same settings")
     return facts
 
 
 def agreed_config(
     method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
 ) -> MethodConfig:
-    """The method's configuration with what the sites' stores decide: size, classes, modalities, public slices.
+    """The configuration of a method, completed by what follows from the stores: size, classes, modalities.
+
+    Args:
+        method: description of the method.
+        facts: node id to the site's facts.
+        public: slice store that all sites have too; None without one.
+        settings: further settings of `MethodConfig`.
 
     Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
     """
@@ -179,11 +192,11 @@ def agreed_config(
     classes = [site.classes for site in facts.values()]
     size = next(iter(facts.values())).size
     if method.needs_public:
-        _require_public(method.name, facts, public, size)
+        _require_public(method.name, facts, public, size=size)
         options["public_slices"] = len(public.slices("train"))
         classes.append(public.classes)
     elif public is not None:
-        raise UsageError(f"{method.name} has no use for public slices")
+        raise UsageError(f"public is {public.path}; leave it out, since {method.name} uses no public slices")
     if method.needs_modalities:
         options["modalities"] = _agreed_modalities(method.name, facts)
         classes += [modality.classes for site in facts.values() for modality in site.modalities.values()]
@@ -191,37 +204,46 @@ def agreed_config(
     return MethodConfig(method=method.name, **sites, options=options, **settings)
 
 
-def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, size: int) -> None:
+def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, *, size: int) -> None:
     if public is None:
-        raise UsageError(f"{method} needs labelled slices that all sites have: --public STORE, here and at `site add`")
+        raise UsageError(f"public is None; {method} needs labelled slices that all sites have registered too")
     if public.format.size != size:
-        raise UsageError(f"{public.path}: public slices of {public.format.size} px, the sites' have {size}")
+        raise UsageError(f"{public.path}: public slices have {public.format.size} px; they must have the sites' {size}")
     if set(public.label_kinds()) != {"dense"}:
-        raise UsageError(f"{public.path}: public slices need dense labels, all of them")
+        raise UsageError(f"{public.path}: public slices need dense labels; choose a store where all have them")
     expected = digest(public)
-    if odd := sorted(node for node, known in facts.items() if known.public_digest != expected):
-        raise FederationError(f"{', '.join(odd)}: not registered with these public slices; `site add --public` there")
+    if lacking := sorted(node for node, known in facts.items() if known.public_digest != expected):
+        nodes = ", ".join(lacking)
+        raise FederationError(f"{nodes}: other or no public slices; run `fedfactory site add --public STORE` there")
 
 
 def _agreed_modalities(method: str, facts: dict[str, SiteFacts]) -> list[str]:
-    if odd := sorted(node for node, known in facts.items() if not known.modalities):
-        raise FederationError(f"{', '.join(odd)}: registered without a modality; `site add --modality NAME` there")
+    if lacking := sorted(node for node, known in facts.items() if not known.modalities):
+        nodes = ", ".join(lacking)
+        raise FederationError(f"{nodes}: no modality registered; run `fedfactory site add --modality NAME` there")
     names = sorted({name for known in facts.values() for name in known.modalities})
     if len(names) < 2:
-        raise UsageError(f"{method} learns from two modalities, and all sites have {names[0]} alone")
+        raise UsageError(f"{method} needs two modalities; all sites have {names[0]} only")
     return names
 
 
 def require_labels(method: MethodDescription, facts: dict[str, SiteFacts]) -> None:
-    """Raises: UsageError if no site has the labels that a method cannot do without."""
+    """Make sure that the sites have the labels that a method needs.
+
+    Args:
+        method: description of the method.
+        facts: node id to the site's facts.
+
+    Raises: UsageError if no site has them.
+    """
     parts = [part for site in facts.values() for part in (site, *site.modalities.values())]
     held = {kind for part in parts for kind in part.label_kinds}
     if method.needs_public:
         return
     if not held - {"none"}:
-        raise UsageError("no site has any label: there is nothing to learn")
+        raise UsageError(f"0 of {len(facts)} sites have labels; {method.name} needs labels at one site or more")
     if method.needs_dense and "dense" not in held:
-        raise UsageError(f"{method.name} needs at least one site with dense labels")
+        raise UsageError(f"0 of {len(facts)} sites have dense labels; {method.name} needs at least one")
 
 
 def method_experiment(
@@ -232,11 +254,16 @@ def method_experiment(
     public: SliceStore | None = None,
     min_nodes: int = 1,
 ) -> Experiment:
-    """A Fed-BioMed `Experiment` that trains by a method, with one more round than the configuration's to score the
-    last average.
+    """A Fed-BioMed `Experiment` that trains by a method.
+
+    It has one round more than the configuration, in which the sites score the last average.
 
     Args:
-        facts: by node, what it announced, see `agreed_facts`. public: slices that all have.
+        config: configuration of the method.
+        tag: tag under which the sites registered their data.
+        facts: node id to the site's facts, see `agreed_facts`.
+        public: slice store that all sites have too; None without one.
+        min_nodes: answers without which a round does not count.
 
     Raises: FederationError if it cannot be set up.
     """

@@ -136,7 +136,7 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
     require_labels(describe("hssf"), facts(a="none"))
     mri = ModalityFacts(slices=1, classes=3, label_kinds={"dense": 1})
     require_labels(describe("cmc"), {"a": site_facts(label_kinds={"none": 1}, modalities={"mri": mri})})
-    with pytest.raises(UsageError, match="nothing to learn"):
+    with pytest.raises(UsageError, match="0 of 2 sites have labels"):
         require_labels(describe("fedavg"), facts(a="none", b="none"))
     with pytest.raises(UsageError, match="dense labels"):
         require_labels(describe("fedmix"), facts(a="box"))

@@ -120,15 +120,15 @@ def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
     config = agreed_config(describe("hssf"), sites, public, rounds=2)
     assert (config.classes, config.sites, config.options["public_slices"]) == (3, 2, 16)
     json.dumps(config.to_dict())
-    with pytest.raises(UsageError, match="--public STORE"):
+    with pytest.raises(UsageError, match="public is None"):
         agreed_config(describe("hssf"), sites, None, rounds=2)
-    with pytest.raises(UsageError, match="16 px, the sites' have 32"):
+    with pytest.raises(UsageError, match="16 px; they must have the sites' 32"):
         agreed_config(describe("hssf"), sites, stores["small"], rounds=2)
     with pytest.raises(UsageError, match="dense labels"):
         agreed_config(describe("hssf"), sites, stores["own"], rounds=2)
-    with pytest.raises(FederationError, match="n2: not registered with these public slices"):
+    with pytest.raises(FederationError, match="n2: other or no public slices"):
         agreed_config(describe("hssf"), {**sites, "n2": site_facts(classes=1)}, public, rounds=2)
-    with pytest.raises(UsageError, match="no use for public"):
+    with pytest.raises(UsageError, match="uses no public slices"):
         agreed_config(describe("fedavg"), sites, public, rounds=2)
 
 
