@@ -152,7 +152,9 @@ def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
     stores = {}
     for number, (domain, contrast) in enumerate(CONTRASTS.items()):
         if not (work / f"{domain}.store").is_dir():
-            simulate_site(work / domain, contrast, 16 + TEST_SUBJECTS, size, 10_000 * seed + 1_000 * number, prefix="s")
+            simulate_site(
+                work / domain, contrast, 16 + TEST_SUBJECTS, size=size, seed=10_000 * seed + 1_000 * number, prefix="s"
+            )
             config = PrepareConfig(
                 domain=domain, size=size, z_bins=12, validation_share=0, test_share=TEST_SUBJECTS / 22, seed=seed
             )
@@ -207,12 +209,12 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
-        (alone,) = adapt(store.format, domain, drawn, segmenters, facts={})
+        (alone,) = adapt(store.format, domain, drawn, segmenters)
         taught = training_set(images, drawn, robust, store.format, domain, segmenters)
-        (both,) = adapt(store.format, domain, taught, segmenters, facts={})
+        (both,) = adapt(store.format, domain, taught, segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
-    one |= {key: labelled.card[key] for key in ("agreement", "labels_from")}
+    one |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}
     one |= {"phase_two_seconds": round(time.monotonic() - began)}
     return {"dice": scores, "explained": shares, **one}
 

@@ -239,7 +239,7 @@ def _similarity(slices: Slices) -> float:
 def _label_numbers(
     labelled: LabelledFactory, synthetic: Slices, labels: np.ndarray, store: SliceStore
 ) -> dict[str, Any]:
-    classes = labelled.card["classes"]
+    classes = labelled.card.classes
     parts = [labelled.robust.probabilities(part).argmax(1) for part in synthetic.images.split(64)]
     numbers: dict[str, Any] = {
         "agreement_with_independent_segmenter": foreground_dice(torch.from_numpy(labels), torch.cat(parts), classes),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
+from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
 from ..adaptation.training.segmenter_training import SegmenterConfig
 from ..adaptation.training.training_loop import LoopConfig
 from ..adaptation.training.translator_training import TranslatorConfig, train_translator
@@ -126,12 +127,12 @@ def adapt_site(
         labelled = factory_file if isinstance(factory_file, LabelledFactory) else LabelledFactory.load(factory_file)
         labelled.factory.config.domain_index(store.domain)
         store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
-        _require_classes(few, labelled.card["classes"], store)
-    facts = {
-        "source": "factory" if labelled is not None else "synthetic volumes",
-        "labelled_slices": 0 if few is None else len(few.images),
-        "chosen_by": "synthetic slices that are not trained on" if adaptation.choosing else "nothing: the last state",
-    }
+        _require_classes(few, labelled.card.classes, store)
+    facts = TrainingFacts(
+        source="factory" if labelled is not None else "synthetic volumes",
+        labelled_slices=0 if few is None else len(few.images),
+        chosen_by="synthetic slices that are not trained on" if adaptation.choosing else "nothing: the last state",
+    )
     loop = adaptation.loop(work)
     if adaptation.engine == "translator":
         if labelled is None:
@@ -151,7 +152,7 @@ def adapt_site(
         made = adapt(store.format, store.domain, data, config, facts=facts, **options)
     if labelled is not None:
         for one in made:
-            one.card |= _doubts(store, labelled, one)
+            one.card = replace(one.card, assessment=_assessment(store, labelled, one))
     out = Path(out)
     for number, one in enumerate(made, start=1):
         one.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))
@@ -182,7 +183,7 @@ def _translators(
     few: LabelledSlices | None,
     **training: Any,
 ) -> list[Segmenter]:
-    config, home = adaptation.translator, labelled.card["labelled_domain"]
+    config, home = adaptation.translator, labelled.card.labelled_domain
     source = draw_slices(labelled, home, volumes=adaptation.volumes, seed=config.seed)
     validation = draw_slices(labelled, home, volumes=VALIDATION_SAMPLES, seed=config.seed + FAR)
     own = store.images[store.slices("train")]
@@ -239,15 +240,15 @@ def _held_back(data: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices]:
     return data.part(~last), data.part(last)
 
 
-def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> dict[str, Any]:
-    """For the segmenter's card: how the factory fits the site, and why its labels may not, all without a label."""
+def _assessment(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> SiteAssessment:
+    """How well factory and segmenter fit the site's images, computed without a label."""
     chosen = store.slices("train")
     images, factory = store.images[chosen].astype(np.float32), labelled.factory
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
     quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
-    home, shared = {store.domain, labelled.card["labelled_domain"]}, None
-    if labelled.card["labels_from"][store.domain] == "view":  # labels read in the domain's own view cross no domains
+    home, shared = {store.domain, labelled.card.labelled_domain}, None
+    if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
         shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
     found = alarms(store.domain, quality, shared)
     volume = _volume_of(store)[chosen]
@@ -258,4 +259,4 @@ def _doubts(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) 
             f"the labelled site's segmenter {guess:.0%}"
         )
     explained = {"adapted": own, "first_guess": guess}
-    return {"quality": quality.to_dict(), "explained": explained, "alarms": found}
+    return SiteAssessment(quality=quality.to_dict(), explained=explained, alarms=tuple(found))

@@ -14,6 +14,7 @@ from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main
 from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
@@ -90,7 +91,7 @@ def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
 
     images = large.images[:].astype(np.float32)
     by_image = {image.tobytes(): label for image, label in zip(images, large.labels, strict=True)}
-    card = {"classes": 3, "config": {"network": "federated"}}
+    card = SegmenterCard(classes=3, network="federated")
     found = held_out_scores(large, Segmenter(Oracle(), large.format, card))
     assert (found["dice"], found["hd95"], found["test_cases"]) == (1.0, 0.0, 1)
     by_image = {key: np.zeros_like(label) for key, label in by_image.items()}
@@ -133,7 +134,7 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
     require_labels("hssf", facts(a="none"))
     mri = ModalityFacts(slices=1, classes=3, label_kinds={"dense": 1})
     require_labels("cmc", {"a": site_facts(label_kinds={"none": 1}, modalities={"mri": mri})})
-    with pytest.raises(UsageError, match="nothing to learn"):
+    with pytest.raises(UsageError, match="0 of 2 sites have labels"):
         require_labels("fedavg", facts(a="none", b="none"))
     with pytest.raises(UsageError, match="dense labels"):
         require_labels("fedmix", facts(a="box"))

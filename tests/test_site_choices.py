@@ -127,7 +127,7 @@ def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
         agreed_config("hssf", sites, stores["own"], rounds=2)
     with pytest.raises(FederationError, match="n2: not registered with these public slices"):
         agreed_config("hssf", {**sites, "n2": site_facts(classes=1)}, public, rounds=2)
-    with pytest.raises(UsageError, match="no use for public"):
+    with pytest.raises(UsageError, match="uses no public slices"):
         agreed_config("fedavg", sites, public, rounds=2)
 
 

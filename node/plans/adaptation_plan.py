@@ -56,7 +56,7 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
 
     def init_model(self, model_args: dict[str, Any]) -> LabelledFactoryNetworks:
         try:
-            self.labelled = LabelledFactory.from_card(model_args["card"])
+            self.labelled = LabelledFactory.from_dict(model_args["card"])
         except UsageError as error:
             raise NodeDataError(f"the labelled factory cannot be used: {error}") from None
         self.adaptation = Adaptation.from_dict(model_args["adaptation"])
@@ -85,16 +85,16 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         made = adapt_site(
             store.path, segmenter_file(store, self.model()), factory_file=self.labelled, adaptation=self.adaptation
         )
-        facts = made.card
+        training, assessment = made.card.training, made.card.assessment
         self._summary = {
             "domain": store.domain,
             "slices": len(self.dataset),
-            "labelled_slices": facts["labelled_slices"],
-            "synthetic_slices": facts["slices"],
-            "alarms": len(facts["alarms"]),
+            "labelled_slices": training.labelled_slices,
+            "synthetic_slices": training.slices,
+            "alarms": len(assessment.alarms),
             "seconds": round(time.monotonic() - started, 1),
-            **{f"explained_{name}": value for name, value in facts["explained"].items()},
-            **{f"quality_{name}": value for name, value in facts["quality"].items()},
+            **{f"explained_{name}": value for name, value in assessment.explained.items()},
+            **{f"quality_{name}": value for name, value in assessment.quality.items()},
             **_held_out_dice(store, made),
         }
         return len(self.dataset)
