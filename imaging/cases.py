@@ -60,9 +60,9 @@ def find_cases(
     """All cases below `source`, sorted by name.
 
     Args:
-        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one DICOM
-            series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI files or
-            DICOM series in it or in its subfolders (no labels).
+        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
+            DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
+            files or DICOM series in it or in its subfolders (no labels).
         image_key: modality folder of the image; for nnU-Net its channel number, or "image" for channel 0.
         label_key: modality folder of the label map or table; None reads no labels.
         mask_key: modality folder of the brain or body mask; None reads none.
