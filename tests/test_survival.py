@@ -54,7 +54,7 @@ def weights_of(federation, name) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
-    """Killed early, between rounds and in the middle of one; resumed each time, by a command with no other setting than `--resume`."""
+    """Killed early, between rounds and within a round; each time resumed by a command with `--resume` only."""
     run = start(federation, "killed", "--rounds", 6, "--seed", 5)
     for after, moment in ((1, 0.0), (3, 0.4)):
         wait_for_round(federation, "killed", after)
