@@ -17,9 +17,9 @@ from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
-from ..adaptation.training.segmenter_training import SegmenterConfig
+from ..adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
 from ..adaptation.training.training_loop import LoopConfig
-from ..adaptation.training.translator_training import TranslatorConfig, train_translator
+from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import site_quality
@@ -148,8 +148,9 @@ def adapt_site(
             if adaptation.choosing:
                 data, validation = _held_back(data)
         own = _own(store, data.classes) if config.self_training else None
-        options = {"own": own, "few": few, "validation": validation, "loop": loop, "device": device}
-        made = adapt(store.format, store.domain, data, config, facts=facts, **options)
+        slices = SegmenterData(labelled=data, unlabelled=own, own_labelled=few, validation=validation)
+        options = {"config": config, "facts": facts, "loop": loop, "device": device}
+        made = adapt(store.format, store.domain, slices, **options)
     if labelled is not None:
         for one in made:
             one.card = replace(one.card, assessment=_assessment(store, labelled, one))
@@ -190,8 +191,8 @@ def _translators(
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "validation": validation, "own": own, "few": few, **training}
-    return train_translator(labelled, store.domain, store.format, config, **options)
+    data = TranslatorData(source=source, validation=validation, unlabelled=own, own_labelled=few)
+    return train_translator(labelled, store.domain, store.format, config=config, data=data, **training)
 
 
 def _own(store: SliceStore, classes: int) -> LabelledSlices:
