@@ -19,7 +19,7 @@ from ...errors import NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_adaptation import Adaptation, adapt_site
 from ..store.slice_store import SliceStore
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
 
 FOLDER = ".segmenters"  # behind the store's name: where the site finds what was made
@@ -77,7 +77,7 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("a site's segmenter is trained by `training_routine`")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Train the site's segmenter and keep it beside the store. Returns the number of the site's slices."""
         started, store = time.monotonic(), self.dataset.store
@@ -99,7 +99,7 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         }
         return len(self.dataset)
 
-    @guarded
+    @redact_errors
     def after_training_params(self, flatten: bool = False) -> dict[str, Tensor] | list[float]:
         """At a site: nothing. At the researcher: the factory that is sent."""
         if self.node_id() is None or not hasattr(self, "_summary"):

@@ -12,7 +12,7 @@ from ...errors import FedFactoryError, NodeDataError
 from ...generative.config import FactoryConfig
 from ..store.embedding import load_guide, site_embedding
 from ..store.slice_store import SliceStore
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 
 
 class SliceDataset(CustomDataset):
@@ -25,7 +25,7 @@ class SliceDataset(CustomDataset):
 
     config: FactoryConfig
 
-    @guarded
+    @redact_errors
     def read(self) -> None:
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
@@ -61,7 +61,7 @@ class SliceDataset(CustomDataset):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @guarded
+    @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
         number = self.chosen[index]
         image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]

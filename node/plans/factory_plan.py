@@ -18,7 +18,7 @@ from ...generative.metrics.quality import site_quality
 from ...generative.trainer import FactoryTrainer, make_optimizers
 from ...generative.trainer_state import TrainerState, mean_losses
 from ..fedbiomed_hooks import SECAGG_RANGE, PersistentOptimizerPlan, use_fine_quantisation
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
 from .transport import pack
 
@@ -89,7 +89,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("a factory is trained by `training_routine`: it has two losses, not one")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Run the round's updates. Returns the number of slices seen."""
         started = time.monotonic()
@@ -131,7 +131,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         self.leave_training()
         return seen
 
-    @guarded
+    @redact_errors
     def after_training_params(self, flatten: bool = False) -> dict[str, torch.Tensor] | list[float]:
         """What leaves the site: weights, their change in half precision, or numbers to be encrypted (`flatten`)."""
         if self.node_id() is None or not hasattr(self, "_before"):  # the researcher's own copy, or nothing trained

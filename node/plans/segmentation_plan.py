@@ -22,7 +22,7 @@ from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
 from .adaptation_plan import FOLDER
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
@@ -40,7 +40,7 @@ class SegmentationDataset(CustomDataset):
     config: MethodConfig
     site_settings: SiteSettings
 
-    @guarded
+    @redact_errors
     def read(self) -> None:
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
@@ -78,7 +78,7 @@ class SegmentationDataset(CustomDataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    @guarded
+    @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
         return {"image": torch.from_numpy(self.data.images[index])[None]}
 
@@ -130,7 +130,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("a method has rounds of its own, see `training_routine`")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Score the average that came, train, score the site's own model and keep it. Returns the number of slices."""
         started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
