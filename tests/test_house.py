@@ -211,7 +211,7 @@ def test_the_wheel_holds_all_modules_and_its_command_runs(tmp_path):
     python = environment / "bin" / "python"
     subprocess.run(["uv", "pip", "install", "--no-deps", "--offline", "--python", python, wheel], check=True)
     (packages,) = environment.glob("lib/python3*/site-packages")
-    # Dependencies come from the current environment; its own .pth files, one of which adds the repository, are not read.
+    # Dependencies come from the current environment; its .pth files, one of which adds the repository, are not read.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     installed = {path.relative_to(packages / "fedfactory") for path in (packages / "fedfactory").rglob("*.py")}
     assert installed == {path.relative_to(PACKAGE) for path in MODULES}
