@@ -26,7 +26,8 @@ from ..adaptation.training.segmenter_training import SegmenterConfig
 from ..common.files import refuse_existing, write_json
 from ..common.progress import track
 from ..generative.config import FactoryConfig
-from ..node.audit import Audit, audit_factory
+from ..node.audit import audit_factory
+from ..node.audit_result import AuditResult
 from ..node.labelling import label_factory, train_on_store
 from ..node.site_adaptation import Adaptation, adapt_site
 from ..node.store.prepare import prepare
@@ -172,7 +173,9 @@ def _phase_one(
     return experiment
 
 
-def _audit(out: Path, site: DemoSite, labelled_file: Path, config: FactoryConfig, size: DemoSize, seed: int) -> Audit:
+def _audit(
+    out: Path, site: DemoSite, labelled_file: Path, config: FactoryConfig, size: DemoSize, seed: int
+) -> AuditResult:
     """Synthetic slices of the last site against its own subjects, and against those held out."""
     settings = PrepareConfig(
         domain=site.name, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0,

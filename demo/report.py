@@ -19,7 +19,8 @@ from .simulated_subjects import CLASSES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..node.audit import Audit
+    from ..generative.metrics.fidelity import Estimate
+    from ..node.audit_result import AuditResult
 
 COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
 ROW_NAMES = {
@@ -36,7 +37,7 @@ def write_report(
     labelled_file: Path,
     tests: dict[str, Path],
     synthetic: Path,
-    audited: Audit,
+    audited: AuditResult,
 ) -> None:
     """Write `report.html` (to `result.files["report"]`).
 
@@ -145,26 +146,25 @@ def _sharing(factory: TrainedFactory) -> str:
     )
 
 
-def _audit(audited: Audit) -> str:
+def _audit(audited: AuditResult) -> str:
     """The summary of an audit; its own page, with the closest pairs, stays at the site."""
-    numbers = audited.numbers
 
-    def cell(one: dict[str, float]) -> str:
-        return f"<td>{one['value']:.2f} <small>({one['low']:.2f} to {one['high']:.2f})</small></td>"
+    def cell(estimate: Estimate) -> str:
+        return f"<td>{estimate.value:.2f} <small>({estimate.low:.2f} to {estimate.high:.2f})</small></td>"
 
     rows = "".join(
-        f"<tr><td>{space}</td>{cell(found['copying_ratio'])}{cell(found['attack_auc'])}</tr>"
-        for space, found in numbers["privacy"].items()
+        f"<tr><td>{space}</td>{cell(found.copying_ratio)}{cell(found.attack_auc)}</tr>"
+        for space, found in audited.privacy.items()
     )
-    fidelity, patients = numbers["fidelity"], numbers["patients"]
+    fidelity, patients = audited.fidelity, audited.patients
     findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
     return (
         "<p>Distance of synthetic slices to subjects that trained over that to subjects that did not: 1 is honest, "
         "near 0 are copies. Area under the curve of an attacker who guesses who trained: 0.5 is guessing. 95 % "
         "intervals.</p>"
         f"<table><tr><th>measured on</th><th>copying ratio</th><th>attacker's area</th></tr>{rows}</table>"
-        f"<p>Precision {fidelity['precision']:.2f}, recall {fidelity['recall']:.2f}, kernel distance "
-        f"{fidelity['kernel_distance']:.3g}; {patients['trained']} subjects that trained, {patients['held_out']} that "
+        f"<p>Precision {fidelity.precision:.2f}, recall {fidelity.recall:.2f}, kernel distance "
+        f"{fidelity.kernel_distance:.3g}; {patients['trained']} subjects that trained, {patients['held_out']} that "
         "did not. With so few, only gross leaks would show.</p>"
         + (f"<ul>{findings}</ul>" if findings else "<p>No finding.</p>")
     )
