@@ -17,7 +17,8 @@ from ..generative.networks.build import make_generator
 from ..imaging.slice_format import SliceFormat
 from .methods.federated_method import MethodConfig, SiteContext
 from .methods.registry import make_method
-from .networks.architectures import build_network, dimensions
+from .networks.architectures import build_network
+from .networks.network_names import dimensions
 from .networks.translator_network import EncoderConfig, Translator
 
 KIND = "segmenter"
@@ -92,7 +93,7 @@ class Segmenter:
         if name == TRANSLATOR:
             generator = make_generator(FactoryConfig.from_dict(card["factory"]))
             encoder = EncoderConfig(**card["config"]["encoder"])
-            network: nn.Module = Translator(generator, classes, card["domains"], encoder)
+            network: nn.Module = Translator(generator, classes, card["domains"], config=encoder)
         elif name == FEDERATED:
             method = make_method(MethodConfig.from_dict(card["config"]["method"]))
             network = method.segmenter(method.build(), SiteContext(**card["config"]["context"]))

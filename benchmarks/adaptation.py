@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from fedfactory.adaptation.inference import slice_probabilities
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.networks.architectures import NETWORKS
+from fedfactory.adaptation.networks.network_names import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterLearner
 from fedfactory.common.files import write_json

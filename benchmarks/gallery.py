@@ -28,7 +28,7 @@ COLOURS = 64  # of a picture
 SHOWN = {"reference": None, "no adaptation": "no_adaptation", "augmentation only": "augmentation_only"}
 SHOWN |= {"adapted": "adapted", "oracle": "oracle"}
 OF_REPORT = {
-    "slices": "Real slices of held-out subjects, and synthetic ones: one latent in the look of every domain",
+    "slices": "Real slices of held-out subjects, and synthetic ones: one latent in every domain",
     "volume": "A synthetic volume and the labels that the factory drew with it, in three planes",
     "curves": "Losses by round and site",
 }
@@ -46,7 +46,7 @@ def main() -> None:
         "# Pictures of a demonstration",
         "",
         f"Made by `fedfactory demo` (seed {result['seed']}) and `benchmarks/gallery.py`. Subjects are simulated from "
-        "the MNI152 template, 32 pixels a side; pictures of patients do not belong into a repository.",
+        "the MNI152 template, 32 pixels a side; pictures of patients do not belong in a repository.",
     ]
     for name, data in zip(OF_REPORT, pictures_of(arguments.demo / "report.html"), strict=True):
         save(Image.open(io.BytesIO(data)), folder / f"gallery_{name}.png")

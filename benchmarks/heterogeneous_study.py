@@ -31,6 +31,7 @@ import numpy as np
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices
 from fedfactory.adaptation.methods.federated_method import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.common.files import write_json
 from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.volume_files import read_volume, write_volume
@@ -52,7 +53,6 @@ from simulated_methods import (
     table,
 )
 
-NETWORKS = ("unet", "dynunet", "segresnet")
 TURN, SHIFT = 20.0, 10.0  # degrees, pixels of 1.5 mm
 LABELLED = 3  # patients of a site, in the study of modalities
 HSSF = {"public_epochs": 3}
@@ -159,7 +159,7 @@ def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
         method,
         [
             SimulatedSite(without_labels(data, np.zeros(len(data), bool)), {"": store}, network, public)
-            for data, store, network in zip(own, stores, NETWORKS, strict=True)
+            for data, store, network in zip(own, stores, ARCHITECTURES, strict=True)
         ],
     )
 

@@ -112,7 +112,7 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
 def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:
     """As wide, relative to the published one, as the generator is."""
     width = max(1, 64 * arguments.limit // 512)
-    network = Translator(factory.generator, CLASSES, (0, 1), EncoderConfig(width=width)).eval()
+    network = Translator(factory.generator, CLASSES, (0, 1), config=EncoderConfig(width=width)).eval()
     return network.requires_grad_(False)
 
 

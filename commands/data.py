@@ -137,12 +137,12 @@ def gaze(
     from ..node.store.gaze_maps import read_gaze
 
     config = GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose)
-    facts = read_gaze(store, config, target_share=target_share)
-    if not facts["looked_at"]:
-        console.print(f"{store}: none of {facts['slices']} slices was looked at long enough")
+    summary = read_gaze(store, config, target_share=target_share)
+    if not summary.viewed_slices:
+        console.print(f"{store}: none of {summary.slices} slices was viewed long enough")
         return
-    shares = f"{facts['target']:.1%} target, {facts['unsure']:.1%} may be (blur {facts['sigma']:.3f})"
-    console.print(f"{store}: {facts['looked_at']} of {facts['slices']} slices were looked at; {shares}")
+    shares = f"{summary.target_share:.1%} target, {summary.uncertain_share:.1%} uncertain (blur {summary.sigma:.3f})"
+    console.print(f"{store}: {summary.viewed_slices} of {summary.slices} slices were viewed long enough; {shares}")
 
 
 @commands.command("weaken-labels")

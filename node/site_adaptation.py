@@ -14,7 +14,7 @@ from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
-from ..adaptation.networks.architectures import dimensions
+from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.training.segmenter_training import SegmenterConfig

@@ -53,9 +53,12 @@ def test_a_documented_command_is_understood(line):
 def test_the_reference_shows_every_public_module():
     pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
     for room in ROOMS:
-        shown = re.findall(r"^::: fedfactory\.([\w.]+)$", pages[room], re.M)
-        modules = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / room).rglob("*.py")]
-        assert sorted(shown) == sorted(".".join(path.parts) for path in modules if not path.name.startswith("_"))
+        shown = re.findall(r"^::: ([\w.]+)$", pages[room], re.M)
+        paths = [path for path in (ROOT / room).rglob("*.py") if not path.name.startswith("_")]
+        modules = {".".join(("fedfactory", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths}
+        assert len(shown) == len(set(shown))
+        assert set(shown) - modules == set(), f"docs/reference/{room}.md: these modules are gone, remove them"
+        assert modules - set(shown) == set(), f"docs/reference/{room}.md: add a line `::: MODULE` for each of these"
 
 
 def test_the_citation_names_the_version_and_the_papers():

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from fedfactory.adaptation.labels.candidate_labels import candidates_of_all_structures
 from fedfactory.adaptation.labels.fixations import (
     GazeConfig,
-    blur_for_share,
     candidates_from_fixations,
+    config_for_target_share,
     heatmap,
-    refined,
+    refine_heatmap,
     simulate_fixations,
 )
 from fedfactory.adaptation.methods.federated_method import MethodConfig
@@ -62,15 +62,15 @@ def plain_mean_field(heat, image, config, steps=10):
     """All pairs of pixels, as the formula is written."""
     h = np.clip(heat, 1e-5, 1 - 1e-5).ravel()
     u = np.log(h) - np.log(1 - h)
-    place = np.indices(heat.shape).reshape(2, -1).T / (config.place * max(heat.shape))
-    grey = image.ravel() / config.grey
+    place = np.indices(heat.shape).reshape(2, -1).T / (config.spatial_width * max(heat.shape))
+    grey = image.ravel() / config.intensity_width
     far = ((place[:, None] - place[None]) ** 2).sum(2) + (grey[:, None] - grey[None]) ** 2
     kernel = np.exp(-far / 2)
     norm = 1 / np.sqrt(kernel.sum(1))
     kernel = norm[:, None] * kernel * norm[None]
     q = 1 / (1 + np.exp(-u))
     for _ in range(steps):
-        q = 1 / (1 + np.exp(-(u + config.strength * kernel @ (2 * q - 1))))
+        q = 1 / (1 + np.exp(-(u + config.potts_weight * kernel @ (2 * q - 1))))
     return q.reshape(heat.shape)
 
 
@@ -81,14 +81,16 @@ def test_refinement_equals_mean_field_over_all_pairs_and_landmarks_come_near():
     heat = heatmap(simulate_fixations(mask, rng), mask.shape, 0.1)
     exact = GazeConfig(stride=1)
     expected = plain_mean_field(heat, image, exact)
-    np.testing.assert_allclose(refined(heat, image, exact), expected, atol=1e-9)
-    near = refined(heat, image, GazeConfig(stride=2))
+    np.testing.assert_allclose(refine_heatmap(heat, image, exact), expected, atol=1e-9)
+    near = refine_heatmap(heat, image, GazeConfig(stride=2))
     assert np.abs(near - expected).mean() < 0.01
 
 
 def test_refinement_without_strength_changes_nothing():
     heat = np.random.default_rng(0).random((12, 12))
-    np.testing.assert_allclose(refined(heat, heat, GazeConfig(strength=0.0)), np.clip(heat, 1e-5, 1 - 1e-5), atol=1e-9)
+    np.testing.assert_allclose(
+        refine_heatmap(heat, heat, GazeConfig(potts_weight=0.0)), np.clip(heat, 1e-5, 1 - 1e-5), atol=1e-9
+    )
 
 
 @given(seed=st.integers(0, 500), refine=st.sampled_from(["crf", "none"]))
@@ -185,19 +187,19 @@ def test_a_site_that_knows_how_large_its_target_is_need_not_choose_a_blur():
     rng = np.random.default_rng(0)
     masks = [disc(32, (15 + shift, 17 - shift), 9) for shift in (-2, 0, 2)] * 4
     images = [np.where(mask, 0.5, -0.5) + rng.normal(0, 0.3, mask.shape) for mask in masks]
-    looks = [(simulate_fixations(mask, rng), image) for mask, image in zip(masks, images, strict=True)]
+    views = [(simulate_fixations(mask, rng), image) for mask, image in zip(masks, images, strict=True)]
     share = float(np.mean(masks))
-    chosen = blur_for_share(looks, share, GazeConfig(stride=2))
+    chosen = config_for_target_share(views, share, GazeConfig(stride=2))
 
     def dice(config) -> float:
-        found = np.stack([candidates_from_fixations(*look, config) == 2 for look in looks])
+        found = np.stack([candidates_from_fixations(*view, config) == 2 for view in views])
         return 2 * (found & masks).sum() / (found.sum() + np.sum(masks))
 
-    found = np.mean([candidates_from_fixations(*look, chosen) == 2 for look in looks])
+    found = np.mean([candidates_from_fixations(*view, chosen) == 2 for view in views])
     assert found == pytest.approx(share, rel=0.1)
     assert dice(chosen) > dice(GazeConfig(stride=2, sigma=0.05)) + 0.1
-    with pytest.raises(ConfigError, match=r"blurs make it .* of these slices"):
-        blur_for_share(looks, 0.99, GazeConfig(stride=2))
+    with pytest.raises(ConfigError, match=r"it must be between .* and "):
+        config_for_target_share(views, 0.99, GazeConfig(stride=2))
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_a_site_reads_its_fixations_once_and_trains_with_them(gazed, capsys):
         site_slices(gazed, 2)
     with pytest.raises(SystemExit):
         main(["gaze", str(gazed.path)])
-    assert "slices were looked at" in capsys.readouterr().out
+    assert "slices were viewed long enough" in capsys.readouterr().out
     data = site_slices(gazed, 2)
     assert set(data.kinds) == {"gaze"} and len(data.labelled_indices) > 0
     assert set(np.unique(data.candidates)) == {0, 1, 2, 3} or set(np.unique(data.candidates)) == {1, 2, 3}
@@ -232,7 +234,8 @@ def test_maps_of_other_fixations_are_refused(gazed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"tight": 0.2}, {"loose": 0.0}, {"sigma": 0.0}, {"refine": "odd"}, {"stride": 0}, {"strength": -1.0}]
+    "changes",
+    [{"tight": 0.2}, {"loose": 0.0}, {"sigma": 0.0}, {"refine": "odd"}, {"stride": 0}, {"potts_weight": -1.0}],
 )
 def test_wrong_settings_are_refused(changes):
     with pytest.raises(ConfigError):

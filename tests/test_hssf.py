@@ -326,7 +326,7 @@ def test_public_slices_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"network": "vgg"}, "unknown network 'vgg'"),
+        ({"network": "vgg"}, "network is 'vgg'"),
         ({"exchange": "weights"}, "not usable"),  # a site that approved predictions sends no weights
         ({"grade": "iou"}, "grade is one of"),
         ({"stride": 3}, "stride 1, 2 or 4"),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fedfactory.adaptation.adapt import pseudo_label, training_set
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.networks.architectures import NETWORKS, build_network, dimensions
+from fedfactory.adaptation.networks.architectures import build_network
+from fedfactory.adaptation.networks.network_names import NETWORKS, dimensions
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
 from fedfactory.adaptation.training.segmenter_training import (
@@ -306,7 +307,7 @@ def test_wrong_requests_are_refused_and_write_nothing(labelled_file, store, site
         ),
         (lambda: Adaptation(engine="magic"), ConfigError, "segmenter, translator"),
         (lambda: Adaptation(keep=9), ConfigError, "keep"),
-        (lambda: SegmenterConfig(network="resnet"), UsageError, "unknown network"),
+        (lambda: SegmenterConfig(network="resnet"), UsageError, "choose one of unet"),
         (lambda: SegmenterConfig(precision="int8"), ConfigError, "precision"),
         (lambda: LoopConfig(evaluations=2, keep=3), ConfigError, "keep"),
     ]:

@@ -61,7 +61,7 @@ def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
 @pytest.mark.parametrize(
     "choices, message",
     [
-        (lambda s: SiteChoices(network="resnet"), "unknown network 'resnet'"),
+        (lambda s: SiteChoices(network="resnet"), "network is 'resnet'"),
         (lambda s: SiteChoices(public=str(s["small"].path)), "have 16 px, .* 32; prepare"),
         (lambda s: SiteChoices(public=str(s["own"].path)), "dense labels"),
         (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "choose the modality of the store itself"),

@@ -25,8 +25,8 @@ def translator(head="image", size=32, seed=0) -> Translator:
         domains=("a", "b", "c"), image_size=size, z_bins=4, head=head, start_size=start, channels=channels, latent_dim=8
     )
     torch.manual_seed(seed)
-    made = Translator(make_generator(config), 3, (0, 1), SMALL)
-    made.find_centre()
+    made = Translator(make_generator(config), 3, (0, 1), config=SMALL)
+    made.compute_mean_codes()
     made.phi.fill_(0.5)
     return made
 
@@ -37,7 +37,7 @@ def count(*modules) -> int:
 
 def test_at_the_published_size_every_part_has_the_published_number_of_parameters():
     with torch.device("meta"):
-        made = Translator(make_generator(published()), 3, (0, 1), EncoderConfig())
+        made = Translator(make_generator(published()), 3, (0, 1), config=EncoderConfig())
     encoder = made.encoder
     assert count(encoder.stem, encoder.stem_norm, encoder.stem_prelu, encoder.stages) == 30_778_176
     assert count(encoder.content) == 11_963_904
@@ -47,7 +47,7 @@ def test_at_the_published_size_every_part_has_the_published_number_of_parameters
     assert count(encoder) == 151_295_296
     assert count(made.heads[SOURCE]) == count(made.heads[TARGET]) == 776_643
     assert count(made.generator) == 30_591_095
-    assert encoder.served == [128, 64, 32, 16]
+    assert encoder.content_sides == [128, 64, 32, 16]
 
 
 def test_the_published_branch_reads_the_constant_and_every_styled_layer():
@@ -64,8 +64,8 @@ def test_smaller_factories_are_served_at_the_sides_they_have(size, shrink, serve
     channels = (8,) * (size.bit_length() - 2)
     config = published(image_size=size, channels=channels, latent_dim=8, encoding_dim=0)
     encoder = EncoderConfig(width=4, blocks=(1, 1, 1, 1), shrink=shrink)
-    made = Translator(make_generator(config), 3, (0, 1), encoder).eval()
-    assert made.encoder.served == served
+    made = Translator(make_generator(config), 3, (0, 1), config=encoder).eval()
+    assert made.encoder.content_sides == served
     assert made(torch.zeros(2, 1, size, size)).shape == (2, 3, size, size)
 
 
@@ -90,7 +90,7 @@ def test_an_insertion_changes_no_map_of_its_own_side_or_a_coarser_one():
     before = made.decode(x, role)
     made.phi.fill_(1.0)
     after = made.decode(x, role)
-    lowest = min(made.encoder.served)
+    lowest = min(made.encoder.content_sides)
     for one, other in zip(before.features, after.features, strict=True):
         assert torch.equal(one, other) == (one.shape[-1] <= lowest)
 

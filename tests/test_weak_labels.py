@@ -68,7 +68,7 @@ def test_a_weakened_copy_can_be_prepared(site, tmp_path):
     assert (store.labels[known] == dense.labels[known]).mean() > 0.9  # places are resampled
     with pytest.raises(UsageError, match="point, scribble"):
         weaken_folder(site, tmp_path / "other", "gaze")
-    with pytest.raises(UsageError, match="no case with a label"):
+    with pytest.raises(UsageError, match="no case has a label"):
         weaken_folder(site, tmp_path / "other", "box", label_key="nothing")
     assert not (tmp_path / "other").exists()
 

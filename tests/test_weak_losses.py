@@ -47,7 +47,7 @@ def test_sets_of_many_classes_do_not_overflow(classes):
 
 
 def test_labels_out_of_range_are_refused():
-    with pytest.raises(NodeDataError, match="reach 3, the method knows 3"):
+    with pytest.raises(NodeDataError, match="largest label is 3; it must be below 3"):
         candidates_from_labels(np.array([[3]], np.uint8), 3)
     with pytest.raises(NodeDataError, match="4 classes"):
         candidates_from_presence(np.ones((2, 4)), 2, 3)

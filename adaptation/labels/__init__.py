@@ -1,1 +1,1 @@
-"""Labels of every kind: candidate labels, weak labels, fixations of the eye."""
+"""Labels of every kind: candidate labels, weak labels, and labels from eye fixations."""

@@ -1,8 +1,9 @@
-"""Labels of any kind as candidates: which classes a pixel may belong to, by what somebody has annotated.
+"""Labels of any kind as candidate labels: the set of classes that each pixel may have, given the annotation.
 
-A dense label allows one class, a pixel outside of all boxes background alone, one inside a box background or that
-box's class, a slice of which only the structures are known any of these. What nobody annotated is unknown. So one loss
-(`fedfactory.adaptation.losses.partial_losses`) serves all kinds, in one batch if need be.
+A dense label allows one class. A pixel outside of all boxes is background, a pixel inside a box is background or the
+box's class. In a slice with image-level labels, each pixel may have any of the classes present. Pixels that nobody
+annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves all kinds, also mixed in
+one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is allowed.
 """
 
 from __future__ import annotations
@@ -16,61 +17,72 @@ from torch import Tensor
 from ...errors import ConfigError, NodeDataError
 from ...imaging.slice_format import UNLABELLED
 
-MOST_CLASSES = 24  # a set is a whole number that must survive float32
+MAX_CLASSES = 24  # a set of classes is an integer that float32 must represent exactly
 UNKNOWN = 0
-CORE = 1 / 3  # of a box's sides: its middle, which is taken for the structure
+BOX_CENTRE = 1 / 3  # of a box's sides: the middle of a box, which is assumed to belong to the structure
 
 
 def check_classes(classes: int) -> None:
-    """Raises: ConfigError if candidates of so many classes cannot be told."""
-    if not 2 <= classes <= MOST_CLASSES:
-        raise ConfigError(f"classes is {classes}; choose 2 to {MOST_CLASSES}, background included")
+    """Raises: ConfigError if candidate labels cannot represent this number of classes."""
+    if not 2 <= classes <= MAX_CLASSES:
+        raise ConfigError(f"classes is {classes}; choose 2 to {MAX_CLASSES}, background included")
 
 
 def candidates_from_labels(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Sets of one class each, of label maps; UNKNOWN where nobody annotated.
+    """Candidate labels of label maps: one class per pixel, UNKNOWN where nobody annotated.
 
     Args:
         labels: (..., S, S) uint8, 255 where nobody annotated.
+        classes: number of classes, background included.
 
-    Returns: equal shape, bit c set where class c is allowed.
-    Raises: NodeDataError for a label that is no class.
+    Returns: unsigned integers of the same shape, bit c set where class c is allowed.
+    Raises: NodeDataError for a label that is not below `classes`.
     """
     annotated = labels != UNLABELLED
     if annotated.any() and int(labels[annotated].max()) >= classes:
-        raise NodeDataError(f"labels reach {int(labels[annotated].max())}, the method knows {classes} classes")
-    # 255 is a shift too far: those pixels are shifted by nothing, then cleared.
-    shifted = np.left_shift(np.ones_like(labels, dtype=_type(classes)), np.where(annotated, labels, 0))
-    return np.where(annotated, shifted, UNKNOWN).astype(_type(classes))
+        raise NodeDataError(
+            f"the largest label is {int(labels[annotated].max())}; it must be below {classes} (classes)"
+        )
+    # Shifting by 255 would be undefined: pixels without annotation are shifted by 0 and then cleared.
+    shifted = np.left_shift(np.ones_like(labels, dtype=_dtype(classes)), np.where(annotated, labels, 0))
+    return np.where(annotated, shifted, UNKNOWN).astype(_dtype(classes))
 
 
 def candidates_from_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Sets of a slice (S, S) whose labels are boxes, painted from the largest to the smallest.
+    """Candidate labels of a slice whose labels are boxes, painted from the largest to the smallest.
 
-    The smallest rectangle around a value is that class's box. Outside of all boxes there is background. Inside there
-    is background or the box's class; in the middle of a box, where no other box lies but those around it, its class
-    alone. A map with pixels that nobody annotated says so itself, and is read as any sparse label map.
+    The smallest rectangle around the pixels of a value is that class's box. Outside of all boxes, pixels are
+    background. Inside a box, they are background or the box's class; in the middle of a box, unless another box
+    overlaps it that does not enclose it, they have the box's class alone. A map with pixels that nobody annotated is
+    read as a sparse label map instead.
+
+    Args:
+        labels: (S, S) uint8.
+        classes: number of classes, background included.
+
+    Returns: unsigned integers (S, S), bit c set where class c is allowed.
+    Raises: NodeDataError for a label that is not below `classes`.
     """
     if (labels == UNLABELLED).any():
         return candidates_from_labels(labels, classes)
-    candidates_from_labels(labels, classes)  # checks
+    candidates_from_labels(labels, classes)  # only for its checks
     boxes = boxes_of(labels, classes)
-    candidates = np.ones(labels.shape, _type(classes))
+    candidates = np.ones(labels.shape, _dtype(classes))
     for value, box in boxes.items():
         candidates[box] |= np.array(1 << value, candidates.dtype)
     for value, box in boxes.items():
         others = np.zeros(labels.shape, bool)
         for other in boxes.values():
-            if other != box and not _inside(box, other):
+            if other != box and not _is_inside(box, other):
                 others[other] = True
-        middle = tuple(_middle(side) for side in box)
+        middle = tuple(_middle_third(side) for side in box)
         free = ~others[middle] & (labels[middle] == value)
         candidates[middle] = np.where(free, 1 << value, candidates[middle])
     return candidates
 
 
 def boxes_of(labels: np.ndarray, classes: int) -> dict[int, tuple[slice, slice]]:
-    """By class, the smallest rectangle around its pixels of a slice (S, S)."""
+    """By class, the smallest rectangle around its pixels in a slice (S, S) of integer labels, as rows and columns."""
     boxes = {}
     for value in range(1, classes):
         rows, columns = np.nonzero(labels == value)
@@ -80,35 +92,47 @@ def boxes_of(labels: np.ndarray, classes: int) -> dict[int, tuple[slice, slice]]
 
 
 def candidates_from_presence(presence: np.ndarray, size: int, classes: int) -> np.ndarray:
-    """Sets (N, size, size) of slices of which only the structures are known: (N, classes or fewer), 1 where present."""
+    """Candidate labels of slices with image-level labels.
+
+    Args:
+        presence: (N, C) with C at most `classes`, positive where a slice shows the class.
+        size: side of the slices in pixels.
+        classes: number of classes, background included.
+
+    Returns: unsigned integers (N, size, size): each pixel may have any class present, or background.
+    Raises: NodeDataError for image-level labels of more classes.
+    """
     if presence.shape[1] > classes:
-        raise NodeDataError(f"image labels of {presence.shape[1]} classes, the method knows {classes}")
+        raise NodeDataError(f"image-level labels have {presence.shape[1]} classes; the method needs at most {classes}")
     bits = np.left_shift(1, np.arange(presence.shape[1]))
-    code = ((presence > 0) @ bits) | 1  # background is everywhere
-    return np.broadcast_to(code[:, None, None], (len(code), size, size)).astype(_type(classes))
+    code = ((presence > 0) @ bits) | 1  # background is always possible
+    return np.broadcast_to(code[:, None, None], (len(code), size, size)).astype(_dtype(classes))
 
 
 def candidates_of_all_structures(candidates: np.ndarray, classes: int) -> np.ndarray:
-    """Sets of background and target (0 to 3) as candidates of classes: the target may be any structure."""
+    """Candidate labels of background and target (..., S, S), integers 0 to 3, as candidate labels of `classes` classes.
+
+    Returns: unsigned integers of the same shape: the target may be any foreground class.
+    """
     target = (1 << classes) - 2
-    return np.array([UNKNOWN, 1, target, target | 1], _type(classes))[candidates]
+    return np.array([UNKNOWN, 1, target, target | 1], _dtype(classes))[candidates]
 
 
 def candidate_masks(candidates: Tensor, classes: int) -> Tensor:
-    """(B, S, S) candidates to (B, classes, S, S) booleans, true where a pixel may have the class; unknown: none."""
+    """Candidate labels (B, S, S) to booleans (B, classes, S, S): which classes a pixel may have, none if unknown."""
     bits = torch.arange(classes, device=candidates.device)[None, :, None, None]
     return torch.bitwise_right_shift(candidates.long()[:, None], bits) % 2 == 1
 
 
 @dataclass(frozen=True)
 class SiteSlices:
-    """What a site trains with.
+    """A site's training slices with their candidate labels.
 
     Attributes:
         images: (N, S, S) float in [-1, 1].
-        candidates: (N, S, S) unsigned integers, see above.
-        kinds: (N,) kind of the labels of each slice, "none" without.
-        classes: number of label values, background included.
+        candidates: (N, S, S) unsigned integers, bit c set where class c is allowed, 0 where nothing is known.
+        kinds: (N,) kind of each slice's labels, "none" for unlabelled slices.
+        classes: number of classes, background included.
     """
 
     images: np.ndarray
@@ -121,21 +145,25 @@ class SiteSlices:
 
     @property
     def labelled_indices(self) -> np.ndarray:
-        """Indices of the slices whose labels say anything."""
-        everything = (1 << self.classes) - 1
-        return np.flatnonzero([bool(((one != UNKNOWN) & (one != everything)).any()) for one in self.candidates])
+        """Indices (n,) of slices with at least one pixel whose candidate labels exclude a class."""
+        all_classes = (1 << self.classes) - 1
+        informative = [((sets != UNKNOWN) & (sets != all_classes)).any() for sets in self.candidates]
+        return np.flatnonzero(informative)
 
 
-def _inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+def _is_inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+    """Whether `other` encloses `box`."""
     return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(box, other, strict=True))
 
 
-def _middle(side: slice) -> slice:
+def _middle_third(side: slice) -> slice:
+    """The middle third of a side of a box."""
     length = side.stop - side.start
-    rim = int(length * (1 - CORE) / 2)
+    rim = int(length * (1 - BOX_CENTRE) / 2)
     return slice(side.start + rim, side.stop - rim)
 
 
-def _type(classes: int) -> np.dtype:
+def _dtype(classes: int) -> np.dtype:
+    """The smallest unsigned integer type with a bit for every class."""
     check_classes(classes)
     return np.min_scalar_type((1 << classes) - 1)

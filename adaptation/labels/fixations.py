@@ -1,15 +1,14 @@
-"""From fixations of the eye to what a slice's pixels may be (GazeMedSeg, arXiv 2407.07406).
+"""Candidate labels from eye fixations (GazeMedSeg, arXiv 2407.07406).
 
-Durations become a heatmap, the image sharpens it, and two thresholds cut it: what is above the higher one is the
-target, what is below the lower one is background, between them it may be either. So gaze is one more kind of label set
-(`fedfactory.adaptation.labels.candidate_labels`) that every method understands.
+Fixation durations become a heatmap, the image refines it, and two thresholds divide it: pixels above the higher one
+are the target, pixels below the lower one are background, pixels between them may be either. Thus gaze is one more
+kind of candidate labels (`fedfactory.adaptation.labels.candidate_labels`), which every method can use.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,35 +17,40 @@ from scipy.special import expit, logit
 from ...errors import ConfigError
 
 REFINEMENTS = ("crf", "none")
-FEWEST, SHORTEST = 3, 300.0  # fixations, and milliseconds in all, from which a slice counts as looked at
-CAP = 95  # percentile: one long fixation must not hide the others
-FLOOR = 1e-5  # of probabilities
-ITERATIONS = 10
-CHUNK = 4096  # pixels
-BLURS = (0.02, 0.4)  # narrowest and widest that are tried
-UNSURE = 0b11  # may be background or target
+MIN_FIXATIONS = 3  # of a viewed slice
+MIN_DURATION = 300.0  # of all fixations of a viewed slice together, milliseconds
+DURATION_PERCENTILE = 95  # durations are cut there: one long fixation must not hide the others
+MIN_PROBABILITY = 1e-5
+MEAN_FIELD_ITERATIONS = 10
+CHUNK = 4096  # pixels that are refined at once
+SIGMA_RANGE = (0.02, 0.4)  # of the search for a blur
+SIGMA_TOLERANCE = 0.005  # of the search for a blur
 BACKGROUND_ONLY, TARGET_ONLY = 0b01, 0b10
+UNCERTAIN = 0b11  # may be background or target
 
 
 @dataclass(frozen=True, kw_only=True)
 class GazeConfig:
-    """How a site reads its fixations. Trackers and annotators differ, so this is the site's own and never leaves it.
+    """How a site turns fixations into candidate labels. Trackers and annotators differ, so each site has its own.
 
     Raises: ConfigError if a value is out of range.
 
     Attributes:
-        sigma: of the blur, as a share of the longer side.
-        refine: "crf": mean field with one bilateral kernel; "none".
-        place, grey: widths of that kernel, a share of the longer side and grey levels on the [-1, 1] scale.
-        strength: Potts weight. stride: of its landmarks, pixels; 1 is exact.
-        tight, loose: thresholds of the map.
+        sigma: standard deviation of the blur, as a share of the longer side.
+        refine: "crf" for mean-field inference of a CRF with one bilateral kernel, or "none".
+        spatial_width: of the bilateral kernel, as a share of the longer side.
+        intensity_width: of the bilateral kernel, in grey levels on the [-1, 1] scale.
+        potts_weight: of the kernel against the heatmap, 0 or more.
+        stride: distance of the landmarks that approximate the kernel, pixels; 1 is exact.
+        tight: from this value on, a pixel of the heatmap is target, in (0, 1).
+        loose: below this value, a pixel of the heatmap is background, in (0, tight].
     """
 
     sigma: float = 0.08
     refine: str = "crf"
-    place: float = 0.25
-    grey: float = 0.06
-    strength: float = 1.0
+    spatial_width: float = 0.25
+    intensity_width: float = 0.06
+    potts_weight: float = 1.0
     stride: int = 4
     tight: float = 0.5
     loose: float = 0.3
@@ -54,131 +58,162 @@ class GazeConfig:
     def __post_init__(self) -> None:
         if self.refine not in REFINEMENTS:
             raise ConfigError(f"refine is '{self.refine}'; choose one of {', '.join(REFINEMENTS)}")
-        if min(self.sigma, self.place, self.grey) <= 0 or self.strength < 0 or self.stride < 1:
-            raise ConfigError("sigma, place and grey must be positive, strength not negative, stride at least 1")
-        if not 0 < self.loose <= self.tight < 1:
-            raise ConfigError(f"thresholds are {self.loose} and {self.tight}; 0 < loose <= tight < 1 is needed")
+        for name in ("sigma", "spatial_width", "intensity_width"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.potts_weight < 0:
+            raise ConfigError(f"potts_weight is {self.potts_weight}; it must be at least 0")
+        if self.stride < 1:
+            raise ConfigError(f"stride is {self.stride}; it must be at least 1")
+        if not 0 < self.tight < 1:
+            raise ConfigError(f"tight is {self.tight}; choose a threshold between 0 and 1")
+        if not 0 < self.loose <= self.tight:
+            raise ConfigError(f"loose is {self.loose}; choose a threshold above 0, up to tight ({self.tight})")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, float | str]:
+        """JSON-able."""
         return asdict(self)
 
 
 def heatmap(fixations: np.ndarray, shape: tuple[int, int], sigma: float) -> np.ndarray | None:
-    """Where somebody looked, (H, W) in [0, 1]; None if hardly anybody did.
+    """Blurred map of fixation durations.
 
     Args:
-        fixations: (n, 3) row, column, milliseconds; places outside of the slice are brought to its rim.
-        sigma: of the blur, as a share of the longer side.
+        fixations: (n, 3) row, column, milliseconds; positions outside of the slice are moved to its border.
+        shape: height and width of the slice.
+        sigma: standard deviation of the blur, as a share of the longer side.
+
+    Returns: (H, W) scaled to [0, 1]; None if the slice was not viewed long enough (MIN_FIXATIONS, MIN_DURATION).
     """
-    if len(fixations) < FEWEST or fixations[:, 2].sum() < SHORTEST:
+    durations = fixations[:, 2]
+    if len(fixations) < MIN_FIXATIONS or durations.sum() < MIN_DURATION:
         return None
     canvas = np.zeros(shape)
-    rows, columns = (
-        np.clip(np.round(fixations[:, axis]), 0, shape[axis] - 1).astype(int) for axis in (0, 1)
-    )  # fmt: skip
-    np.add.at(canvas, (rows, columns), np.minimum(fixations[:, 2], np.percentile(fixations[:, 2], CAP)))
+    rows, columns = (np.clip(np.round(fixations[:, axis]), 0, shape[axis] - 1).astype(int) for axis in (0, 1))
+    np.add.at(canvas, (rows, columns), np.minimum(durations, np.percentile(durations, DURATION_PERCENTILE)))
     blurred = gaussian_filter(canvas, sigma * max(shape), mode="reflect", truncate=4)
     low, high = blurred.min(), blurred.max()
     return (blurred - low) / (high - low) if high > low else None
 
 
-def refined(heat: np.ndarray, image: np.ndarray, config: GazeConfig) -> np.ndarray:
-    """The heatmap (H, W) drawn to the edges of the image (H, W) in [-1, 1].
+def refine_heatmap(heat: np.ndarray, image: np.ndarray, config: GazeConfig) -> np.ndarray:
+    """Align a heatmap with the edges of the image.
 
     Mean field of a dense CRF of two labels with one bilateral kernel K (Kraehenbuehl and Koltun 2011), normalised by
     its row sums: q <- sigmoid(u + w K~ (2 q - 1)). Computed exactly between landmarks on a regular grid, each of which
-    stands for its share of the pixels (Nystroem's way); the last update reaches every pixel.
+    represents its share of the pixels (Nystroem approximation); the last update is computed for every pixel.
+
+    Args:
+        heat: (H, W) in [0, 1].
+        image: (H, W) in [-1, 1].
+        config: its kernel, weight and stride.
+
+    Returns: probability of the target, (H, W) in (0, 1).
     """
-    u = logit(np.clip(heat, FLOOR, 1 - FLOOR)).ravel()
-    scale = np.array([config.place * max(heat.shape)] * 2 + [config.grey])
+    u = logit(np.clip(heat, MIN_PROBABILITY, 1 - MIN_PROBABILITY)).ravel()
+    scale = np.array([config.spatial_width * max(heat.shape)] * 2 + [config.intensity_width])
     features = np.stack([*np.indices(heat.shape).reshape(2, -1), image.ravel()], axis=1) / scale
     grid = np.zeros(heat.shape, bool)
     first = min(config.stride // 2, min(heat.shape) - 1)
     grid[first :: config.stride, first :: config.stride] = True
-    chosen = np.flatnonzero(grid)
-    each = heat.size / len(chosen)  # pixels that a landmark stands for
-    among = _kernel(features[chosen], features[chosen])
-    norm = 1 / np.sqrt(each * among.sum(1))
-    q = expit(u[chosen])
-    for _ in range(ITERATIONS - 1):
-        q = expit(u[chosen] + config.strength * norm * (among @ (each * norm * (2 * q - 1))))
-    message, whole = each * norm * (2 * q - 1), np.empty(heat.size)
+    landmarks = np.flatnonzero(grid)
+    pixels_each = heat.size / len(landmarks)  # pixels that a landmark represents
+    kernel = _kernel(features[landmarks], features[landmarks])
+    norm = 1 / np.sqrt(pixels_each * kernel.sum(1))
+    q = expit(u[landmarks])
+    for _ in range(MEAN_FIELD_ITERATIONS - 1):
+        q = expit(u[landmarks] + config.potts_weight * norm * (kernel @ (pixels_each * norm * (2 * q - 1))))
+    message, probability = pixels_each * norm * (2 * q - 1), np.empty(heat.size)
     for start in range(0, heat.size, CHUNK):
         part = slice(start, start + CHUNK)
-        near = _kernel(features[part], features[chosen])
-        own = 1 / np.sqrt(each * near.sum(1))
-        whole[part] = expit(u[part] + config.strength * own * (near @ message))
-    return whole.reshape(heat.shape)
+        kernel = _kernel(features[part], features[landmarks])
+        norm = 1 / np.sqrt(pixels_each * kernel.sum(1))
+        probability[part] = expit(u[part] + config.potts_weight * norm * (kernel @ message))
+    return probability.reshape(heat.shape)
 
 
 def candidates_from_fixations(fixations: np.ndarray, image: np.ndarray, config: GazeConfig) -> np.ndarray:
-    """Sets (H, W) uint8 of background and target of a slice; all unknown (0) where hardly anybody looked.
+    """Candidate labels of background and target for one slice.
 
     Args:
-        fixations: (n, 3) row, column, milliseconds. image: (H, W) in [-1, 1].
+        fixations: (n, 3) row, column, milliseconds.
+        image: (H, W) in [-1, 1].
+        config: how fixations are turned into labels.
+
+    Returns: (H, W) uint8 of TARGET_ONLY, BACKGROUND_ONLY and UNCERTAIN; 0 everywhere if the slice was not viewed long
+        enough.
     """
     heat = heatmap(fixations, image.shape, config.sigma)
     if heat is None:
         return np.zeros(image.shape, np.uint8)
-    q = refined(heat, image, config) if config.refine == "crf" else heat
-    return np.where(q >= config.tight, TARGET_ONLY, np.where(q >= config.loose, UNSURE, BACKGROUND_ONLY)).astype(
-        np.uint8
-    )
+    q = refine_heatmap(heat, image, config) if config.refine == "crf" else heat
+    candidates = np.where(q >= config.tight, TARGET_ONLY, np.where(q >= config.loose, UNCERTAIN, BACKGROUND_ONLY))
+    return candidates.astype(np.uint8)
 
 
-def blur_for_share(looks: Sequence[tuple[np.ndarray, np.ndarray]], share: float, config: GazeConfig) -> GazeConfig:
-    """`config` with the blur by which the target fills, on average, the share of the slice that the site knows it does.
+def config_for_target_share(
+    views: Sequence[tuple[np.ndarray, np.ndarray]], target_share: float, config: GazeConfig
+) -> GazeConfig:
+    """`config` with the blur for which the target fills, on average, a known share of the slice.
 
-    A wider blur makes larger targets, so bisection finds it; two dozen slices are enough.
+    A wider blur makes larger targets, so the blur is found by bisection; 24 slices are enough.
 
     Args:
-        looks: fixations (n, 3) and image (H, W) of slices, as for `candidates_from_fixations`. share: in (0, 1).
+        views: fixations (n, 3) and image (H, W) of slices, as for `candidates_from_fixations`.
+        target_share: mean share of a viewed slice that the target fills, in (0, 1).
+        config: everything but the blur.
 
-    Raises: ConfigError if no blur makes the target as large, or as small.
+    Raises: ConfigError if no blur in SIGMA_RANGE gives this share.
     """
 
-    def filled(sigma: float) -> float:
-        candidates = np.stack([candidates_from_fixations(*look, replace(config, sigma=sigma)) for look in looks])
-        seen = candidates[(candidates > 0).any(axis=(1, 2))]
-        return float((seen == TARGET_ONLY).mean()) if len(seen) else 0.0
+    def share_with(sigma: float) -> float:
+        candidates = np.stack([candidates_from_fixations(*view, replace(config, sigma=sigma)) for view in views])
+        viewed = candidates[(candidates > 0).any(axis=(1, 2))]
+        return float((viewed == TARGET_ONLY).mean()) if len(viewed) else 0.0
 
-    low, high = BLURS
-    least, most = filled(low), filled(high)
-    if not least < share < most:
+    low, high = SIGMA_RANGE
+    smallest, largest = share_with(low), share_with(high)
+    if not smallest < target_share < largest:
         raise ConfigError(
-            f"a target of {share:.1%} of a slice: blurs make it {least:.1%} to {most:.1%} of these slices"
+            f"target_share is {target_share:.1%} of a slice; for these fixations it must be between {smallest:.1%} "
+            f"and {largest:.1%}"
         )
-    while high - low > 0.005:
+    while high - low > SIGMA_TOLERANCE:
         middle = (low + high) / 2
-        low, high = (middle, high) if filled(middle) < share else (low, middle)
+        low, high = (middle, high) if share_with(middle) < target_share else (low, middle)
     return replace(config, sigma=round((low + high) / 2, 4))
 
 
 def simulate_fixations(
     mask: np.ndarray, rng: np.random.Generator, *, inside: float = 0.85, noise: float = 0.03
 ) -> np.ndarray:
-    """Plausible fixations (n, 3) of somebody who looks for a target (H, W): row, column, milliseconds.
+    """Simulated fixations of a person who searches for a target.
 
-    15 to 60 fixations with log-normal durations (median 250 ms, at least 50), a share near `inside` of them in the
-    target, the others anywhere; places with tracker noise. A slice without target is looked at everywhere.
+    15 to 60 fixations with log-normal durations (median 250 ms, at least 50 ms), a share near `inside` of them in the
+    target, the others anywhere; positions have tracker noise. In a slice without target they are anywhere.
 
     Args:
-        inside: mean share in the target (0.3 for a poor tracker). noise: share of the longer side (0.2 for a poor one).
+        mask: of the target, (H, W).
+        rng: source of everything random.
+        inside: mean share of the fixations in the target (0.3 for a poor tracker).
+        noise: standard deviation of positions, as a share of the longer side (0.2 for a poor tracker).
+
+    Returns: (n, 3) row, column, milliseconds.
     """
     count = int(rng.integers(15, 61))
     target, anywhere = np.argwhere(mask), np.argwhere(np.ones(mask.shape, bool))
     share = rng.beta(20 * inside, 20 * (1 - inside)) if len(target) else 0.0
-    seen = rng.random(count) < share
-    places = np.where(
-        seen[:, None],
+    in_target = rng.random(count) < share
+    positions = np.where(
+        in_target[:, None],
         target[rng.integers(len(target), size=count)] if len(target) else 0,
         anywhere[rng.integers(len(anywhere), size=count)],
     ).astype(float)
-    places += rng.normal(0, noise * max(mask.shape), places.shape)
-    return np.column_stack([places, np.maximum(50.0, rng.lognormal(np.log(250), 0.5, count))])
+    positions += rng.normal(0, noise * max(mask.shape), positions.shape)
+    return np.column_stack([positions, np.maximum(50.0, rng.lognormal(np.log(250), 0.5, count))])
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """exp(-|a_i - b_j|^2 / 2)."""
+    """exp(-|a_i - b_j|^2 / 2), (n, m), of features a (n, 3) and b (m, 3)."""
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
     return np.exp(-np.maximum(squares, 0) / 2)

@@ -1,7 +1,7 @@
-"""Weaker labels made from dense ones, for studies of what annotation is worth.
+"""Weak labels made from dense labels, for studies of how much annotation a method needs.
 
-Slices (S, S) of label values in, label maps of the kinds that `fedfactory prepare` reads out. Real annotators are less
-regular; where a data set brings its own scribbles, as ACDC does, take those.
+Each converter takes a slice (S, S) of label values and returns a label map of a kind that `fedfactory prepare` reads.
+Real annotators are less regular; if a data set has its own scribbles, as ACDC has, use those.
 """
 
 from __future__ import annotations
@@ -23,58 +23,75 @@ from ...imaging.volumes import Volume
 from .candidate_labels import boxes_of
 
 POINT_RADIUS = 1.5  # pixels
-BLOCKS, BLOCK_SIDE = 3, 5  # squares in a slice, and their side
-BACKGROUND_DISTANCE = 4.0  # pixels from the structures, at least, at which background is marked
-KEPT = 0.7  # of a structure's skeleton
+BLOCKS_PER_SLICE, BLOCK_SIDE = 3, 5  # squares, and their side in pixels
+BACKGROUND_DISTANCE = 4.0  # smallest distance of background scribbles from the structures, pixels
+SCRIBBLE_LENGTH = 0.7  # share of a structure's skeleton that a scribble covers
 
 
 def points(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A small disc inside of every structure and one in the background."""
+    """Mark a small disc inside each structure and one in the background.
+
+    Takes label values (S, S) uint8; returns (S, S) uint8 with 255 where nothing is marked.
+    """
     marked = np.full(labels.shape, UNLABELLED, np.uint8)
     grid = np.indices(labels.shape)
-    for value, place in _places(labels, rng).items():
-        disc = np.hypot(*(axis - at for axis, at in zip(grid, place, strict=True))) <= POINT_RADIUS
+    for value, centre in _interior_pixels(labels, rng).items():
+        disc = np.hypot(*(axis - at for axis, at in zip(grid, centre, strict=True))) <= POINT_RADIUS
         marked[disc & (labels == value)] = value
     return marked
 
 
 def scribbles(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A thin curve inside of every structure, and one around them."""
+    """Mark a thin curve inside each structure, and one around all structures.
+
+    Takes label values (S, S) uint8; returns (S, S) uint8 with 255 where nothing is marked.
+    """
     marked = np.full(labels.shape, UNLABELLED, np.uint8)
     for value in np.unique(labels[labels > 0]):
-        line = skeletonize(_largest_part(labels == value))
-        marked[_part_of(line, KEPT, rng)] = value
+        line = skeletonize(_largest_component(labels == value))
+        marked[_piece_of(line, SCRIBBLE_LENGTH, rng)] = value
     outside = ndimage.distance_transform_edt(labels == 0)
     ring = (outside >= BACKGROUND_DISTANCE) & (outside < BACKGROUND_DISTANCE + 1)
     if not (labels > 0).any():
         ring = np.zeros(labels.shape, bool)
         ring[len(ring) // 2] = True
-    marked[_part_of(ring, KEPT, rng)] = 0
+    marked[_piece_of(ring, SCRIBBLE_LENGTH, rng)] = 0
     return marked
 
 
 def blocks(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A few small squares, densely labelled, centred on the structures."""
+    """Mark a few small squares, densely labelled, centred on pixels of the structures.
+
+    Takes label values (S, S) uint8; returns (S, S) uint8 with 255 outside of the squares.
+    """
     marked = np.full(labels.shape, UNLABELLED, np.uint8)
     inside = np.argwhere(labels > 0)
-    among = inside if len(inside) else np.argwhere(labels == 0)
-    for row, column in among[rng.choice(len(among), min(BLOCKS, len(among)), replace=False)]:
+    centres = inside if len(inside) else np.argwhere(labels == 0)
+    for row, column in centres[rng.choice(len(centres), min(BLOCKS_PER_SLICE, len(centres)), replace=False)]:
         square = tuple(slice(max(0, at - BLOCK_SIDE // 2), at + BLOCK_SIDE // 2 + 1) for at in (row, column))
         marked[square] = labels[square]
     return marked
 
 
 def boxes(labels: np.ndarray, rng: np.random.Generator, *, margin: int = 0) -> np.ndarray:
-    """One box around every structure, painted from the largest to the smallest.
+    """Paint one box around each structure, from the largest box to the smallest.
 
     Args:
-        margin: each side is moved outwards by up to so many pixels, at random.
+        labels: (S, S) uint8 label values.
+        rng: draws how far each side is moved.
+        margin: largest number of pixels by which a side is moved outwards.
+
+    Returns: (S, S) uint8, 0 outside of all boxes.
     """
     marked = np.zeros(labels.shape, np.uint8)
     found = boxes_of(labels, int(labels.max()) + 1)
-    wide = {value: tuple(_widened(side, margin, length, rng) for side, length in zip(box, labels.shape, strict=True))
-            for value, box in found.items()}  # fmt: skip
-    for value in sorted(wide, key=lambda one: -np.prod([side.stop - side.start for side in wide[one]])):
+    wide = {
+        value: tuple(
+            _widened(side, length, margin=margin, rng=rng) for side, length in zip(box, labels.shape, strict=True)
+        )
+        for value, box in found.items()
+    }
+    for value in sorted(wide, key=lambda value: -np.prod([side.stop - side.start for side in wide[value]])):
         marked[wide[value]] = value
     return marked
 
@@ -88,31 +105,37 @@ CONVERTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] =
 
 
 def weaken(volume: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
-    """A dense label map (X, Y, Z) as one of another kind, slice by slice along its third axis; 255 where nobody would
-    have annotated.
+    """Convert a dense label map to weak labels, slice by slice along its third axis.
 
-    Raises: UsageError for a kind that cannot be made.
+    Args:
+        volume: (X, Y, Z) uint8 label values.
+        kind: one of CONVERTERS.
+        seed: of everything random.
+
+    Returns: (X, Y, Z) uint8; except for boxes, 255 where nothing is annotated.
+    Raises: UsageError for an unknown kind.
     """
-    if kind not in CONVERTERS:
-        raise UsageError(f"dense labels become {', '.join(CONVERTERS)}, not '{kind}'")
+    _check_kind(kind)
     rng = np.random.default_rng(seed)
     return np.stack([CONVERTERS[kind](volume[..., z], rng) for z in range(volume.shape[2])], axis=2)
 
 
 def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: str = "label", seed: int = 0) -> int:
-    """A copy of a data set with weaker labels, for studies; cases without labels are left out.
+    """Write a copy of a data set with weak labels, for studies; cases without labels are left out.
 
     Args:
-        source: as `fedfactory prepare` reads it. out: new folder, SUBJECT/image and SUBJECT/label.
-        kind: see `weaken`. Prepare the copy with it, and with 255 as the unlabelled value (but for boxes).
+        source: a data set that `fedfactory prepare` reads.
+        out: new folder, with SUBJECT/image and SUBJECT/label.
+        kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
+        label_key: modality folder of the label maps.
+        seed: of everything random.
 
-    Returns: number of cases. Raises: UsageError or VolumeError; then no folder is left.
+    Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
-    if kind not in CONVERTERS:
-        raise UsageError(f"dense labels become {', '.join(CONVERTERS)}, not '{kind}'")
+    _check_kind(kind)
     labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.label is not None]
     if not labelled:
-        raise UsageError(f"{source}: no case with a label map under '{label_key}'")
+        raise UsageError(f"{source}: no case has a label map under '{label_key}'; choose another label_key")
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image, label = read_volume(case.image), read_volume(case.label, integer=True)
@@ -122,8 +145,13 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
     return len(labelled)
 
 
-def _places(labels: np.ndarray, rng: np.random.Generator) -> dict[int, tuple[int, int]]:
-    """By value, a pixel well inside: one of those at more than half of the largest distance to the border."""
+def _check_kind(kind: str) -> None:
+    if kind not in CONVERTERS:
+        raise UsageError(f"kind is '{kind}'; choose one of {', '.join(CONVERTERS)}")
+
+
+def _interior_pixels(labels: np.ndarray, rng: np.random.Generator) -> dict[int, tuple[int, int]]:
+    """By value of the labels (S, S), a random pixel deeper inside than half of the largest distance to the border."""
     found = {}
     for value in np.unique(labels):
         depth = ndimage.distance_transform_edt(np.pad(labels == value, 1))[1:-1, 1:-1]
@@ -132,23 +160,25 @@ def _places(labels: np.ndarray, rng: np.random.Generator) -> dict[int, tuple[int
     return found
 
 
-def _largest_part(mask: np.ndarray) -> np.ndarray:
+def _largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of a mask (S, S), as a mask of the same shape."""
     parts, count = ndimage.label(mask)
     return mask if count < 2 else parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
 
 
-def _part_of(line: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """A piece of a curve: the pixels nearest to one of its own."""
+def _piece_of(line: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A share of the pixels of a curve, given as a mask (S, S): those nearest to a random pixel of it."""
     pixels = np.argwhere(line)
     if not len(pixels):
         return line
-    far = np.abs(pixels - pixels[rng.integers(len(pixels))]).sum(1)
-    kept = pixels[np.argsort(far, kind="stable")[: max(1, round(share * len(pixels)))]]
+    distance = np.abs(pixels - pixels[rng.integers(len(pixels))]).sum(1)
+    kept = pixels[np.argsort(distance, kind="stable")[: max(1, round(share * len(pixels)))]]
     piece = np.zeros_like(line)
     piece[tuple(kept.T)] = True
     return piece
 
 
-def _widened(side: slice, margin: int, length: int, rng: np.random.Generator) -> slice:
+def _widened(side: slice, length: int, *, margin: int, rng: np.random.Generator) -> slice:
+    """A side of a box with both ends moved outwards at random by up to `margin`, within an axis of `length` pixels."""
     before, after = rng.integers(0, margin + 1, 2)
     return slice(max(0, side.start - int(before)), min(length, side.stop + int(after)))

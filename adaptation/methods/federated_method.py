@@ -22,7 +22,7 @@ from ...errors import ConfigError, FederationError, TrainingError
 from ..augmentation import ROTATION, appearance, geometry
 from ..labels.candidate_labels import SiteSlices, candidate_masks, check_classes
 from ..losses.partial_losses import partial_loss
-from ..networks.site_network import GROUPS, NORMS, SMALLEST, SiteUNet
+from ..networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE, SiteUNet
 from .catalogue import METHOD_CATALOGUE, MethodDescription
 
 
@@ -60,8 +60,8 @@ class MethodConfig:
         for name in ("sites", "rounds", "updates", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.size < 2 * SMALLEST or self.size % SMALLEST:
-            raise ConfigError(f"size is {self.size}; these networks need a multiple of {SMALLEST} from {2 * SMALLEST}")
+        if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
+            raise ConfigError(f"size is {self.size}; choose a multiple of {SIDE_MULTIPLE} from {2 * SIDE_MULTIPLE}")
         if self.norm not in NORMS:
             raise ConfigError(f"norm is '{self.norm}'; choose one of {', '.join(NORMS)}")
         if self.width < GROUPS or self.width % GROUPS:

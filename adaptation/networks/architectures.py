@@ -1,30 +1,29 @@
-"""Segmentation networks by name, all from MONAI."""
+"""Builds the segmentation networks of MONAI by name."""
 
 from __future__ import annotations
 
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import nn
 
-from ...errors import UsageError
+from .network_names import dimensions
 
-NETWORKS = ("unet", "dynunet", "segresnet", "unet3d", "dynunet3d", "segresnet3d")
-WIDTHS = (16, 32, 64)
-
-
-def dimensions(name: str) -> int:
-    """2 or 3, of a network by name. Raises: UsageError for an unknown name."""
-    if name not in NETWORKS:
-        raise UsageError(f"unknown network '{name}': choose from {', '.join(NETWORKS)}")
-    return 3 if name.endswith("3d") else 2
+WIDTHS = (16, 32, 64)  # channels of the three resolution levels
 
 
 def build_network(name: str, classes: int) -> nn.Module:
-    """Slices (B, 1, S, S), or for 3-D names stacks of slices (B, 1, D, S, S), to logits of the same sides.
+    """A network from slices (B, 1, S, S) to logits (B, classes, S, S), or for 3-D names from stacks of slices
+    (B, 1, D, S, S) to logits (B, classes, D, S, S).
 
-    S is a multiple of 8, D of 4. Raises: UsageError for an unknown name.
+    S is a multiple of 8, D of 4.
+
+    Args:
+        name: one of NETWORKS.
+        classes: channels of the logits.
+
+    Raises: UsageError for an unknown name.
     """
     dims = dimensions(name)
-    # Slices lie further apart than pixels: the first halving leaves their number alone.
+    # Slices are further apart than pixels, so the first downsampling keeps the number of slices.
     strides = (2, 2) if dims == 2 else ((1, 2, 2), (2, 2, 2))
     # Instance norm: the statistics of a batch of synthetic slices would not hold at another site.
     if name.startswith("unet"):

@@ -1,4 +1,4 @@
-"""A segmentation network of any architecture that also says, per pixel, whether it is right (HSSF)."""
+"""A segmentation network of any architecture that also predicts, per pixel, whether its class is right (HSSF)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from torch import Tensor, nn
 from .architectures import build_network
 from .network_names import check_architecture
 
-FEATURES = 16
-SMALLEST = 8  # sides are multiples of it
+FEATURES = 16  # channels of the features that segmentation and self-assessment share
 
 
 class SelfAssessment(nn.Module):
-    """Features (B, F, S, S) and logits (B, C, S, S) to logits (B, S, S) of "this pixel's class is right".
+    """Predicts from features and logits whether the most likely class of each pixel is right.
 
-    Two of three blocks weigh their channels by their means, squashed to (0, 1): the published product of unbounded
+    Two of the three blocks weight their channels by the sigmoid of their means: the published product of unbounded
     means can explode.
+
+    Args:
+        classes: channels of the logits.
     """
 
     def __init__(self, classes: int) -> None:
@@ -27,19 +29,21 @@ class SelfAssessment(nn.Module):
         self.out = nn.Conv2d(FEATURES, 1, 1)
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        g1 = _pooled(self.first(torch.cat([features, logits], 1)))
-        g2 = _pooled(g1 + self.second(torch.cat([g1, features], 1)))
+        """Features (B, 16, S, S) and logits (B, classes, S, S) to logits of being right (B, S, S), unbounded."""
+        g1 = _channel_weighted(self.first(torch.cat([features, logits], 1)))
+        g2 = _channel_weighted(g1 + self.second(torch.cat([g1, features], 1)))
         g3 = g2 + self.third(torch.cat([g1, g2], 1))
         return self.out(self.last(torch.cat([g3, g2], 1)))[:, 0]
 
 
 class AssessedNetwork(nn.Module):
-    """Slices (B, 1, S, S) to logits (B, classes, S, S), S a multiple of 8.
+    """A network with a classifier and a self-assessment on top of its features.
 
     Args:
-        architecture: one of ARCHITECTURES.
+        architecture: of the network below both, one of ARCHITECTURES.
+        classes: channels of the logits.
 
-    Raises: ConfigError for another one.
+    Raises: ConfigError for an unknown architecture.
     """
 
     def __init__(self, architecture: str, classes: int) -> None:
@@ -50,19 +54,23 @@ class AssessedNetwork(nn.Module):
         self.assessment = SelfAssessment(classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) in [-1, 1], S a multiple of 8, to logits (B, classes, S, S)."""
         return self.classifier(self.body(x))
 
     def assess(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (B, classes, S, S), logits of being right (B, S, S), and features for `perturbed`.
+        """Segmentation with self-assessment. Nothing is detached: the assessment's loss also trains the segmentation.
 
-        Nothing is detached: what assesses itself better also segments better.
+        Args:
+            x: slices (B, 1, S, S) in [-1, 1].
+
+        Returns: logits (B, classes, S, S), logits of being right (B, S, S), and features (B, 16, S, S) for `perturbed`.
         """
         features = self.body(x)
         logits = self.classifier(features)
         return logits, self.assessment(features, logits), features
 
     def perturbed(self, features: Tensor) -> Tensor:
-        """Logits when half of the channels of the features are missing."""
+        """Logits (B, classes, S, S) of features (B, 16, S, S) of which a random half of the channels is set to zero."""
         return self.classifier(nn.functional.dropout2d(features, 0.5))
 
 
@@ -70,5 +78,6 @@ def _conv(channels: int) -> nn.Module:
     return Convolution(2, channels, FEATURES, norm=("group", {"num_groups": 4}), act="relu", bias=False)
 
 
-def _pooled(x: Tensor) -> Tensor:
+def _channel_weighted(x: Tensor) -> Tensor:
+    """(B, C, S, S) plus itself times the sigmoid of each channel's mean."""
     return x + x * torch.sigmoid(x.mean((2, 3), keepdim=True))

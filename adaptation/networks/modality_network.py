@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from .site_network import GROUPS
 
-DEPTH = 4  # levels; sides are multiples of 2 ** (DEPTH - 1)
-NORMS_OF = ".norms."  # in names of tensors, before the modality's
+DEPTH = 4  # resolution levels; sides of slices are multiples of 2 ** (DEPTH - 1)
+NORMS_OF = ".norms."  # in a tensor's name, comes before the modality's name
 
 
 class ModalityUnit(nn.Module):
-    """Convolution, normalisation of the modality's own, ReLU. Group norm: no image depends on those beside it."""
+    """Convolution, normalisation with parameters of the modality, ReLU. Group norm: no image depends on the batch."""
 
     def __init__(self, channels_in: int, channels: int, modalities: Sequence[str]) -> None:
         super().__init__()
@@ -22,11 +22,12 @@ class ModalityUnit(nn.Module):
         self.norms = nn.ModuleDict({name: nn.GroupNorm(GROUPS, channels) for name in modalities})
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
+        """(B, channels_in, S, S) to (B, channels, S, S)."""
         return torch.relu(self.norms[modality](self.conv(x)))
 
 
 class ModalityBlock(nn.Module):
-    """Two units."""
+    """Two units in a row."""
 
     def __init__(self, channels_in: int, channels: int, modalities: Sequence[str]) -> None:
         super().__init__()
@@ -34,13 +35,14 @@ class ModalityBlock(nn.Module):
         self.second = ModalityUnit(channels, channels, modalities)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
+        """(B, channels_in, S, S) to (B, channels, S, S)."""
         return self.second(self.first(x, modality), modality)
 
 
 class ChannelAttention(nn.Module):
-    """Modality-independent aware module: x + gamma A x, A = softmax(max - E) of the channels' products E (C, C).
+    """The paper's modality-independent aware module: x + gamma A x, with A = softmax(max - E) and E = x x^T (C, C).
 
-    E is divided by the number of pixels, so that the softmax does not depend on the slice's size; gamma begins at 0.
+    E is divided by the number of pixels, so that the softmax does not depend on the slice's size; gamma starts at 0.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same shape."""
         rows = x.flatten(2).float()
         energy = rows @ rows.mT / rows.shape[-1]
         weights = torch.softmax(energy.amax(-1, keepdim=True) - energy, -1)
@@ -55,10 +58,12 @@ class ChannelAttention(nn.Module):
 
 
 class ModalityUNet(nn.Module):
-    """Slices of one modality, or a slice of each of two that need show neither the same patient nor the same place.
+    """U-Net for slices of one modality, or for a slice of each of two modalities, of any patients and positions.
 
     Args:
-        classes: of the logits. modalities: their names. width: channels of the first level, a multiple of 4.
+        classes: channels of the logits.
+        modalities: their names.
+        width: channels of the first level, a multiple of 4; each further level has twice as many.
     """
 
     def __init__(self, classes: int, modalities: Sequence[str], width: int) -> None:
@@ -78,17 +83,18 @@ class ModalityUNet(nn.Module):
         self.conversion = nn.Sequential(
             nn.GroupNorm(GROUPS, 2 * deepest), nn.ReLU(), nn.Conv2d(2 * deepest, deepest, 1)
         )
-        self.widen = nn.ModuleList(nn.ConvTranspose2d(2 * one, 2 * one, 2, 2) for one in reversed(widths[:-1]))
-        self.up = nn.ModuleList(ModalityBlock(3 * one, one, modalities) for one in reversed(widths[:-1]))
+        self.widen = nn.ModuleList(nn.ConvTranspose2d(2 * count, 2 * count, 2, 2) for count in reversed(widths[:-1]))
+        self.up = nn.ModuleList(ModalityBlock(3 * count, count, modalities) for count in reversed(widths[:-1]))
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
-        """Logits (B, classes, S, S) of slices (B, 1, S, S) of one modality alone: fused with themselves."""
+        """Slices (B, 1, S, S) of one modality, fused with themselves, to logits (B, classes, S, S)."""
         skips, deep = self.encode(x, modality)
         return self.decode(self.fused(deep, deep, deep), skips, modality)[0]
 
     def encode(self, x: Tensor, modality: str) -> tuple[list[Tensor], Tensor]:
-        """Features of the upper levels, and the deepest ones (B, 8 width, S / 8, S / 8)."""
+        """Slices (B, 1, S, S) to the features of the upper levels, (B, width 2^n, S / 2^n, S / 2^n) for n = 0 to 2, and
+        the deepest features (B, 8 width, S / 8, S / 8)."""
         skips = []
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x, modality)
@@ -96,17 +102,26 @@ class ModalityUNet(nn.Module):
         return skips[:-1], x
 
     def fused(self, own: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """What the decoder of a modality gets: its own deepest features with those of both, in the modalities' order.
+        """Input of a modality's decoder: its own deepest features, joined with the fused features of both modalities.
 
-        Raises: ValueError for features of unequal shape.
+        Args:
+            own: (B, 8 width, S / 8, S / 8), deepest features of the modality to decode.
+            first: deepest features of the first modality, of the same shape.
+            second: deepest features of the second modality, of the same shape.
+
+        Returns: (B, 8 width, S / 8, S / 8). Raises: ValueError for features of unequal shape.
         """
-        if not own.shape == first.shape == second.shape:
-            raise ValueError("modalities can only be fused at equal sizes and equally many slices")
-        own, first, second = (self.attention(one) for one in (own, first, second))
+        shapes = [tuple(features.shape) for features in (own, first, second)]
+        if len(set(shapes)) > 1:
+            raise ValueError(f"the shapes of the features are {shapes}; they must be equal to be fused")
+        own, first, second = (self.attention(features) for features in (own, first, second))
         return self.conversion(torch.cat([self.fusion(torch.cat([first, second], 1)), own], 1))
 
     def decode(self, deep: Tensor, skips: list[Tensor], modality: str) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes, S, S), and the features before them (B, width, S, S)."""
+        """Fused features `deep` (B, 8 width, S / 8, S / 8) and the features of the upper levels to logits.
+
+        Returns: logits (B, classes, S, S), and the last features (B, width, S, S).
+        """
         x = deep
         for widen, block, skip in zip(self.widen, self.up, reversed(skips), strict=True):
             x = block(torch.cat([skip, widen(x)], 1), modality)
@@ -114,16 +129,17 @@ class ModalityUNet(nn.Module):
 
 
 class OneModality(nn.Module):
-    """The network for slices of one modality."""
+    """A network of several modalities, applied to slices of one of them."""
 
     def __init__(self, network: ModalityUNet, modality: str) -> None:
         super().__init__()
         self.network, self.modality = network, modality
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, S, S) to logits (B, classes, S, S)."""
         return self.network(x, self.modality)
 
 
 def modality_of(name: str) -> str | None:
-    """Of a tensor's name, the modality that it belongs to; None if it serves all."""
+    """The modality that a tensor belongs to, by the tensor's name; None if all modalities share it."""
     return name.partition(NORMS_OF)[2].partition(".")[0] or None

@@ -1,22 +1,33 @@
-"""Names that a site chooses or gives, without the libraries behind them."""
+"""Names of segmentation networks and modalities, and their checks, without importing the libraries behind them."""
 
 from __future__ import annotations
 
 import re
 
-from ...errors import ConfigError
+from ...errors import ConfigError, UsageError
 
-ARCHITECTURES = ("unet", "dynunet", "segresnet")  # MONAI's, for slices
+ARCHITECTURES = ("unet", "dynunet", "segresnet")  # MONAI's networks for single slices
+NETWORKS = (*ARCHITECTURES, *(f"{name}3d" for name in ARCHITECTURES))  # and the same for stacks of slices
 MODALITY = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
-def check_architecture(name: str) -> None:
-    """Raises: ConfigError for a network that sites cannot choose."""
-    if name not in ARCHITECTURES:
-        raise ConfigError(f"unknown network '{name}': choose from {', '.join(ARCHITECTURES)}")
+def dimensions(network: str) -> int:
+    """2 for a network that segments single slices, 3 for a network that segments stacks of slices.
+
+    Raises: UsageError for a name that is not in NETWORKS.
+    """
+    if network not in NETWORKS:
+        raise UsageError(f"network is '{network}'; choose one of {', '.join(NETWORKS)}")
+    return 3 if network.endswith("3d") else 2
+
+
+def check_architecture(network: str) -> None:
+    """Raises: ConfigError for a network that sites cannot choose, see ARCHITECTURES."""
+    if network not in ARCHITECTURES:
+        raise ConfigError(f"network is '{network}'; choose one of {', '.join(ARCHITECTURES)}")
 
 
 def check_modality(name: str) -> None:
-    """Raises: ConfigError for a name that cannot be part of a tensor's name or a file's."""
+    """Raises: ConfigError for a name that cannot be part of the name of a tensor or a file."""
     if not MODALITY.fullmatch(name):
-        raise ConfigError(f"modality '{name}': use letters, digits, - and _, at most 32")
+        raise ConfigError(f"modality is '{name}'; use letters, digits, - and _, at most 32")

@@ -1,4 +1,4 @@
-"""The U-Net that sites train together, with what FedICRA adds to it."""
+"""The U-Net that sites train together, with the channel selection and the auxiliary heads of FedICRA."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 LEVELS = 5
-SMALLEST = 2 ** (LEVELS - 1)  # sides are multiples of it
+SIDE_MULTIPLE = 2 ** (LEVELS - 1)  # sides of slices are multiples of it
 GROUPS = 4  # of group norm; widths are multiples of it
 NORMS = {"batch": "batch", "group": ("group", {"num_groups": GROUPS})}
-REDUCTION = 16  # of channels within a channel selection
+REDUCTION = 16  # factor by which a channel selection reduces its channels inside
 
 
 class ChannelSelection(nn.Module):
-    """Personalised channel selection: a site's id and the image say which channels count (FedICRA, eq. of PCS).
+    """Personalised channel selection: weights of channels from the site's id and the image (FedICRA, eq. of PCS).
 
     x <- x + x * h,  h = sigmoid(F([mean x, s]) + F([max x, s])),  s = W2 relu(W1 site).
     """
@@ -39,17 +39,19 @@ class ChannelSelection(nn.Module):
 
 
 class SiteUNet(BasicUNet):
-    """MONAI's U-Net of five levels: slices (B, 1, S, S) to logits (B, outputs, S, S), S a multiple of 16.
+    """MONAI's U-Net of five levels, for slices with a side that is a multiple of 16.
 
     Args:
-        outputs: channels of the logits. width: of the first level; each further one has twice as many.
-        norm: "batch" or "group". dropout: after every convolution.
-        sites: how many sites channel selections tell apart; 0 is without.
-        selections: of the deepest encoder levels, how many select channels by site.
-        embedding: channels within an auxiliary head; 0 is without heads.
+        outputs: channels of the logits.
+        width: channels of the first level; each further level has twice as many.
+        norm: "batch" or "group".
+        dropout: probability after every convolution.
+        sites: number of sites that channel selections distinguish; 0 builds no channel selection.
+        selections: number of the deepest encoder levels that select channels by site.
+        embedding: channels inside an auxiliary head; 0 builds no heads.
 
     Attributes:
-        site: index of the site whose channels are selected; part of the state at its site, never sent.
+        site: index of the site whose channels are selected; set at the site, never sent.
     """
 
     def __init__(
@@ -80,10 +82,18 @@ class SiteUNet(BasicUNet):
         self.heads = nn.ModuleList(_head(channels, embedding, outputs) for channels in decoded)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) in [-1, 1] to logits (B, outputs, S, S)."""
         return self.final_conv(self.decode(self.encode(x)[0])[-1])
 
     def encode(self, x: Tensor, site: int | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """Features of the five levels, and the deepest selection's heatmap (B, C, 1, 1), None without selections."""
+        """Features of the five levels, fine to coarse, and the channel weights of the deepest selection.
+
+        Args:
+            x: slices (B, 1, S, S) in [-1, 1].
+            site: index of the site whose channels are selected; None takes the attribute `site`.
+
+        Returns: features, each (B, C, S / 2^n, S / 2^n), and weights (B, C, 1, 1), None without selections.
+        """
         heatmap, features = None, []
         chosen = torch.full((len(x),), self.site if site is None else site, device=x.device)
         one_hot = F.one_hot(chosen, self.sites).to(x.dtype) if self.sites else None
@@ -96,17 +106,17 @@ class SiteUNet(BasicUNet):
         return features, heatmap
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
-        """Decoder features at 1/4, 1/2 and full resolution."""
+        """Features of `encode` to decoder features (B, C, S / n, S / n) with n = 4, 2 and 1."""
         x0, x1, x2, x3, x4 = features
         u3 = self.upcat_3(self.upcat_4(x4, x3), x2)
         u2 = self.upcat_2(u3, x1)
         return [u3, u2, self.upcat_1(u2, x0)]
 
     def embeddings(self, decoded: list[Tensor]) -> list[Tensor]:
-        """What the auxiliary heads make of `decode`'s features, at full resolution (B, outputs, S, S) each."""
+        """Outputs of the auxiliary heads on the features of `decode`, each resized to (B, outputs, S, S)."""
         side = decoded[-1].shape[-2:]
-        heads = [head(one) for head, one in zip(self.heads, decoded, strict=True)]
-        return [F.interpolate(one, side, mode="bilinear", align_corners=False) for one in heads]
+        outputs = [head(features) for head, features in zip(self.heads, decoded, strict=True)]
+        return [F.interpolate(output, side, mode="bilinear", align_corners=False) for output in outputs]
 
     def norm_names(self) -> set[str]:
         """Names of all tensors of normalisation layers, running statistics included."""

@@ -1,8 +1,8 @@
 """The translator: an encoder to a frozen factory's latents and feature maps, and one label branch for each role.
 
 After "Multi-Domain Brain Vessel Segmentation Through Feature Disentanglement", as RobustMedSeg reuses it. A *role* is
-what an image is to be shown as: 0 the labelled domain (source), 1 the site's own (target). The same image can be
-decoded in either role: in its own that is a reconstruction, in the other a translation; labels come along with both.
+the domain in which an image is decoded: 0 the labelled domain (source), 1 the site's domain (target). Decoding an
+image in its own role is a reconstruction, decoding it in the other role a translation; both give labels as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +23,9 @@ from .label_branch import LabelBranch
 
 SOURCE, TARGET = 0, 1
 STAGE_WIDTHS = (1, 1, 2, 4, 8)  # of stem and stages, in units of the encoder's width
-POOLED = 3  # side of what the latents are computed from
-MEAN_DRAWS = 10_000  # latents per height bin whose mean a role's codes start from
-INTER_WEIGHT = 0.6  # of the labels read in the source role, against those in the target role (published)
+POOLED_SIDE = 3  # side of the pooled feature maps from which latents are computed
+MEAN_DRAWS = 10_000  # latents drawn per height bin; a role's codes are offsets from their mean
+INTER_WEIGHT = 0.6  # of the probabilities decoded in the source role, the rest in the target role (published)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +35,10 @@ class EncoderConfig:
     Raises: ConfigError if a value is out of range.
 
     Attributes:
-        width: channels of the stem. blocks: of each of the four stages.
-        shrink: how many times smaller than the factory's slices its input is, 1 or 2. With 2, its finest content is a
-            quarter of the side: enough at 512 px, too coarse for small factories.
+        width: channels of the stem.
+        blocks: residual blocks of each of the four stages.
+        shrink: factor by which slices are downsampled before the encoder, 1 or 2. With 2, its finest content has a
+            quarter of the side of a slice: enough at 512 px, too coarse for small factories.
     """
 
     width: int = 64
@@ -47,20 +47,23 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.width < 1 or len(self.blocks) != 4 or min(self.blocks) < 1:
-            raise ConfigError("the encoder's width must be positive, and its blocks four positive numbers")
+        if self.width < 1:
+            raise ConfigError(f"width is {self.width}; it must be at least 1")
+        if len(self.blocks) != 4 or min(self.blocks) < 1:
+            raise ConfigError(f"blocks is {self.blocks}; choose four numbers of at least 1")
         if self.shrink not in (1, 2):
             raise ConfigError(f"shrink is {self.shrink}; choose 1 or 2")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
         return asdict(self) | {"blocks": list(self.blocks)}
 
 
 class RoleNorm(nn.Module):
-    """Instance norm with a gain and an offset of their own for each role.
+    """Instance norm with a gain and an offset for each role.
 
-    The published norm takes the statistics of whatever is in the batch, also at inference, so that a slice's labels
-    depend on its neighbours; a slice's own statistics do not.
+    The published norm uses the statistics of the batch, also at inference, so that the labels of a slice depend on the
+    other slices of the batch; statistics of each slice avoid that.
     """
 
     def __init__(self, channels: int) -> None:
@@ -69,32 +72,36 @@ class RoleNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, channels))
 
     def forward(self, x: Tensor, role: Tensor) -> Tensor:
+        """(B, C, H, W) and roles (B,) integers to (B, C, H, W)."""
         x = F.instance_norm(x)
         return x * self.weight[role][:, :, None, None] + self.bias[role][:, :, None, None]
 
     @torch.no_grad()
     def copy_source_to_target(self) -> None:
+        """Give the target role the gain and the offset of the source role."""
         for parameter in (self.weight, self.bias):
             parameter[TARGET] = parameter[SOURCE]
 
 
-def _conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+def _conv(c_in: int, c_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """Padded convolution without bias, with weights from N(0, 0.1^2)."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.normal_(conv.weight, std=0.1)
     return conv
 
 
 class ResidualBlock(nn.Module):
-    """Norm, conv, PReLU, conv with the stride, norm; plus the shortcut. ("Improved ResNet" of face recognition.)"""
+    """Norm, convolution, norm, PReLU, strided convolution, norm, plus the shortcut ("improved ResNet" of ArcFace)."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.norms = nn.ModuleList(RoleNorm(count) for count in (c_in, c_out, c_out))
-        self.conv1, self.prelu, self.conv2 = _conv(c_in, c_out), nn.PReLU(c_out), _conv(c_out, c_out, 3, stride)
-        self.shortcut = _conv(c_in, c_out, 1, stride) if stride > 1 else None
+        self.conv1, self.prelu, self.conv2 = _conv(c_in, c_out), nn.PReLU(c_out), _conv(c_out, c_out, stride=stride)
+        self.shortcut = _conv(c_in, c_out, kernel=1, stride=stride) if stride > 1 else None
         self.shortcut_norm = RoleNorm(c_out) if stride > 1 else None
 
     def forward(self, x: Tensor, role: Tensor) -> Tensor:
+        """(B, c_in, H, W) and roles (B,) integers to (B, c_out, H / stride, W / stride)."""
         first, second, third = self.norms
         y = self.prelu(second(self.conv1(first(x, role)), role))
         y = third(self.conv2(y), role)
@@ -102,7 +109,7 @@ class ResidualBlock(nn.Module):
 
 
 class ContentLayer(nn.Module):
-    """A stage's map to as many channels as the generator has at that side."""
+    """Turns a stage's feature map into content with as many channels as the generator has at that side."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -110,13 +117,14 @@ class ContentLayer(nn.Module):
         self.conv1, self.prelu, self.conv2 = _conv(c_in, c_out), nn.PReLU(c_out), _conv(c_out, c_out)
 
     def forward(self, x: Tensor, role: Tensor) -> Tensor:
+        """(B, c_in, r, r) and roles (B,) integers to content (B, c_out, r, r)."""
         first, second, third = self.norms
         y = self.prelu(second(self.conv1(first(x, role)), role))
         return third(self.conv2(y), role)
 
 
 class SkipGate(nn.Module):
-    """How much of the content enters the generator, channel by channel and pixel by pixel."""
+    """Decides per channel and pixel how much of the content enters the generator."""
 
     def __init__(self, coarse: int, channels: int) -> None:
         super().__init__()
@@ -125,7 +133,14 @@ class SkipGate(nn.Module):
         self.reset, self.mask, self.update = (nn.Conv2d(2 * channels, channels, **options) for _ in range(3))
 
     def forward(self, hidden: Tensor, content: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden state (B, coarse, r/2, r/2) and content (B, c, r, r) to the next state, gated content and mask."""
+        """One step from a coarse side to the next finer one.
+
+        Args:
+            hidden: state of the coarser side (B, coarse, r / 2, r / 2).
+            content: of this side (B, channels, r, r).
+
+        Returns: the state of this side, the gated content, and the mask in [0, 1), each (B, channels, r, r).
+        """
         state = F.leaky_relu(self.candidate(F.interpolate(hidden, scale_factor=2.0)), 0.2)
         both = torch.cat([state, content], dim=1)
         hidden = torch.sigmoid(self.reset(both)) * state
@@ -135,11 +150,11 @@ class SkipGate(nn.Module):
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the encoder says of slices.
+    """Output of the encoder for a batch of slices.
 
     Attributes:
-        codes: (B, n_latent, latent_dim), where from the role's mean latents the slices lie.
-        content: by side: the maps (B, c, r, r) to insert and how much of the generator's own to keep.
+        codes: (B, n_latent, latent_dim), offsets of the latents from the role's mean latent.
+        content: by side r, the maps to insert and the share of the generator's own maps to keep, both (B, c, r, r).
     """
 
     codes: Tensor
@@ -147,7 +162,13 @@ class Encoding:
 
 
 class Encoder(nn.Module):
-    """Slices, smaller than the factory's by `shrink`, and the role to show them in, to latents and content maps."""
+    """Encodes downsampled slices to latents and content maps for the role in which they will be decoded.
+
+    Args:
+        config: size of the encoder.
+        factory: configuration of the generator that decodes.
+        n_latent: number of latents per slice, one for each styled layer of the generator.
+    """
 
     def __init__(self, config: EncoderConfig, factory: FactoryConfig, n_latent: int) -> None:
         super().__init__()
@@ -161,54 +182,66 @@ class Encoder(nn.Module):
                 blocks = [ResidualBlock(c_in if n == 0 else c_out, c_out, 2 if n == 0 else 1) for n in range(count)]
                 self.stages.append(nn.ModuleList(blocks))
         self.n_latent, self.latent_dim = n_latent, factory.latent_dim
-        pooled = sum(widths[1 : len(sides) + 1]) * POOLED**2
-        self.codes = nn.Linear(pooled, n_latent * factory.latent_dim)  # n published layers side by side
+        pooled = sum(widths[1 : len(sides) + 1]) * POOLED_SIDE**2
+        self.codes = nn.Linear(pooled, n_latent * factory.latent_dim)  # the published n layers as one
         self.role_embedding = EqualisedLinear(2, n_latent // 2 * factory.latent_dim)
         channels = dict(zip(factory.resolutions, factory.channels, strict=True))
-        self.served = [side for side in sides if side in channels]  # fine to coarse
+        self.content_sides = [side for side in sides if side in channels]  # fine to coarse
         self.content = nn.ModuleList(
-            ContentLayer(width, channels[side]) for width, side in zip(widths[1:], self.served, strict=False)
+            ContentLayer(width, channels[side]) for width, side in zip(widths[1:], self.content_sides, strict=False)
         )
-        coarse_to_fine = [channels[side] for side in reversed(self.served)]
+        coarse_to_fine = [channels[side] for side in reversed(self.content_sides)]
         self.gates = nn.ModuleList(SkipGate(*pair) for pair in itertools.pairwise(coarse_to_fine))
 
     def forward(self, x: Tensor, role: Tensor) -> Encoding:
-        """x: (B, 1, s, s) in [-1, 1], s the factory's side by `shrink`; role: (B,) integers."""
+        """Slices (B, 1, s, s) in [-1, 1], s the factory's side divided by `shrink`, and roles (B,) integers to an
+        encoding."""
         x = self.stem_prelu(self.stem_norm(self.stem(x), role))
         maps = []
         for stage in self.stages:
             for block in stage:
                 x = block(x, role)
             maps.append(x)
-        pooled = torch.cat([F.adaptive_avg_pool2d(one, POOLED) for one in maps], dim=1).flatten(1)
+        pooled = torch.cat([F.adaptive_avg_pool2d(features, POOLED_SIDE) for features in maps], dim=1).flatten(1)
         codes = self.codes(pooled).view(len(x), self.n_latent, self.latent_dim)
-        shown = F.one_hot(role, 2).to(x.dtype)
-        rows = pixel_norm(self.role_embedding(shown)).view(len(x), self.n_latent // 2, self.latent_dim)
-        codes = codes * rows.repeat_interleave(2, dim=1)
-        # Coarse to fine; the coarsest replaces the generator's map, the others are gated.
-        found = [layer(one, role) for layer, one in zip(self.content, maps, strict=False)][::-1]
-        sides = self.served[::-1]
-        content: dict[int, tuple[Tensor, Tensor]] = {}
-        if found:
-            hidden = found[0]
-            content[sides[0]] = (hidden, torch.ones_like(hidden))
-        for side, gate, one in zip(sides[1:], self.gates, found[1:], strict=True):
-            hidden, gated, mask = gate(hidden, one)
-            content[side] = (gated, 1 - mask)
-        return Encoding(codes, content)
+        one_hot = F.one_hot(role, 2).to(x.dtype)
+        scales = pixel_norm(self.role_embedding(one_hot)).view(len(x), self.n_latent // 2, self.latent_dim)
+        return Encoding(codes * scales.repeat_interleave(2, dim=1), self._content(maps, role))
+
+    def _content(self, maps: list[Tensor], role: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Feature maps of the stages, each (B, c, r, r), and roles (B,) to the `content` of an encoding.
+
+        From coarse to fine: the coarsest content replaces the generator's map, the others are gated.
+        """
+        contents = [layer(features, role) for layer, features in zip(self.content, maps, strict=False)][::-1]
+        sides = self.content_sides[::-1]
+        gated_contents: dict[int, tuple[Tensor, Tensor]] = {}
+        if contents:
+            hidden = contents[0]
+            gated_contents[sides[0]] = (hidden, torch.ones_like(hidden))
+        for side, gate, content in zip(sides[1:], self.gates, contents[1:], strict=True):
+            hidden, gated, mask = gate(hidden, content)
+            gated_contents[side] = (gated, 1 - mask)
+        return gated_contents
 
 
 class Translator(nn.Module):
     """Encoder, frozen generator and a label branch for each role.
 
-    Attributes:
-        generator: the factory's; never trained here.
+    Args:
+        generator: the factory's generator; it is frozen.
+        classes: of the label branches, background included.
         domains: the factory's index of the source and of the target domain.
-        heads: label branches of the roles.
-        phi: how far the encoder's content has taken the place of the generator's own maps, 0 to 1.
+        config: size of the encoder.
+
+    Attributes:
+        heads: label branches of the two roles.
+        phi: share of the generator's own maps that the encoder's content has replaced, 0 to 1.
+        mean_codes: (2, latent_dim), mean latent of each role.
+        constant: (1, c, r, r), mean input map of the generator.
     """
 
-    def __init__(self, generator: Generator, classes: int, domains: Sequence[int], config: EncoderConfig) -> None:
+    def __init__(self, generator: Generator, classes: int, domains: Sequence[int], *, config: EncoderConfig) -> None:
         super().__init__()
         self.config, self.domains, self.classes = config, tuple(domains), classes
         self.generator = generator.requires_grad_(False).eval()
@@ -220,10 +253,10 @@ class Translator(nn.Module):
         self.register_buffer("constant", constant)
 
     @torch.no_grad()
-    def find_centre(self, seed: int = 0) -> None:
-        """Mean latent of each role over the middle heights, and the mean smallest map: where every slice starts from.
+    def compute_mean_codes(self, seed: int = 0) -> None:
+        """Set `mean_codes` and `constant` to the means over random latents at the middle heights.
 
-        Part of the state, so that a loaded translator need not repeat it.
+        Both are part of the state, so that a loaded translator has them.
         """
         config, rng = self.generator.config, torch.Generator().manual_seed(seed)
         middle = config.z_bins // 2
@@ -234,25 +267,28 @@ class Translator(nn.Module):
             for z_bin in bins:
                 z = torch.randn(MEAN_DRAWS, config.latent_dim, generator=rng).to(device)
                 for part in z.split(1000):
-                    style = self.generator.style_of(
-                        part,
-                        torch.full((len(part),), z_bin, device=device),
-                        torch.full((len(part),), domain, device=device),
+                    bin_of_each, domain_of_each = (
+                        torch.full((len(part),), value, device=device) for value in (z_bin, domain)
                     )
+                    style = self.generator.style_of(part, bin_of_each, domain_of_each)
                     means.append(style.w.mean(dim=(0, 1)))
                 constants.append(style.constant[:1])
             self.mean_codes[role] = torch.stack(means).mean(0)
         self.constant.copy_(torch.cat(constants).mean(0, keepdim=True))
 
-    def shrunk(self, images: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) as the encoder takes them."""
+    def downsampled(self, images: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) to the encoder's input (B, 1, S / shrink, S / shrink), both in [-1, 1]."""
         return F.avg_pool2d(images, self.config.shrink)
 
     def decode(self, x: Tensor, role: Tensor, noise: list[Tensor] | None = None) -> Synthesis:
-        """Slices x (B, 1, s, s), as `shrunk` gives them, as `role` (B,) shows them, with the generator's features.
+        """Encode slices and generate them again, each in its role.
 
         Args:
-            noise: of the generator; None takes its fixed maps, so that results repeat.
+            x: output of `downsampled`, (B, 1, s, s) in [-1, 1].
+            role: (B,) integers.
+            noise: one map (B or 1, 1, r, r) per layer of the generator; None takes its fixed maps, for equal results.
+
+        Returns: slices (B, 1, S, S) with the feature maps of the generator.
         """
         encoding = self.encoder(x, role)
         domains = torch.tensor(self.domains, device=x.device)[role]
@@ -260,16 +296,17 @@ class Translator(nn.Module):
             encoding.codes + self.mean_codes[role][:, None], self.constant.expand(len(x), -1, -1, -1), domains
         )
 
-        def insert(own: Tensor) -> Tensor:
-            if own.shape[-1] not in encoding.content:
-                return own
-            content, keep = encoding.content[own.shape[-1]]
-            return (1 - self.phi) * own * keep + self.phi * content
+        def insert(features: Tensor) -> Tensor:
+            """Maps (B, c, r, r) of the generator to maps of the same shape with the content inserted."""
+            if features.shape[-1] not in encoding.content:
+                return features
+            content, keep = encoding.content[features.shape[-1]]
+            return (1 - self.phi) * features * keep + self.phi * content
 
         return self.generator.synthesise(style, noise or self.generator.fixed_noise(), insert)
 
     def train(self, mode: bool = True) -> Translator:
-        """The generator stays as it is, and so does a frozen head: neither may gather statistics."""
+        """Switch the training mode, except of the generator and of frozen heads, which must not update statistics."""
         super().train(mode)
         self.generator.eval()
         for head in self.heads:
@@ -278,11 +315,11 @@ class Translator(nn.Module):
         return self
 
     def probabilities(self, images: Tensor, role: int) -> Tensor:
-        """Class probabilities (B, classes, S, S) of target slices (B, 1, S, S), read in one role."""
+        """Class probabilities (B, classes, S, S) of slices (B, 1, S, S) in [-1, 1], decoded in one role."""
         roles = torch.full((len(images),), role, device=images.device)
-        return torch.softmax(self.heads[role](self.decode(self.shrunk(images), roles)), dim=1)
+        return torch.softmax(self.heads[role](self.decode(self.downsampled(images), roles)), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Log-probabilities of target slices (B, 1, S, S): the weighted mean of both roles' readings."""
+        """Target slices (B, 1, S, S) to log-probabilities (B, classes, S, S), the weighted mean over both roles."""
         inter, intra = self.probabilities(images, SOURCE), self.probabilities(images, TARGET)
         return (INTER_WEIGHT * inter + (1 - INTER_WEIGHT) * intra).clamp(min=1e-8).log()

@@ -19,7 +19,8 @@ from ...errors import ConfigError, UsageError
 from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..augmentation import ROTATION, appearance, geometry
 from ..labelled_slices import LabelledSlices, foreground_dice
-from ..networks.architectures import build_network, dimensions
+from ..networks.architectures import build_network
+from ..networks.network_names import dimensions
 from ..segmenter import PATCH_DEPTH, Segmenter
 from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
 

@@ -118,7 +118,7 @@ class TranslatorLosses:
 
     def intra(self, batch: Batch) -> dict[str, Tensor]:
         """Every slice shown in its own role."""
-        translator, given = self.translator, self.translator.shrunk(batch.images)
+        translator, given = self.translator, self.translator.downsampled(batch.images)
         made = translator.decode(given, batch.roles, self._noise(len(given)))
         losses = {"reconstruction": self._image_loss(given, made)}
         n, m = batch.sources, batch.labelled
@@ -130,7 +130,7 @@ class TranslatorLosses:
 
     def inter(self, batch: Batch) -> dict[str, Tensor]:
         """Every slice translated to the other role, and the translation, cut off, back to its own."""
-        translator, given = self.translator, self.translator.shrunk(batch.images)
+        translator, given = self.translator, self.translator.downsampled(batch.images)
         n, m = batch.sources, batch.labelled
         other, losses = 1 - batch.roles, {}
         with torch.no_grad():
@@ -140,7 +140,7 @@ class TranslatorLosses:
             rows = slice(n, n + m)
             known = translator.decode(given[rows], other[rows], self._noise(m))
             losses["labels read in the source role"] = self._mask_loss(SOURCE, known, batch.labels[n:])
-        back = translator.decode(translator.shrunk(there.image), batch.roles, self._noise(len(given)))
+        back = translator.decode(translator.downsampled(there.image), batch.roles, self._noise(len(given)))
         losses["cycle"] = self._image_loss(given, back)
         losses["labels after the cycle"] = self._mask_loss(SOURCE, part_of(back, slice(0, n)), batch.labels[:n])
         if m:
@@ -155,7 +155,7 @@ class TranslatorLosses:
         return [torch.randn(batch, 1, side, side, device=device) for side in generator.noise_sides]
 
     def _image_loss(self, given: Tensor, made: Synthesis) -> Tensor:
-        shown = self.translator.shrunk(made.image)
+        shown = self.translator.downsampled(made.image)
         similar = self.ssim((shown + 1) / 2, (given + 1) / 2)
         return self.config.l2_weight * F.mse_loss(shown, given) + self.config.ssim_weight * similar
 
@@ -230,7 +230,7 @@ class TranslatorLearner(Learner):
             self.device
         )
         labels = torch.from_numpy(self.validation.labels[:VALIDATION_SAMPLES].astype(np.int64))
-        made = translator.decode(translator.shrunk(images), torch.full((len(images),), SOURCE, device=self.device))
+        made = translator.decode(translator.downsampled(images), torch.full((len(images),), SOURCE, device=self.device))
         return foreground_dice(translator.heads[SOURCE](made).argmax(1).cpu(), labels, self.validation.classes)
 
     def _batch(self, sources: int, targets: int) -> Batch:
@@ -279,10 +279,12 @@ def train_translator(
     factory, home = labelled.factory, labelled.card["labelled_domain"]
     domains = tuple(factory.config.domain_index(name) for name in (home, domain))
     with seeded(config.seed):
-        translator = Translator(copy.deepcopy(factory.generator), labelled.card["classes"], domains, config.encoder)
+        translator = Translator(
+            copy.deepcopy(factory.generator), labelled.card["classes"], domains, config=config.encoder
+        )
     for head in translator.heads:
         head.load_state_dict(labelled.branches[0].state_dict())
-    translator.find_centre(config.seed)
+    translator.compute_mean_codes(config.seed)
     translator.to(device)
     facts = {"domain": domain, "slices": len(source.images), **facts}
     learner = TranslatorLearner(

@@ -1,32 +1,59 @@
-"""What a site makes of its fixations, once, beside its store: label candidates that training only reads."""
+"""Candidate labels from a store's fixations, computed once and kept in the store's folder for training."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ...adaptation.labels.fixations import GazeConfig, blur_for_share, candidates_from_fixations
+from ...adaptation.labels.fixations import (
+    TARGET_ONLY,
+    UNCERTAIN,
+    GazeConfig,
+    candidates_from_fixations,
+    config_for_target_share,
+)
 from ...common.files import atomic_file, write_json
 from ...common.progress import track
 from ...errors import StoreError, UsageError
 from .slice_store import SliceStore
 
 ARRAY, CARD = "gaze_candidates.npy", "gaze_candidates.json"
-ENOUGH = 24  # slices to choose a blur by
+SLICES_FOR_BLUR = 24  # number of slices, at least, from which the blur is chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class GazeSummary:
+    """What the fixations of a store gave.
+
+    Attributes:
+        slices: number of slices in the store.
+        viewed_slices: number of slices that were viewed long enough to have candidate labels.
+        sigma: blur that was used, as a share of the longer side.
+        target_share: of the pixels of viewed slices, the share that is target; NaN without viewed slices.
+        uncertain_share: the share that may be target or background; NaN without viewed slices.
+    """
+
+    slices: int
+    viewed_slices: int
+    sigma: float
+    target_share: float
+    uncertain_share: float
 
 
 def read_gaze(
     store_dir: str | Path, config: GazeConfig | None = None, *, target_share: float | None = None
-) -> dict[str, float]:
-    """Turn a store's fixations into label candidates, kept in its folder; they never leave it.
+) -> GazeSummary:
+    """Turn a store's fixations into candidate labels, kept in its folder; they never leave it.
 
     Args:
-        target_share: of a slice that the target fills, where the site knows it; chooses the blur.
+        store_dir: folder of a store that was prepared with fixations.
+        config: how fixations are turned into labels; None for the defaults.
+        target_share: share of a slice that the target fills, if the site knows it; chooses the blur.
 
-    Returns: number of slices, of slices that were looked at, of these the mean shares of the target and of what may be
-        either, and the blur. Raises: UsageError if the store has no fixations; ConfigError if no blur gives the share.
+    Raises: UsageError if the store has no fixations; ConfigError if no blur gives the target share.
     """
     store, config = SliceStore(store_dir), config or GazeConfig()
     if store.gaze is None:
@@ -34,24 +61,30 @@ def read_gaze(
     candidates = np.zeros(store.images.shape, np.uint8)
     fixated = np.unique(store.gaze[:, 0]).astype(int).tolist()
 
-    def look(number: int) -> tuple[np.ndarray, np.ndarray]:
+    def view(number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Fixations (n, 3) and image (S, S) of a slice."""
         return store.gaze[store.gaze[:, 0] == number, 1:], store.images[number].astype(np.float64)
 
     if target_share is not None:
-        some = fixated[:: max(1, len(fixated) // ENOUGH)]
-        config = blur_for_share([look(number) for number in some], target_share, config)
+        some = fixated[:: max(1, len(fixated) // SLICES_FOR_BLUR)]
+        config = config_for_target_share([view(number) for number in some], target_share, config)
     for number in track(fixated, "reading gaze"):
-        candidates[number] = candidates_from_fixations(*look(number), config)
+        candidates[number] = candidates_from_fixations(*view(number), config)
     with atomic_file(store.path / ARRAY) as temporary, temporary.open("wb") as file:
         np.save(file, candidates, allow_pickle=False)
     write_json(store.path / CARD, {"options": config.to_dict(), "gaze": store.files["gaze"]})
-    seen = candidates[(candidates > 0).any(axis=(1, 2))]
-    shares = {"target": float((seen == 2).mean()), "unsure": float((seen == 3).mean())} if len(seen) else {}
-    return {"slices": len(candidates), "looked_at": len(seen), "sigma": config.sigma, **shares}
+    viewed = candidates[(candidates > 0).any(axis=(1, 2))]
+    return GazeSummary(
+        slices=len(candidates),
+        viewed_slices=len(viewed),
+        sigma=config.sigma,
+        target_share=float((viewed == TARGET_ONLY).mean()) if len(viewed) else float("nan"),
+        uncertain_share=float((viewed == UNCERTAIN).mean()) if len(viewed) else float("nan"),
+    )
 
 
 def gaze_candidates(store: SliceStore) -> np.ndarray:
-    """(N, S, S) uint8 candidates. Raises: StoreError if they were not made, or of other fixations."""
+    """Candidate labels (N, S, S) uint8, 0 to 3. Raises: StoreError if they are missing or of other fixations."""
     hint = f"run `fedfactory gaze {store.path}`"
     try:
         card = json.loads((store.path / CARD).read_text(encoding="utf-8"))
