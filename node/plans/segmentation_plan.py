@@ -21,7 +21,7 @@ from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
-from .adaptation_plan import FOLDER
+from .adaptation_plan import SEGMENTERS_SUFFIX
 from .error_redaction import redact_errors
 from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
@@ -190,7 +190,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         }
         device, was = next(iter(model.state_dict().values())).device, model.training
         segmenter = Segmenter(self.rules.segmenter(model, context, kept).cpu(), store.format, card)
-        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + FOLDER)
+        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + SEGMENTERS_SUFFIX)
         parts = (store.domain, modality, self.method, which)
         segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
         scores = held_out_scores(store, segmenter)
