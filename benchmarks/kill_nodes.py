@@ -80,13 +80,13 @@ def run(federation: LocalFederation, folder: Path, kills: int, rng: random.Rando
         federation.start([victim])
     ended = child.wait(1200)
     state = RunState.load(folder / "run")
-    lost = {event["round"] for event in state.events if event["event"] == "lost"}
+    lost = {event.round for event in state.events if event.kind == "lost"}
     return {
         "exit_code": ended,
         "rounds_done": state.round_done,
         "rounds_planned": rounds,
         "moments": moments,
-        "events": {kind: sum(e["event"] == kind for e in state.events) for kind in ("lost", "absent", "failed")},
+        "events": {kind: sum(event.kind == kind for event in state.events) for kind in ("lost", "absent", "failed")},
         "median_seconds": sorted(state.seconds)[len(state.seconds) // 2],
         "seconds_of_rounds_that_lost_a_node": [state.seconds[number - 1] for number in sorted(lost)],
     }

@@ -139,8 +139,8 @@ def run(hosts: Hosts, folder: Path) -> dict:
     state = RunState.load(folder / "run")
     return {
         "rounds_done": state.round_done,
-        "sites": sorted(report["node_name"] for report in state.reports.values()),
-        "events": state.events,
+        "sites": sorted(update.node_name for update in state.site_updates.values()),
+        "events": [event.to_dict() for event in state.events],
         "listening": listening,
         "researcher_has_a_route_to_hospital_b": unknown == 0,
     }

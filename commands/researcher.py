@@ -104,7 +104,7 @@ def train(
     def report(state: RunState) -> None:
         if not sys.stderr.isatty():  # a log file has no bar, but lines
             left = f"{state.seconds_left() / 60:.0f} min left"
-            sites, last = len(state.reports), state.seconds[-1]
+            sites, last = len(state.site_updates), state.seconds[-1]
             print(f"round {state.round_done} of {state.rounds}, {sites} sites, {last:.1f} s, {left}", flush=True)
 
     quiet_framework()
@@ -184,11 +184,11 @@ def status(
         last = rows[-1] if rows else {}
         table.add_row(domain, str(len(rows)), *(f"{last[t]:.3g}" if t in last else "" for t in terms))
     console.print(table)
-    for pair, score in (state.sharing[-1]["pairs"] if state.sharing else {}).items():
+    for pair, score in (state.shared_anatomy[-1].pairs if state.shared_anatomy else {}).items():
         console.print(f"anatomy shared by {pair}: {score:.2f} (0 is chance, 1 is all)", markup=False)
     print_alarms(state.alarms())
     for event in state.events:
-        console.print(f"round {event['round']}: {event['node']} {event['event']}: {event['reason']}", markup=False)
+        console.print(f"round {event.round}: {event.node} {event.kind}: {event.reason}", markup=False)
 
 
 @commands.command()
@@ -264,8 +264,9 @@ def adapt_remote(
     nodes = NodeSelection(
         tag=tag, node_timeout=node_timeout, approval_timeout=approval_timeout, round_timeout=round_timeout
     )
-    reports = adapt_remotely(factory, researcher=researcher, nodes=nodes, domains=domain, adaptation=adaptation)
-    write_json(out, reports)
-    for name, report in reports.items():
-        alarmed = f", {report['alarms']} alarms" if report["alarms"] else ""
-        console.print(f"{name}: a segmenter from {report['slices']} own slices{alarmed}; it is kept there")
+    site_updates = adapt_remotely(factory, researcher=researcher, nodes=nodes, domains=domain, adaptation=adaptation)
+    write_json(out, {name: {"domain": update.domain, **update.numbers} for name, update in site_updates.items()})
+    for name, update in site_updates.items():
+        alarms, slices = update.numbers["alarms"], update.numbers["slices"]
+        alarmed = f", {alarms} alarms" if alarms else ""
+        console.print(f"{name}: a segmenter from {slices} own slices{alarmed}; it is kept there")

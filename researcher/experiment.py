@@ -12,27 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from .node_selection import Federation
+from .round_records import ReceivedUpdate
+from .run_state import PAIR, Stage
 
 if TYPE_CHECKING:
     import numpy as np
     from fedbiomed.researcher.federated_workflows import Experiment
+    from fedbiomed.researcher.secagg import SecureAggregation
 
 DEBUG_VARIABLE = "FBM_DEBUG"
 ROOT_VARIABLE = "FBM_RESEARCHER_COMPONENT_ROOT"
+POLL_SECONDS = 0.5  # between two searches for nodes
+MAX_REASON = 400  # characters of a framework error that are shown
 
 
 def use_researcher(root: str | Path) -> None:
-    """Choose the researcher component of this process. Fed-BioMed opens it when it is first imported.
+    """Choose the researcher component of this process, which Fed-BioMed opens when it is first imported.
 
-    Raises: UsageError if there is no such component, or another one is open already.
+    Args:
+        root: folder of the component.
+
+    Raises: UsageError if there is no such component, or if this process has opened another component.
     """
     root = Path(root).resolve()
     if not (root / "etc" / "config.ini").is_file():
         raise UsageError(
             f"{root}: no Fed-BioMed researcher here; make one with `fedbiomed component create -c researcher -p {root}`"
         )
-    if "fedbiomed.researcher.config" in sys.modules and os.environ.get(ROOT_VARIABLE) != str(root):
-        raise UsageError("Fed-BioMed is imported already with another researcher component; start a new process")
+    opened = os.environ.get(ROOT_VARIABLE)
+    if "fedbiomed.researcher.config" in sys.modules and opened != str(root):
+        raise UsageError(f"researcher is {root}, but this process has opened {opened}; use a new process")
     os.environ[ROOT_VARIABLE] = str(root)
     import fedbiomed.researcher.config  # noqa: F401 - opens the component, and sets the console to INFO
     from fedbiomed.common.logger import logger
@@ -41,9 +51,15 @@ def use_researcher(root: str | Path) -> None:
 
 
 def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
-    """Start the researcher's server and wait until `count` nodes offer data with `tag`; returns their ids.
+    """Start the researcher's server and wait for nodes.
 
-    Raises: FederationError if the port is taken or too few nodes answer in time.
+    Args:
+        count: number of nodes to wait for.
+        timeout: seconds to wait.
+        tag: tag under which the sites registered their data.
+
+    Returns: ids of the nodes that offer data with the tag.
+    Raises: FederationError if the port is taken or if too few nodes answer in time.
     """
     from fedbiomed.common.exceptions import FedbiomedError  # opens the component, see use_researcher
     from fedbiomed.researcher.config import config
@@ -67,7 +83,7 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
                 f"{len(nodes)} of {count} nodes offer data with tag '{tag}' on {host}:{port} after {timeout:.0f} s; "
                 "start the nodes (`fedbiomed node -p NODE_DIR start`) and register data (`fedfactory site add`)"
             )
-        time.sleep(0.5)
+        time.sleep(POLL_SECONDS)
 
 
 def factory_experiment(
@@ -85,67 +101,57 @@ def factory_experiment(
     seed: int = 0,
     **experiment_options: Any,
 ) -> Experiment:
-    """A Fed-BioMed `Experiment` that trains the data factory; go on with `run()`, breakpoints and the rest.
+    """A Fed-BioMed `Experiment` that trains the data factory, to be used with `run()`, breakpoints and so on.
 
     Args:
         config: networks and domains; every node's store must fit it.
-        tag: of the nodes' data sets.
+        tag: tag under which the sites registered their data.
         rounds: how often the sites' generators are averaged.
-        updates_per_round: local updates between two averagings; short rounds carry labels over better.
-        nodes: ids of those that may take part; default: all with such data.
-        nodes_per_round: how many a round asks, drawn at random; default: all.
-        min_nodes: answers without which a round does not count.
-        weighting: "samples" or "uniform" (published).
-        transport: "float32", or "float16" for changes in half precision on the way from the sites.
-        secagg: sum the sites' weights encrypted, so that the researcher never sees one site's.
-        seed: of initial weights and of every site's draws.
+        updates_per_round: local updates between two averagings; with short rounds, labels carry over better.
+        nodes: ids of the nodes that may take part; None: all nodes with such data.
+        nodes_per_round: number of nodes that train in a round, drawn at random; None: all.
+        min_nodes: answers without which a round does not count; at least 2 with `secagg`.
+        weighting: "samples" or "uniform" (published), see `Federation`.
+        transport: "float32" or "float16", see `Federation`.
+        secagg: whether the sites' weights are summed under encryption, see `Federation`.
+        seed: seed of the initial weights and of every site's draws.
         experiment_options: further arguments of `Experiment`, such as `save_breakpoints=True`.
 
     Raises: FederationError if no node offers data with `tag`; UsageError for settings that make no sense.
     """
-    from fedbiomed.researcher.federated_workflows import Experiment  # opens the component
-    from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
-
-    from ..node.fedbiomed_hooks import SECAGG_RANGE
-    from ..node.plans.transport import TRANSPORTS
     from ..node.site_facts import read_facts
     from .aggregator import FactoryAverage
     from .plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
-    from .strategy import WEIGHTINGS, FactoryStrategy
+    from .strategy import FactoryStrategy
 
-    if rounds < 1 or updates_per_round < 1 or min_nodes < 1 or (nodes_per_round is not None and nodes_per_round < 1):
-        raise UsageError("rounds, updates per round and numbers of nodes must be at least 1")
+    Stage(rounds, updates_per_round)  # checks both numbers
+    Federation(  # checks the other settings
+        tag=tag, min_nodes=min_nodes, nodes_per_round=nodes_per_round, weighting=weighting, transport=transport,
+        secagg=secagg,
+    )  # fmt: skip
     if nodes_per_round is not None and nodes_per_round < min_nodes:
-        raise UsageError(f"a round asks {nodes_per_round} nodes but needs {min_nodes}")
-    if transport not in TRANSPORTS or weighting not in WEIGHTINGS:
-        raise UsageError(f"transport is one of {', '.join(TRANSPORTS)}, weighting one of {', '.join(WEIGHTINGS)}")
-    if secagg and (transport != "float32" or weighting != "samples"):
-        raise UsageError("encrypted sums are of all values and weighted by samples; leave transport and weighting out")
+        raise UsageError(f"nodes_per_round is {nodes_per_round}; choose min_nodes ({min_nodes}) or more")
     if secagg:
-        min_nodes = max(min_nodes, 2)  # the sum of one is no secret
-    scheme = SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE) if secagg else False
-    options = {
-        "tags": [tag],
-        "training_plan_class": SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan,
-        "nodes": nodes,
-        "node_selection_strategy": FactoryStrategy(nodes_per_round, min_nodes, weighting, seed, complete=secagg),
-        "secagg": scheme,
-        "model_args": {"factory": config.to_dict(), "seed": seed, "transport": transport},
-        "training_args": {
+        min_nodes = max(min_nodes, 2)  # a sum over one site is that site's weights
+    strategy = FactoryStrategy(nodes_per_round, min_nodes, weighting=weighting, seed=seed, complete=secagg)
+    experiment = make_experiment(
+        tag,
+        training_plan_class=SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan,
+        nodes=nodes,
+        node_selection_strategy=strategy,
+        secagg=_encrypted_sums() if secagg else False,
+        model_args={"factory": config.to_dict(), "seed": seed, "transport": transport},
+        training_args={
             "loader_args": {"batch_size": config.batch_size},
             "num_updates": updates_per_round,
             "random_seed": seed,
             "share_persistent_buffers": False,  # the fixed noise is made from the seed, equal at every site
         },
-        "aggregator": FactoryAverage(config, updates_per_round),
-        "round_limit": rounds,
-        "retain_full_history": False,
+        aggregator=FactoryAverage(config, updates_per_round),
+        round_limit=rounds,
+        retain_full_history=False,
         **experiment_options,
-    }
-    experiment = guarded(lambda: Experiment(**options), "the experiment could not be set up")
-    if not experiment.filtered_federation_nodes():
-        raise FederationError(f"no connected node offers data with tag '{tag}'")
-    attach(experiment)
+    )
     if secagg:
         for node, text in descriptions_of(tag).items():
             if facts := read_facts(text):
@@ -153,40 +159,75 @@ def factory_experiment(
     return experiment
 
 
+def make_experiment(tag: str, **options: Any) -> Experiment:
+    """A Fed-BioMed `Experiment` on the data with a tag.
+
+    Args:
+        tag: tag under which the sites registered their data.
+        options: further arguments of `Experiment`.
+
+    Raises: FederationError if it cannot be set up or if no connected node offers such data.
+    """
+    from fedbiomed.researcher.federated_workflows import Experiment  # opens the component
+
+    experiment = guarded(lambda: Experiment(tags=[tag], **options), "the experiment could not be set up")
+    if not experiment.filtered_federation_nodes():
+        raise FederationError(
+            f"no connected node offers data with tag '{tag}'; start the nodes, or choose the sites' tag"
+        )
+    attach(experiment)
+    return experiment
+
+
 def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
-    """An experiment as it was when a breakpoint was saved. Raises: FederationError if that cannot be loaded."""
+    """An experiment as it was when a breakpoint was saved.
+
+    Args:
+        breakpoint_folder: folder that Fed-BioMed wrote.
+        rounds: number of rounds of the whole run.
+
+    Raises: FederationError if the breakpoint cannot be loaded.
+    """
     from fedbiomed.researcher.federated_workflows import Experiment
 
     experiment = guarded(lambda: Experiment.load_breakpoint(str(breakpoint_folder)), "the run could not be resumed")
 
-    def settings_that_breakpoints_forget() -> None:
+    def restore_settings_missing_from_breakpoints() -> None:
         experiment.set_round_limit(rounds)
         experiment.set_tensorboard(True)
         experiment.set_retain_full_history(False)
         experiment.set_save_breakpoints(True)
 
-    guarded(settings_that_breakpoints_forget, "the run could not be resumed")
+    guarded(restore_settings_missing_from_breakpoints, "the run could not be resumed")
     attach(experiment)
     return experiment
 
 
 def attach(experiment: Experiment) -> None:
-    """Give the strategy sight of who is connected."""
+    """Let the strategy of an experiment know which nodes are connected."""
     from .fedbiomed_hooks import connected_nodes
 
     experiment.strategy().connected = connected_nodes
 
 
 def descriptions_of(tag: str) -> dict[str, str]:
-    """By node, the description under which its data with this tag are registered."""
+    """Node id to the description under which the node's data with this tag are registered."""
     from fedbiomed.researcher.config import config
     from fedbiomed.researcher.requests import Requests
 
     return {node: data[0]["description"] for node, data in Requests(config).search([tag]).items() if data}
 
 
-def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_round: int, seed: int) -> None:
-    """Go on with other loss weights and rounds; the plan, its approval and what the sites keep stay as they are.
+def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_round: int, *, seed: int) -> None:
+    """Continue with other loss weights and another round length.
+
+    The training plan, its approval and the state that sites store between rounds remain as they are.
+
+    Args:
+        experiment: the experiment after the last round of the stage before.
+        config: configuration of the new stage.
+        updates_per_round: local updates between two averagings.
+        seed: seed of the run.
 
     Raises: FederationError if the framework refuses.
     """
@@ -199,16 +240,19 @@ def change_stage(experiment: Experiment, config: FactoryConfig, updates_per_roun
 
     guarded(change, "the next stage could not be set up")
     experiment.aggregator().config, experiment.aggregator().updates_per_round = config, updates_per_round
-    experiment.strategy().forget_lengths()  # rounds of other length change weights by other amounts
+    experiment.strategy().forget_changes()
 
 
 def request_approval(experiment: Experiment, timeout: float) -> None:
-    """Make sure that every node which demands approval has approved the plan; ask, and wait, if not.
+    """Send the training plan to the nodes that have not approved it yet, and wait for the approval.
+
+    Nodes that need no approval are not waited for.
 
     Args:
+        experiment: the experiment with the training plan.
         timeout: seconds to wait for the sites' administrators.
 
-    Raises: FederationError that names the nodes and what to do there.
+    Raises: FederationError that names the nodes without approval and what to do there.
     """
     if not (missing := _not_approved(experiment)):
         return
@@ -223,14 +267,15 @@ def request_approval(experiment: Experiment, timeout: float) -> None:
         time.sleep(1)
 
 
-def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str, dict[str, Any]]:
-    """One round.
+def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str, ReceivedUpdate]:
+    """Run one round.
 
     Args:
-        timeout: seconds after which a round goes on without the sites that have not answered; None waits for all that
+        experiment: the experiment, with an approved training plan.
+        timeout: seconds after which a round ends without the sites that have not answered; None waits for all that
             are connected.
 
-    Returns: by node, what it reported (`optimizer_args` of its reply) with `node_name` and `bytes` that it sent.
+    Returns: node id to the site's update, for all sites whose answers count.
     Raises: QuorumError if too few sites answered, FederationError if the round failed otherwise.
     """
     from ..node.fedbiomed_hooks import use_fine_quantisation
@@ -248,18 +293,24 @@ def run_round(experiment: Experiment, timeout: float | None = None) -> dict[str,
     if before is not None:  # the framework averages encrypted weights itself
         experiment.aggregator().follow(experiment.training_plan().after_training_params(), before, sites=len(replies))
     return {
-        node: {
-            **reply["optimizer_args"],
-            "node_name": reply.get("node_name") or node,
-            "bytes": reply["params"].num_bytes if isinstance(reply["params"], StoredUpdate) else None,
-        }
+        node: ReceivedUpdate.from_dict(
+            {
+                **reply["optimizer_args"],
+                "node_name": reply.get("node_name") or node,
+                "num_bytes": reply["params"].num_bytes if isinstance(reply["params"], StoredUpdate) else None,
+            }
+        )
         for node, reply in replies.items()
     }
 
 
 def prune(experiment: Experiment, keep: str | None) -> None:
-    """Delete the framework's files of rounds that no run will be resumed from: breakpoints before `keep`, and the
-    sites' weights of earlier rounds."""
+    """Delete the framework's files of earlier rounds, which no run will be resumed from.
+
+    Args:
+        experiment: the experiment; the sites' weights of rounds before the last are deleted.
+        keep: breakpoint folder of the last round; earlier breakpoints are deleted. None: no breakpoint is deleted.
+    """
     folder, current = Path(experiment.experimentation_path()), experiment.round_current() - 1
     for path in folder.glob("breakpoint_*"):
         if keep is not None and path.name < Path(keep).name:
@@ -269,31 +320,54 @@ def prune(experiment: Experiment, keep: str | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, float], number: int) -> None:
-    """A preview, (H, W) in [-1, 1], and shared anatomy by pair of domains for TensorBoard, beside the sites' curves."""
+def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, float], *, number: int) -> None:
+    """Write a preview and the shared anatomy for TensorBoard, beside the sites' curves.
+
+    Args:
+        experiment: the experiment, with its TensorBoard folder.
+        picture: (H, W) in [-1, 1].
+        pairs: names of two domains, see `SharedAnatomy`, to their score.
+        number: number of the round, counted from 1.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(Path(experiment.tensorboard_results_path) / "researcher")) as writer:
         writer.add_image("preview", (picture + 1).clip(0, 2) / 2, number, dataformats="HW")
         for pair, score in pairs.items():
-            writer.add_scalar(f"shared anatomy/{pair.replace(' / ', ' and ')}", score, number)
+            writer.add_scalar(f"shared anatomy/{pair.replace(PAIR, ' and ')}", score, number)
+
+
+def _encrypted_sums() -> SecureAggregation:
+    from fedbiomed.researcher.secagg import SecureAggregation, SecureAggregationSchemes
+
+    from ..node.fedbiomed_hooks import SECAGG_RANGE
+
+    return SecureAggregation(scheme=SecureAggregationSchemes.LOM, clipping_range=SECAGG_RANGE)
 
 
 def _not_approved(experiment: Experiment) -> list[str]:
-    replies, asked = experiment.check_training_plan_status(), experiment.filtered_federation_nodes()
-    return [  # the framework asks every node that has such data, whoever takes part
+    """Names of the experiment's nodes that need an approval of the plan and have not given it."""
+    replies, members = experiment.check_training_plan_status(), experiment.filtered_federation_nodes()
+    return [  # the framework reports on every node with such data, also on nodes that take no part
         reply.node_name or reply.node_id
         for reply in replies.values()
-        if reply.node_id in asked and reply.approval_obligation and reply.status != "Approved"
+        if reply.node_id in members and reply.approval_obligation and reply.status != "Approved"
     ]
 
 
 def guarded(call: Callable[[], Any], what: str) -> Any:
-    """Run one of Fed-BioMed's experiment methods and turn its failure into one line.
+    """Call one of Fed-BioMed's experiment methods and turn its failure into an error of one line.
 
-    It ends the program on any error; only in its debug mode, asked for at each call, do errors come through.
+    Fed-BioMed ends the whole program on any error unless its debug mode is set, so the mode is set for the call.
+
+    Args:
+        call: the method with its arguments.
+        what: what failed, for the error's text.
+
+    Returns: what `call` returns.
+    Raises: QuorumError if too few sites took part, FederationError for any other failure.
     """
-    kept = os.environ.get(DEBUG_VARIABLE)
+    debug_mode = os.environ.get(DEBUG_VARIABLE)
     os.environ[DEBUG_VARIABLE] = "1"
     try:
         return call()
@@ -303,11 +377,11 @@ def guarded(call: Callable[[], Any], what: str) -> Any:
         kind = QuorumError if type(error).__name__ == "FedbiomedStrategyError" else FederationError
         raise kind(f"{what}: {_reason(error)}") from None
     finally:
-        if kept is None:
+        if debug_mode is None:
             del os.environ[DEBUG_VARIABLE]
         else:
-            os.environ[DEBUG_VARIABLE] = kept
+            os.environ[DEBUG_VARIABLE] = debug_mode
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    return " ".join(str(error).split())[:MAX_REASON] or type(error).__name__

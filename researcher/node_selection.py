@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import UsageError
+from ..node.plans.transport import TRANSPORTS
+
+WEIGHTINGS = ("samples", "uniform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +48,18 @@ class NodeSelection:
 class Federation(NodeSelection):
     """The nodes of phase one, and how their updates are exchanged and averaged.
 
-    By default the run waits for one node per domain, and a round needs two answers (see `RunState.min_answers`). When
+    By default a run waits for one node per domain, and a round needs two answers (see `RunState.min_answers`). When
     too few sites answer in a round, it is repeated for up to `node_timeout` seconds.
 
     Attributes:
         nodes_per_round: nodes that train in a round, drawn at random; None: all.
         leave_out: whether to go on without sites whose stores differ from the others', instead of stopping.
-        weighting: "samples" or "uniform", see `factory_experiment`.
-        transport: "float32" or "float16", see `factory_experiment`.
-        secagg: whether the sites' weights are summed under encryption, see `factory_experiment`.
+        weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
+        transport: "float32", or "float16": sites send the change of their weights in half precision.
+        secagg: whether the sites' weights are summed under encryption, so that the researcher never sees the weights
+            of a single site. Such sums need float32 and are weighted by samples.
+
+    Raises: UsageError for values that make no sense or exclude each other.
     """
 
     nodes_per_round: int | None = None
@@ -65,6 +71,14 @@ class Federation(NodeSelection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_at_least(1, nodes_per_round=self.nodes_per_round)
+        if self.weighting not in WEIGHTINGS:
+            raise UsageError(f"weighting is '{self.weighting}'; choose one of {', '.join(WEIGHTINGS)}")
+        if self.transport not in TRANSPORTS:
+            raise UsageError(f"transport is '{self.transport}'; choose one of {', '.join(TRANSPORTS)}")
+        if self.secagg and self.transport != "float32":
+            raise UsageError(f"transport is '{self.transport}'; with secagg it must be 'float32'")
+        if self.secagg and self.weighting != "samples":
+            raise UsageError(f"weighting is '{self.weighting}'; with secagg it must be 'samples'")
 
 
 def _require_at_least(minimum: int, **values: float | None) -> None:

@@ -1,8 +1,9 @@
-"""What is known of a run of phase one: settings, progress, curves, events. One JSON file, written after every round."""
+"""The state of a phase-one run: settings, progress, curves, events. One JSON file, written after every round."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,26 +16,29 @@ from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import SiteQuality
 from .node_selection import Federation
+from .round_records import ReceivedUpdate, RoundEvent
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
 CHECKPOINT, STATE = "checkpoint.safetensors", "experiment.json"
-QUALITY = "quality_"
+QUALITY = "quality_"  # prefix of the numbers of a `SiteQuality` in a site's update
 PAIR = " / "  # between the names of two domains
-CURVES = ("loss_", "quality_", "augment_p", "images_per_second")  # of a site's report, kept for every round
+CURVES = ("loss_", QUALITY, "augment_p", "images_per_second")  # prefixes of the numbers that are kept for every round
 MIN_ANSWERS = 2  # by default: a mean needs at least two sites
+RECENT_ROUNDS = 10  # rounds whose mean duration predicts the remaining time
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Part of a run.
+    """Part of a run with its own round length and weight of the guidance.
+
+    Published: a second stage of 35 rounds of 200 updates with weight 50.
 
     Attributes:
-        rounds: how often the sites' generators are averaged.
-        updates_per_round: local updates in between.
-        clip_weight: of the guidance; None leaves it as configured. Published: a second stage of 35 rounds of 200
-            updates with weight 50.
+        rounds: how often the sites' generators are averaged; at least 1.
+        updates_per_round: local updates between two averagings; at least 1.
+        clip_weight: weight of the guidance by CLIP image embeddings; None leaves it as configured.
     """
 
     rounds: int
@@ -42,23 +46,28 @@ class Stage:
     clip_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.updates_per_round < 1:
-            raise UsageError("rounds and updates per round must be at least 1")
+        for name in ("rounds", "updates_per_round"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; choose 1 or more")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunState:
     """A run of phase one.
 
     Attributes:
+        config: networks and domains, as the run began.
+        federation: which nodes take part, and how their updates are averaged.
+        stages: stages that follow one another.
+        seed: seed of initial weights and of all draws.
         save_every: rounds from one checkpoint to the next.
-        round_done: rounds that are finished; where a resumed run goes on.
-        breakpoint: Fed-BioMed's breakpoint of that round.
-        history: by domain, one row per round it took part in: losses, strength of augmentation, images per second.
-        events: rounds in which a site did not count, and why.
-        seconds: of every round.
-        reports: what the sites told in the last round, by node.
-        sharing: at every checkpoint, the round and `shared_anatomy` by pair of domains.
+        round_done: number of finished rounds; a resumed run continues after them.
+        breakpoint: folder of Fed-BioMed's breakpoint of the last finished round.
+        history: domain to one row per site update: round, losses, augmentation strength, images per second.
+        events: sites that did not count in a round, and why.
+        seconds: duration of every round in seconds.
+        site_updates: node id to the site's update of the last round.
+        shared_anatomy: one entry per checkpoint.
     """
 
     config: FactoryConfig
@@ -69,10 +78,10 @@ class RunState:
     round_done: int = 0
     breakpoint: str | None = None
     history: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[RoundEvent] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sharing: list[dict[str, Any]] = field(default_factory=list)
+    site_updates: dict[str, ReceivedUpdate] = field(default_factory=dict)
+    shared_anatomy: list[SharedAnatomy] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for domain in self.config.domains:
@@ -80,49 +89,62 @@ class RunState:
 
     @property
     def rounds(self) -> int:
+        """Number of rounds of all stages."""
         return sum(stage.rounds for stage in self.stages)
 
     @property
     def min_answers(self) -> int:
         """Answers without which a round does not count: `min_nodes` of the federation; by default two, or one if there
-        is one domain only. Never more than a round asks."""
+        is one domain only. Never more than the nodes that train in a round."""
         federation = self.federation
         wanted = federation.min_nodes or min(MIN_ANSWERS, len(self.config.domains))
         return min(wanted, federation.nodes_per_round or wanted)
 
     def stage_at(self, number: int) -> Stage:
-        """The stage of a round, counted from 1."""
+        """The stage of a round, counted from 1. Raises: ValueError for a round after the last stage."""
+        left = number
         for stage in self.stages:
-            if number <= stage.rounds:
+            if left <= stage.rounds:
                 return stage
-            number -= stage.rounds
-        raise ValueError(f"round {number} lies behind the last stage")
+            left -= stage.rounds
+        raise ValueError(f"round {number} is after the last stage; use 1 to {self.rounds}")
 
     def stage_begins(self, number: int) -> bool:
+        """Whether a round, counted from 1, is the first of its stage."""
         starts = [1 + sum(stage.rounds for stage in self.stages[:n]) for n in range(len(self.stages))]
         return number in starts
 
     def config_at(self, number: int) -> FactoryConfig:
+        """The configuration in a round, counted from 1."""
         weight = self.stage_at(number).clip_weight
         return self.config if weight is None else replace(self.config, clip_weight=weight)
 
-    def note(self, number: int, reports: dict[str, dict[str, Any]], experiment: Experiment, seconds: float) -> None:
-        """Take down a finished round."""
-        self.round_done, self.reports = number, reports
+    def record_round(
+        self, number: int, site_updates: dict[str, ReceivedUpdate], experiment: Experiment, *, seconds: float
+    ) -> None:
+        """Add a finished round.
+
+        Args:
+            number: number of the round, counted from 1.
+            site_updates: node id to the site's update.
+            experiment: the experiment after the round.
+            seconds: duration of the round.
+        """
+        self.round_done, self.site_updates = number, site_updates
         self.seconds.append(round(seconds, 3))
         self.events = list(experiment.strategy().events)
         self.breakpoint = str(Path(experiment.experimentation_path()) / f"breakpoint_{number - 1:04d}")
-        for report in reports.values():
-            kept = {k: v for k, v in report.items() if k.startswith(CURVES)}
-            self.history[report["domain"]].append({"round": number, **kept})
+        for update in site_updates.values():
+            curves = {name: value for name, value in update.numbers.items() if name.startswith(CURVES)}
+            self.history[update.domain].append({"round": number, **curves})
 
     def seconds_left(self) -> float:
-        """By the last ten rounds."""
-        recent = self.seconds[-10:]
+        """Estimated seconds until the run ends, from the mean of the last ten rounds."""
+        recent = self.seconds[-RECENT_ROUNDS:]
         return (self.rounds - self.round_done) * sum(recent) / max(1, len(recent))
 
     def facts(self) -> FactoryFacts:
-        """How the factory came about, for its file."""
+        """What the file of a factory records about the run that made it."""
         return FactoryFacts(
             tag=self.federation.tag,
             seed=self.seed,
@@ -131,50 +153,58 @@ class RunState:
             stages=tuple(asdict(stage) for stage in self.stages),
             federation=asdict(self.federation),
             events=len(self.events),
-            shared_anatomy=SharedAnatomy(**self.sharing[-1]) if self.sharing else None,
+            shared_anatomy=self.shared_anatomy[-1] if self.shared_anatomy else None,
             quality={domain: quality for domain in self.config.domains if (quality := self.quality(domain))},
             alarms=tuple(self.alarms()),
         )
 
     def quality(self, domain: str) -> dict[str, float]:
-        """What a site of the domain last said of the generator's slices; empty before it did."""
+        """The newest `SiteQuality` that a site of the domain measured, as a dictionary; empty before the first."""
         for row in reversed(self.history[domain]):
-            found = {k.removeprefix(QUALITY): v for k, v in row.items() if k.startswith(QUALITY)}
+            found = {name.removeprefix(QUALITY): value for name, value in row.items() if name.startswith(QUALITY)}
             if found:
                 return found
         return {}
 
     def alarms(self) -> list[str]:
-        """Why labels may not carry over between domains, by the newest measurements; empty if nothing speaks for it."""
+        """Reasons to doubt that labels carry over between domains, by the newest measurements; empty without any."""
         found = []
+        pairs = self.shared_anatomy[-1].pairs if self.shared_anatomy else {}
         for domain in self.config.domains:
-            shared = [v for pair, v in (self.sharing[-1]["pairs"] if self.sharing else {}).items()
-                      if domain in pair.split(PAIR)]  # fmt: skip
+            scores = [score for pair, score in pairs.items() if domain in pair.split(PAIR)]
             quality = self.quality(domain)
-            found += alarms(domain, SiteQuality(**quality) if quality else None, max(shared, default=None))
+            found += alarms(domain, SiteQuality(**quality) if quality else None, max(scores, default=None))
         return found
 
     def save(self, out: Path) -> None:
-        write_json(
-            out / STATE, {"made_by": f"fedfactory {__version__}", **asdict(self), "config": self.config.to_dict()}
-        )
+        """Write the state's JSON file into the experiment folder `out`."""
+        updates = {node: update.to_dict() for node, update in self.site_updates.items()}
+        values = {**asdict(self), "config": self.config.to_dict(), "site_updates": updates}
+        write_json(out / STATE, {"made_by": f"fedfactory {__version__}", **values})
 
     @classmethod
     def load(cls, out: Path) -> RunState:
-        """Raises: UsageError if there is no run, CheckpointError if its file is damaged."""
+        """The state in the experiment folder `out`.
+
+        Raises: UsageError if there is no run, CheckpointError if its file is damaged.
+        """
         path = Path(out) / STATE
         if not path.is_file():
-            raise UsageError(f"{out}: no experiment here ({STATE} is missing); `fedfactory train --out` makes one")
+            raise UsageError(f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing)")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values.pop("made_by")
-            return cls(
-                **{
-                    **values,
-                    "config": FactoryConfig.from_dict(values["config"]),
-                    "federation": Federation(**values["federation"]),
-                    "stages": tuple(Stage(**stage) for stage in values["stages"]),
-                }
-            )
+            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-            raise CheckpointError(f"{path}: not readable ({error})") from None
+            raise CheckpointError(f"{path}: not readable ({error}); choose a run of this version") from None
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> RunState:
+        updates = values["site_updates"].items()
+        known = {
+            "config": FactoryConfig.from_dict(values["config"]),
+            "federation": Federation(**values["federation"]),
+            "stages": tuple(Stage(**stage) for stage in values["stages"]),
+            "events": [RoundEvent(**event) for event in values["events"]],
+            "site_updates": {node: ReceivedUpdate.from_dict(update) for node, update in updates},
+            "shared_anatomy": [SharedAnatomy(**measured) for measured in values["shared_anatomy"]],
+        }
+        return cls(**{name: value for name, value in values.items() if name != "made_by"} | known)

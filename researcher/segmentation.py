@@ -1,11 +1,10 @@
-"""Federated segmentation from start to table: rounds with real nodes, scores of every site."""
+"""Federated segmentation from the first round to the table of scores."""
 
 from __future__ import annotations
 
 import csv
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,37 +24,63 @@ from ..node.site_choices import digest
 from ..node.site_facts import SiteFacts, read_facts
 from ..node.store.slice_store import SliceStore
 from .agreement import unusual_conventions
-from .experiment import attach, descriptions_of, guarded, request_approval, run_round, use_researcher, wait_for_nodes
+from .experiment import (
+    descriptions_of,
+    guarded,
+    make_experiment,
+    request_approval,
+    run_round,
+    use_researcher,
+    wait_for_nodes,
+)
 from .node_selection import NodeSelection
+from .round_records import ReceivedUpdate
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
 RESULTS, TABLE, WEIGHTS, SERVER = "results.json", "scores.csv", "average.safetensors", "server.safetensors"
 WEIGHTS_KIND = "federated segmenter"
+OWN, AVERAGE = "own_", "global_"  # prefixes of the scores of a site's own model and of the average
+LABELS = "slices_"  # prefix of the numbers of training slices by kind of label
 
 
 @dataclass
 class SegmentationResult:
-    """What became of a run.
+    """Scores and history of a run.
 
     Attributes:
-        config: of the method. rows: by node, what it reported last, with `name`.
-        history: per round, by node, what it reported, and `share`.
-        seconds: of all rounds.
+        config: configuration of the method.
+        sites: node id to the newest value of every number that the site reported, in whichever round it was.
+        history: per round, node id to the site's update, with the site's `share` in the average.
+        seconds: duration of all rounds.
     """
 
     config: MethodConfig
-    rows: dict[str, dict[str, Any]]
-    history: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    sites: dict[str, ReceivedUpdate]
+    history: list[dict[str, ReceivedUpdate]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def add_round(self, site_updates: Mapping[str, ReceivedUpdate], *, trained: bool) -> None:
+        """Add a round.
+
+        Args:
+            site_updates: node id to the site's update.
+            trained: False for a round that only scored the average: the scores of the sites' own models and their
+                losses remain those of the last round of training.
+        """
+        for node, update in site_updates.items():
+            numbers = update.selected() if trained else update.selected(AVERAGE)
+            self.sites[node] = replace(update, numbers={**self.sites[node].numbers, **numbers})
+        self.history.append(dict(site_updates))
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values."""
         return {
             "made_by": f"fedfactory {__version__}",
             "config": self.config.to_dict(),
-            "sites": self.rows,
-            "history": self.history,
+            "sites": {node: site.to_dict() for node, site in self.sites.items()},
+            "history": [{node: update.to_dict() for node, update in round_.items()} for round_ in self.history],
             "seconds": round(self.seconds, 1),
         }
 
@@ -68,23 +93,25 @@ def train_method(
     nodes: NodeSelection,
     rounds: int,
     public: str | Path | None = None,
-    report_round: Callable[[int, dict[str, dict[str, Any]]], None] | None = None,
+    report_round: Callable[[int, dict[str, ReceivedUpdate]], None] | None = None,
     **settings: Any,
 ) -> SegmentationResult:
-    """Run a federated segmentation and leave a folder: scores, history, weights of the average.
+    """Run a federated segmentation and write a folder with scores, history and weights of the average.
 
-    Size and number of classes are those of the sites' stores. After the last round the average is scored once more.
-    Every site keeps its own segmenter and the average beside its store.
+    Image size and number of classes are those of the sites' stores. After the last round the sites score the average
+    once more. Every site stores its own segmenter and the average beside its slice store.
 
     Args:
-        method: see `fedfactory.adaptation.methods.registry`.
+        method: name of the method, see `fedfactory methods`.
         out: new folder.
         researcher: folder of the Fed-BioMed researcher component.
         nodes: which nodes take part; `min_nodes` is 1 by default.
         rounds: how often the sites' weights are averaged.
-        public: slice store that all sites have too, for methods that need one.
-        settings: further ones of `MethodConfig`.
+        public: folder of the slice store that all sites have too, for methods that need one.
+        report_round: called after every round with its number, counted from 1, and node id to the site's update.
+        settings: further settings of `MethodConfig`.
 
+    Returns: scores and history.
     Raises: UsageError, ConfigError, FederationError, see `run_round`.
     """
     out = Path(out)
@@ -99,23 +126,19 @@ def train_method(
     experiment = method_experiment(config, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
     rules = experiment.aggregator().method
     request_approval(experiment, nodes.approval_timeout)
-    result, began = SegmentationResult(config, {node: {} for node in sorted(facts)}), time.monotonic()
+    sites = {node: ReceivedUpdate(node_name=node, domain=facts[node].domain) for node in sorted(facts)}
+    result, began = SegmentationResult(config, sites), time.monotonic()
     for number in track(range(1, rounds + 1 + rules.has_average), f"training by {method}"):
-        if number > rounds:  # the last average has been seen by no site yet
+        if number > rounds:  # no site has scored the last average yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
-        site_updates = run_round(experiment, nodes.round_timeout)
-        for node, report in site_updates.items():
-            report["share"] = experiment.aggregator().shares.get(node, 0.0)
-            known = {key: value for key, value in report.items() if not _missing(value)}
-            if number > rounds:  # what a round of training said of the site's own model stays
-                known = {key: value for key, value in known.items() if key.startswith("global_")}
-            result.rows[node] |= known
-        result.history.append({node: _jsonable(report) for node, report in site_updates.items()})
+        received, shares = run_round(experiment, nodes.round_timeout), experiment.aggregator().shares
+        site_updates = {n: update.with_numbers({"share": shares.get(n, 0.0)}) for n, update in received.items()}
+        result.add_round(site_updates, trained=number <= rounds)
         if report_round is not None:
             report_round(number, site_updates)
     result.seconds = time.monotonic() - began
-    _write(result, experiment, out, shared)
+    _write(result, experiment, out, public=shared)
     return result
 
 
@@ -212,8 +235,6 @@ def method_experiment(
 
     Raises: FederationError if it cannot be set up.
     """
-    from fedbiomed.researcher.federated_workflows import Experiment
-
     from .method_aggregator import MethodAverage
     from .plans.segmentation_plans import PLANS
     from .strategy import FactoryStrategy
@@ -223,55 +244,56 @@ def method_experiment(
         method.public = site_slices(public, config.classes)
     kinds = {node: known.label_kinds for node, known in facts.items()}
     average = MethodAverage(method, nodes, kinds, public_digest=digest(public) if public is not None else None)
-    options = {
-        "tags": [tag],
-        "nodes": nodes,
-        "training_plan_class": PLANS[config.method],
-        "node_selection_strategy": FactoryStrategy(None, min_nodes, "samples", config.seed),
-        "model_args": {"config": config.to_dict(), "train": True},
-        "training_args": {
+    return make_experiment(
+        tag,
+        nodes=nodes,
+        training_plan_class=PLANS[config.method],
+        node_selection_strategy=FactoryStrategy(None, min_nodes, seed=config.seed),
+        model_args={"config": config.to_dict(), "train": True},
+        training_args={
             "loader_args": {"batch_size": config.batch_size},
             "num_updates": config.updates,
             "random_seed": config.seed,
             "share_persistent_buffers": True,  # running statistics of batch norm
         },
-        "aggregator": average,
-        "round_limit": config.rounds + 1,
-        "retain_full_history": False,
-        "tensorboard": True,
-    }
-    experiment = guarded(lambda: Experiment(**options), "the experiment could not be set up")
-    if not experiment.filtered_federation_nodes():
-        raise FederationError(f"no connected node offers data with tag '{tag}'")
-    attach(experiment)
-    return experiment
+        aggregator=average,
+        round_limit=config.rounds + 1,
+        retain_full_history=False,
+        tensorboard=True,
+    )
 
 
 def score_table(result: SegmentationResult) -> list[list[str]]:
-    """Rows of name, kinds of labels, Dice and HD95 of the site's own model and of the average; last, their means."""
-    columns = ("own_dice", "own_hd95", "global_dice", "global_hd95")
+    """The scores as text, one row per site and a last row of means.
+
+    Returns: rows of name, kinds of labels, Dice and HD95 in mm of the site's own model, Dice and HD95 of the average;
+        empty where nothing was measured.
+    """
+    columns = [f"{which}{measure}" for which in (OWN, AVERAGE) for measure in ("dice", "hd95")]
     rows = [
         [
-            str(row.get("node_name", node)),
-            ", ".join(sorted(key.removeprefix("slices_") for key in row if key.startswith("slices_"))),
-            *(_shown(row.get(column)) for column in columns),
+            site.node_name,
+            ", ".join(sorted(name.removeprefix(LABELS) for name in site.numbers if name.startswith(LABELS))),
+            *(_shown(site.selected().get(column)) for column in columns),
         ]
-        for node, row in result.rows.items()
+        for site in result.sites.values()
     ]
     means = []
     for column in columns:
-        values = [row[column] for row in result.rows.values() if not _missing(row.get(column))]
+        measured = [site.selected() for site in result.sites.values()]
+        values = [numbers[column] for numbers in measured if column in numbers]
         means.append(_shown(sum(values) / len(values) if values else None))
     return [*rows, ["mean", "", *means]]
 
 
-def _write(result: SegmentationResult, experiment: Experiment, out: Path, public: SliceStore | None) -> None:
+def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, public: SliceStore | None) -> None:
+    """Write weights of the average, the researcher's own segmenter if the method makes one, scores and history."""
     out.mkdir(parents=True)
     rules = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
-    keeps = experiment.training_plan().local_params or ()
+    local = experiment.training_plan().local_params or ()
     card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": {"rounds": result.config.rounds}}
-    sent = {name: tensor for name, tensor in weights.items() if name not in keeps}
+    sent = {name: tensor for name, tensor in weights.items() if name not in local}
     if sent and rules.has_average:
         write_weights(out / WEIGHTS, sent, card)
     if rules.server is not None:
@@ -285,17 +307,8 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, public
         writer = csv.writer(file)
         writer.writerow(["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"])
         writer.writerows(score_table(result))
-    rows = {node: _jsonable(row) for node, row in result.rows.items()}
-    write_json(out / RESULTS, replace(result, rows=rows).to_dict())
+    write_json(out / RESULTS, result.to_dict())
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _jsonable(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if _missing(value) else value for key, value in report.items()}
-
-
-def _shown(value: Any) -> str:
-    return "" if _missing(value) else f"{value:.3f}"
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,9 +1,9 @@
-"""Which sites take part in a round, and which of their answers count."""
+"""Which sites take part in a round, and which of their updates count."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
@@ -11,41 +11,44 @@ import numpy as np
 from fedbiomed.common.exceptions import FedbiomedStrategyError
 from fedbiomed.researcher.strategies import Strategy
 
-ABSURD = 10.0  # times the median length of recent changes
-REMEMBERED = 50  # lengths of accepted changes
-ENOUGH = 4  # lengths before one can be called absurd
-WEIGHTINGS = ("samples", "uniform")
+from .round_records import RoundEvent
+
+MAX_CHANGE_RATIO = 10.0  # change of the weights over the median of recent changes, above which an update is rejected
+CHANGE_WINDOW = 50  # recent changes that are remembered
+MIN_CHANGES = 4  # remembered changes from which on updates are compared with their median
 
 
 class FactoryStrategy(Strategy):
-    """All sites or a random subset per round; a round goes on with those that answer properly.
+    """All sites or a random subset train in a round; the round goes on with the valid answers.
 
-    A site is left out of a round's average if it is gone, late or failed, or sent NaN or infinite weights, or changed
-    them more than ten times as much as is usual. It keeps the state of its last good round and is asked again.
+    A site is left out of a round's average if it is disconnected, late or failed, if it sent NaN or infinite weights,
+    or if it changed the weights more than ten times as much as the median of recent updates. It continues from the
+    state of its last valid round and takes part again in the next.
 
     Args:
-        nodes_per_round: how many sites a round asks, drawn at random; None asks all.
+        nodes_per_round: number of sites that train in a round, drawn at random; None: all.
         min_nodes: answers without which a round does not count.
         weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
-        seed: of the draw.
-        complete: every asked site must answer, or the round does not count: an encrypted sum lacks nobody.
+        seed: seed of the draw.
+        complete: whether every site of the round must answer for the round to count, as an encrypted sum needs it.
 
     Attributes:
-        events: one dictionary per site and round that did not count: round, node, event, reason.
-        connected: says which nodes are there; None takes all for present.
+        events: one per site and round that did not count.
+        connected: returns the ids of the connected nodes; None takes all nodes for connected.
     """
 
     def __init__(
         self,
         nodes_per_round: int | None = None,
         min_nodes: int = 1,
+        *,
         weighting: str = "samples",
         seed: int = 0,
         complete: bool = False,
     ) -> None:
         super().__init__()
         self.connected: Callable[[], set[str]] | None = None
-        self._parameters: dict[str, Any] = {  # what a breakpoint keeps
+        self._parameters: dict[str, Any] = {  # the framework writes them to a breakpoint, as JSON
             "nodes_per_round": nodes_per_round,
             "min_nodes": min_nodes,
             "weighting": weighting,
@@ -56,11 +59,18 @@ class FactoryStrategy(Strategy):
         }
 
     @property
-    def events(self) -> list[dict[str, Any]]:
-        return self._parameters["events"]
+    def events(self) -> list[RoundEvent]:
+        return [RoundEvent(**event) for event in self._parameters["events"]]
 
     def sample_nodes(self, from_nodes: list[str], round_i: int) -> list[str]:
-        """Node ids of a round. Those that are not connected are not asked, and that is an event."""
+        """Ids of the nodes that train in a round. A node that is not connected is left out, which is an event.
+
+        Args:
+            from_nodes: ids of all nodes of the experiment.
+            round_i: number of the round, counted from 0.
+
+        Raises: FedbiomedStrategyError if too few nodes are connected.
+        """
         present = self.connected() if self.connected is not None else set(from_nodes)
         nodes = sorted(node for node in from_nodes if node in present)
         wanted = self._parameters["nodes_per_round"]
@@ -69,47 +79,57 @@ class FactoryStrategy(Strategy):
             nodes = sorted(rng.choice(nodes, wanted, replace=False).tolist())
         if wanted is None:
             for node in sorted(set(from_nodes) - present):
-                self._note(round_i, node, "absent", "not connected")
+                self._add_event(round_i, node, kind="absent", reason="not connected")
         self._sampling_node_history[round_i] = list(nodes)
-        self._require(len(nodes), self._parameters["min_nodes"], round_i, "are connected")
-        return list(nodes)  # a copy: the job takes failed nodes out of it
+        self._require_sites(round_i, len(nodes), needed=self._parameters["min_nodes"], what="are connected")
+        return list(nodes)  # a copy: the framework removes failed nodes from it
 
     def refine(self, training_replies: dict[str, dict[str, Any]], round_i: int) -> tuple:
-        """Weights by node, their shares, total of samples, encryption factors. Bad replies are removed from the dict:
-        a node that did not finish a round has no state of it to go on from."""
-        good, lengths = {}, []
-        for node in self._sampling_node_history[round_i]:
+        """Check the replies of a round.
+
+        Args:
+            training_replies: node id to reply. Replies that do not count are removed from it: such a node has no state
+                of this round to continue from.
+            round_i: number of the round, counted from 0.
+
+        Returns: node id to weights, node id to share (adding up to 1), total number of samples, node id to encryption
+            factor.
+        Raises: FedbiomedStrategyError if too few replies count.
+        """
+        sampled = self._sampling_node_history[round_i]
+        valid, changes = {}, []
+        for node in sampled:
             reply = training_replies.get(node)
-            event = self._trouble(reply)
-            if event is None:
-                good[node] = reply
-                # A site that had nothing to learn from changes nothing: no measure of what is usual.
-                lengths += [norm] if (norm := getattr(reply["params"], "norm", 0.0)) else []
+            problem = self._problem(reply)
+            if problem is None:
+                valid[node] = reply
+                # A site without anything to train on changes nothing: this is not compared with others.
+                changes += [change] if (change := getattr(reply["params"], "norm", 0.0)) else []
             else:
-                self._note(round_i, node, *event)
-        for node in [node for node in training_replies if node not in good]:
+                kind, reason = problem
+                self._add_event(round_i, node, kind=kind, reason=reason)
+        for node in [node for node in training_replies if node not in valid]:
             del training_replies[node]
-        asked = self._sampling_node_history[round_i]
-        needed = len(asked) if self._parameters["complete"] else self._parameters["min_nodes"]
-        self._require(len(good), needed, round_i, "answered properly")
-        self._parameters["norms"] = (self._parameters["norms"] + lengths)[-REMEMBERED:]
-        self._success_node_history[round_i] = list(good)
+        needed = len(sampled) if self._parameters["complete"] else self._parameters["min_nodes"]
+        self._require_sites(round_i, len(valid), needed=needed, what="answered properly")
+        self._parameters["norms"] = (self._parameters["norms"] + changes)[-CHANGE_WINDOW:]
+        self._success_node_history[round_i] = list(valid)
         uniform = self._parameters["weighting"] == "uniform"
-        counts = {node: 1 if uniform else reply["sample_size"] for node, reply in good.items()}
+        counts = {node: 1 if uniform else reply["sample_size"] for node, reply in valid.items()}
         total = sum(counts.values())
         return (
-            {node: reply["params"] for node, reply in good.items()},
+            {node: reply["params"] for node, reply in valid.items()},
             {node: count / total for node, count in counts.items()},
-            sum(reply["sample_size"] for reply in good.values()),
-            {node: reply.get("encryption_factor") for node, reply in good.items()},
+            sum(reply["sample_size"] for reply in valid.values()),
+            {node: reply.get("encryption_factor") for node, reply in valid.items()},
         )
 
-    def forget_lengths(self) -> None:
-        """Begin anew to learn how much rounds change the weights."""
+    def forget_changes(self) -> None:
+        """Forget how much recent updates changed the weights: rounds of another length change them by other amounts."""
         self._parameters["norms"] = []
 
-    def _trouble(self, reply: dict[str, Any] | None) -> tuple[str, str] | None:
-        """Why a reply does not count: a word and a reason."""
+    def _problem(self, reply: Mapping[str, Any] | None) -> tuple[str, str] | None:
+        """Why a reply does not count, as kind and reason of a `RoundEvent`; None for a valid reply."""
         if reply is None:
             return "lost", "no reply: disconnected, too late, or failed; see the site's log"
         if not reply.get("success"):
@@ -118,21 +138,22 @@ class FactoryStrategy(Strategy):
             return "failed", "trained on no sample"
         if problem := getattr(reply["params"], "problem", None):
             return "rejected", problem
-        norm = getattr(reply["params"], "norm", None)
-        if norm is None:
+        change = getattr(reply["params"], "norm", None)
+        if change is None:
             return None
-        if not math.isfinite(norm):
+        if not math.isfinite(change):
             return "rejected", "sent NaN or infinite weights"
-        usual = self._parameters["norms"]
-        if len(usual) >= ENOUGH and norm > ABSURD * median(usual):
-            return "rejected", f"changed the weights by {norm:.3g}, usual are {median(usual):.3g}"
+        recent = self._parameters["norms"]
+        if len(recent) >= MIN_CHANGES and change > MAX_CHANGE_RATIO * median(recent):
+            return "rejected", f"changed the weights by {change:.3g}; the median of updates is {median(recent):.3g}"
         return None
 
-    def _note(self, round_i: int, node: str, event: str, reason: str) -> None:
-        self.events.append({"round": round_i + 1, "node": node, "event": event, "reason": reason})
+    def _add_event(self, round_i: int, node: str, *, kind: str, reason: str) -> None:
+        event = RoundEvent(round=round_i + 1, node=node, kind=kind, reason=reason)
+        self._parameters["events"].append(event.to_dict())
 
-    def _require(self, count: int, needed: int, round_i: int, what: str) -> None:
+    def _require_sites(self, round_i: int, count: int, *, needed: int, what: str) -> None:
         if count < needed:
-            reasons = [f"{e['node']} {e['event']}: {e['reason']}" for e in self.events if e["round"] == round_i + 1]
+            events = [event for event in self.events if event.round == round_i + 1]
             text = f"round {round_i + 1}: {count} sites {what}, at least {needed} are needed"
-            raise FedbiomedStrategyError("; ".join([text, *reasons]))
+            raise FedbiomedStrategyError("; ".join([text, *(f"{e.node} {e.kind}: {e.reason}" for e in events)]))

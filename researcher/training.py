@@ -1,4 +1,4 @@
-"""Phase one from start to factory file: rounds, previews, checkpoints."""
+"""Phase one from the first round to the factory file: rounds, previews, checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..common.progress import track
 from ..errors import QuorumError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory import GENERATOR
-from ..generative.factory_facts import FactoryFacts
+from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
@@ -36,6 +36,7 @@ from .experiment import (
     wait_for_nodes,
 )
 from .node_selection import Federation
+from .round_records import ReceivedUpdate
 from .run_state import CHECKPOINT, PAIR, RunState, Stage
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
+RETRY_SECONDS = 2.0  # before a round with too few answers is repeated
 
 
 def train(
@@ -56,12 +58,16 @@ def train(
     save_every: int = 10,
     report_round: Callable[[RunState], None] | None = None,
 ) -> Path:
-    """Run phase one and leave an experiment folder: newest checkpoint, previews, state.
+    """Run phase one and write an experiment folder with the newest checkpoint, previews and the state of the run.
 
     Args:
+        config: networks and domains.
         out: new experiment folder.
-        researcher: Fed-BioMed researcher component.
-        stages: one after the other; sites keep their discriminators, moments and strengths.
+        researcher: folder of the Fed-BioMed researcher component.
+        federation: which nodes take part, and how their updates are averaged.
+        stages: stages that follow one another; discriminators, optimizer moments and augmentation strengths persist at
+            the sites from one stage to the next.
+        seed: seed of initial weights and of all draws.
         save_every: rounds from one checkpoint and preview to the next.
         report_round: called after every round.
 
@@ -71,29 +77,34 @@ def train(
     out = Path(out)
     refuse_existing(out)
     if not stages:
-        raise UsageError("a run needs at least one stage")
-    state = RunState(config, federation, tuple(stages), seed, save_every)
-    _run(state, out, researcher, report_round)
+        raise UsageError(f"stages is {stages!r}; give at least one stage")
+    state = RunState(config=config, federation=federation, stages=tuple(stages), seed=seed, save_every=save_every)
+    _run(state, out, researcher=researcher, report_round=report_round)
     return out
 
 
 def resume(out: str | Path, *, researcher: str | Path, report_round: Callable[[RunState], None] | None = None) -> Path:
-    """Go on with a run that was interrupted, from its last finished round, with the settings it began with.
+    """Continue an interrupted run after its last finished round, with the settings it began with.
 
     Args:
-        out: experiment folder. researcher: the component it ran on.
+        out: experiment folder.
+        researcher: folder of the researcher component it ran on.
+        report_round: called after every round.
 
-    Raises: UsageError if there is no run or it is finished; as `train` otherwise.
+    Returns: the experiment folder.
+    Raises: UsageError if there is no run or if it is finished; otherwise as `train`.
     """
     out = Path(out)
     state = RunState.load(out)
     if state.round_done >= state.rounds:
-        raise UsageError(f"{out}: all {state.rounds} rounds are done; nothing to resume")
-    _run(state, out, researcher, report_round)
+        raise UsageError(f"{out}: all {state.rounds} rounds are done, nothing to resume; choose an unfinished run")
+    _run(state, out, researcher=researcher, report_round=report_round)
     return out
 
 
-def _run(state: RunState, out: Path, researcher: str | Path, report_round: Callable[[RunState], None] | None) -> None:
+def _run(
+    state: RunState, out: Path, *, researcher: str | Path, report_round: Callable[[RunState], None] | None
+) -> None:
     federation = state.federation
     use_researcher(researcher)
     wait_for_nodes(federation.min_nodes or len(state.config.domains), federation.node_timeout, federation.tag)
@@ -104,16 +115,12 @@ def _run(state: RunState, out: Path, researcher: str | Path, report_round: Calla
     for number in track(numbers, "training the factory"):
         started = time.monotonic()
         if state.stage_begins(number) and number > 1:
-            change_stage(experiment, state.config_at(number), state.stage_at(number).updates_per_round, state.seed)
-        reports = _patient_round(experiment, federation)
-        state.note(number, reports, experiment, time.monotonic() - started)
+            updates_per_round = state.stage_at(number).updates_per_round
+            change_stage(experiment, state.config_at(number), updates_per_round, seed=state.seed)
+        site_updates = _run_round_with_retries(experiment, federation)
+        state.record_round(number, site_updates, experiment, seconds=time.monotonic() - started)
         if number % state.save_every == 0 or number == state.rounds:
-            generator, latest = _generators(experiment)
-            pairs = {PAIR.join(pair): score for pair, score in shared_anatomy(generator).items()}
-            state.sharing.append({"round": number, "pairs": pairs})
-            _trained(experiment, state, generator, latest).save(out / CHECKPOINT)
-            picture = save_preview(generator, out / PREVIEWS / f"round_{number:04d}.png", state.seed)
-            show_preview(experiment, picture, pairs, number)
+            _save_checkpoint(experiment, state, out)
         state.save(out)
         prune(experiment, keep=state.breakpoint)
         if report_round is not None:
@@ -140,9 +147,22 @@ def _begin(state: RunState) -> Experiment:
     )
 
 
-def _patient_round(experiment: Experiment, federation: Federation) -> dict[str, dict[str, Any]]:
-    """A round; if too few sites answer, wait for them to come back and try it again. They still have the state of the
-    round before."""
+def _save_checkpoint(experiment: Experiment, state: RunState, out: Path) -> None:
+    """Measure the shared anatomy; write a checkpoint and a preview of the round that was just finished."""
+    number = state.round_done
+    generator, latest = _generators(experiment)
+    pairs = {PAIR.join(pair): score for pair, score in shared_anatomy(generator).items()}
+    state.shared_anatomy.append(SharedAnatomy(round=number, pairs=pairs))
+    site_updates = list(state.site_updates.values())
+    factory = _assemble(experiment, site_updates, generator, latest=latest, history=state.history, facts=state.facts())
+    factory.save(out / CHECKPOINT)
+    picture = save_preview(generator, out / PREVIEWS / f"round_{number:04d}.png", state.seed)
+    show_preview(experiment, picture, pairs, number=number)
+
+
+def _run_round_with_retries(experiment: Experiment, federation: Federation) -> dict[str, ReceivedUpdate]:
+    """Run a round; as long as too few sites answer, wait for them to return and repeat it. They still have the state
+    of the round before."""
     deadline = None
     while True:
         try:
@@ -151,62 +171,86 @@ def _patient_round(experiment: Experiment, federation: Federation) -> dict[str, 
             deadline = deadline or time.monotonic() + federation.node_timeout
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(min(2.0, federation.node_timeout / 5))
+            time.sleep(min(RETRY_SECONDS, federation.node_timeout / 5))
 
 
 def factory_config(
     domains: str, preset: str, config: Path | None, *, clip_weight: float | None = None
 ) -> FactoryConfig:
-    """From domain names with commas between them and a preset, or from a JSON file.
+    """A factory configuration from domain names and a preset, or from a JSON file.
 
-    Raises: UsageError if neither or both are given, or the file is not readable.
+    Args:
+        domains: names of the domains with commas between them; empty to read `config` instead.
+        preset: name of a preset, see `FactoryConfig.preset`; used with `domains`.
+        config: JSON file with a configuration; None to use `domains` and `preset`.
+        clip_weight: weight of the guidance by CLIP image embeddings; None leaves it as in the preset or file.
+
+    Raises: UsageError if neither or both of `domains` and `config` are given, or if the file is not readable.
     """
     if (config is None) == (not domains):
-        raise UsageError("give either --domains A,B,... (with --preset) or --config FILE")
+        raise UsageError(f"domains is '{domains}' and config is {config}; give either domains with a preset, or config")
     changes = {} if clip_weight is None else {"clip_weight": clip_weight}
     if config is None:
         return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
     try:
         return FactoryConfig.from_dict({**json.loads(config.read_text(encoding="utf-8")), **changes})
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{config}: not readable as a JSON configuration ({error})") from None
+        raise UsageError(f"{config}: not readable ({error}); choose a JSON file with a configuration") from None
 
 
 def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
-    """The newest checkpoint of an experiment folder as a factory file.
+    """Write the newest checkpoint of a run as a factory file.
 
-    Raises: UsageError if the folder is none, or no checkpoint is there yet; CheckpointError if it is damaged.
+    Args:
+        experiment: experiment folder.
+        out: factory file to write.
+
+    Returns: the factory.
+    Raises: UsageError if there is no experiment or no checkpoint yet; CheckpointError if the checkpoint is damaged.
     """
     folder = Path(experiment)
     RunState.load(folder)
     if not (folder / CHECKPOINT).is_file():
-        raise UsageError(f"{folder}: no checkpoint yet; go on with `fedfactory train --resume`")
+        raise UsageError(f"{folder}: no checkpoint yet; resume the run and choose this folder again afterwards")
     factory = load_factory(folder / CHECKPOINT)
     factory.save(out)
     return factory
 
 
 def factory_of(experiment: Experiment) -> TrainedFactory:
-    """The factory of an experiment that was run by hand, as in a notebook, with the moving average's weights.
+    """The factory of an experiment that was run step by step, as in a notebook, with the moving average's weights.
+
+    Args:
+        experiment: an experiment of `factory_experiment` after at least one round.
 
     Raises: UsageError if no round has been run yet.
     """
+    rounds = experiment.round_current()
     if not experiment.aggregator().ema:
-        raise UsageError("no round has been run yet: there is no factory")
+        raise UsageError(f"the experiment has run {rounds} rounds and has no factory; run at least one round")
     generator, latest = _generators(experiment)
     replies = experiment.training_replies()
-    reports = [reply["optimizer_args"] for reply in replies[max(replies)].values()]
-    return _assembled(experiment, reports, generator, latest, {}, {"rounds": experiment.round_current()})
+    site_updates = [
+        ReceivedUpdate.from_dict({**reply["optimizer_args"], "node_name": node})
+        for node, reply in replies[max(replies)].items()
+    ]
+    facts = FactoryFacts(rounds=rounds)
+    return _assemble(experiment, site_updates, generator, latest=latest, history={}, facts=facts)
 
 
 @torch.no_grad()
 def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     """Write a picture with one row per domain and one column per latent, columns at rising heights.
 
-    Latents come from a private generator: previews of all rounds show the same subjects, and training does not
-    notice that they were drawn.
+    Latents come from a random generator of their own: the previews of all rounds show the same latents, and the draws
+    of the training do not change.
 
-    Returns: the picture, (H, W) in [-1, 1].
+    Args:
+        generator: generator in evaluation mode.
+        path: PNG file to write.
+        seed: seed of the latents.
+
+    Returns: the picture, (rows * S, columns * S) in [-1, 1].
     """
     import matplotlib.image  # slow to import
 
@@ -219,7 +263,7 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     for domain in range(len(config.domains)):
         style = generator.style_at(z, height, torch.full((PREVIEW_COLUMNS,), domain))
         image = generator.synthesise(style, noise).image
-        rows.append(np.concatenate([np.rot90(one[0].numpy()) for one in image], axis=1))
+        rows.append(np.concatenate([np.rot90(slice_[0].numpy()) for slice_ in image], axis=1))
     picture = np.concatenate(rows)
     with atomic_file(path) as temporary:
         matplotlib.image.imsave(temporary, picture, cmap="gray", vmin=-1, vmax=1)
@@ -227,31 +271,36 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
 
 
 def _generators(experiment: Experiment) -> tuple[Generator, dict[str, torch.Tensor]]:
-    """The average generator in evaluation mode, and the newest weights."""
+    """The moving average of the generator in evaluation mode, and the newest weights by name."""
     generator = make_generator(experiment.aggregator().config)
     average = {k.removeprefix(GENERATOR): v.float() for k, v in experiment.aggregator().ema.items()}
     latest = {k: v.detach().clone() for k, v in experiment.training_plan().model().generator.state_dict().items()}
-    generator.load_state_dict({**latest, **average})  # the fixed noise does not travel and has no average
+    generator.load_state_dict({**latest, **average})  # the fixed noise is not sent and has no average
     return generator.eval(), latest
 
 
-def _trained(
-    experiment: Experiment, state: RunState, generator: Generator, latest: dict[str, torch.Tensor]
-) -> TrainedFactory:
-    return _assembled(experiment, list(state.reports.values()), generator, latest, state.history, state.facts())
-
-
-def _assembled(
+def _assemble(
     experiment: Experiment,
-    reports: list[dict[str, Any]],
+    site_updates: Sequence[ReceivedUpdate],
     generator: Generator,
+    *,
     latest: dict[str, torch.Tensor],
-    history: dict[str, Any],
+    history: dict[str, list[dict[str, float]]],
     facts: FactoryFacts,
 ) -> TrainedFactory:
-    # Sites agree on size and bins; spacing and height are the middle of what they report.
-    spacing = float(np.median([report["spacing"] for report in reports]))
-    height = float(np.median([report["height"] for report in reports]))
+    """A factory.
+
+    Args:
+        experiment: the experiment after its last round.
+        site_updates: site updates of the last round.
+        generator: moving average of the generator.
+        latest: name to tensor, the newest weights of the generator, of the network's own shapes.
+        history: domain to one row per site update.
+        facts: record of the run for the factory's file.
+    """
+    # Sites agree on image size and height bins; spacing and height are medians over the sites.
+    spacing = float(np.median([update.numbers["spacing"] for update in site_updates]))
+    height = float(np.median([update.numbers["height"] for update in site_updates]))
     discriminator = None
     if generator.config.discriminator == "shared":
         discriminator = copy.deepcopy(experiment.training_plan().model().discriminator).eval()

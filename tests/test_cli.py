@@ -129,7 +129,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["prepare", tmp_path / "text", *prepare], 1, "x.nii.gz: cannot be read"),
         (["prepare", tmp_path / "site", "--domain", "x", "--size", 16, "--label-kind", "odd", *out], 2, "not known"),
         (["generate-volumes", "--factory", cut, "--domain", "dark", *out], 1, "cut.safetensors: not a readable"),
-        (["export", tmp_path / "empty", *out], 2, "no experiment here"),
+        (["export", tmp_path / "empty", *out], 2, "choose a folder that a training run wrote"),
         (["label", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 1, "expected a factory"),
         (["adapt", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 2, "no slice store"),
         (["segment", tmp_path / "no.nii", "--model", cut, *out], 1, "not a readable"),
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["site", "add", tmp_path / "empty", "--store", tmp_path / "empty", "--tag", "abc"], 2, "no slice store"),
         (["site", "approve", tmp_path / "empty"], 2, "no Fed-BioMed node"),
         (["train", "--researcher", tmp_path / "empty", "--tag", "abc", "--domains", "a,b", *out], 2, "researcher here"),
-        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "either --domains"),
+        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "domains is '' and config is None"),
         (["train", "--researcher", tmp_path, "--tag", "abc", "--domains", "a", "--preset", "xl", *out], 2, "preset"),
         (["demo", "--out", tmp_path], 2, "not empty"),
     ]:

@@ -19,7 +19,6 @@ from fedfactory.demo.demo import DemoSize, run_demo
 from fedfactory.demo.demo_result import METHODS
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
-from fedfactory.generative.factory_facts import SharedAnatomy
 from fedfactory.node.fedbiomed_hooks import open_node
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.researcher.run_state import RunState
@@ -72,9 +71,9 @@ def test_a_run_gives_a_factory_with_its_history_and_measurements(reference, conf
     assert not [name for name in tensors if "discriminator" in name or name.startswith("d.")]
     assert load_factory(tmp_path / "factory.safetensors").config == config
     state = RunState.load(reference.folder)
-    assert set(state.sharing[-1]["pairs"]) == {"bright / dark"}
+    assert set(state.shared_anatomy[-1].pairs) == {"bright / dark"}
     assert all(set(state.quality(domain)) == {"distance", "layout", "contrast"} for domain in DOMAINS)
-    assert factory.facts.shared_anatomy == SharedAnatomy(**state.sharing[-1])
+    assert factory.facts.shared_anatomy == state.shared_anatomy[-1]
     assert factory.facts.alarms == tuple(state.alarms()) != ()  # eighteen updates are no training
 
 
@@ -133,8 +132,8 @@ def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(ap
     )
     networks = [factory.generator, factory.discriminator]
     count = sum(p.numel() for network in networks for p in network.parameters())
-    reports = RunState.load(tmp_path / "shared").reports.values()
-    assert {report["bytes"] for report in reports} == {4 * count}
+    site_updates = RunState.load(tmp_path / "shared").site_updates.values()
+    assert {update.num_bytes for update in site_updates} == {4 * count}
 
 
 def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tmp_path):

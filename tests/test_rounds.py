@@ -10,11 +10,13 @@ import pytest
 import torch
 from fedfactory.errors import CheckpointError, ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.generative import make_generator
+from fedfactory.generative.factory_facts import SharedAnatomy
 from fedfactory.node.plans.error_redaction import redact_errors
 from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
+from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture
-def strategy():
+def make_strategy():
     from fedfactory.researcher.strategy import FactoryStrategy
 
     return FactoryStrategy
@@ -43,86 +45,87 @@ def reply(norm=1.0, size=10, **changes):
 # who is asked
 
 
-def test_all_connected_nodes_are_asked_and_absent_ones_are_told(strategy):
-    one = strategy(min_nodes=1)
-    one.connected = lambda: {"a", "c", "stranger"}
-    assert one.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
-    assert one.events == [{"round": 1, "node": "b", "event": "absent", "reason": "not connected"}]
+def test_all_connected_nodes_are_asked_and_absent_ones_are_told(make_strategy):
+    strategy = make_strategy(min_nodes=1)
+    strategy.connected = lambda: {"a", "c", "stranger"}
+    assert strategy.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
+    assert strategy.events == [RoundEvent(round=1, node="b", kind="absent", reason="not connected")]
 
 
-def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(strategy):
+def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(make_strategy):
     nodes = [f"n{k}" for k in range(6)]
-    draws = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
-    again = [tuple(strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    draws = [tuple(make_strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
+    again = [tuple(make_strategy(nodes_per_round=2, seed=3).sample_nodes(nodes, r)) for r in range(30)]
     assert draws == again
     assert all(len(set(draw)) == 2 for draw in draws)
     assert len(set(draws)) > 5
     assert {node for draw in draws for node in draw} == set(nodes)
-    assert draws != [tuple(strategy(nodes_per_round=2, seed=4).sample_nodes(nodes, r)) for r in range(30)]
+    assert draws != [tuple(make_strategy(nodes_per_round=2, seed=4).sample_nodes(nodes, r)) for r in range(30)]
 
 
 # what counts
 
 
-def test_a_round_goes_on_with_those_that_answer_properly(strategy):
-    one = strategy(min_nodes=2)
-    one.sample_nodes(list("abcdef"), 4)
+def test_a_round_goes_on_with_those_that_answer_properly(make_strategy):
+    strategy = make_strategy(min_nodes=2)
+    strategy.sample_nodes(list("abcdef"), 4)
     replies = {
         "a": reply(size=30), "b": reply(size=10), "c": reply(norm=float("nan")), 
         "d": reply(success=False, msg="no\nwonder"), "e": reply(size=0),
     }  # fmt: skip
-    params, shares, total, _ = one.refine(replies, 4)
+    params, shares, total, _ = strategy.refine(replies, 4)
     assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
     assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
-    assert {e["node"]: e["event"] for e in one.events} == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
-    assert all(e["round"] == 5 and "\n" not in e["reason"] for e in one.events)
+    kinds = {event.node: event.kind for event in strategy.events}
+    assert kinds == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
+    assert all(event.round == 5 and "\n" not in event.reason for event in strategy.events)
 
 
-def test_uniform_weighting_counts_all_alike(strategy):
-    one = strategy(weighting="uniform")
-    one.sample_nodes(["a", "b"], 0)
-    assert one.refine({"a": reply(size=30), "b": reply(size=10)}, 0)[1:3] == ({"a": 0.5, "b": 0.5}, 40)
+def test_uniform_weighting_counts_all_alike(make_strategy):
+    strategy = make_strategy(weighting="uniform")
+    strategy.sample_nodes(["a", "b"], 0)
+    assert strategy.refine({"a": reply(size=30), "b": reply(size=10)}, 0)[1:3] == ({"a": 0.5, "b": 0.5}, 40)
 
 
-def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(strategy):
-    one = strategy()
+def test_an_absurd_change_is_rejected_once_it_is_known_what_is_usual(make_strategy):
+    strategy = make_strategy()
     for number in range(3):
-        one.sample_nodes(["a", "b"], number)
-        one.refine({"a": reply(1.0), "b": reply(1.3)}, number)
-    one.sample_nodes(["a", "b"], 3)
-    one.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
-    assert [(e["node"], e["event"]) for e in one.events] == [("b", "rejected")]
-    one.forget_lengths()
-    one.sample_nodes(["a", "b"], 4)
-    one.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
-    assert len(one.events) == 1
+        strategy.sample_nodes(["a", "b"], number)
+        strategy.refine({"a": reply(1.0), "b": reply(1.3)}, number)
+    strategy.sample_nodes(["a", "b"], 3)
+    strategy.refine({"a": reply(9.0), "b": reply(30.0)}, 3)
+    assert [(event.node, event.kind) for event in strategy.events] == [("b", "rejected")]
+    strategy.forget_changes()
+    strategy.sample_nodes(["a", "b"], 4)
+    strategy.refine({"a": reply(30.0), "b": reply(30.0)}, 4)
+    assert len(strategy.events) == 1
 
 
-def test_sites_that_had_nothing_to_learn_from_do_not_say_what_is_usual(strategy):
-    one = strategy()
+def test_sites_that_had_nothing_to_learn_from_do_not_say_what_is_usual(make_strategy):
+    strategy = make_strategy()
     for number in range(4):
-        one.sample_nodes(["a", "b", "c"], number)
-        one.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
-    assert not one.events
+        strategy.sample_nodes(["a", "b", "c"], number)
+        strategy.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
+    assert not strategy.events
 
 
-def test_too_few_answers_do_not_make_a_round(strategy):
-    one = strategy(min_nodes=2)
+def test_too_few_answers_do_not_make_a_round(make_strategy):
+    strategy = make_strategy(min_nodes=2)
     with pytest.raises(Exception, match="1 sites are connected, at least 2"):
-        one.sample_nodes(["a"], 0)
-    one.sample_nodes(["a", "b"], 0)
+        strategy.sample_nodes(["a"], 0)
+    strategy.sample_nodes(["a", "b"], 0)
     with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
-        one.refine({"a": reply()}, 0)
+        strategy.refine({"a": reply()}, 0)
 
 
-def test_an_encrypted_sum_needs_every_site_that_was_asked(strategy):
-    one = strategy(min_nodes=1, complete=True)
-    one.sample_nodes(["a", "b"], 0)
+def test_an_encrypted_sum_needs_every_site_that_was_asked(make_strategy):
+    strategy = make_strategy(min_nodes=1, complete=True)
+    strategy.sample_nodes(["a", "b"], 0)
     with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
-        one.refine({"a": reply()}, 0)
-    one.connected = lambda: {"a"}  # asked again without the lost one
-    assert one.sample_nodes(["a", "b"], 0) == ["a"]
-    assert one.refine({"a": reply()}, 0)[1] == {"a": 1.0}
+        strategy.refine({"a": reply()}, 0)
+    strategy.connected = lambda: {"a"}  # asked again without the lost one
+    assert strategy.sample_nodes(["a", "b"], 0) == ["a"]
+    assert strategy.refine({"a": reply()}, 0)[1] == {"a": 1.0}
 
 
 # how it is averaged
@@ -365,7 +368,13 @@ def test_a_node_selection_that_makes_no_sense_is_refused_where_it_is_made(kind, 
 
 
 def test_stages_follow_each_other(config):
-    state = RunState(config, Federation(tag="tag"), (Stage(3, 10), Stage(2, 200, 50.0)), seed=1, save_every=10)
+    state = RunState(
+        config=config,
+        federation=Federation(tag="tag"),
+        stages=(Stage(3, 10), Stage(2, 200, 50.0)),
+        seed=1,
+        save_every=10,
+    )
     assert state.rounds == 5
     assert [state.stage_at(n).updates_per_round for n in range(1, 6)] == [10, 10, 10, 200, 200]
     assert [state.stage_begins(n) for n in range(1, 6)] == [True, False, False, True, False]
@@ -376,15 +385,19 @@ def test_stages_follow_each_other(config):
 
 def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
     stages = (Stage(3, 10), Stage(2, 200, 50.0))
-    state = RunState(config, Federation(tag="tag", min_nodes=2), stages, seed=1, save_every=10, seconds=[1.0, 3.0])
-    state.round_done = 2
+    state = RunState(
+        config=config, federation=Federation(tag="tag", min_nodes=2), stages=stages, seed=1, save_every=10,
+        seconds=[1.0, 3.0], round_done=2, events=[RoundEvent(round=2, node="b", kind="lost", reason="no reply")],
+        shared_anatomy=[SharedAnatomy(round=2, pairs={"bright / dark": 0.5})],
+        site_updates={"a": ReceivedUpdate(node_name="alpha", domain="dark", num_bytes=8, numbers={"loss": 0.5})},
+    )  # fmt: skip
     state.save(tmp_path)
     assert RunState.load(tmp_path) == state
     assert state.seconds_left() == pytest.approx(6)
     (tmp_path / "experiment.json").write_text('{"made_by": "x", "config": 3}')
     with pytest.raises(CheckpointError, match="not readable"):
         RunState.load(tmp_path)
-    with pytest.raises(UsageError, match="no experiment here"):
+    with pytest.raises(UsageError, match="choose a folder that a training run wrote"):
         RunState.load(tmp_path / "nowhere")
 
 

@@ -191,13 +191,15 @@ def test_settings_of_a_method_on_the_command_line(capsys):
 
 
 def test_the_table_leaves_out_what_nobody_measured():
+    from fedfactory.researcher.round_records import ReceivedUpdate
     from fedfactory.researcher.segmentation import SegmentationResult, score_table
 
-    rows = {
-        "n1": {"node_name": "alpha", "slices_dense": 3, "own_dice": 0.5, "global_dice": 0.25, "own_hd95": math.nan},
-        "n2": {"slices_none": 3},
+    numbers = {"slices_dense": 3, "own_dice": 0.5, "global_dice": 0.25, "own_hd95": math.nan}
+    sites = {
+        "n1": ReceivedUpdate(node_name="alpha", numbers=numbers),
+        "n2": ReceivedUpdate(node_name="n2", numbers={"slices_none": 3}),
     }
-    table = score_table(SegmentationResult(CONFIG, rows))
+    table = score_table(SegmentationResult(CONFIG, sites))
     assert table == [
         ["alpha", "dense", "0.500", "", "0.250", ""],
         ["n2", "none", "", "", "", ""],

@@ -79,7 +79,7 @@ def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
 def test_a_finished_or_missing_run_is_not_resumed(federation, reference):
     with pytest.raises(UsageError, match="nothing to resume"):
         resume(federation.folder / "reference", researcher=federation.researcher)
-    with pytest.raises(UsageError, match="no experiment here"):
+    with pytest.raises(UsageError, match="choose a folder that a training run wrote"):
         resume(federation.folder / "nowhere", researcher=federation.researcher)
 
 
@@ -95,7 +95,7 @@ def run_with_a_killed_node(federation, name, rounds, *extra) -> RunState:
     assert run.wait(200) == 0, log_of(federation, name)
     state = RunState.load(federation.folder / name)
     assert state.round_done == rounds
-    assert {event["event"] for event in state.events} <= {"lost", "absent"}
+    assert {event.kind for event in state.events} <= {"lost", "absent"}
     assert state.events
     return state
 
@@ -104,7 +104,7 @@ def test_a_run_goes_on_without_a_killed_node_and_takes_it_back(federation):
     state = run_with_a_killed_node(federation, "lost", 14)
     assert len(state.history["bright"]) == 14
     assert 14 < len(state.history["dark"]) < 28
-    assert len(state.reports) == 3  # it is back in the last round
+    assert len(state.site_updates) == 3  # it is back in the last round
 
 
 def test_a_frozen_node_is_left_behind_at_the_deadline_and_rejoins(federation):
@@ -115,7 +115,7 @@ def test_a_frozen_node_is_left_behind_at_the_deadline_and_rejoins(federation):
     federation.signal("west", signal.SIGCONT)
     assert run.wait(200) == 0, log_of(federation, "frozen")
     state = RunState.load(federation.folder / "frozen")
-    assert any(event["event"] == "lost" for event in state.events)
+    assert any(event.kind == "lost" for event in state.events)
     assert max(state.seconds) < 15  # without a deadline the framework waits two minutes
 
 
@@ -131,10 +131,8 @@ def test_a_node_that_fails_in_every_round_does_not_stop_the_others(federation, c
     finally:
         images.write_bytes(good)
     state = RunState.load(federation.folder / "failing")
-    assert [event["event"] for event in state.events] == [
-        "failed" if "reason" in event else "" for event in state.events
-    ]
-    assert len(state.events) == 2
+    assert [event.kind for event in state.events] == ["failed", "failed"]
+    assert all(event.reason for event in state.events)
     assert PATIENT not in log_of(federation, "failing")
 
 
@@ -145,8 +143,8 @@ def test_half_precision_and_encrypted_sums_give_the_same_weights(federation, ref
     assert start(federation, "encrypted", *once, "--secagg").wait(200) == 0, log_of(federation, "encrypted")
     half, encrypted = weights_of(federation, "half"), weights_of(federation, "encrypted")
     assert 0 < max(float((encrypted[name] - half[name]).abs().max()) for name in half) < 5e-5
-    sent, whole = (RunState.load(federation.folder / name).reports for name in ("half", "reference"))
-    assert max(r["bytes"] for r in sent.values()) < 0.51 * max(r["bytes"] for r in whole.values())
+    sent, whole = (RunState.load(federation.folder / name).site_updates for name in ("half", "reference"))
+    assert max(u.num_bytes for u in sent.values()) < 0.51 * max(u.num_bytes for u in whole.values())
 
 
 def test_an_encrypted_run_repeats_a_round_that_lost_a_node(federation):
@@ -194,7 +192,7 @@ def test_a_site_that_does_not_agree_can_be_left_out(federation, config):
     (folder / "config.json").write_text(json.dumps(replace(config, domains=("bright", "other")).to_dict()))
     try:
         assert start(federation, "left", "--rounds", 1, "--min-nodes", 1, "--leave-out").wait(100) == 0
-        assert [report["domain"] for report in RunState.load(folder / "left").reports.values()] == ["bright"]
+        assert [update.domain for update in RunState.load(folder / "left").site_updates.values()] == ["bright"]
     finally:
         (folder / "config.json").write_text(json.dumps(config.to_dict()))
 

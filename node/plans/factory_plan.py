@@ -73,8 +73,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         if self.config.discriminator == "shared" and not self.discriminator_leaves:
             # Settings are not part of what a site approves; what leaves it must be.
             raise NodeDataError(
-                "discriminator is 'shared'; this plan was approved for discriminators that stay at their sites, use the "
-                "other one"
+                "discriminator is 'shared'; this plan was approved for local ones, use `SharedDiscriminatorPlan`"
             )
         # Every site starts from the same discriminator; the generator is replaced by the researcher's.
         torch.manual_seed(model_args["seed"])

@@ -1,0 +1,83 @@
+"""Records of a round: what each site sent besides weights, and which sites did not count."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReceivedUpdate:
+    """A site's update of a round as the researcher received it, without the weights.
+
+    Attributes:
+        node_name: name that the site's administrator gave to the node.
+        domain: domain of the site's images; empty if unknown.
+        num_bytes: size of the weights that travelled; None if there were none or if they were encrypted.
+        numbers: name to number, all that the training plan reports: losses, counts, seconds, scores. NaN: not measured.
+    """
+
+    node_name: str
+    domain: str = ""
+    num_bytes: int | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def selected(self, *prefixes: str) -> dict[str, float]:
+        """The measured (finite) numbers whose names begin with one of the prefixes; without prefixes, all of them."""
+        return {
+            name: value
+            for name, value in self.numbers.items()
+            if math.isfinite(value) and (not prefixes or name.startswith(prefixes))
+        }
+
+    def with_numbers(self, numbers: Mapping[str, float]) -> ReceivedUpdate:
+        """A copy with further numbers, which replace those of the same names."""
+        return replace(self, numbers={**self.numbers, **numbers})
+
+    def to_dict(self) -> dict[str, str | float | None]:
+        """One flat table for a JSON file, in which numbers that are not finite are None."""
+        numbers = {name: value if math.isfinite(value) else None for name, value in self.numbers.items()}
+        return {"node_name": self.node_name, "domain": self.domain, "num_bytes": self.num_bytes, **numbers}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str | float | None]) -> ReceivedUpdate:
+        """Read what `to_dict` gave, or a training plan's summary. Entries that are no numbers are left out.
+
+        Args:
+            values: parsed JSON or, from the network, `optimizer_args` of a reply with `node_name` and `num_bytes`.
+        """
+        own = ("node_name", "domain", "num_bytes")
+        numbers = {
+            name: math.nan if value is None else value
+            for name, value in values.items()
+            if name not in own and (value is None or isinstance(value, (int, float)))
+        }
+        size = values.get("num_bytes")
+        return cls(
+            node_name=str(values["node_name"]),
+            domain=str(values.get("domain") or ""),
+            num_bytes=size if isinstance(size, int) else None,
+            numbers=numbers,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundEvent:
+    """A site that took no part in a round, or whose update did not count.
+
+    Attributes:
+        round: number of the round, counted from 1.
+        node: id of the node.
+        kind: "absent": not connected, so not asked; "lost": no reply in time; "failed": an error at the site;
+            "rejected": weights that cannot be used.
+        reason: one line of text.
+    """
+
+    round: int
+    node: str
+    kind: str
+    reason: str
+
+    def to_dict(self) -> dict[str, int | str]:
+        return asdict(self)
