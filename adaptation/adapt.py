@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .explained_intensity import explained_intensity
 from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice
 from .segmenter import Segmenter
+from .segmenter_card import TrainingFacts
 from .training.segmenter_training import SegmenterConfig, train_segmenters
 
 MANIFEST = "manifest.json"
@@ -30,7 +32,7 @@ def adapt(
     data: LabelledSlices,
     config: SegmenterConfig,
     *,
-    facts: dict[str, Any],
+    facts: TrainingFacts | None = None,
     **options: Any,
 ) -> list[Segmenter]:
     """Train segmenters for images of `domain` that are brought into `fmt`, the best first.
@@ -45,8 +47,8 @@ def adapt(
     """
     if data.images.shape[1] != fmt.size:
         raise StoreError(f"synthetic slices are {data.images.shape[1]} px, the site's store has {fmt.size} px")
-    card = {"domain": domain, "slices": len(data.images), **facts}
-    return train_segmenters(data, fmt, config, title=f"adapting to {domain}", card=card, **options)
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.images))
+    return train_segmenters(data, fmt, config, title=f"adapting to {domain}", facts=facts, **options)
 
 
 def training_set(
@@ -72,7 +74,7 @@ def training_set(
     found = robust.probabilities(shown, drawn.volume).argmax(1)
     if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= FAMILIAR:
         return mix(drawn, pseudo_label(images, robust, volume))
-    (alone,) = adapt(fmt, domain, drawn, config, facts={})
+    (alone,) = adapt(fmt, domain, drawn, config)
     theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
     if its > theirs:
         return mix(drawn, pseudo_label(images, alone, volume))
@@ -115,7 +117,7 @@ def draw_slices(
         for number in track(range(volumes), f"drawing volumes of {domain}")
     ]
     images, labels = (np.concatenate(one) for one in zip(*drawn, strict=True))
-    return LabelledSlices(images, labels, factory.card["classes"], np.repeat(np.arange(volumes), len(heights)))
+    return LabelledSlices(images, labels, factory.card.classes, np.repeat(np.arange(volumes), len(heights)))
 
 
 def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:

@@ -101,7 +101,7 @@ def generate_volumes(
     if not numbers or not 0 <= numbers[0] <= numbers[-1] < drawing.volumes:
         raise UsageError(f"only {list(numbers)}: the drawing has volumes 0 to {drawing.volumes - 1}")
     labelled = LabelledFactory.load(factory_file)
-    config, classes = labelled.factory.config, labelled.card["classes"]
+    config, classes = labelled.factory.config, labelled.card.classes
     config.domain_index(drawing.domain)
     encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
     heights = slice_heights(config.z_bins if drawing.z_depth is None else drawing.z_depth, drawing.slices_per_bin)
@@ -163,7 +163,7 @@ def _draw(
     labelled: LabelledFactory, latents: _Latents, number: int, heights: Tensor, encoding: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Images, labels and number of the attempt that had enough of every class."""
-    drawing, classes = latents.drawing, labelled.card["classes"]
+    drawing, classes = latents.drawing, labelled.card.classes
     keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
     for attempt in range(ATTEMPTS if drawing.least_share else 1):
         images, labels = labelled.draw_volume(
@@ -220,8 +220,8 @@ def choose_factory(
         raise UsageError("this factory was trained without CLIP embeddings; leave --clip_mean out")
     if domains is not None and domains != len(names):
         raise UsageError(f"--n_domains is {domains}, this factory has {len(names)}: {', '.join(names)}")
-    if classes is not None and classes != labelled.card["classes"]:
-        raise UsageError(f"--n_segmentation_labels is {classes}, this factory draws {labelled.card['classes']}")
+    if classes is not None and classes != labelled.card.classes:
+        raise UsageError(f"--n_segmentation_labels is {classes}, this factory draws {labelled.card.classes}")
     if label is not None and label >= len(names):
         raise UsageError(f"--label is {label}, this factory has domains 0 to {len(names) - 1}")
     return file, domain if domain is not None else names[label]

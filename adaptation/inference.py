@@ -68,7 +68,7 @@ def segment(
     segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(one.format, one.classes) for one in segmenters}) > 1:
         raise CheckpointError("the models of an ensemble must share slice format and classes")
-    if outputs.flips and not all(one.card["config"].get("mirror") for one in segmenters):
+    if outputs.flips and not all(one.card.mirrored for one in segmenters):
         raise UsageError("these models were not trained with mirrored images; leave flips out")
     with atomic_folder(out) as folder:
         for name, source in track(cases, "segmenting"):

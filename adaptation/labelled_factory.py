@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.records import read_record, record_to_dict
 from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
@@ -22,10 +23,69 @@ from ..generative.networks.generator import Synthesis
 from ..generative.synthesis import synthesise_volume
 from .networks.label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
+from .segmenter_card import MAX_CLASSES
 
-MOST_BRANCHES, MOST_CLASSES = 20, 255
+MAX_BRANCHES = 20
 KIND = "labelled factory"
 VIEWS = ("view", "own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFactoryCard:
+    """What is recorded with the label branches of a factory.
+
+    Raises: ConfigError for an impossible number of classes or an unknown entry of `labels_from`.
+
+    Attributes:
+        classes: number of label values, background included; 2 to 255.
+        labelled_domain: the domain whose labels the branches were trained with.
+        agreement: mean foreground Dice of the branches' labels with the validation labels, in [0, 1]; NaN if those
+            have no foreground.
+        validated_on: which slices the validation labels belong to.
+        labels_from: by domain, "view" (the labels are read from the features that the same latent has in the labelled
+            domain) or "own" (from the domain's own features).
+    """
+
+    classes: int
+    labelled_domain: str
+    agreement: float
+    validated_on: str
+    labels_from: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.classes <= MAX_CLASSES:
+            raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
+        for domain, view in self.labels_from.items():
+            if view not in VIEWS:
+                raise ConfigError(f"labels_from of domain '{domain}' is '{view}'; choose one of {', '.join(VIEWS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, the inverse of `from_dict`."""
+        return record_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> LabelledFactoryCard:
+        """The card in a file or message, whose other entries are ignored.
+
+        Raises: ConfigError for missing or wrongly typed entries.
+        """
+        return read_record(cls, values, extra="ignore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Networks:
+    """The entries of a file from which the networks of a labelled factory are built; see `TrainedFactory`."""
+
+    config: FactoryConfig
+    spacing: float
+    height: float
+    facts: FactoryFacts
+    robust: dict[str, object]
+    branches: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.branches <= MAX_BRANCHES:
+            raise ConfigError(f"branches is {self.branches}; it must be from 1 to {MAX_BRANCHES}")
 
 
 @dataclass
@@ -33,35 +93,33 @@ class LabelledFactory:
     """A factory that draws labelled slices.
 
     Attributes:
-        factory: the generator it draws with.
-        branches: its labels are the mean of what these say; the best one first.
-        robust: the labelled site's segmenter, trained with random contrasts; gives every site's own images a first
-            guess.
-        card: "classes", "labelled_domain", "agreement" and "validated_on" (see `train_label_branch`), "labels_from":
-            by domain, "view" (the labelled domain's view of the same latent gives the labels) or "own" (the domain's
-            own features do).
+        factory: the generator that draws.
+        branches: label branches, the best one first; the mean of their probabilities gives the labels.
+        robust: the labelled site's segmenter, trained with random contrasts; gives every site first labels of its own
+            images.
+        card: what is known of the labels.
     """
 
     factory: TrainedFactory
     branches: list[LabelBranch]
     robust: Segmenter
-    card: dict[str, Any]
+    card: LabelledFactoryCard
 
     def save(self, path: str | Path) -> None:
         tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
         for number, branch in enumerate(self.branches):
             tensors |= {f"branch{number}.{name}": tensor for name, tensor in branch.state_dict().items()}
         tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
-        write_weights(path, tensors, self.full_card())
+        write_weights(path, tensors, self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
         tensors, card = read_weights(path, kind=KIND)
         try:
-            made = cls.from_card(card)
+            made = cls.from_dict(card)
         except UsageError as error:
-            raise CheckpointError(f"{path}: {error}") from None
+            raise CheckpointError(f"{path}: {error}; give a file written by `fedfactory label`") from None
         named = {f"branch{number}.": branch for number, branch in enumerate(made.branches)}
         networks = {"g_ema.": made.factory.generator, "robust.": made.robust.network, **named}
         for prefix, network in networks.items():
@@ -69,7 +127,7 @@ class LabelledFactory:
             load_strictly(network, own, path)
         return made
 
-    def full_card(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything but the weights, JSON-able."""
         factory = self.factory
         return {
@@ -78,31 +136,32 @@ class LabelledFactory:
             "spacing": factory.spacing,
             "height": factory.height,
             "facts": factory.facts.to_dict(),
-            "robust": {"format": self.robust.format.to_dict(), **self.robust.card},
+            "robust": self.robust.to_dict(),
             "branches": len(self.branches),
-            **self.card,
+            **self.card.to_dict(),
         }
 
     @classmethod
-    def from_card(cls, card: dict[str, Any]) -> LabelledFactory:
-        """Untrained, to load weights into. Raises: UsageError for a card that is not usable."""
+    def from_dict(cls, values: object) -> LabelledFactory:
+        """A labelled factory of the described kind with random weights, to load weights into.
+
+        Raises: UsageError for a description that is not usable.
+        """
         try:
-            generator = make_generator(FactoryConfig.from_dict(card["config"])).eval()
-            if not 1 <= card["branches"] <= MOST_BRANCHES or not 2 <= card["classes"] <= MOST_CLASSES:
-                raise UsageError(f"{card['branches']} label branches of {card['classes']} classes")
-            branches = [LabelBranch.for_generator(generator, card["classes"]).eval() for _ in range(card["branches"])]
-            robust = Segmenter.from_card(card["robust"])
-            facts = FactoryFacts.from_dict(card["facts"])
+            card, parts = LabelledFactoryCard.from_dict(values), read_record(_Networks, values, extra="ignore")
+            parts.config.domain_index(card.labelled_domain)
+            for domain in parts.config.domains:
+                if domain not in card.labels_from:
+                    raise ConfigError(f"labels_from has no entry for domain '{domain}'; it must have one for each")
+            generator = make_generator(parts.config).eval()
+            branches = [LabelBranch.for_generator(generator, card.classes).eval() for _ in range(parts.branches)]
             factory = TrainedFactory(
-                generator=generator, latest={}, spacing=card["spacing"], height=card["height"], facts=facts
+                generator=generator, latest={}, spacing=parts.spacing, height=parts.height, facts=parts.facts
             )
-            kept = {k: card[k] for k in ("classes", "labelled_domain", "agreement", "validated_on", "labels_from")}
-            factory.config.domain_index(kept["labelled_domain"])
-            if any(kept["labels_from"][domain] not in VIEWS for domain in factory.config.domains):
-                raise UsageError("labels_from names something unknown")
-        except (KeyError, TypeError, ConfigError, UsageError) as error:
+            robust = Segmenter.from_dict(parts.robust)
+        except (KeyError, TypeError, UsageError) as error:
             raise UsageError(f"its card is not usable ({error})") from None
-        return cls(factory, branches, robust, kept)
+        return cls(factory, branches, robust, card)
 
     def to(self, device: torch.device | str) -> LabelledFactory:
         for network in (self.factory.generator, *self.branches):
@@ -136,7 +195,7 @@ class LabelledFactory:
             encoding: (encoding_dim,), the domain's mean embedding, or None.
             truncation: see `synthesise_volume`.
         """
-        config, labelled = self.factory.config, self.card["labelled_domain"]
+        config, labelled = self.factory.config, self.card.labelled_domain
         if z is None:
             z = torch.randn(1, config.latent_dim, generator=torch.Generator().manual_seed(seed))
 
@@ -148,7 +207,7 @@ class LabelledFactory:
 
         images, labels = [], []
         # Where the domain enters at the palette alone, features are equal in all views.
-        again = self.card["labels_from"][domain] == "view" and domain != labelled and config.domain_enters != "head"
+        again = self.card.labels_from[domain] == "view" and domain != labelled and config.domain_enters != "head"
         views = walk(labelled) if again else itertools.repeat(None)
         for part, view in zip(walk(domain), views, strict=False):
             images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())

@@ -22,6 +22,7 @@ from fedfactory.adaptation.inference import slice_probabilities
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.networks.network_names import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterLearner
 from fedfactory.common.files import write_json
 from fedfactory.common.seeding import seed_of, seeded
@@ -78,7 +79,7 @@ def measure(name: str, store: SliceStore, volumes: list, arguments: argparse.Nam
     config = SegmenterConfig(
         network=name, updates=arguments.updates, precision=arguments.precision, seed=arguments.seed
     )
-    options = {"validation": slices(store, "validation"), "device": arguments.device, "facts": {}}
+    options = {"validation": slices(store, "validation"), "device": arguments.device, "facts": TrainingFacts()}
     learner = SegmenterLearner(slices(store, "train"), config, **options)
     spent, reached, score = 0.0, None, 0.0
     for number in range(arguments.updates):
@@ -90,7 +91,7 @@ def measure(name: str, store: SliceStore, volumes: list, arguments: argparse.Nam
             score = learner.score()
             if reached is None and score >= arguments.target:
                 reached = round(spent, 1)
-    card = {"classes": store.classes, "config": {"network": name}}
+    card = SegmenterCard(classes=store.classes, network=name)
     model = Segmenter(learner.network, store.format, card)
 
     def whole_volume(volume: Any) -> None:

@@ -38,7 +38,7 @@ from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.metrics.alarm import LITTLE_SHARED, alarms
+from fedfactory.generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
@@ -207,12 +207,12 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
-        (alone,) = adapt(store.format, domain, drawn, segmenters, facts={})
+        (alone,) = adapt(store.format, domain, drawn, segmenters)
         taught = training_set(images, drawn, robust, store.format, domain, segmenters)
-        (both,) = adapt(store.format, domain, taught, segmenters, facts={})
+        (both,) = adapt(store.format, domain, taught, segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
-    one |= {key: labelled.card[key] for key in ("agreement", "labels_from")}
+    one |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}
     one |= {"phase_two_seconds": round(time.monotonic() - began)}
     return {"dice": scores, "explained": shares, **one}
 
@@ -349,7 +349,7 @@ def report(content: dict[str, Any]) -> None:
 def labels_of_old_runs(name: str, shared: float) -> defaultdict[str, str]:
     """Runs of before this was written down: with the domain in the mapping, little sharing meant the own view."""
     mapping = VARIANTS[name].changes.get("head") == "image" or "conditioning" in VARIANTS[name].changes
-    return defaultdict(lambda: "own" if mapping and shared < LITTLE_SHARED else "view")
+    return defaultdict(lambda: "own" if mapping and shared < MIN_SHARED_ANATOMY else "view")
 
 
 def halfway(base: dict[str, float]) -> float:

@@ -19,6 +19,7 @@ import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices
 from fedfactory.adaptation.methods.federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
@@ -162,7 +163,7 @@ def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, s
         for modality, store in site.tests.items():
             context = SiteContext(site=index, network=site.network, modality=modality)
             network = method.segmenter(copy.deepcopy(model), context, states[index] if states else None)
-            card = {"classes": method.config.classes, "config": {"network": "federated"}}
+            card = SegmenterCard(classes=method.config.classes, network=FEDERATED)
             found.append(held_out_scores(store, Segmenter(network, store.format, card)))
         row = {key: float(np.mean([one[key] for one in found])) for key in ("dice", "hd95")}
         rows.append(row | {f"{name}_dice": one["dice"] for name, one in zip(site.tests, found, strict=True) if name})

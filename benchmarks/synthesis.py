@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from factory_step import configuration
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
-from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.networks.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, TrainedFactory
@@ -101,10 +102,15 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
         torch.save(network.state_dict(), folder / f"member{number}.pt")
         branches.append(branch)
     fmt = SliceFormat(size=arguments.size, spacing=1.0, window=(-1.0, 1.0), z_bins=config.z_bins)
-    facts = {"classes": CLASSES, "config": {"network": SegmenterConfig().network}}
-    robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, facts)
-    card = {"classes": CLASSES, "labelled_domain": DOMAIN, "agreement": 0.0, "validated_on": "nothing"}
-    card["labels_from"] = dict.fromkeys(config.domains, "own")
+    robust_card = SegmenterCard(classes=CLASSES, network=SegmenterConfig().network)
+    robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, robust_card)
+    card = LabelledFactoryCard(
+        classes=CLASSES,
+        labelled_domain=DOMAIN,
+        agreement=0.0,
+        validated_on="nothing",
+        labels_from=dict.fromkeys(config.domains, "own"),
+    )
     trained = TrainedFactory(generator=factory.generator, latest={}, spacing=1.0, height=145.0)
     LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")
 

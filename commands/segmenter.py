@@ -33,7 +33,7 @@ def label(
     config = SegmenterConfig(seed=seed)
     made = label_factory(factory, store, out, classes=classes, labelling=labelling, config=config)
     card = made.card
-    console.print(f"{out}: {card['classes']} classes, Dice {card['agreement']:.3f} on {card['validated_on']}")
+    console.print(f"{out}: {card.classes} classes, Dice {card.agreement:.3f} on {card.validated_on}")
 
 
 @commands.command("generate-volumes")
@@ -180,8 +180,8 @@ def adapt(
         store, out, factory_file=factory, synthetic=synthetic, adaptation=adaptation, work=work, device=device
     )
     card = made.card
-    console.print(f"{out}: {card['config']['network']} for {card['domain']}, from {card['slices']} slices")
-    print_alarms(card.get("alarms", []))
+    console.print(f"{out}: {card.network} for {card.training.domain}, from {card.training.slices} slices")
+    print_alarms(card.assessment.alarms if card.assessment else [])
 
 
 @commands.command()

@@ -244,7 +244,7 @@ def _check_labels(
     labelled: LabelledFactory, synthetic: AuditSlices, labels: np.ndarray, *, store: SliceStore
 ) -> LabelCheck:
     """Compare the labels (N, S, S) of synthetic slices with another segmenter's and with the site's own."""
-    classes, shares_real = labelled.card["classes"], None
+    classes, shares_real = labelled.card.classes, None
     parts = [labelled.robust.probabilities(part).argmax(1) for part in synthetic.images.split(BATCH_SIZE)]
     if store.labels is not None and len(chosen := store.slices("train", kinds=("dense",))):
         shares_real = _class_shares(store.labels[chosen], classes)

@@ -11,6 +11,7 @@ import numpy as np
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
+from ..adaptation.segmenter_card import TrainingFacts
 from ..adaptation.training.label_branch_training import LABELLINGS, train_label_branch
 from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from ..errors import UsageError
@@ -26,8 +27,9 @@ def labelled_slices(store: SliceStore) -> LabelledSlices:
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     """A segmenter of a site's own labelled slices, with no other site's help."""
-    card = {"domain": store.domain, "slices": len(store.slices("train"))}
-    return train_segmenter(labelled_slices(store), store.format, config, title=f"training on {store.domain}", card=card)
+    facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")))
+    title = f"training on {store.domain}"
+    return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
 
 
 def label_factory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
+from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
 from ..adaptation.training.segmenter_training import SegmenterConfig
 from ..adaptation.training.training_loop import LoopConfig
 from ..adaptation.training.translator_training import TranslatorConfig, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
-from ..generative.metrics.quality import SiteQuality, site_quality
+from ..generative.metrics.quality import site_quality
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
 from .store.slice_store import SliceStore
@@ -105,28 +106,6 @@ class Adaptation:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FactoryFit:
-    """How well a factory and the segmenter made with it fit a site, measured without labels.
-
-    Attributes:
-        quality: synthetic slices of the site's domain compared with the site's own.
-        explained_adapted: share of the grey levels' variance that the adapted segmenter's classes explain, in [0, 1].
-        explained_first_guess: the same share for the segmenter that travels with the factory.
-        alarms: one sentence per problem; empty if none was found.
-    """
-
-    quality: SiteQuality
-    explained_adapted: float
-    explained_first_guess: float
-    alarms: list[str]
-
-    def to_card(self) -> dict[str, object]:
-        """Entries of a segmenter's card."""
-        explained = {"adapted": self.explained_adapted, "first_guess": self.explained_first_guess}
-        return {"quality": self.quality.to_dict(), "explained": explained, "alarms": self.alarms}
-
-
 def adapt_site(
     store_dir: str | Path,
     out: str | Path,
@@ -165,11 +144,11 @@ def adapt_site(
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
     labelled = None if factory_file is None else _open_factory(factory_file, store, few)
-    facts = {
-        "source": "factory" if labelled is not None else "synthetic volumes",
-        "labelled_slices": 0 if few is None else len(few.images),
-        "chosen_by": "synthetic slices that are not trained on" if adaptation.validates else "nothing: the last state",
-    }
+    facts = TrainingFacts(
+        source="factory" if labelled is not None else "synthetic volumes",
+        labelled_slices=0 if few is None else len(few.images),
+        chosen_by="synthetic slices that are not trained on" if adaptation.validates else "nothing: the last state",
+    )
     training = {"few": few, "loop": adaptation.loop(work), "device": device, "facts": facts}
     if adaptation.engine == "translator":
         if labelled is None:
@@ -179,22 +158,22 @@ def adapt_site(
         segmenters = _train_segmenters(store, labelled, synthetic, adaptation=adaptation, **training)
     if labelled is not None:
         for segmenter in segmenters:
-            segmenter.card |= measure_fit(store, labelled, segmenter).to_card()
+            segmenter.card = replace(segmenter.card, assessment=assess(store, labelled, segmenter))
     out = Path(out)
     for number, segmenter in enumerate(segmenters, start=1):
         segmenter.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))
     return segmenters[0]
 
 
-def measure_fit(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> FactoryFit:
-    """How a factory fits a site, and whether the adapted segmenter's labels are credible, all without a label."""
+def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> SiteAssessment:
+    """How well factory and segmenter fit the site's images, computed without a label."""
     chosen = store.slices("train")
     images, factory = store.images[chosen].astype(np.float32), labelled.factory
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
     quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
-    pair, shared = {store.domain, labelled.card["labelled_domain"]}, None
-    if labelled.card["labels_from"][store.domain] == "view":  # labels read in the domain's own view cross no domains
+    pair, shared = {store.domain, labelled.card.labelled_domain}, None
+    if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
         shared = next((score for names, score in shared_anatomy(factory.generator).items() if set(names) == pair), None)
     found = alarms(store.domain, quality, shared)
     volume = _volume_of_slices(store)[chosen]
@@ -204,7 +183,8 @@ def measure_fit(store: SliceStore, labelled: LabelledFactory, segmenter: Segment
             f"{store.domain}: the adapted segmenter's classes explain {adapted:.0%} of the images' grey levels, those "
             f"of the labelled site's segmenter {first_guess:.0%}"
         )
-    return FactoryFit(quality=quality, explained_adapted=adapted, explained_first_guess=first_guess, alarms=found)
+    explained = {"adapted": adapted, "first_guess": first_guess}
+    return SiteAssessment(quality=quality.to_dict(), explained=explained, alarms=tuple(found))
 
 
 def _open_factory(
@@ -214,7 +194,7 @@ def _open_factory(
     labelled = factory if isinstance(factory, LabelledFactory) else LabelledFactory.load(factory)
     labelled.factory.config.domain_index(store.domain)
     store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
-    _require_classes(few, labelled.card["classes"], store)
+    _require_classes(few, labelled.card.classes, store)
     return labelled
 
 
@@ -267,7 +247,7 @@ def _train_translators(
     **training: Any,
 ) -> list[Segmenter]:
     """Translators, the best first."""
-    config, labelled_domain = adaptation.translator, labelled.card["labelled_domain"]
+    config, labelled_domain = adaptation.translator, labelled.card.labelled_domain
     source = draw_slices(labelled, labelled_domain, volumes=adaptation.volumes, seed=config.seed)
     validation = draw_slices(
         labelled, labelled_domain, volumes=VALIDATION_VOLUMES, seed=config.seed + VALIDATION_SEED_OFFSET

@@ -77,7 +77,7 @@ def adaptation_experiment(
         nodes=nodes,
         training_plan_class=AdaptationPlan,
         node_selection_strategy=FactoryStrategy(),
-        model_args={"card": labelled.full_card(), "adaptation": adaptation.to_dict()},
+        model_args={"card": labelled.to_dict(), "adaptation": adaptation.to_dict()},
         training_args={"loader_args": {"batch_size": 1}, "num_updates": 1, "share_persistent_buffers": True},
         aggregator=NoAverage(),
         round_limit=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from .. import __version__
 from ..adaptation.methods.catalogue import describe
 from ..adaptation.methods.federated_method import MethodConfig, SiteContext
 from ..adaptation.methods.registry import make_method
-from ..adaptation.segmenter import FEDERATED, Segmenter
+from ..adaptation.segmenter import Segmenter
+from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ..common.files import atomic_file, refuse_existing, write_json
 from ..common.progress import track
 from ..common.weights_file import write_weights
@@ -297,12 +298,13 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
     if sent and rules.has_average:
         write_weights(out / WEIGHTS, sent, card)
     if rules.server is not None:
-        card = {
-            "classes": result.config.classes,
-            "config": {"network": FEDERATED, "method": result.config.to_dict(), "context": asdict(SiteContext())},
-            "domain": public.domain,
-        }
-        Segmenter(rules.server, public.format, card).save(out / SERVER)
+        server_card = SegmenterCard(
+            classes=result.config.classes,
+            network=FEDERATED,
+            federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
+            training=TrainingFacts(domain=public.domain),
+        )
+        Segmenter(rules.server, public.format, server_card).save(out / SERVER)
     with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"])

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.errors import FederationError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
@@ -23,7 +22,7 @@ from helpers import (
     processes_of,
     state_files,
     train,
-    untrained_segmenter,
+    untrained_labelled_factory,
     write_site,
 )
 
@@ -72,10 +71,7 @@ def trained(config) -> TrainedFactory:
 def labelled(trained):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
-    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    card["validated_on"] = "nothing"
-    card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
-    return LabelledFactory(trained, [branch], untrained_segmenter(), card)
+    return untrained_labelled_factory(trained, branch)
 
 
 @pytest.fixture

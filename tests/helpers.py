@@ -15,12 +15,16 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
+from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.labels.fixations import simulate_fixations
 from fedfactory.adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteRound
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.networks.architectures import build_network
+from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.generative import FactoryConfig
+from fedfactory.adaptation.segmenter_card import SegmenterCard
+from fedfactory.generative import FactoryConfig, TrainedFactory
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
@@ -79,7 +83,19 @@ def oriented(volume: Volume, codes: str) -> Volume:
 def untrained_segmenter() -> Segmenter:
     """A segmenter of three classes for slices of 16 px, with random weights."""
     fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
-    return Segmenter.from_card({"classes": 3, "config": {"network": "unet"}, "format": fmt.to_dict()})
+    return Segmenter(build_network("unet", 3), fmt, SegmenterCard(classes=3, network="unet"))
+
+
+def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> LabelledFactory:
+    """A labelled factory of three classes that nobody validated, with one branch."""
+    card = LabelledFactoryCard(
+        classes=3,
+        labelled_domain="bright",
+        agreement=1.0,
+        validated_on="nothing",
+        labels_from=dict.fromkeys(factory.config.domains, "view"),
+    )
+    return LabelledFactory(factory, [branch], untrained_segmenter(), card)
 
 
 def write_site(folder, cases=3, **options) -> None:

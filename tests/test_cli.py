@@ -9,10 +9,9 @@ from pathlib import Path
 import fedfactory
 import pytest
 import torch
-from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.cli import main
-from helpers import ball_volume, untrained_segmenter, write_site
+from helpers import ball_volume, untrained_labelled_factory, write_site
 
 COMMANDS = [
     ["demo"], ["prepare"], ["site", "add"], ["site", "approve"], ["train"], ["export"], ["label"],
@@ -30,10 +29,7 @@ def run(*words) -> int:
 def labelled_file(trained, tmp_path):
     torch.manual_seed(1)
     branch = LabelBranch.for_generator(trained.generator, 3).eval()
-    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0}
-    card["validated_on"] = "nothing"
-    card["labels_from"] = dict.fromkeys(trained.config.domains, "view")
-    LabelledFactory(trained, [branch], untrained_segmenter(), card).save(tmp_path / "factory" / "labelled.safetensors")
+    untrained_labelled_factory(trained, branch).save(tmp_path / "factory" / "labelled.safetensors")
     return tmp_path / "factory" / "labelled.safetensors"
 
 

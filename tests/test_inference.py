@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation import MEASURES, evaluate, score_case, summarise
 from fedfactory.adaptation.inference import Outputs, segment
-from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter import KIND, Segmenter
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.common.weights_file import write_weights
 from fedfactory.errors import CheckpointError, UsageError
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.labelling import train_on_store
 from grand_challenge_metrics import stats
-from helpers import ball_volume, oriented, write_dicom
+from helpers import ball_volume, oriented, untrained_segmenter, write_dicom
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
@@ -124,6 +125,28 @@ def test_flips_make_the_answer_symmetric_and_need_a_network_that_knows_them(stor
     train_on_store(store, SegmenterConfig(updates=1, mirror=False)).save(tmp_path / "n.safetensors")
     with pytest.raises(UsageError, match="mirrored"):
         segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(flips=True))
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("classes", 2.0, "classes is '2.0'"),
+        ("network", "resnet", "network is 'resnet'; choose one of unet"),
+        ("network", "translator", "'translator', which it must be built from"),
+        ("network", "federated", "'federated', which it must be built from"),
+        ("translator", {"factory": {}}, "lacks the entry 'domains'"),
+        ("federated", {"method": {}, "context": {}, "weights": "own"}, "not usable"),
+        ("training", {"slices": "many"}, "slices is 'many'"),
+        ("training", {"patients": 3}, "unknown entries"),
+        ("chosen", [3], "chosen is of type list"),
+        ("format", None, "format is None"),
+    ],
+)
+def test_an_unusable_card_of_a_segmenter_is_refused_by_name(entry, value, message, tmp_path):
+    made = untrained_segmenter()
+    write_weights(tmp_path / "m.safetensors", made.network.state_dict(), {**made.to_dict(), "kind": KIND, entry: value})
+    with pytest.raises(CheckpointError, match=message):
+        Segmenter.load(tmp_path / "m.safetensors")
 
 
 def test_models_of_different_formats_are_no_ensemble(store, model, tmp_path):

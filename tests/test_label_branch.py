@@ -58,8 +58,8 @@ def test_the_classifier_is_that_of_the_enlarged_maps_written_out(config, head):
 
 def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config):
     labelled = train_label_branch(factory_of(config), Threshold(), untrained_segmenter(), domain="bright", updates=120)
-    assert labelled.card["agreement"] > 0.8
-    assert labelled.card["validated_on"] == "fresh synthetic slices"
+    assert labelled.card.agreement > 0.8
+    assert labelled.card.validated_on == "fresh synthetic slices"
     assert len(labelled.branches) == 3
     _, made = draw(labelled.factory.generator, 64, seed=9)
     truth = Threshold().probabilities(made.image).argmax(1)
@@ -94,6 +94,34 @@ def test_a_labelled_factory_survives_its_file(labelled, tmp_path):
     assert torch.equal(again.labels(made), labelled.labels(made))
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("classes", "3", "classes is '3'; it must be of type int"),
+        ("classes", 256, "classes is 256"),
+        ("branches", 10_000, "branches is 10000"),
+        ("branches", True, "branches is 'True'"),
+        ("labels_from", {"bright": "guess", "dark": "own"}, "domain 'bright' is 'guess'"),
+        ("labels_from", {"bright": "own"}, "no entry for domain 'dark'"),
+        ("labels_from", ["own"], "labels_from is"),
+        ("labelled_domain", "elsewhere", "elsewhere"),
+        ("agreement", None, "agreement is 'None'"),
+        ("config", 3, "config is of type int"),
+        ("robust", {}, "lacks the entry 'classes'"),
+    ],
+)
+def test_an_unusable_card_of_a_labelled_factory_is_refused_by_name(entry, value, message, labelled):
+    with pytest.raises(UsageError, match=message):
+        LabelledFactory.from_dict({**labelled.to_dict(), entry: value})
+
+
+def test_a_card_that_lacks_an_entry_is_refused_by_name(labelled):
+    for entry in labelled.to_dict().keys() - {"kind"}:
+        lacking = {name: value for name, value in labelled.to_dict().items() if name != entry}
+        with pytest.raises(UsageError, match=entry):
+            LabelledFactory.from_dict(lacking)
+
+
 def test_inversion_finds_latents_whose_slices_look_like_the_given_ones(config):
     generator = factory_of(config).generator
     _, made = draw(generator, 6)
@@ -116,10 +144,10 @@ def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients
         sets.append((LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3), np.arange(24) % 4))
     options = {"domain": "bright", "updates": 60, "real": sets[0]}
     validation = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
-    assert validation.card["validated_on"] == "validation cases"
-    assert validation.card["agreement"] > 0.5
+    assert validation.card.validated_on == "validation cases"
+    assert validation.card.agreement > 0.5
     alone = train_label_branch(factory, Threshold(), untrained_segmenter(), **options)
-    assert alone.card["validated_on"] == "its own training slices"
+    assert alone.card.validated_on == "its own training slices"
     assert len(alone.branches) == 1  # nothing to choose the best by
 
 
@@ -128,7 +156,7 @@ def test_domains_of_their_own_anatomy_are_labelled_by_their_own_features(config)
     labelled = train_label_branch(
         factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=2
     )
-    assert set(labelled.card["labels_from"].values()) <= {"view", "own"}
+    assert set(labelled.card.labels_from.values()) <= {"view", "own"}
     assert choose_views(labelled, seed=3)["bright"] == "view"
 
 
@@ -137,7 +165,7 @@ def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
     labelled = train_label_branch(
         factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=20
     )
-    labelled.card["labels_from"]["dark"] = choice
+    labelled.card = replace(labelled.card, labels_from={**labelled.card.labels_from, "dark": choice})
     heights = torch.linspace(0, 3, 6)
     home, own = (labelled.draw_volume(domain, heights, seed=4)[1] for domain in ("bright", "dark"))
     assert np.array_equal(home, own) == (choice == "view")

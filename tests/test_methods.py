@@ -18,6 +18,7 @@ from fedfactory.adaptation.methods.fedmix import agreement, site_weights, soft_d
 from fedfactory.adaptation.methods.registry import METHODS, make_method
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
 from fedfactory.errors import ConfigError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from helpers import CONFIG, SMALL, method_of, site, squares, visit_of
@@ -69,7 +70,8 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     method = method_of(name)
     model = method.build()
     fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
-    card = {"classes": 3, "config": {"network": "federated", "method": method.config.to_dict(), "context": vars(PLACE)}}
+    design = FederatedDesign(method=method.config, context=PLACE)
+    card = SegmenterCard(classes=3, network="federated", federated=design)
     made = Segmenter(method.segmenter(model, PLACE), fmt, card)
     made.save(tmp_path / "m.safetensors")
     images = torch.from_numpy(squares(3)[0])[:, None]

@@ -192,7 +192,7 @@ def town(tmp_path_factory):
 
 def test_two_sites_on_two_terminals_and_a_third_train_a_factory(town):
     assert load_factory(town.folder / "factory.safetensors").config.domains == ("t1", "t2", "pd")
-    assert Segmenter.load(town.folder / "segmenter.safetensors").card["domain"] == "t2"
+    assert Segmenter.load(town.folder / "segmenter.safetensors").card.training.domain == "t2"
     assert len(list((town.folder / "found").rglob("*.nii.gz"))) == 4
 
 
@@ -201,7 +201,7 @@ def test_an_administrator_adapts_and_looks(town):
     adapt, segment = shell_lines("docs/site-administrator.md")[-2:]
     town.type(adapt)
     town.type(segment)
-    assert Segmenter.load(town.folder / "segmenter.safetensors").card["domain"] == "pd"
+    assert Segmenter.load(town.folder / "segmenter.safetensors").card.training.domain == "pd"
     assert list((town.folder / "found").rglob("*.png"))
 
 

@@ -89,7 +89,7 @@ def test_label_and_adapt_work_from_files_alone(trained, store, site, tmp_path):
     trained.save(tmp_path / "f.safetensors")
     config = SegmenterConfig(updates=2)
     made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", classes=3, config=config)
-    assert 0 <= made.card["agreement"] <= 1
+    assert 0 <= made.card.agreement <= 1
     generate_volumes(tmp_path / "l.safetensors", tmp_path / "syn", Drawing(domain="bright", volumes=2))
     adaptation = Adaptation(segmenter=config, volumes=2)
     adapt_site(store.path, tmp_path / "a.safetensors", factory_file=tmp_path / "l.safetensors", adaptation=adaptation)
@@ -239,7 +239,7 @@ def test_a_segmenter_whose_loss_is_not_finite_stops():
     data = LabelledSlices(images, np.zeros((4, 16, 16), np.uint8), 2)
     fmt = SliceFormat(size=16, spacing=1.0, window=(0.0, 1.0), z_bins=1)
     with pytest.raises(TrainingError, match="loss"):
-        train_segmenter(data, fmt, SegmenterConfig(updates=1, batch_size=2), title="t", card={})
+        train_segmenter(data, fmt, SegmenterConfig(updates=1, batch_size=2), title="t")
 
 
 def test_labelled_slices_leave_out_cases_without_labels(site, tmp_path):

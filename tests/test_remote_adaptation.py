@@ -17,7 +17,7 @@ from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.generative import TrainedFactory, make_generator
 from fedfactory.node.plans.adaptation_plan import AdaptationTrainingPlan
 from fedfactory.node.site_adaptation import Adaptation
-from helpers import PATIENT, SITES, TAG, untrained_segmenter
+from helpers import PATIENT, SITES, TAG, untrained_labelled_factory
 
 RECORDER = """
 import sys
@@ -44,10 +44,8 @@ def labelled_factory(config) -> LabelledFactory:
     torch.manual_seed(0)
     generator = make_generator(config).eval()
     branch = LabelBranch.for_generator(generator, 3).eval()
-    card = {"classes": 3, "labelled_domain": "bright", "agreement": 1.0, "validated_on": "nothing"}
-    card["labels_from"] = dict.fromkeys(config.domains, "view")
     factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
-    return LabelledFactory(factory, [branch], untrained_segmenter(), card)
+    return untrained_labelled_factory(factory, branch)
 
 
 def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved, config, tmp_path):
@@ -87,17 +85,17 @@ def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved
     for one in same:
         folder = federation.folder / f"{PATIENT}_{one}.store.segmenters"
         (kept,) = folder.glob("dark_*.safetensors")
-        assert Segmenter.load(kept).card["domain"] == "dark"
+        assert Segmenter.load(kept).card.training.domain == "dark"
     assert not (federation.folder / f"{PATIENT}_bright.store.segmenters").exists()
 
 
 def plan_with(config, **changes) -> None:
-    arguments = {"card": labelled_factory(config).full_card(), "adaptation": Adaptation().to_dict()}
+    arguments = {"card": labelled_factory(config).to_dict(), "adaptation": Adaptation().to_dict()}
     AdaptationTrainingPlan().init_model({**arguments, **changes})
 
 
 def test_what_a_researcher_asks_for_is_checked_at_the_site(config):
-    card = labelled_factory(config).full_card()
+    card = labelled_factory(config).to_dict()
     plan_with(config)
     with pytest.raises(NodeDataError, match="cannot be used"):
         plan_with(config, card={**card, "branches": 10_000})

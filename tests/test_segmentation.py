@@ -14,6 +14,7 @@ from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main
 from fedfactory.commands.researcher import _pairs
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
@@ -90,7 +91,7 @@ def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
 
     images = large.images[:].astype(np.float32)
     by_image = {image.tobytes(): label for image, label in zip(images, large.labels, strict=True)}
-    card = {"classes": 3, "config": {"network": "federated"}}
+    card = SegmenterCard(classes=3, network="federated")
     found = held_out_scores(large, Segmenter(Oracle(), large.format, card))
     assert (found["dice"], found["hd95"], found["test_cases"]) == (1.0, 0.0, 1)
     by_image = {key: np.zeros_like(label) for key, label in by_image.items()}

@@ -163,9 +163,9 @@ def test_a_site_keeps_its_own_segmenter_and_can_use_it(runs):
     for name in RUN:
         for which in ("own", "global")[: 1 if name == "hssf" else 2]:
             model = folder / f"dark_{'mri_' if name == 'cmc' else ''}{name}_{which}.safetensors"
-            assert Segmenter.load(model).card["which"] == which
+            assert Segmenter.load(model).card.federated.weights == which
     own, server = Segmenter.load(folder / "dark_hssf_own.safetensors"), Segmenter.load(runs / "hssf/server.safetensors")
-    assert own.card["config"]["context"]["network"] == "segresnet" and server.classes == own.classes == 3
+    assert own.card.federated.context.network == "segresnet" and server.classes == own.classes == 3
     (written,) = segment([image], [folder / "dark_fedicra_own.safetensors"], runs / "maps")
     assert read_volume(written, integer=True).data.shape == read_volume(image).data.shape
 

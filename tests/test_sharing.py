@@ -51,7 +51,7 @@ def real_slices(config, count=120, domain=0):
     rng = torch.Generator().manual_seed(3)
     z_bin = torch.arange(count) % config.z_bins
     z = torch.randn(count, config.latent_dim, generator=rng)
-    return Drawn(config)(z, z_bin, torch.full((count,), domain), []), z_bin
+    return Drawn(config)(z, z_bin, torch.full((count,), domain), noise=[]), z_bin
 
 
 def test_mutual_information_is_that_of_the_joint_histogram_written_out():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.network_names import NETWORKS, dimensions
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
 from fedfactory.adaptation.training.segmenter_training import (
     Sampler,
     SegmenterConfig,
@@ -47,7 +49,7 @@ def volumes_of(sizes, classes=3, seed=0) -> LabelledSlices:
 def test_every_network_learns_squares_and_gives_probabilities(name):
     data = volumes_of([10, 6, 9])
     config = SegmenterConfig(network=name, updates=12, batch_size=24, mirror=False)
-    (made,) = train_segmenters(data, FORMAT, config, title="t", card={})
+    (made,) = train_segmenters(data, FORMAT, config, title="t")
     found = made.probabilities(torch.from_numpy(data.images[:10])[:, None])
     assert found.shape == (10, 3, 16, 16)
     torch.testing.assert_close(found.sum(1), torch.ones(10, 16, 16))
@@ -57,13 +59,12 @@ def test_every_network_learns_squares_and_gives_probabilities(name):
 
 
 def test_a_three_dimensional_network_segments_a_single_slice():
-    fmt = {"classes": 2, "config": {"network": "unet3d"}}
-    made = Segmenter(build_network("unet3d", 2), FORMAT, fmt)
+    made = Segmenter(build_network("unet3d", 2), FORMAT, SegmenterCard(classes=2, network="unet3d"))
     assert made.probabilities(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
 
 
 def test_a_three_dimensional_network_never_mixes_volumes():
-    made = Segmenter(build_network("unet3d", 2), FORMAT, {"classes": 2, "config": {"network": "unet3d"}})
+    made = Segmenter(build_network("unet3d", 2), FORMAT, SegmenterCard(classes=2, network="unet3d"))
     images = torch.randn(14, 1, 16, 16)
     together = made.probabilities(images, np.repeat([3, 0, 7], [5, 1, 8]))
     apart = torch.cat([made.probabilities(part) for part in images.split([5, 1, 8])])
@@ -71,7 +72,7 @@ def test_a_three_dimensional_network_never_mixes_volumes():
 
 
 def test_a_three_dimensional_teacher_labels_volume_by_volume():
-    made = Segmenter(build_network("unet3d", 3), FORMAT, {"classes": 3, "config": {"network": "unet3d"}})
+    made = Segmenter(build_network("unet3d", 3), FORMAT, SegmenterCard(classes=3, network="unet3d"))
     data = volumes_of([5, 9])
     together = pseudo_label(data.images, made, data.volume).labels
     apart = [pseudo_label(data.images[part], made).labels for part in (slice(0, 5), slice(5, 14))]
@@ -112,7 +113,7 @@ class Interrupted(Exception):
 def learner(updates, stop_at=None, **changes):
     config = SegmenterConfig(updates=updates, batch_size=4, self_training=0.5, **changes)
     data = volumes_of([8, 8])
-    made = SegmenterLearner(data, config, own=data, validation=volumes_of([6], seed=1), facts={})
+    made = SegmenterLearner(data, config, own=data, validation=volumes_of([6], seed=1), facts=TrainingFacts())
     if stop_at is not None:
         update = made.update
 
@@ -184,13 +185,13 @@ def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labell
     )  # fmt: skip
     out = tmp_path / "m.safetensors"
     made = adapt_site(store.path, out, factory_file=labelled_file, adaptation=adaptation)
-    assert made.card["labelled_slices"] == 3  # of three labelled cases
-    assert made.card["chosen_by"].startswith("synthetic slices")
+    assert made.card.training.labelled_slices == 3  # of three labelled cases
+    assert made.card.training.chosen_by.startswith("synthetic slices")
     for path in (out, tmp_path / "m_2.safetensors"):
         loaded = Segmenter.load(path)
-        assert loaded.card["domain"] == "bright"
+        assert loaded.card.training.domain == "bright"
         if engine == "translator":  # what has not met the site yet is no result
-            assert loaded.card["chosen"]["update"] > TRANSLATOR.pretraining
+            assert loaded.card.chosen.update > TRANSLATOR.pretraining
     images = torch.from_numpy(store.images[:5].astype(np.float32))[:, None]
     first, again = made.probabilities(images), Segmenter.load(out).probabilities(images)
     torch.testing.assert_close(first, again)
@@ -211,7 +212,7 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
 def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypatch):
     data = volumes_of([20, 20])
     config = SegmenterConfig(updates=60, batch_size=16, mirror=False, learning_rate=1e-2)
-    (good,) = train_segmenters(data, FORMAT, config, title="t", card={})
+    (good,) = train_segmenters(data, FORMAT, config, title="t")
     inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
     own = volumes_of([10], seed=5)
     where = (FORMAT, "dark", config)
@@ -239,10 +240,11 @@ def wrong_is_left_out(taught, own, good) -> bool:
 @pytest.mark.parametrize(("read_in", "asked"), [("view", True), ("own", False)])
 def test_shared_anatomy_is_asked_for_only_where_labels_cross_domains(read_in, asked, labelled, site, tmp_path):
     store = prepare(site, tmp_path / "dark", PrepareConfig(domain="dark", size=16, z_bins=4)).store
-    labelled.card["labels_from"] = {"bright": "view", "dark": read_in}
+    labelled.card = replace(labelled.card, labels_from={"bright": "view", "dark": read_in})
     adaptation = Adaptation(volumes=1, segmenter=SegmenterConfig(updates=2, batch_size=4))
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
-    assert any("shares little" in text for text in made.card["alarms"]) == asked  # an untrained factory shares nothing
+    shown = any("shares little" in text for text in made.card.assessment.alarms)
+    assert shown == asked  # an untrained factory shares nothing
 
 
 def test_an_interrupted_translator_ends_where_an_undisturbed_one_does(labelled_file, store, tmp_path, monkeypatch):

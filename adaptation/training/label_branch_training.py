@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from torch import Tensor
 from ...common.progress import track
 from ...common.seeding import seeded
 from ...generative.factory_file import TrainedFactory
-from ...generative.metrics.alarm import LITTLE_SHARED
+from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
-from ..labelled_factory import LabelledFactory
+from ..labelled_factory import LabelledFactory, LabelledFactoryCard
 from ..labelled_slices import LabelledSlices, foreground_dice
-from ..networks.label_branch import LabelBranch
+from ..networks.label_branch import BranchEnsemble, LabelBranch
 from ..segmenter import Segmenter
 from .latent_inversion import invert
 
@@ -57,8 +57,7 @@ def train_label_branch(
         real, held_out: slices of patients that train and of others, each with their height bins (N,).
         keep: states of the branch whose mean gives the labels.
 
-    Returns: the labelled factory. In its card "agreement": mean foreground Dice of the kept branches' mean with the
-        judging labels, "validated_on" which slices; "labels_from", see `choose_views`.
+    Returns: the labelled factory. Its card has the agreement of the kept branches' mean with the validation labels.
     """
     generator, index = factory.generator, factory.config.domain_index(domain)
     rng = torch.Generator().manual_seed(seed)
@@ -82,11 +81,16 @@ def train_label_branch(
         one = copy.deepcopy(branch).eval()
         one.load_state_dict(state)
         branches.append(one)
-    card: dict[str, Any] = {"classes": teacher.classes, "labelled_domain": domain, "validated_on": validated_on}
+    found = BranchEnsemble(branches).labels(validation[0])
+    card = LabelledFactoryCard(
+        classes=teacher.classes,
+        labelled_domain=domain,
+        agreement=foreground_dice(found, validation[1], teacher.classes),
+        validated_on=validated_on,
+        labels_from=dict.fromkeys(factory.config.domains, "view"),
+    )
     labelled = LabelledFactory(factory, branches, robust, card)
-    card["agreement"] = foreground_dice(labelled.labels(validation[0]), validation[1], teacher.classes)
-    card["labels_from"] = choose_views(labelled, seed=seed)
-    return labelled
+    return replace(labelled, card=replace(card, labels_from=choose_views(labelled, seed=seed)))
 
 
 def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
@@ -96,7 +100,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
     Where domains share no anatomy, another view says nothing. Else the robust segmenter, which knows no contrast,
     looks at slices of the domain: the labels that agree more with it are taken.
     """
-    config, generator, home = labelled.factory.config, labelled.factory.generator, labelled.card["labelled_domain"]
+    config, generator, home = labelled.factory.config, labelled.factory.generator, labelled.card.labelled_domain
     chosen = dict.fromkeys(config.domains, "view")
     if config.domain_enters == "head":  # the features are the same
         return chosen
@@ -110,8 +114,8 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
             for name in (domain, home)
         )
         guess = labelled.robust.probabilities(shown.image).argmax(1)
-        own, view = (foreground_dice(labelled.labels(one), guess, labelled.card["classes"]) for one in (shown, viewed))
-        if score < LITTLE_SHARED or own > view:
+        own, view = (foreground_dice(labelled.labels(one), guess, labelled.card.classes) for one in (shown, viewed))
+        if score < MIN_SHARED_ANATOMY or own > view:
             chosen[domain] = "own"
     return chosen
 

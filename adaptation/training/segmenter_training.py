@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from ..augmentation import ROTATION, appearance, geometry
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.architectures import build_network
 from ..networks.network_names import dimensions
-from ..segmenter import PATCH_DEPTH, Segmenter
+from ..segmenter import PATCH_DEPTH, Segmenter, predict
+from ..segmenter_card import ChosenState, SegmenterCard, TrainingFacts
 from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
 
 FEW_SHARE = 0.25  # of a batch: a site's own labelled slices, where there are any
@@ -123,10 +124,10 @@ class SegmenterLearner(Learner):
         few: LabelledSlices | None = None,
         validation: LabelledSlices | None = None,
         device: str = "cpu",
-        facts: dict[str, Any],
+        facts: TrainingFacts,
     ) -> None:
         self.config, self.validation, self.device, self.done = config, validation, device, 0
-        self.facts = {**asdict(config), **facts}
+        self.facts = {**asdict(config), **asdict(facts)}
         self.dims = dimensions(config.network)
         with seeded(config.seed):
             self.network = build_network(config.network, data.classes).to(device).train()
@@ -179,9 +180,9 @@ class SegmenterLearner(Learner):
         """Mean foreground Dice on labelled slices that are not trained on; without such ones the last state counts."""
         if self.validation is None:
             return float(self.done)
-        segmenter = Segmenter(self.network, None, {"config": {"network": self.config.network}})
+        self.network.eval()
         images = self._tensor(self.validation.images)[:, None]
-        found = segmenter.probabilities(images, self.validation.volume).argmax(1)
+        found = predict(self.network, images, dimensions=self.dims, volume=self.validation.volume).argmax(1)
         self.network.train()
         score = foreground_dice(found.cpu(), torch.from_numpy(self.validation.labels.astype(np.int64)), self.classes)
         return 0.0 if math.isnan(score) else score
@@ -234,7 +235,7 @@ def train_segmenters(
     config: SegmenterConfig,
     *,
     title: str,
-    card: dict[str, Any],
+    facts: TrainingFacts | None = None,
     own: LabelledSlices | None = None,
     few: LabelledSlices | None = None,
     validation: LabelledSlices | None = None,
@@ -246,19 +247,19 @@ def train_segmenters(
     Args:
         data: labelled slices. fmt: their format, kept with the network.
         title: text of the progress bar.
-        card: facts about the data to keep with the network.
+        facts: where the data came from, for the segmenter's card.
         own: the site's slices for self-training; their labels are not read.
         few: the site's own labelled slices, a quarter of every batch.
         validation: labelled slices that are not trained on, to choose states by; None keeps the last.
 
     Raises: TrainingError if the loss becomes NaN or infinite.
     """
-    loop = loop or LoopConfig(evaluations=1)
+    loop, facts = loop or LoopConfig(evaluations=1), facts or TrainingFacts(slices=len(data.images))
     options = {"own": own, "few": few, "validation": validation, "device": device}
-    learner = SegmenterLearner(data, config, **options, facts=card)
+    learner = SegmenterLearner(data, config, **options, facts=facts)
     kept = train(learner, config.updates, loop, title=title, seed=config.seed)
-    facts = {"classes": data.classes, "config": asdict(config), **card}
-    return [_segmenter(learner, one, fmt, facts) for one in kept]
+    card = SegmenterCard(classes=data.classes, network=config.network, settings=asdict(config), training=facts)
+    return [_segmenter(learner, state, fmt, card) for state in kept]
 
 
 def train_segmenter(data: LabelledSlices, fmt: SliceFormat, config: SegmenterConfig, **options: Any) -> Segmenter:
@@ -266,8 +267,8 @@ def train_segmenter(data: LabelledSlices, fmt: SliceFormat, config: SegmenterCon
     return train_segmenters(data, fmt, config, **options)[0]
 
 
-def _segmenter(learner: SegmenterLearner, kept: Kept, fmt: SliceFormat, card: dict[str, Any]) -> Segmenter:
+def _segmenter(learner: SegmenterLearner, kept: Kept, fmt: SliceFormat, card: SegmenterCard) -> Segmenter:
     network = copy.deepcopy(learner.network).cpu()
     network.load_state_dict(kept.weights)
-    chosen = {"update": kept.update, **({"score": kept.score} if learner.validation is not None else {})}
-    return Segmenter(network, fmt, {**card, "chosen": chosen})
+    chosen = ChosenState(update=kept.update, score=kept.score if learner.validation is not None else None)
+    return Segmenter(network, fmt, replace(card, chosen=chosen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..labelled_factory import LabelledFactory
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 from ..segmenter import Segmenter
+from ..segmenter_card import TRANSLATOR, ChosenState, SegmenterCard, TrainingFacts, TranslatorDesign
 from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
 
 SSIM_WINDOW = 11
@@ -265,7 +266,7 @@ def train_translator(
     few: LabelledSlices | None = None,
     loop: LoopConfig | None = None,
     device: str = "cpu",
-    facts: dict[str, Any],
+    facts: TrainingFacts | None = None,
 ) -> list[Segmenter]:
     """Translators for a site's images, the best first.
 
@@ -276,34 +277,38 @@ def train_translator(
         own: the site's unlabelled slices (N, S, S). few: slices of the site with labels, if there are any.
         facts: where the data came from, for the segmenter's card.
     """
-    factory, home = labelled.factory, labelled.card["labelled_domain"]
-    domains = tuple(factory.config.domain_index(name) for name in (home, domain))
+    factory, home = labelled.factory, labelled.card.labelled_domain
+    domains = (factory.config.domain_index(home), factory.config.domain_index(domain))
     with seeded(config.seed):
-        translator = Translator(
-            copy.deepcopy(factory.generator), labelled.card["classes"], domains, config=config.encoder
-        )
+        translator = Translator(copy.deepcopy(factory.generator), labelled.card.classes, domains, config=config.encoder)
     for head in translator.heads:
         head.load_state_dict(labelled.branches[0].state_dict())
     translator.compute_mean_codes(config.seed)
     translator.to(device)
-    facts = {"domain": domain, "slices": len(source.images), **facts}
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(source.images))
     learner = TranslatorLearner(
-        translator, config, source=source, validation=validation, own=own, few=few, facts={**facts, **config.to_dict()}
+        translator,
+        config,
+        source=source,
+        validation=validation,
+        own=own,
+        few=few,
+        facts={**asdict(facts), **config.to_dict()},
     )
     total = config.pretraining + config.updates
     kept = train(learner, total, loop or LoopConfig(), title=f"translating to {domain}", seed=config.seed)
-    card = {
-        "classes": labelled.card["classes"],
-        "config": {"network": "translator", **config.to_dict()},
-        "factory": factory.config.to_dict(),
-        "domains": list(domains),
-        **facts,
-    }
-    return [_segmenter(translator, one, fmt, card) for one in kept]
+    card = SegmenterCard(
+        classes=labelled.card.classes,
+        network=TRANSLATOR,
+        translator=TranslatorDesign(factory=factory.config, domains=domains, encoder=config.encoder),
+        settings=config.to_dict(),
+        training=facts,
+    )
+    return [_segmenter(translator, state, fmt, card) for state in kept]
 
 
-def _segmenter(translator: Translator, kept: Kept, fmt: SliceFormat, card: dict[str, Any]) -> Segmenter:
+def _segmenter(translator: Translator, kept: Kept, fmt: SliceFormat, card: SegmenterCard) -> Segmenter:
     network = copy.deepcopy(translator).cpu()
     network.load_state_dict(kept.weights)
-    chosen = {"update": kept.update, "score": kept.score}
-    return Segmenter(network.requires_grad_(False), fmt, {**card, "chosen": chosen})
+    chosen = ChosenState(update=kept.update, score=kept.score)
+    return Segmenter(network.requires_grad_(False), fmt, replace(card, chosen=chosen))

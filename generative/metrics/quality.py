@@ -13,9 +13,9 @@ from ..networks.generator import Generator
 
 WIDTHS = (16, 32, 64, 64)  # random filters of every level; each level halves the side
 FEATURE_SEED = 20_240_706  # the features are the same in every run and for every site
-SLICES, SIDE = 192, 64  # synthetic slices a site is judged by up to this side; fewer above, a look must stay cheap
-FEWEST = 32
-AIR = -0.9  # on the scale of slices; pixels above it show something
+MAX_SLICES, MAX_SIDE = 192, 64  # so many synthetic slices up to this side, fewer above to limit the time
+MIN_SLICES = 32
+AIR_LEVEL = -0.9  # on the [-1, 1] scale of slices; brighter pixels show tissue
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class SiteQuality:
     contrast: float
 
     def to_dict(self) -> dict[str, float]:
+        """The three numbers by name."""
         return asdict(self)
 
 
@@ -41,19 +42,23 @@ def site_quality(
     generator: Generator,
     real: Tensor,
     z_bin: Tensor,
-    domain: int,
     *,
+    domain: int,
     encoding: Tensor | None = None,
     batch_size: int = 32,
 ) -> SiteQuality:
     """Compare synthetic slices of a domain with a site's real ones, at the same heights.
 
     Args:
-        real: (N, 1, S, S) in [-1, 1]. z_bin: (N,) integers. domain: index.
+        generator: in evaluation mode.
+        real: (N, 1, S, S) slices in [-1, 1].
+        z_bin: (N,) integers, their height bins.
+        domain: index of the site's domain.
         encoding: (encoding_dim,), the site's mean embedding, or None.
+        batch_size: slices that are generated at once.
     """
     device, rng = next(generator.parameters()).device, torch.Generator().manual_seed(FEATURE_SEED)
-    slices = max(FEWEST, round(SLICES * min(1.0, SIDE / real.shape[-1])))
+    slices = max(MIN_SLICES, round(MAX_SLICES * min(1.0, MAX_SIDE / real.shape[-1])))
     chosen = torch.randint(len(real), (slices,), generator=rng)
     bins = z_bin[chosen]
     z = torch.randn(slices, generator.config.latent_dim, generator=rng)
@@ -61,29 +66,38 @@ def site_quality(
     for start in range(0, slices, batch_size):
         part = slice(start, start + batch_size)
         wanted = bins[part].to(device)
-        noise = [one.to(device) for one in generator.draw_noise(len(wanted), rng)]
+        noise = [layer.to(device) for layer in generator.draw_noise(len(wanted), rng)]
         given = None if encoding is None else encoding.to(device).expand(len(wanted), -1)
-        drawn.append(generator(z[part].to(device), wanted, torch.full_like(wanted, domain), noise, given).cpu())
+        domains = torch.full_like(wanted, domain)
+        drawn.append(generator(z[part].to(device), wanted, domains, noise=noise, encoding=given).cpu())
     synthetic = torch.cat(drawn).clamp(-1, 1)
     spread = [float(images.flatten(1).std(dim=1).mean()) for images in (synthetic, real[chosen])]
     return SiteQuality(
-        kernel_distance(random_features(real[chosen]), random_features(synthetic)),
-        layout_agreement(real, z_bin, synthetic, bins),
-        spread[0] / max(spread[1], 1e-6),
+        distance=kernel_distance(random_features(real[chosen]), random_features(synthetic)),
+        layout=layout_agreement(real, z_bin, synthetic=synthetic, synthetic_bin=bins),
+        contrast=spread[0] / max(spread[1], 1e-6),
     )
 
 
-def layout_agreement(real: Tensor, real_bin: Tensor, synthetic: Tensor, synthetic_bin: Tensor) -> float:
-    """Correlation of the mean slices of every height, over pixels where real slices show something, in [-1, 1].
+def layout_agreement(real: Tensor, real_bin: Tensor, *, synthetic: Tensor, synthetic_bin: Tensor) -> float:
+    """Correlation of the mean slices of every height bin, over pixels where real slices show tissue.
 
-    A generator that draws what a site's scanner shows dark as bright has a low or negative one, however good its
-    edges and textures are. Slices (N, 1, S, S), bins (N,); heights without slices on either side do not count.
+    If the generator draws tissue bright that the site's scanner shows dark, the correlation is low or negative, however
+    good edges and textures are. Bins without real or without synthetic slices are left out.
+
+    Args:
+        real: (N, 1, S, S) slices in [-1, 1].
+        real_bin: (N,) integers, their height bins.
+        synthetic: (M, 1, S, S) slices in [-1, 1].
+        synthetic_bin: (M,) integers, their height bins.
+
+    Returns: in [-1, 1]; 0 if there is nothing to compare.
     """
     ours, theirs = [], []
     for value in sorted(set(real_bin.tolist()) & set(synthetic_bin.tolist())):
         mean = real[real_bin == value].mean(dim=0)
-        ours.append(mean[mean > AIR])
-        theirs.append(synthetic[synthetic_bin == value].mean(dim=0)[mean > AIR])
+        ours.append(mean[mean > AIR_LEVEL])
+        theirs.append(synthetic[synthetic_bin == value].mean(dim=0)[mean > AIR_LEVEL])
     pixels = torch.stack([torch.cat(ours), torch.cat(theirs)]) if ours else torch.zeros(2, 0)
     if pixels.shape[1] < 2 or pixels.std(dim=1).min() < 1e-6:
         return 0.0
@@ -92,27 +106,39 @@ def layout_agreement(real: Tensor, real_bin: Tensor, synthetic: Tensor, syntheti
 
 @torch.no_grad()
 def random_features(images: Tensor, *, batch_size: int = 64) -> Tensor:
-    """Means and deviations of random convolutional filters at four scales: (N, 1, S, S) to (N, 352).
+    """Means and standard deviations of random convolutional filters at four scales.
 
-    Random filters tell textures and layouts apart well enough to follow a training run; they are no substitute
-    for trained features when two good generators are to be ranked.
+    Random filters distinguish textures and layouts well enough to follow a training run; they are no substitute for
+    trained features when two good generators are to be ranked.
+
+    Args:
+        images: (N, 1, S, S) slices in [-1, 1].
+        batch_size: slices that are filtered at once.
+
+    Returns: (N, 352) features, unbounded.
     """
     filters = list(_filters(images.device))
     return torch.cat([_describe(part, filters) for part in images.float().split(batch_size)])
 
 
 def kernel_distance(real: Tensor, synthetic: Tensor) -> float:
-    """Kernel inception distance (Binkowski et al. 2018) of features (N, d) and (M, d): unbiased, so it may be < 0.
+    """Kernel inception distance (Binkowski et al. 2018); unbiased, so it may be negative.
 
     Squared maximum mean discrepancy with the kernel (x y / d + 1)^3, features standardised by the real ones.
+
+    Args:
+        real: (N, d) features.
+        synthetic: (M, d) features.
     """
     mean, deviation = real.double().mean(dim=0), real.double().std(dim=0) + 1e-6
     x, y = (real.double() - mean) / deviation, (synthetic.double() - mean) / deviation
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
+        """(N, d) and (M, d) to (N, M)."""
         return (a @ b.t() / a.shape[1] + 1) ** 3
 
     def within(a: Tensor) -> Tensor:
+        """Mean kernel of different rows of (N, d), a scalar."""
         gram = kernel(a, a)
         return (gram.sum() - gram.diagonal().sum()) / (len(a) * (len(a) - 1))
 
@@ -120,6 +146,7 @@ def kernel_distance(real: Tensor, synthetic: Tensor) -> float:
 
 
 def _filters(device: torch.device) -> Iterator[Tensor]:
+    """Random filters of unit length times sqrt(2), (width, c_in, 3, 3) for each level."""
     rng, c_in = torch.Generator().manual_seed(FEATURE_SEED), 1
     for width in WIDTHS:
         weight = torch.randn(width, c_in, 3, 3, generator=rng)
@@ -128,6 +155,7 @@ def _filters(device: torch.device) -> Iterator[Tensor]:
 
 
 def _describe(x: Tensor, filters: list[Tensor]) -> Tensor:
+    """Slices (B, 1, S, S) to the mean and deviation of every channel at every level, (B, 352)."""
     described = []
     for weight in filters:
         x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight), 0.2)

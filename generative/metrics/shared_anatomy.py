@@ -1,4 +1,4 @@
-"""Is one latent the same anatomy in every domain? Measured without a label, on the generator alone."""
+"""Whether one latent gives the same anatomy in every domain, measured without labels, on the generator alone."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from torch import Tensor
 from ..networks.generator import Generator
 
 GREY_LEVELS = 16  # of the joint histograms, over [-1, 1]
-SLICES, SIDE = 128, 64  # so many up to this side, fewer above: a look must stay cheap
-HEIGHTS = 12
+MAX_SLICES, MAX_SIDE = 128, 64  # so many slices up to this side, fewer above to limit the time
+MAX_HEIGHTS = 12
 SEED = 20_241_006  # all runs and rounds are measured on the same latents
 
 
 @torch.no_grad()
 def shared_anatomy(generator: Generator, *, batch_size: int = 32) -> dict[tuple[str, str], float]:
-    """How much the slices of one latent in two domains tell about each other, for every pair of domains.
+    """Shared anatomy of every pair of domains: how far one domain's slice determines the other's for equal latents.
 
     Mutual information of the grey levels of the two slices, above that of slices of two *different* latents at the
-    same height (chance: outlines agree anyway), as a share of what is possible (Studholme et al. 1999 normalise
-    alike). About 0: at chance, so labels cannot carry over. 1: each slice determines the other.
+    same height (chance: outlines agree anyway), as a share of the largest possible value (a normalisation similar to
+    Studholme et al. 1999). About 0: at chance, so labels cannot carry over. 1: each slice determines the other.
 
-    It says that two domains show the same anatomy, not that either shows a real one: see `quality.site_quality`.
-    Heights are evenly spread; noise is the network's own.
+    A high score shows that two domains have the same anatomy, not that it is realistic: see `quality.site_quality`.
+
+    Args:
+        generator: in evaluation mode; its fixed noise is used.
+        batch_size: slices that are generated at once.
+
+    Returns: the score by pair of domain names, each pair once, at most 1.
     """
     config, device = generator.config, next(generator.parameters()).device
     rng = torch.Generator().manual_seed(SEED)
-    heights = torch.linspace(0, config.z_bins - 1, min(HEIGHTS, config.z_bins)).round().long()
-    each = max(2, round(SLICES * min(1.0, SIDE / config.image_size) / len(heights)))
+    heights = torch.linspace(0, config.z_bins - 1, min(MAX_HEIGHTS, config.z_bins)).round().long()
+    each = max(2, round(MAX_SLICES * min(1.0, MAX_SIDE / config.image_size) / len(heights)))
     z_bin = heights.repeat_interleave(each).to(device)
     z = torch.randn(len(z_bin), config.latent_dim, generator=rng).to(device)
     other = torch.arange(len(z_bin)).view(-1, each).roll(1, dims=1).flatten()  # another latent, same height
@@ -56,7 +61,14 @@ def grey_levels(images: Tensor) -> Tensor:
 
 
 def mutual_information(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Of grey levels (N, H, W), slice by slice, in bits; and the most it can be, the smaller entropy. Both (N,)."""
+    """Mutual information of pairs of slices.
+
+    Args:
+        first: (N, H, W) integers from 0 to GREY_LEVELS - 1.
+        second: (N, H, W), as `first`.
+
+    Returns: the mutual information of each pair and its upper bound, the smaller entropy; both (N,), in bits.
+    """
     number = torch.arange(len(first))[:, None, None].expand_as(first)
     cells = GREY_LEVELS**2
     index = (number * cells + first * GREY_LEVELS + second).flatten()
@@ -67,5 +79,5 @@ def mutual_information(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(shares: Tensor) -> Tensor:
-    """(N, k) shares that sum to one along k, to bits (N,)."""
+    """Entropy (N,) in bits of distributions (N, k), which sum to 1 over k."""
     return -torch.special.xlogy(shares, shares).sum(dim=1) / torch.log(torch.tensor(2.0, dtype=shares.dtype))

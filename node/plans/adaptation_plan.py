@@ -56,8 +56,8 @@ class AdaptationReport:
         synthetic_slices: number of slices in the training set.
         alarms: number of problems that the site found.
         seconds: duration of the training.
-        explained_adapted: see `FactoryFit`, in [0, 1].
-        explained_first_guess: see `FactoryFit`, in [0, 1].
+        explained_adapted: see `SiteAssessment`, in [0, 1].
+        explained_first_guess: see `SiteAssessment`, in [0, 1].
         quality_distance: see `SiteQuality`.
         quality_layout: see `SiteQuality`.
         quality_contrast: see `SiteQuality`.
@@ -102,7 +102,7 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
 
     def init_model(self, model_args: Mapping[str, Any]) -> LabelledFactoryNetworks:
         try:
-            self.labelled = LabelledFactory.from_card(model_args["card"])
+            self.labelled = LabelledFactory.from_dict(model_args["card"])
         except UsageError as error:
             raise NodeDataError(f"the labelled factory cannot be used ({error}); send another one") from None
         self.adaptation = Adaptation.from_dict(model_args["adaptation"])
@@ -133,17 +133,18 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         segmenter = adapt_site(
             store.path, segmenter_file(store, self.model()), factory_file=self.labelled, adaptation=self.adaptation
         )
-        card, (dice, cases) = segmenter.card, _held_out_dice(store, segmenter)
+        training, assessment = segmenter.card.training, segmenter.card.assessment
+        dice, cases = _held_out_dice(store, segmenter)
         self._report = AdaptationReport(
             domain=store.domain,
             slices=len(self.dataset),
-            labelled_slices=card["labelled_slices"],
-            synthetic_slices=card["slices"],
-            alarms=len(card["alarms"]),
+            labelled_slices=training.labelled_slices,
+            synthetic_slices=training.slices,
+            alarms=len(assessment.alarms),
             seconds=round(time.monotonic() - started, 1),
-            explained_adapted=card["explained"]["adapted"],
-            explained_first_guess=card["explained"]["first_guess"],
-            **{f"quality_{name}": value for name, value in card["quality"].items()},
+            explained_adapted=assessment.explained["adapted"],
+            explained_first_guess=assessment.explained["first_guess"],
+            **{f"quality_{name}": value for name, value in assessment.quality.items()},
             test_dice=dice,
             test_cases=cases,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from ...adaptation.labels.candidate_labels import SiteSlices
 from ...adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.methods.registry import make_method
-from ...adaptation.segmenter import FEDERATED, Segmenter
+from ...adaptation.segmenter import Segmenter
+from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
@@ -182,12 +182,12 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     def _score_modality(self, site: int, which: str, modality: str, store: SliceStore) -> dict[str, float]:
         model, kept = self.model(), self.optimizers().extra["method"] if which == "own" else None
         context = SiteContext(site=site, network=self.dataset.choices.network, modality=modality)
-        card = {
-            "classes": self.config.classes,
-            "config": {"network": FEDERATED, "method": self.config.to_dict(), "context": asdict(context)},
-            "domain": store.domain,
-            "which": which,
-        }
+        card = SegmenterCard(
+            classes=self.config.classes,
+            network=FEDERATED,
+            federated=FederatedDesign(method=self.config, context=context, weights=which),
+            training=TrainingFacts(domain=store.domain),
+        )
         device, was = next(iter(model.state_dict().values())).device, model.training
         segmenter = Segmenter(self.rules.segmenter(model, context, kept).cpu(), store.format, card)
         folder = self.dataset.store.path.with_name(self.dataset.store.path.name + SEGMENTERS_SUFFIX)

@@ -1,0 +1,146 @@
+"""What a segmenter's file records besides the weights: how to build the network, and what it was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..common.records import read_record, record_to_dict
+from ..errors import ConfigError
+from ..generative.config import FactoryConfig
+from .methods.federated_method import MethodConfig, SiteContext
+from .networks.network_names import NETWORKS
+from .networks.translator_network import EncoderConfig
+
+TRANSLATOR, FEDERATED = "translator", "federated"  # the networks that `build_network` does not build
+MAX_CLASSES = 255  # labels are bytes, and 255 means unlabelled
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorDesign:
+    """What a translator network is built from.
+
+    Attributes:
+        factory: configuration of the generator that decodes.
+        domains: indices of the labelled domain and of the site's domain in that factory.
+        encoder: size of the encoder.
+    """
+
+    factory: FactoryConfig
+    domains: tuple[int, int]
+    encoder: EncoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederatedDesign:
+    """What the network of a federated segmentation method is built from.
+
+    Attributes:
+        method: the method and its settings.
+        context: whose segmenter it is: site, network and modality.
+        weights: "global" (the aggregated model), "own" (the site's own) or "server" (trained at the researcher).
+    """
+
+    method: MethodConfig
+    context: SiteContext
+    weights: str = "global"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """Which data a segmenter was trained on.
+
+    Attributes:
+        domain: of the images that it segments.
+        slices: number of labelled slices in the training set; synthetic ones count.
+        source: where they came from: "factory", "synthetic volumes", or "" for the site's own labelled slices.
+        labelled_slices: number of the site's own labelled slices added to them.
+        chosen_by: by which slices the best state was chosen.
+    """
+
+    domain: str = ""
+    slices: int = 0
+    source: str = ""
+    labelled_slices: int = 0
+    chosen_by: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenState:
+    """The state of the training that was kept.
+
+    Attributes:
+        update: its number, from 1.
+        score: mean foreground Dice on validation slices, in [0, 1]; None if there were none.
+    """
+
+    update: int
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteAssessment:
+    """How well factory and segmenter fit a site's images, computed without labels.
+
+    Attributes:
+        quality: distances of synthetic to real slices by name, see `SiteQuality`.
+        explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
+            and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
+        alarms: reasons to doubt the segmenter, one sentence each.
+    """
+
+    quality: dict[str, float]
+    explained: dict[str, float]
+    alarms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterCard:
+    """The record kept with a segmenter's weights.
+
+    Raises: ConfigError for an unknown network or an impossible number of classes.
+
+    Attributes:
+        classes: number of label values, background included; 2 to 255.
+        network: an architecture's name (see `fedfactory.adaptation.networks.architectures`), "translator" or
+            "federated".
+        translator: what a translator is built from; None for other networks.
+        federated: what a federated method's network is built from; None for other networks.
+        settings: of the training, see `SegmenterConfig` and `TranslatorConfig`.
+        training: which data it was trained on.
+        chosen: the state that was kept; None where no choice was made.
+        assessment: how well it fits the site's images; None where nobody computed it.
+    """
+
+    classes: int
+    network: str
+    translator: TranslatorDesign | None = None
+    federated: FederatedDesign | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+    training: TrainingFacts = field(default_factory=TrainingFacts)
+    chosen: ChosenState | None = None
+    assessment: SiteAssessment | None = None
+
+    def __post_init__(self) -> None:
+        if self.network not in (*NETWORKS, TRANSLATOR, FEDERATED):
+            known = ", ".join((*NETWORKS, TRANSLATOR, FEDERATED))
+            raise ConfigError(f"network is '{self.network}'; choose one of {known}")
+        if not 2 <= self.classes <= MAX_CLASSES:
+            raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether slices were flipped left to right in the training."""
+        return bool(self.settings.get("mirror"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, the inverse of `from_dict`."""
+        return record_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> SegmenterCard:
+        """The card in a file or message, whose other entries are ignored.
+
+        Raises: ConfigError for missing or wrongly typed entries.
+        """
+        return read_record(cls, values, extra="ignore")
