@@ -100,7 +100,7 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
         time.sleep(POLL_INTERVAL)
     approved = []
     for plan in plans:
-        if confirm(plan["name"], plan["training_plan"]):
-            node.tp_security_manager.approve_training_plan(plan["training_plan_id"])
-            approved.append(plan["name"])
+        if confirm(plan.name, plan.source):
+            node.tp_security_manager.approve_training_plan(plan.plan_id)
+            approved.append(plan.name)
     return approved
