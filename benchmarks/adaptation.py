@@ -60,7 +60,9 @@ def main() -> None:
 
 def site(folder: Path, arguments: argparse.Namespace) -> tuple[SliceStore, list]:
     """A labelled site and its volumes as files give them."""
-    simulate_site(folder / "t1", CONTRASTS["t1"], SUBJECTS + HELD_OUT, arguments.size, arguments.seed, prefix="s")
+    simulate_site(
+        folder / "t1", CONTRASTS["t1"], SUBJECTS + HELD_OUT, size=arguments.size, seed=arguments.seed, prefix="s"
+    )
     config = PrepareConfig(
         domain="t1", size=arguments.size, z_bins=12, validation_share=HELD_OUT / (SUBJECTS + HELD_OUT), test_share=0
     )

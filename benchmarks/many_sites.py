@@ -59,7 +59,7 @@ def run(variant: str, sites: int, parameters: int, folder: str, sender) -> None:
     strategy, average = FactoryStrategy(), FactoryAverage(config)
     nodes = [f"node{k:03d}" for k in range(sites)]
     strategy.sample_nodes(nodes, 0)
-    collector = RoundCollector(None, before, Path(folder), 0)
+    collector = RoundCollector(None, before, Path(folder), number=0)
     start, seconds, replies = peak_resident_mib(), 0.0, {}
     for number, node in enumerate(nodes):
         rng = torch.Generator().manual_seed(SEED + number)

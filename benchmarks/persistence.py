@@ -63,7 +63,7 @@ def main() -> None:
 
 def site(folder: Path, domain: str, config: FactoryConfig, subjects: int) -> SliceStore:
     seed = 100 * DOMAINS.index(domain)
-    simulate_site(folder / domain, CONTRASTS[domain], subjects, config.image_size, seed, prefix="s")
+    simulate_site(folder / domain, CONTRASTS[domain], subjects, size=config.image_size, seed=seed, prefix="s")
     settings = PrepareConfig(
         domain=domain, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0.5,
         label_kind="none",

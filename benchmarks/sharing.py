@@ -152,7 +152,9 @@ def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
     stores = {}
     for number, (domain, contrast) in enumerate(CONTRASTS.items()):
         if not (work / f"{domain}.store").is_dir():
-            simulate_site(work / domain, contrast, 16 + TEST_SUBJECTS, size, 10_000 * seed + 1_000 * number, prefix="s")
+            simulate_site(
+                work / domain, contrast, 16 + TEST_SUBJECTS, size=size, seed=10_000 * seed + 1_000 * number, prefix="s"
+            )
             config = PrepareConfig(
                 domain=domain, size=size, z_bins=12, validation_share=0, test_share=TEST_SUBJECTS / 22, seed=seed
             )

@@ -1,1 +1,1 @@
-"""A whole federation on this machine, on simulated subjects, with a report."""
+"""A demonstration on this machine: a federation with simulated subjects, both phases, and a report."""

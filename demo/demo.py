@@ -1,4 +1,4 @@
-"""The demonstration: a whole federation on this machine, both phases, and a report."""
+"""The demonstration: both phases in a federation of local processes, and a report."""
 
 from __future__ import annotations
 
@@ -45,10 +45,20 @@ PACKAGES = ("fedbiomed", "torch", "monai", "batchgenerators", "nibabel", "nilear
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How much the demonstration does; the end-to-end test does less of everything."""
+    """How much the demonstration computes; the end-to-end test uses smaller numbers.
 
-    train_subjects: int = 16  # per site
-    test_subjects: int = 6  # per site, held out
+    Attributes:
+        train_subjects: subjects per site to train on.
+        test_subjects: held-out subjects per site.
+        rounds: rounds of phase one.
+        updates_per_round: local updates between two averagings.
+        segmenter_updates: updates of every segmenter.
+        branch_updates: updates of the label branch.
+        synthetic_volumes: synthetic volumes on which a site's segmenter is trained.
+    """
+
+    train_subjects: int = 16
+    test_subjects: int = 6
     rounds: int = 50
     updates_per_round: int = 10
     segmenter_updates: int = 200
@@ -56,114 +66,145 @@ class DemoSize:
     synthetic_volumes: int = 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoSite:
-    """One hospital of the demonstration."""
+    """One site of the demonstration.
+
+    Attributes:
+        name: name of the site and of its domain.
+        store: slice store to train on; without labels except at the first site.
+        oracle_store: slice store of the same subjects with labels, only used by the oracle.
+        images: images of the held-out subjects.
+        test: folder of the held-out subjects, with reference labels.
+    """
 
     name: str
-    store: Path  # for training; without labels except at the first site
-    oracle_store: Path  # the same subjects with labels, for the oracle alone
-    images: list[Path]  # held-out subjects
-    test: Path  # their folder, with reference labels
+    store: Path
+    oracle_store: Path
+    images: list[Path]
+    test: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRun:
+    """Settings of a demonstration.
+
+    Attributes:
+        out: folder of the demonstration.
+        size: how much it computes.
+        config: configuration of the factory.
+        seed: seed of subjects and training.
+    """
+
+    out: Path
+    size: DemoSize
+    config: FactoryConfig
+    seed: int
+
+    @property
+    def segmenter(self) -> SegmenterConfig:
+        """Settings of every segmenter."""
+        return SegmenterConfig(updates=self.size.segmenter_updates, seed=self.seed)
 
 
 def run_demo(
     out: Path | None, *, sites: int = 3, seed: int = 0, preset: str = "tiny", size: DemoSize | None = None
 ) -> DemoResult:
-    """Run everything below `out` and write `report.html` and `results.json` there.
+    """Run the demonstration and write `report.html`, `results.json` and all other files.
 
     Args:
-        out: new folder; default: the first free `fedfactory-demo-N` here.
-        sites: 2 or 3; the first one is labelled.
-        preset: of the factory.
-        size: how many subjects, rounds and updates.
+        out: new folder; None: the first free `fedfactory-demo-N` in the current folder.
+        sites: number of sites, 2 or 3; the first site is labelled.
+        seed: seed of subjects and training.
+        preset: name of a preset of the factory, see `FactoryConfig.preset`.
+        size: how much to compute; None: the defaults of `DemoSize`.
 
-    Raises: UsageError for a used folder; FederationError if a process of the federation fails. All processes are
-        ended in any case.
+    Returns: the measurements.
+    Raises: UsageError for a folder that is in use; FederationError if a process of the federation fails. All processes
+        are ended in any case.
     """
     start, size, out = time.monotonic(), size or DemoSize(), out or _free_folder()
     refuse_existing(out)
     out = out.resolve()
     names = list(CONTRASTS)[:sites]
-    config = FactoryConfig.preset(preset, tuple(names))
+    run = DemoRun(out=out, size=size, config=FactoryConfig.preset(preset, tuple(names)), seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     with _terminate_as_interrupt(), _half_the_cores():
         with LocalFederation(out / "federation", names) as federation:
             federation.begin()
             _say("1/4 simulated subjects from the MNI152 template")
-            hospitals = [
-                _make_site(out / "sites" / name, name, number, size, config, seed) for number, name in enumerate(names)
-            ]
+            demo_sites = [_make_site(run, name, number) for number, name in enumerate(names)]
             _say("2/4 phase one: federated training of the factory")
-            experiment = _phase_one(out, federation, hospitals, config, size, seed)
+            experiment = _train_factory(run, federation, demo_sites)
         shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
         _say("3/4 phase two: labels, synthetic volumes, each site's segmenter")
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
-        segmenter = SegmenterConfig(updates=size.segmenter_updates, seed=seed)
-        options = {"branch_updates": size.branch_updates, "keep": 1, "config": segmenter}  # three take a minute more
-        label_factory(factory_file, hospitals[0].store, labelled_file, **options)
-        for hospital in hospitals:
-            drawing = Drawing(domain=hospital.name, volumes=4, seed=seed)
-            generate_volumes(labelled_file, out / "synthetic" / hospital.name, drawing)
-        audited = _audit(out, hospitals[-1], labelled_file, config, size, seed)
-        models = _train_segmenters(out / "models", hospitals, labelled_file, size, segmenter)
+        options = {"branch_updates": size.branch_updates, "keep": 1}  # three branches would take a minute more
+        label_factory(factory_file, demo_sites[0].store, labelled_file, config=run.segmenter, **options)
+        for site in demo_sites:
+            drawing = Drawing(domain=site.name, volumes=4, seed=seed)
+            generate_volumes(labelled_file, out / "synthetic" / site.name, drawing)
+        audited = _audit(run, demo_sites[-1], labelled_file)
+        models = _train_segmenters(run, demo_sites, labelled_file)
         _say("4/4 held-out subjects: label maps, scores, report")
-        scores = {site.name: _score_site(out, site, models[site.name]) for site in hospitals}
+        scores = {site.name: _score_site(out, site, models[site.name]) for site in demo_sites}
     dice = {name: {method: mean_dice(rows[method]) for method in METHODS} for name, rows in scores.items()}
     seconds = time.monotonic() - start
-    result = DemoResult(dice, scores, seconds, seed, versions())
+    result = DemoResult(dice=dice, scores=scores, seconds=seconds, seed=seed, versions=versions())
     result.files = {"report": out / "report.html", "results": out / "results.json", "labelled factory": labelled_file}
     result.files |= {f"segmenter {name}": paths["adapted"] for name, paths in models.items()}
     result.files["audit"] = out / "audit" / "audit.html"
-    tests = {site.name: site.test for site in hospitals}
-    write_report(result, factory, labelled_file, tests, out / "synthetic", audited)
+    tests = {site.name: site.test for site in demo_sites}
+    write_report(result, factory, audited, labelled_file=labelled_file, tests=tests, synthetic=out / "synthetic")
     facts = {"dice": dice, "seconds": round(seconds, 1), "seed": seed, "versions": result.versions}
     write_json(result.files["results"], facts)
     return result
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it computes with."""
+    """Package to version: this package, Python, and the packages that it computes with."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"fedfactory": __version__, "python": platform.python_version(), **found}
 
 
-def _make_site(folder: Path, name: str, number: int, size: DemoSize, config: FactoryConfig, seed: int) -> DemoSite:
-    base = 10_000 * seed + 1_000 * number
+def _make_site(run: DemoRun, name: str, number: int) -> DemoSite:
+    """Simulate the subjects of a site and prepare its slice stores."""
+    folder, size, config = run.out / "sites" / name, run.size, run.config
+    base = 10_000 * run.seed + 1_000 * number
     side = config.image_size
     parts = (("train", size.train_subjects, base), ("test", size.test_subjects, base + 500))
     for part, subjects, part_seed in track(parts, f"simulating {name}"):
-        simulate_site(folder / part, CONTRASTS[name], subjects, side, part_seed, prefix=f"{name}_{part}")
+        options = {"size": side, "seed": part_seed, "prefix": f"{name}_{part}"}
+        simulate_site(folder / part, CONTRASTS[name], subjects, **options)
     labelled = number == 0
     store, oracle_store = folder / "store", folder / ("store" if labelled else "oracle_store")
-    # The subjects held out are simulated separately, so all of these may train.
+    # Held-out subjects are simulated separately, so all subjects of the store may be trained on.
     dense = PrepareConfig(domain=name, size=side, z_bins=config.z_bins, validation_share=0, test_share=0)
     prepare(folder / "train", store, dense if labelled else replace(dense, label_kind="none"))
     if not labelled:
         prepare(folder / "train", oracle_store, dense)
     images = sorted((folder / "test").glob("*/image/*.nii.gz"))
-    return DemoSite(name, store, oracle_store, images, folder / "test")
+    return DemoSite(name=name, store=store, oracle_store=oracle_store, images=images, test=folder / "test")
 
 
-def _phase_one(
-    out: Path, federation: LocalFederation, hospitals: list[DemoSite], config: FactoryConfig, size: DemoSize, seed: int
-) -> Path:
-    """Register the stores, start the nodes, approve the plan, train. Returns the experiment folder."""
-    experiment, configuration = out / "experiment", out / "factory_config.json"
-    write_json(configuration, config.to_dict())
+def _train_factory(run: DemoRun, federation: LocalFederation, sites: list[DemoSite]) -> Path:
+    """Register the stores, start the nodes, approve the training plan, train. Returns the experiment folder."""
+    size = run.size
+    experiment, configuration = run.out / "experiment", run.out / "factory_config.json"
+    write_json(configuration, run.config.to_dict())
     federation.wait_for("create")
     add = {
         site.name: federation.site_command(
             "add", str(federation.nodes[site.name]), "--store", str(site.store), "--tag", TAG
         )
-        for site in hospitals
+        for site in sites
     }
     federation.run_together("register data", add)
     federation.start_nodes()
     train = ["train", "--researcher", federation.researcher, "--tag", TAG, "--out", experiment]
     train += ["--config", configuration, "--rounds", size.rounds, "--updates-per-round", size.updates_per_round]
-    train += ["--seed", seed, "--node-timeout", 120, "--approval-timeout", 180]
+    train += ["--seed", run.seed, "--node-timeout", 120, "--approval-timeout", 180]
     approve = {
         name: federation.site_command("approve", str(path), "--yes", "--wait", "180")
         for name, path in federation.nodes.items()
@@ -173,36 +214,34 @@ def _phase_one(
     return experiment
 
 
-def _audit(
-    out: Path, site: DemoSite, labelled_file: Path, config: FactoryConfig, size: DemoSize, seed: int
-) -> AuditResult:
-    """Synthetic slices of the last site against its own subjects, and against those held out."""
+def _audit(run: DemoRun, site: DemoSite, labelled_file: Path) -> AuditResult:
+    """Compare synthetic slices of a site's domain with its training subjects and with its held-out subjects."""
+    config = run.config
     settings = PrepareConfig(
         domain=site.name, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0,
         label_kind="none",
     )  # fmt: skip
     held_out = prepare(site.test, site.test.parent / "held_out_store", settings.like(site.store)).store
-    options = {"held_out_dir": held_out.path, "volumes": max(2, size.synthetic_volumes // 3), "seed": seed}
-    return audit_factory(labelled_file, site.store, out / "audit", **options)
+    options = {"held_out_dir": held_out.path, "volumes": max(2, run.size.synthetic_volumes // 3), "seed": run.seed}
+    return audit_factory(labelled_file, site.store, run.out / "audit", **options)
 
 
-def _train_segmenters(
-    folder: Path, hospitals: list[DemoSite], labelled_file: Path, size: DemoSize, config: SegmenterConfig
-) -> dict[str, dict[str, Path]]:
-    """Segmenter file of every method at every site; all have the same network and number of updates."""
+def _train_segmenters(run: DemoRun, sites: list[DemoSite], labelled_file: Path) -> dict[str, dict[str, Path]]:
+    """Site to method to segmenter file; all segmenters have the same network and number of updates."""
+    config = run.segmenter
     shared = {
-        "no_adaptation": train_on_store(SliceStore(hospitals[0].store), config),
+        "no_adaptation": train_on_store(SliceStore(sites[0].store), config),
         "augmentation_only": LabelledFactory.load(labelled_file).robust,
     }
     models: dict[str, dict[str, Path]] = {}
-    for site in hospitals:
-        paths = {method: folder / site.name / f"{method}.safetensors" for method in METHODS}
+    for site in sites:
+        paths = {method: run.out / "models" / site.name / f"{method}.safetensors" for method in METHODS}
         for method, model in shared.items():
-            # The network is the labelled site's; the window that scales images is the applying site's own.
+            # The network comes from the labelled site; intensities are scaled by the site that applies it.
             Segmenter(model.network, SliceStore(site.store).format, model.card).save(paths[method])
-        adaptation = Adaptation(segmenter=config, volumes=size.synthetic_volumes)
+        adaptation = Adaptation(segmenter=config, volumes=run.size.synthetic_volumes)
         adapt_site(site.store, paths["adapted"], factory_file=labelled_file, adaptation=adaptation)
-        labelled = site is hospitals[0]
+        labelled = site is sites[0]
         oracle = shared["no_adaptation"] if labelled else train_on_store(SliceStore(site.oracle_store), config)
         oracle.save(paths["oracle"])
         models[site.name] = paths
@@ -210,6 +249,7 @@ def _train_segmenters(
 
 
 def _score_site(out: Path, site: DemoSite, models: dict[str, Path]) -> dict[str, list[Score]]:
+    """Method to one score per held-out subject and class."""
     scores = {}
     for method in METHODS:
         folder = out / "predictions" / site.name / method
@@ -231,28 +271,28 @@ def _say(text: str) -> None:
 
 @contextmanager
 def _half_the_cores() -> Iterator[None]:
-    """PyTorch on half the cores: its threads wait in loops, and beside another program all become many times slower.
+    """Run PyTorch on half the cores: its threads wait in loops, so beside another program all become much slower.
 
-    For slices of 32 px a second thread gains 15 % on a quiet machine of two cores.
+    With slices of 32 px a second thread is only 15 % faster on an otherwise idle machine with two cores.
     """
-    kept = torch.get_num_threads()
+    before = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     try:
         yield
     finally:
-        torch.set_num_threads(kept)
+        torch.set_num_threads(before)
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end the run as Ctrl-C does, so that every process is stopped."""
+    """Let SIGTERM and a closed terminal end the run as Ctrl-C does, so that every process is stopped."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A Fed-BioMed federation of local processes that cannot outlive the program that started it."""
+"""A Fed-BioMed federation of local processes that end with the program that started them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from types import TracebackType
 from ..common.progress import track, watch
 from ..errors import FederationError
 
-READY = b"Starting task manager"  # the node's last line before it takes requests
+READY = b"Starting task manager"  # the last line in a node's log before it accepts requests
 READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
 STOP_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
-NAP = 0.2  # seconds between looks at processes
+POLL_SECONDS = 0.2  # between two checks of the processes
 
-# Run first in every child: on Linux the kernel kills it when its parent dies, even of SIGKILL.
-TIED = """
+# Every child runs this first: on Linux the kernel kills it when its parent dies, even by SIGKILL.
+END_WITH_PARENT = """
 import ctypes, os, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
@@ -34,16 +34,16 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 class LocalFederation:
-    """One researcher component and several nodes below one folder; a context manager that stops everything.
+    """One researcher component and several nodes below one folder; a context manager that stops all its processes.
 
     Args:
-        folder: components, logs and temporary files go here.
+        folder: folder for components, logs and temporary files.
         nodes: names of the nodes.
 
     Attributes:
         researcher: folder of the researcher component.
-        nodes: name to folder of the node component.
-        port: of the researcher's server.
+        nodes: name of the node to the folder of its component.
+        port: port of the researcher's server.
     """
 
     def __init__(self, folder: Path, nodes: Sequence[str]) -> None:
@@ -60,10 +60,10 @@ class LocalFederation:
         self.stop()
 
     def begin(self) -> None:
-        """Start making the component folders, with plan approval switched on and a free port between them.
+        """Start to create the components, with plan approval and a free port; `wait_for("create")` waits for them.
 
-        Beside them one process imports what nodes need: in a new environment that compiles for half a minute, which
-        the caller can use for something else. `wait_for("create")` ends it.
+        One more process imports the modules that nodes need: in a new environment Python compiles them for half a
+        minute, during which the caller can do something else.
         """
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         (self.folder / "tmp").mkdir(exist_ok=True)
@@ -80,14 +80,14 @@ class LocalFederation:
         self._launch("create", commands)
 
     def start_nodes(self) -> None:
-        """Start every node the way `fedbiomed node start` does, and wait until it takes requests.
+        """Start every node as `fedbiomed node start` does, and wait until it accepts requests.
 
-        Raises: FederationError if one ends or is not ready in time.
+        Raises: FederationError if a node ends or is not ready in time.
         """
         self.start(list(self.nodes))
 
     def start(self, names: Sequence[str]) -> None:
-        """Start some nodes, also such as have ended. Raises FederationError as `start_nodes`."""
+        """Start the named nodes, also nodes that have ended. Raises: FederationError as `start_nodes`."""
         options = json.dumps({"gpu": False, "gpu_num": 0, "gpu_only": False, "debug": False})
         for name in names:
             path = str(self.nodes[name])
@@ -100,14 +100,14 @@ class LocalFederation:
                 self.check_nodes()
                 if time.monotonic() > deadline:
                     raise FederationError(f"node {name} was not ready in {READY_TIMEOUT:.0f} s; see {self._log(name)}")
-                time.sleep(NAP)
+                time.sleep(POLL_SECONDS)
 
     def signal(self, name: str, number: int) -> None:
-        """Send a signal to a node or command and to what it started, such as SIGKILL for a power cut."""
+        """Send a signal to a node or command and to its child processes, such as SIGKILL to simulate a power cut."""
         _signal_group(self._children[name], number)
 
     def forget(self, name: str) -> None:
-        """Wait for a node or command that was killed on purpose; it may be started again."""
+        """Wait for the end of a node or command that was killed on purpose; it can be started again."""
         self._children.pop(name).wait()
 
     def pid_of(self, name: str) -> int:
@@ -115,7 +115,7 @@ class LocalFederation:
         return self._children[name].pid
 
     def check_nodes(self) -> None:
-        """Raises FederationError if a started node is not running any more."""
+        """Raises: FederationError if a node that was started is not running any more."""
         for name in self.nodes:
             child = self._children.get(name)
             if child is not None and child.poll() is not None:
@@ -123,9 +123,14 @@ class LocalFederation:
 
     @contextlib.contextmanager
     def background(self, name: str, arguments: Sequence[str], *, rounds: int) -> Iterator[None]:
-        """A `fedfactory train` command beside the block; afterwards a bar of its rounds until it ends.
+        """Run a `fedfactory train` command during the block; then show a progress bar of its rounds until it ends.
 
-        Raises: FederationError if it fails, or a node stops in the meantime.
+        Args:
+            name: name of the command's log file.
+            arguments: arguments of `fedfactory`.
+            rounds: number of rounds of the run.
+
+        Raises: FederationError if the command fails, or if a node stops in the meantime.
         """
         child = self._spawn(name, _fedfactory(*arguments))
         yield
@@ -141,7 +146,14 @@ class LocalFederation:
         self._finish(name)
 
     def run_together(self, step: str, commands: dict[str, Sequence[str]]) -> None:
-        """Run commands side by side, one process each. Raises FederationError if one fails."""
+        """Run commands at the same time, one process each.
+
+        Args:
+            step: name of the step, for progress and errors.
+            commands: name to command line.
+
+        Raises: FederationError if a command fails.
+        """
         self._launch(step, commands)
         self.wait_for(step)
 
@@ -150,12 +162,12 @@ class LocalFederation:
             self._spawn(f"{step}-{name}", command)
 
     def wait_for(self, step: str) -> None:
-        """Wait for the commands of a step. Raises FederationError if one fails."""
+        """Wait for the commands of a step. Raises: FederationError if a command fails."""
         names = [name for name in self._children if name.startswith(f"{step}-")]
         for name in track(names, f"federation: {step}"):
             while self._children[name].poll() is None:
                 self.check_nodes()
-                time.sleep(NAP)
+                time.sleep(POLL_SECONDS)
             self._finish(name)
 
     def site_command(self, *arguments: str) -> list[str]:
@@ -163,15 +175,15 @@ class LocalFederation:
         return _fedfactory("site", *arguments)
 
     def stop(self) -> None:
-        """End every process that is still running: SIGTERM, a moment, SIGKILL."""
+        """End every process that is still running: SIGTERM, then SIGKILL after a short while."""
         running = [child for child in self._children.values() if child.poll() is None]
         for child in running:
             _signal_group(child, signal.SIGTERM)
         deadline = time.monotonic() + STOP_GRACE
         while any(child.poll() is None for child in running) and time.monotonic() < deadline:
-            time.sleep(NAP / 4)
+            time.sleep(POLL_SECONDS / 4)
         for child in self._children.values():
-            _signal_group(child, signal.SIGKILL)  # the group: also what a child itself started
+            _signal_group(child, signal.SIGKILL)  # to the process group: also to the children of a child
             child.wait()
         self._children.clear()
 
@@ -179,12 +191,12 @@ class LocalFederation:
         log = self._log(name).open("wb")
         try:
             child = subprocess.Popen(
-                [sys.executable, "-c", TIED, str(os.getpid()), *command],
+                [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C reaches this program alone, which then stops the others in order
+                start_new_session=True,  # Ctrl-C reaches only this program, which then stops the others in order
             )
         finally:
             log.close()
@@ -214,7 +226,7 @@ class LocalFederation:
             "FBM_SECURITY_TRAINING_PLAN_APPROVAL": "True",
             "FBM_SECURITY_ALLOW_DEFAULT_TRAINING_PLANS": "False",
             "TMPDIR": str(self.folder / "tmp"),  # killed nodes leave files there
-            # Several nodes on few cores: threads that wait in a loop would take the time from each other.
+            # Several nodes on few cores: threads that wait in a loop would slow each other down.
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }

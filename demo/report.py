@@ -1,4 +1,4 @@
-"""The demonstration's report: one HTML file that needs nothing else."""
+"""The demonstration's report: one HTML file without references to other files."""
 
 from __future__ import annotations
 
@@ -24,52 +24,57 @@ if TYPE_CHECKING:
 
 COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
 ROW_NAMES = {
-    "no_adaptation": "no adaptation: trained on the labelled site, applied as it is",
-    "augmentation_only": "augmentation only: the same with strong random contrast augmentation",
-    "adapted": "adapted: trained on synthetic volumes of the site's domain, and on its own images with pseudo-labels",
-    "oracle": "oracle: trained on the site's own labels (not available in practice)",
+    "no_adaptation": "no adaptation: trained on the labelled site and applied without a change",
+    "augmentation_only": "augmentation only: trained on the labelled site with strong random contrast augmentation",
+    "adapted": "adapted: trained on synthetic volumes of the site's domain and on its own images with pseudo-labels",
+    "oracle": "oracle: trained on labels of the site's own images (not available in practice)",
 }
 
 
 def write_report(
     result: DemoResult,
     factory: TrainedFactory,
+    audited: AuditResult,
+    *,
     labelled_file: Path,
     tests: dict[str, Path],
     synthetic: Path,
-    audited: AuditResult,
 ) -> None:
-    """Write `report.html` (to `result.files["report"]`).
+    """Write the report to `result.files["report"]`.
 
     Args:
-        tests: per site the folder of held-out subjects. synthetic: folder with synthetic volumes per site.
-        audited: the audit of the last site.
+        result: measurements of the demonstration.
+        factory: the factory that was trained.
+        audited: audit of the last site.
+        labelled_file: file of the labelled factory.
+        tests: site to the folder of its held-out subjects.
+        synthetic: folder with a folder of synthetic volumes for every site.
     """
     sites = list(result.dice)
     other = sites[-1]
     body = [
         "<h1>fedfactory demonstration</h1>",
         '<p class="note"><b>The subjects are simulated</b> from a real template: the MNI152 brain with its grey- and '
-        "white-matter maps, randomly deformed and shown in one contrast per site. Real patients differ more. The "
-        "federation, the training and every number below are real and were made by this run.</p>",
-        f"<p>{len(sites)} sites trained a generator together over {factory.facts.rounds} rounds, exchanging "
-        f"generator weights only. Site <b>{sites[0]}</b> has labels, the others none. Seed {result.seed}, "
+        "white-matter maps, randomly deformed and drawn in one contrast per site. Real patients differ more from each "
+        "other. The federation and the training are real, and this run measured every number below.</p>",
+        f"<p>{len(sites)} sites trained a generator together over {factory.facts.rounds} rounds; they exchanged only "
+        f"weights of the generator. Site <b>{sites[0]}</b> has labels, the other sites have none. Seed {result.seed}, "
         f"{result.seconds:.0f} seconds.</p>",
         "<h2>Dice on held-out subjects</h2>",
         _dice_table(result),
-        f"<p>{_verdict(result)}</p>",
+        f"<p>{_differences(result)}</p>",
         "<h2>Dice per class</h2>",
         _class_table(result),
         "<h2>Real and synthetic slices</h2>",
-        "<p>Upper row of each pair: held-out real slices. Lower row: synthetic ones, the same latent in each "
-        "domain's look.</p>",
+        "<p>Upper row of each pair: real slices of held-out subjects. Lower row: synthetic slices, drawn from the same "
+        "latents in every domain.</p>",
         picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
-        "<h2>Do labels carry over?</h2>",
-        _sharing(factory),
+        "<h2>Do labels carry over between domains?</h2>",
+        _label_transfer(factory),
         f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
         f"<p>{_legend()}</p>",
         picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
-        f"<h2>Do synthetic slices of {html.escape(other)} give subjects away?</h2>",
+        f"<h2>Do synthetic slices of {html.escape(other)} reveal who was in the training set?</h2>",
         _audit(audited),
         "<h2>Training curves</h2>",
         picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
@@ -82,6 +87,7 @@ def write_report(
 
 
 def _dice_table(result: DemoResult) -> str:
+    """Mean foreground Dice by method and site."""
     sites = list(result.dice)
     head = "".join(f"<th>{html.escape(s)}{' (labelled)' if s == sites[0] else ''}</th>" for s in sites)
     rows = ""
@@ -101,6 +107,7 @@ def _dice_table(result: DemoResult) -> str:
 
 
 def _class_table(result: DemoResult) -> str:
+    """Mean Dice by site, method and class."""
     head = "".join(f"<th>{name}</th>" for name in CLASSES.values())
     rows = ""
     for site, methods in result.scores.items():
@@ -111,7 +118,8 @@ def _class_table(result: DemoResult) -> str:
     return f"<table><tr><th>mean Dice</th>{head}</tr>{rows}</table>"
 
 
-def _verdict(result: DemoResult) -> str:
+def _differences(result: DemoResult) -> str:
+    """How the adapted segmenter compares with the others at every unlabelled site, as sentences."""
     parts = []
     for site in list(result.dice)[1:]:
         row = result.dice[site]
@@ -124,30 +132,32 @@ def _verdict(result: DemoResult) -> str:
     return " ".join(parts)
 
 
-def _sharing(factory: TrainedFactory) -> str:
-    """What was measured without labels: anatomy shared by pairs of domains, and what the sites saw."""
+def _label_transfer(factory: TrainedFactory) -> str:
+    """The measurements that need no labels: shared anatomy of pairs of domains, and quality of synthetic slices."""
     facts = factory.facts
     pairs = "".join(
         f"<tr><td>{html.escape(pair)}</td><td>{score:.2f}</td></tr>"
         for pair, score in facts.shared_anatomy.pairs.items()
     )
     sites = "".join(
-        f"<tr><td>{html.escape(domain)}</td><td>{one['distance']:.2g}</td><td>{one['layout']:.2f}</td>"
-        f"<td>{one['contrast']:.2f}</td></tr>"
-        for domain, one in facts.quality.items()
+        f"<tr><td>{html.escape(domain)}</td><td>{quality['distance']:.2g}</td><td>{quality['layout']:.2f}</td>"
+        f"<td>{quality['contrast']:.2f}</td></tr>"
+        for domain, quality in facts.quality.items()
     )
     alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts.alarms) or "<p>No alarm.</p>"
     return (
-        "<p>One latent should be one anatomy in all domains. Measured without labels; 0 is chance, 1 is all.</p>"
+        "<p>A latent should give the same anatomy in all domains. This is measured without labels; 0 is chance, 1 "
+        "means that all anatomy is shared.</p>"
         f"<table><tr><th>domains</th><th>shared anatomy</th></tr>{pairs}</table>"
-        "<p>What sites saw when they last compared synthetic with their real slices:</p>"
-        f"<table><tr><th>site</th><th>kernel distance</th><th>layout (1 is best)</th><th>contrast (1 is best)</th></tr>"
+        "<p>Synthetic slices compared with the real slices of each site, measured there without labels:</p>"
+        "<table><tr><th>domain</th><th>kernel distance (0 is best)</th><th>layout (1 is best)</th>"
+        "<th>contrast (1 is best)</th></tr>"
         f"{sites}</table>{alarms}"
     )
 
 
 def _audit(audited: AuditResult) -> str:
-    """The summary of an audit; its own page, with the closest pairs, stays at the site."""
+    """The summary of an audit; the audit's own page, with the closest pairs of slices, stays at the site."""
 
     def cell(estimate: Estimate) -> str:
         return f"<td>{estimate.value:.2f} <small>({estimate.low:.2f} to {estimate.high:.2f})</small></td>"
@@ -159,13 +169,13 @@ def _audit(audited: AuditResult) -> str:
     fidelity, patients = audited.fidelity, audited.patients
     findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
     return (
-        "<p>Distance of synthetic slices to subjects that trained over that to subjects that did not: 1 is honest, "
-        "near 0 are copies. Area under the curve of an attacker who guesses who trained: 0.5 is guessing. 95 % "
-        "intervals.</p>"
-        f"<table><tr><th>measured on</th><th>copying ratio</th><th>attacker's area</th></tr>{rows}</table>"
+        "<p>Copying ratio: distance of synthetic slices to training subjects, divided by their distance to held-out "
+        "subjects; 1 means that nothing is copied, values near 0 mean copies. Attack: area under the ROC curve of an "
+        "attacker who guesses which subjects were in the training set; 0.5 is chance. With 95 % intervals.</p>"
+        f"<table><tr><th>measured on</th><th>copying ratio</th><th>area under the curve</th></tr>{rows}</table>"
         f"<p>Precision {fidelity.precision:.2f}, recall {fidelity.recall:.2f}, kernel distance "
-        f"{fidelity.kernel_distance:.3g}; {patients['trained']} subjects that trained, {patients['held_out']} that "
-        "did not. With so few, only gross leaks would show.</p>"
+        f"{fidelity.kernel_distance:.3g}; {patients['trained']} training subjects, {patients['held_out']} held-out "
+        "subjects. With so few subjects, only gross leaks would be detected.</p>"
         + (f"<ul>{findings}</ul>" if findings else "<p>No finding.</p>")
     )
 
@@ -175,6 +185,7 @@ def _legend() -> str:
 
 
 def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
+    """Two rows of slices per site: real, and synthetic."""
     from matplotlib import pyplot as plt
 
     columns = 8
@@ -187,14 +198,15 @@ def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
             for column in range(columns):
                 axis = axes[2 * row + line, column]
                 volume = volumes[column * len(volumes) // columns]
-                place = np.linspace(0.15, 0.9, columns // len(volumes))[column % (columns // len(volumes))]
-                axis.imshow(volume[:, :, int(place * (volume.shape[2] - 1))].T, cmap="gray", origin="lower")
+                height = np.linspace(0.15, 0.9, columns // len(volumes))[column % (columns // len(volumes))]
+                axis.imshow(volume[:, :, int(height * (volume.shape[2] - 1))].T, cmap="gray", origin="lower")
                 axis.set(xticks=[], yticks=[])
             axes[2 * row + line, 0].set_ylabel(f"{site}\n{'real' if line == 0 else 'synthetic'}", fontsize=8)
     return figure
 
 
 def _three_planes(folder: Path) -> Figure:
+    """The first synthetic volume below a folder in three planes, without and with its labels."""
     from matplotlib import pyplot as plt
     from matplotlib.colors import ListedColormap
 
@@ -219,15 +231,18 @@ def _three_planes(folder: Path) -> Figure:
 
 
 def _plane(volume: Volume, axis: int) -> np.ndarray:
+    """The middle slice across an axis in 0..2, (height, width), in the volume's units."""
     return np.take(volume.data, volume.data.shape[axis] // 2, axis=axis).T
 
 
 def _aspect(volume: Volume, axis: int) -> float:
+    """Height over width of a pixel in a slice across an axis in 0..2."""
     first, second = [a for a in range(3) if a != axis]
     return float(volume.spacing[second] / volume.spacing[first])
 
 
 def _curves(factory: TrainedFactory) -> Figure:
+    """Losses per round, one line per domain."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))

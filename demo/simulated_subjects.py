@@ -1,4 +1,4 @@
-"""Simulated subjects: the real MNI152 template, deformed and shown in the contrast of a site."""
+"""Simulated subjects: the MNI152 template, randomly deformed and drawn in the contrast of a site's scanner."""
 
 from __future__ import annotations
 
@@ -13,38 +13,75 @@ from scipy import ndimage
 from ..imaging.volume_files import write_volume
 from ..imaging.volumes import Volume
 
-FIELD_OF_VIEW = 192.0  # mm, left-right and back-front
-HEIGHTS = -34.0 + 4.2 * np.arange(24)  # mm, the axial slices
-FLUID_SHARE = 0.4
+FIELD_OF_VIEW = 192.0  # mm, left to right and back to front
+HEIGHTS = -34.0 + 4.2 * np.arange(24)  # (24,) mm, heights of the axial slices
+FLUID_SHARE = 0.4  # of a voxel, from which on it is labelled as fluid
 CLASSES = {1: "cerebrospinal fluid", 2: "grey matter", 3: "white matter"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """How a scanner shows tissue: grey levels in [0, 1] and what disturbs them."""
+    """How a scanner shows tissue.
+
+    Attributes:
+        csf: grey level of cerebrospinal fluid, in [0, 1].
+        grey: grey level of grey matter, in [0, 1].
+        white: grey level of white matter, in [0, 1].
+        template_share: share of the template's own T1 texture in the image, in [0, 1].
+        bias_field: standard deviation of the logarithm of the smooth gain.
+        noise: standard deviation of the two channels of the Rician noise.
+        orientation: axis codes in which the site stores its volumes.
+    """
 
     csf: float
     grey: float
     white: float
-    template_share: float  # share of the template's own T1 texture
-    bias_field: float  # standard deviation of the smooth gain
-    noise: float  # standard deviation of the Rician noise's two channels
-    orientation: str  # axis codes the site stores its volumes in
+    template_share: float
+    bias_field: float
+    noise: float
+    orientation: str
 
 
 CONTRASTS: dict[str, Contrast] = {
-    "t1": Contrast(0.25, 0.60, 0.90, 0.75, 0.05, 0.012, "RAS"),
-    "t2": Contrast(0.95, 0.60, 0.33, 0.0, 0.08, 0.025, "LPS"),
-    "pd": Contrast(0.42, 0.95, 0.62, 0.0, 0.15, 0.018, "LAS"),
+    "t1": Contrast(
+        csf=0.25,
+        grey=0.60,
+        white=0.90,
+        template_share=0.75,
+        bias_field=0.05,
+        noise=0.012,
+        orientation="RAS",
+    ),
+    "t2": Contrast(
+        csf=0.95,
+        grey=0.60,
+        white=0.33,
+        template_share=0.0,
+        bias_field=0.08,
+        noise=0.025,
+        orientation="LPS",
+    ),
+    "pd": Contrast(
+        csf=0.42,
+        grey=0.95,
+        white=0.62,
+        template_share=0.0,
+        bias_field=0.15,
+        noise=0.018,
+        orientation="LAS",
+    ),
 }
 
 
-def simulate_site(folder: Path, contrast: Contrast, subjects: int, size: int, seed: int, *, prefix: str) -> None:
+def simulate_site(folder: Path, contrast: Contrast, subjects: int, *, size: int, seed: int, prefix: str) -> None:
     """Write subjects as `folder/<subject>/{image,label}/<subject>.nii.gz` (Fed-BioMed's medical-folder layout).
 
     Args:
+        folder: folder of the site.
+        contrast: how the site's scanner shows tissue.
+        subjects: number of subjects.
         size: voxels per side in the axial plane; the spacing is 192 mm / size, slices are 4.2 mm apart.
-        seed: subject n of a site depends on (seed, n) alone.
+        seed: subject n of a site depends on (seed, n) only.
         prefix: subjects are named prefix_000, prefix_001, ...
     """
     for number in range(subjects):
@@ -55,7 +92,16 @@ def simulate_site(folder: Path, contrast: Contrast, subjects: int, size: int, se
 
 
 def simulate_subject(contrast: Contrast, size: int, rng: np.random.Generator) -> tuple[Volume, Volume]:
-    """One subject: float32 image (scanner units, 0..1000) and uint8 tissue labels 0..3, on the same grid."""
+    """Simulate one subject.
+
+    Args:
+        contrast: how the site's scanner shows tissue.
+        size: voxels per side in the axial plane.
+        rng: source of anatomy, grey levels and noise.
+
+    Returns: image, (size, size, 24) float32 of about 0 to 1000, and tissue labels, uint8 in 0..3, on the same grid;
+        axes in the order and directions of `contrast.orientation`.
+    """
     maps, to_index = _template(FIELD_OF_VIEW / size)
     spacing = FIELD_OF_VIEW / size
     corner = np.array([-FIELD_OF_VIEW / 2 + spacing / 2, -FIELD_OF_VIEW / 2 - 17 + spacing / 2, HEIGHTS[0]])
@@ -70,18 +116,19 @@ def simulate_subject(contrast: Contrast, size: int, rng: np.random.Generator) ->
     )
     csf = np.clip(brain - grey - white, 0, 1)
     label = np.argmax(np.stack([np.clip(1 - brain, 0, 1), csf, grey, white]), axis=0).astype(np.uint8)
-    # Fluid is thinner than a voxel nearly everywhere: it is labelled from a share of 40 % up.
+    # Fluid is thinner than a voxel nearly everywhere, so a share of 40 % is enough for its label.
     label[(csf >= FLUID_SHARE) & (label > 0)] = 1
 
     levels = np.array([contrast.csf, contrast.grey, contrast.white]) * rng.normal(1, 0.06, 3)
     tissue = csf * levels[0] + grey * levels[1] + white * levels[2]
     clean = contrast.template_share * t1 * rng.normal(1, 0.06) + (1 - contrast.template_share) * tissue
-    clean = clean * np.exp(_smooth_field(shape, (3, 3, 3), contrast.bias_field, rng))
+    clean = clean * np.exp(_smooth_field(shape, (3, 3, 3), contrast.bias_field, rng=rng))
     disturbed = np.hypot(clean + rng.normal(0, contrast.noise, shape), rng.normal(0, contrast.noise, shape))
     return _stored(1000 * disturbed.astype(np.float32), affine, contrast), _stored(label, affine, contrast)
 
 
 def _stored(data: np.ndarray, affine: np.ndarray, contrast: Contrast) -> Volume:
+    """A (X, Y, Z) array in RAS orientation with its (4, 4) affine, in the orientation of the site."""
     target = nib.orientations.axcodes2ornt(contrast.orientation)
     change = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), target)
     stored = nib.orientations.apply_orientation(data, change)
@@ -89,7 +136,7 @@ def _stored(data: np.ndarray, affine: np.ndarray, contrast: Contrast) -> Volume:
 
 
 def _deform(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Rotation, scale and shift, then two smooth displacement fields. Points (N, 3) in millimetres."""
+    """Rotate, scale and shift points, then add two smooth displacement fields: (N, 3) to (N, 3), millimetres."""
     x, y, z = rng.uniform(-0.07, 0.07, 3)
     rotate = _rotation(0, x) @ _rotation(1, y) @ _rotation(2, z)
     moved = points @ rotate.T * rng.uniform(1.0, 1.12, 3) + rng.uniform(-4, 4, 3)
@@ -103,6 +150,7 @@ def _deform(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rotation(axis: int, angle: float) -> np.ndarray:
+    """(3, 3) rotation by an angle in radians around an axis in 0..2."""
     matrix = np.eye(3)
     i, j = [a for a in range(3) if a != axis]
     matrix[i, i] = matrix[j, j] = np.cos(angle)
@@ -111,15 +159,23 @@ def _rotation(axis: int, angle: float) -> np.ndarray:
 
 
 def _smooth_field(
-    shape: tuple[int, ...], knots: tuple[int, ...], deviation: float, rng: np.random.Generator
+    shape: tuple[int, ...], knots: tuple[int, ...], deviation: float, *, rng: np.random.Generator
 ) -> np.ndarray:
+    """Smooth random field of the shape (X, Y, Z), interpolated from normal values at the knots."""
     coarse = rng.normal(0, deviation, knots)
     return ndimage.zoom(coarse, np.array(shape) / knots, order=3, mode="nearest", grid_mode=True)
 
 
 @functools.lru_cache(maxsize=2)
 def _template(spacing: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """T1, grey, white and brain maps at 2 mm, blurred for sampling at `spacing`; and millimetres to index."""
+    """The template at 2 mm.
+
+    Args:
+        spacing: millimetres between the points at which the maps will be sampled; sets their blur.
+
+    Returns: T1 image, grey matter, white matter and brain maps, each (X, Y, Z) float32 in [0, 1], and the (4, 4)
+        matrix from millimetres to index.
+    """
     from nilearn import datasets  # slow to import, and only the demo needs it
 
     images = [
@@ -128,7 +184,7 @@ def _template(spacing: float) -> tuple[list[np.ndarray], np.ndarray]:
         datasets.load_mni152_wm_template(resolution=2),
         datasets.load_mni152_brain_mask(resolution=2),
     ]
-    # Point sampling of fine maps on a coarse grid aliases; the blur is what a real voxel does.
+    # Point sampling of fine maps on a coarse grid aliases; the blur replaces the averaging within a real voxel.
     sigma = 0.42 * np.array([spacing, spacing, HEIGHTS[1] - HEIGHTS[0]]) / 2.0
     maps = []
     for image in images:

@@ -1,4 +1,4 @@
-"""What the study lead runs: phase one as a Fed-BioMed experiment, and the one-machine demonstration."""
+"""What the study lead runs: both phases and federated segmentation as Fed-BioMed experiments."""
 
 from .experiment import factory_experiment
 

@@ -1,4 +1,4 @@
-"""Averaging what the sites send, and following the average over time."""
+"""Aggregation of the sites' generators by federated averaging, with a moving average over the rounds."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ AVERAGE_FILE, AVERAGE_KIND = "average.safetensors", "moving average"
 
 
 class FactoryAverage(FedAverage):
-    """FedAvg of the generator, with two differences and a moving average.
+    """Federated averaging (McMahan et al. 2017) of the generator, with two differences and a moving average.
 
-    What belongs to domain d (its row of the palette, see `owned_parameters`) is averaged over the sites of that domain
-    alone: no other site has a gradient for it, so a plain mean would hold it back. Sites are summed in the order of
-    their domains, so that a run can be repeated to the last bit whatever order the replies come in, and one at a time:
-    their weights are read from disk, so memory is that of one site and the sum. The exponential moving average of the
-    global generator is kept here and costs no traffic.
+    Parameters that belong to domain d (its row of the palette, see `owned_parameters`) are averaged over the sites of
+    that domain only: no other site has a gradient for them, so a mean over all sites would slow them down. Sites are
+    summed in the order of their domains, so that a run is repeatable to the last bit in whatever order the replies
+    arrive. They are read from disk one at a time, so memory holds one site's weights and the sum. The exponential
+    moving average of the global generator is computed here and needs no traffic.
+
+    Args:
+        config: networks and domains; None until `load_state_breakpoint` sets it.
+        updates_per_round: local updates of one site in a round; sets the decay of a round.
 
     Attributes:
-        ema: name to tensor, the average generator after the last round; empty before the first.
-        updates_per_round: local updates of one site, sets the decay of a round.
+        ema: name to float64 tensor, the moving average of the generator after the last round; empty before the first.
+        sizes: node id to domain and number of training slices, from the node's last reply.
     """
 
     def __init__(self, config: FactoryConfig | None = None, updates_per_round: int = 1) -> None:
@@ -39,10 +43,10 @@ class FactoryAverage(FedAverage):
         self.aggregator_name = "FactoryAverage"
         self.config, self.updates_per_round = config, updates_per_round
         self.ema: dict[str, Tensor] = {}
-        self.sizes: dict[str, tuple[str, int]] = {}  # by node: domain and number of slices, as last heard
+        self.sizes: dict[str, tuple[str, int]] = {}
 
     def create_aggregator_args(self, model_params: Any = None, node_ids: Any = (), **_: Any) -> dict[str, dict]:
-        """What each node is told: how much its domain's row will be diluted where only a sum of all is seen."""
+        """Node id to the factor by which an encrypted sum over all nodes will shrink the change of its domain's row."""
         if not all(node in self.sizes for node in node_ids):
             return {}
         total = sum(self.sizes[node][1] for node in node_ids)
@@ -53,19 +57,22 @@ class FactoryAverage(FedAverage):
         return factors
 
     def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Remember domain and number of slices of the sites that answered."""
+        """Remember domain and number of slices of the sites that answered: node id to reply."""
         for node, reply in replies.items():
             self.sizes[node] = (reply["optimizer_args"]["domain"], reply["sample_size"])
 
     def aggregate(
         self, model_params: Mapping[str, Any], weights: Mapping[str, float], *args: Any, **kwargs: Any
     ) -> Mapping[str, Tensor]:
-        """One round.
+        """Average the updates of one round.
 
         Args:
-            model_params: by node, name to tensor, or something with `load()` that gives it.
-            weights: shares of the nodes, adding up to one.
+            model_params: node id to weights (name to tensor), or to an object whose `load()` returns them.
+            weights: node id to the node's share, adding up to 1.
+            args: unused.
+            kwargs: `training_replies` (node id to reply) and `global_model` (name to tensor, weights before the round).
 
+        Returns: name to tensor, the new global weights, of the shapes in `global_model`.
         Raises: FederationError for a reply without a known domain, of other tensors, or with NaN or infinite weights.
         """
         domains = self._domains(model_params, kwargs["training_replies"])
@@ -81,11 +88,13 @@ class FactoryAverage(FedAverage):
             update = model_params[node]
             update = restore(update if isinstance(update, Mapping) else update.load(), before)
             if sums and update.keys() != sums.keys():
-                raise FederationError(f"the site of domain '{domains[node]}' sent other tensors than the others")
+                raise FederationError(f"the site of domain '{domains[node]}' must send the same tensors as the others")
             index = self.config.domain_index(domains[node])
             for name, tensor in update.items():
                 if not torch.isfinite(tensor).all():
-                    raise FederationError(f"the site of domain '{domains[node]}' sent NaN or infinite weights")
+                    raise FederationError(
+                        f"the site of domain '{domains[node]}' sent NaN or infinite weights; use a lower learning rate"
+                    )
                 if name in sums:
                     sums[name].add_(tensor.double(), alpha=weights[node] / total)
                 else:
@@ -95,7 +104,7 @@ class FactoryAverage(FedAverage):
                     if node == first[domains[node]]:
                         own.zero_()
                     own.add_(tensor.select(axes[name], index).double(), alpha=share)
-        for name, axis in axes.items():  # what belongs to no domain, such as embeddings of heights, is everyone's
+        for name, axis in axes.items():  # rows of no domain, such as those of height bins, are averaged over all
             count = len(self.config.domains)
             sums[name].narrow(axis, 0, count).copy_(owned[name].narrow(axis, 0, count))
         merged = {name: tensor.to(before[name].dtype) for name, tensor in sums.items()}
@@ -103,17 +112,23 @@ class FactoryAverage(FedAverage):
         return merged
 
     def follow(self, merged: Mapping[str, Tensor], before: Mapping[str, Tensor], *, sites: int) -> None:
-        """Move the average towards the global generator after a round, as far as that many sites' updates do."""
+        """Move the average towards the global generator by the decay of one round.
+
+        Args:
+            merged: name to tensor, global weights after the round.
+            before: name to tensor, global weights before the round, of the same shapes.
+            sites: number of sites that took part; the decay is that of all their updates.
+        """
         # Shared discriminators have no moving average.
         merged = {name: tensor for name, tensor in merged.items() if name.startswith(GENERATOR)}
         if not self.ema:
             self.ema = {name: before[name].detach().double().clone() for name in merged}
-        keep = self.config.ema_decay ** (sites * self.updates_per_round)
+        decay = self.config.ema_decay ** (sites * self.updates_per_round)
         for name, tensor in merged.items():
-            self.ema[name].mul_(keep).add_(tensor.double(), alpha=1 - keep)
+            self.ema[name].mul_(decay).add_(tensor.double(), alpha=1 - decay)
 
     def save_state_breakpoint(self, breakpoint_path: str | None = None, **_: Any) -> dict[str, Any]:
-        """Configuration as JSON, the average as a safetensors file in the breakpoint's folder."""
+        """JSON values for the breakpoint; the moving average becomes a safetensors file in its folder."""
         if breakpoint_path is not None and self.ema:
             write_weights(Path(breakpoint_path) / AVERAGE_FILE, self.ema, {"kind": AVERAGE_KIND})
         return {
@@ -128,25 +143,30 @@ class FactoryAverage(FedAverage):
         }
 
     def load_state_breakpoint(self, state: dict[str, Any], **_: Any) -> None:
-        """Raises: CheckpointError if the average's file is missing or damaged."""
-        kept = state["parameters"]
-        self.config = FactoryConfig.from_dict(kept["config"])
-        self.updates_per_round = kept["updates_per_round"]
-        self.sizes = {node: (domain, count) for node, (domain, count) in kept["sizes"].items()}
-        if kept["average"]:
-            self.ema = read_weights(kept["average"], kind=AVERAGE_KIND)[0]
+        """Restore what `save_state_breakpoint` wrote.
+
+        Raises: CheckpointError if the file of the moving average is missing or damaged.
+        """
+        saved = state["parameters"]
+        self.config = FactoryConfig.from_dict(saved["config"])
+        self.updates_per_round = saved["updates_per_round"]
+        self.sizes = {node: (domain, count) for node, (domain, count) in saved["sizes"].items()}
+        if saved["average"]:
+            self.ema = read_weights(saved["average"], kind=AVERAGE_KIND)[0]
 
     def _domains(self, model_params: Mapping, replies: Mapping[str, Mapping]) -> dict[str, str]:
+        """Node id to domain."""
         domains = {}
         for node in model_params:
             domains[node] = (replies[node].get("optimizer_args") or {}).get("domain")
             if domains[node] not in self.config.domains:
-                raise FederationError(f"a node answered for the unknown domain '{domains[node]}'")
+                known = ", ".join(self.config.domains)
+                raise FederationError(f"a node answered for domain '{domains[node]}'; it must be one of {known}")
         return domains
 
 
 class NoAverage(Aggregator):
-    """Of sites that keep what they train: what was sent to them stays as it is."""
+    """No aggregation, for plans whose trained weights stay at the sites: the global weights do not change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +175,8 @@ class NoAverage(Aggregator):
     def aggregate(
         self, model_params: Mapping[str, Any], weights: Mapping[str, float], *args: Any, **kwargs: Any
     ) -> Mapping[str, Tensor]:
+        """The global weights as they were: name to tensor, of any shape."""
         return kwargs["global_model"]
 
     def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Nothing is remembered of a site."""
+        """Do nothing: no value of a reply is needed later."""

@@ -1,4 +1,4 @@
-"""Averaging what sites of a federated segmentation send, with the weights that its method gives them."""
+"""Aggregation for federated segmentation, by the rule of the method."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any
 from fedbiomed.researcher.aggregators import Aggregator
 from torch import Tensor
 
-from ..adaptation.methods.federated_method import FederatedMethod, SiteUpdate
+from ..adaptation.methods.federated_method import FederatedMethod
+from ..adaptation.methods.site_round import SiteUpdate
 from ..node.plans.site_settings import SiteSettings
 
 
 class MethodAverage(Aggregator):
-    """What the method makes of the sites' replies, taken in the order of the sites, one in memory at a time.
+    """Aggregate the sites' updates by the rule of a method, in the order of the sites, one site in memory at a time.
 
     Args:
-        method: says how much a site counts.
-        sites: node ids in the order of their indices.
+        method: method whose `aggregate` is used.
+        sites: node ids in the order of the sites' indices.
         label_kinds: node to kind of label to number of training slices, as the node announced them.
         public_digest: SHA-256 of the public slices that all sites have, for methods that need them.
 
     Attributes:
-        shares: of the nodes in the last round.
+        shares: node id to its share in the average of the last round.
     """
 
     def __init__(
@@ -52,14 +53,21 @@ class MethodAverage(Aggregator):
         return {node: {"aggregator_name": self.aggregator_name, **site.to_dict()} for node, site in settings.items()}
 
     def receive_replies(self, replies: Mapping[str, Mapping[str, Any]]) -> None:
-        """Nothing is remembered of a site."""
+        """Do nothing: no value of a reply is needed later."""
 
     def aggregate(
         self, model_params: Mapping[str, Any], weights: Mapping[str, float], *args: Any, **kwargs: Any
     ) -> Mapping[str, Tensor]:
-        """The global weights of the next round; those of this one if no site has trained.
+        """The global weights of the next round; those of this round if no site has trained.
 
-        Raises: FederationError for NaN or infinite weights, TrainingError for losses that cannot weigh a site.
+        Args:
+            model_params: node id to an object whose `load()` returns the site's weights (name to tensor).
+            weights: unused; the method weights the sites.
+            args: unused.
+            kwargs: `training_replies` (node id to reply) and `global_model` (name to tensor, weights before the round).
+
+        Returns: name to tensor, of the shapes in `global_model`.
+        Raises: FederationError for NaN or infinite weights, TrainingError for losses from which no share follows.
         """
         replies, before = kwargs["training_replies"], kwargs["global_model"]
         nodes = sorted(model_params, key=self.sites.index)

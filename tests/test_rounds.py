@@ -254,7 +254,7 @@ def test_the_collector_keeps_weights_on_disk_and_measures_the_change(tmp_path):
     from fedfactory.researcher.fedbiomed_hooks import RoundCollector
 
     before = {"w": torch.zeros(4)}
-    collector = RoundCollector(None, before, tmp_path, 7)
+    collector = RoundCollector(None, before, tmp_path, number=7)
     fields = {name: None for name in TrainReply.__dataclass_fields__ if name not in ("params", "success", "encrypted")}
     message = SimpleNamespace(success=True, encrypted=False, params={"w": torch.tensor([3.0, 4, 0, 0])}, **fields)
     collector.take("n", message)
@@ -268,7 +268,7 @@ def test_the_collector_keeps_weights_on_disk_and_measures_the_change(tmp_path):
     for foreign in ({}, {"w": torch.zeros(5)}, {"x": torch.zeros(4)}, {"w": "text"}, {"change.y": torch.zeros(4)}):
         message.params = foreign
         collector.take("n", message)
-        assert "no weights of this model" in message.params.problem
+        assert "no valid weights of this model" in message.params.problem
 
 
 # what may be said

@@ -148,7 +148,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
     image = read_volume(case.image)
-    grid = SliceGrid(seen.shape, seen.affine, seen.box, fmt)
+    grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt)
     slices = grid.image_slices(image)
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)

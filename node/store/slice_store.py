@@ -199,7 +199,8 @@ class SliceStore:
 
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
-        return SliceGrid(case.shape, np.array(case.affine), tuple(tuple(ends) for ends in case.box), self.format)
+        box = tuple(tuple(ends) for ends in case.box)
+        return SliceGrid(case.shape, np.array(case.affine), box=box, fmt=self.format)
 
     def require(self, *, size: int, z_bins: int) -> None:
         """Raises StoreError if the slices do not fit a network of this size and number of bins."""

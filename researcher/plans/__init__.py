@@ -1,1 +1,1 @@
-"""The texts that travel to the nodes: what a site's administrator reads and approves."""
+"""Training plans whose source text is sent to the nodes, where the site's administrator reads and approves it."""

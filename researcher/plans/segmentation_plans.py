@@ -1,19 +1,19 @@
-"""The texts that travel for federated segmentation, one per method: what a site's administrator reads and approves."""
+"""Training plans of federated segmentation, one per method; a site's administrator reads and approves their text."""
 
 import fedfactory
 from fedfactory.node.plans.segmentation_plan import SegmentationTrainingPlan
 
 
 class LocalPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method local: every site for itself.
+    """Federated segmentation by fedfactory, method local: every site trains alone.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. No
-    weight leaves the site. With it go the domain's name, counts of slices by kind of label, losses, seconds, and
-    Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a copy of the
-    segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. No weight
+    leaves the site. What leaves: the domain's name, counts of slices by kind of label, losses, seconds, and, if the
+    site has labelled test cases, Dice and HD95. Images and labels stay at the site. A copy of the segmenter is written
+    beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "local"
+    method_name = "local"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -26,13 +26,13 @@ class LocalPlan(SegmentationTrainingPlan):
 class FedAvgPlan(SegmentationTrainingPlan):
     """Federated segmentation by fedfactory, method fedavg: federated averaging.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label,
-    losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a
-    copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
+    site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the site. A copy of the
+    segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedavg"
+    method_name = "fedavg"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -43,15 +43,15 @@ class FedAvgPlan(SegmentationTrainingPlan):
 
 
 class FedProxPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method fedprox: federated averaging, sites held near the average.
+    """Federated segmentation by fedfactory, method fedprox: federated averaging with a proximal term.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label,
-    losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a
-    copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
+    site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the site. A copy of the
+    segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedprox"
+    method_name = "fedprox"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -62,16 +62,16 @@ class FedProxPlan(SegmentationTrainingPlan):
 
 
 class FedBNPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method fedbn: federated averaging, normalisation stays.
+    """Federated segmentation by fedfactory, method fedbn: federated averaging with local normalisation layers.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site but those of normalisation layers. With it go the domain's name, counts
-    of slices by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test cases. Images
-    and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with `.segmenters`
-    behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter except those of normalisation layers leave the site. The domain's name, counts of slices by kind of
+    label, losses, seconds, and, if the site has labelled test cases, Dice and HD95 leave the site too. Images and
+    labels stay at the site. A copy of the segmenter is written beside the site's slice store, in a folder with the
+    store's name and the ending `.segmenters`.
     """
 
-    method = "fedbn"
+    method_name = "fedbn"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -82,16 +82,16 @@ class FedBNPlan(SegmentationTrainingPlan):
 
 
 class FedICRAPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method fedicra: weak labels, a personalised model per site.
+    """Federated segmentation by fedfactory, method fedicra: weak labels, a personalised model at every site.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site; how it mixes them with its own stays. With it go the domain's name,
-    counts of slices by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test cases.
-    Images and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with
-    `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter leave the site; the weights by which the site mixes them with its own stay. The domain's name,
+    counts of slices by kind of label, losses, seconds, and, if the site has labelled test cases, Dice and HD95 leave
+    the site too. Images and labels stay at the site. A copy of the segmenter is written beside the site's slice store,
+    in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedicra"
+    method_name = "fedicra"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -102,16 +102,16 @@ class FedICRAPlan(SegmentationTrainingPlan):
 
 
 class FedMixPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method fedmix: pixel, box and image labels or none.
+    """Federated segmentation by fedfactory, method fedmix: dense, box, image-level or no labels.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of two networks leave the site, and how many slices it accepted labels of its own making for. With it go
-    the domain's name, counts of slices by kind of label, losses, seconds, and Dice and HD95 where the site has
-    labelled test cases. Images and labels stay, and so does a copy of the segmenter, in a folder named like the
-    site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of two networks leave the site, and the number of slices whose pseudo-labels it accepted. The domain's name, counts
+    of slices by kind of label, losses, seconds, and, if the site has labelled test cases, Dice and HD95 leave the site
+    too. Images and labels stay at the site. A copy of the segmenter is written beside the site's slice store, in a
+    folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedmix"
+    method_name = "fedmix"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -122,15 +122,16 @@ class FedMixPlan(SegmentationTrainingPlan):
 
 
 class GazePlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method gaze: fixations of the eye, or masks.
+    """Federated segmentation by fedfactory, method gaze: supervision by eye fixations or by masks.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of two networks leave the site. With it go the domain's name, counts of slices by kind of label, losses,
-    seconds, and Dice and HD95 where the site has labelled test cases. Images, labels and fixations stay, and so
-    does a copy of the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of two networks leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
+    site has labelled test cases, Dice and HD95 leave the site too. Images, labels and fixations stay at the site. A
+    copy of the segmenter is written beside the site's slice store, in a folder with the store's name and the ending
+    `.segmenters`.
     """
 
-    method = "gaze"
+    method_name = "gaze"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -141,17 +142,18 @@ class GazePlan(SegmentationTrainingPlan):
 
 
 class HSSFPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method hssf: networks of each site's own.
+    """Federated segmentation by fedfactory, method hssf: every site has a network architecture of its own.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. The
-    site's network predicts the labels of public slices, which researcher and all sites have; these predictions leave
-    the site, in half precision, and no weights. A network that was trained on the site's images may say something of
-    them by what it predicts. With them go the domain's name, the name of the site's network, counts of slices by kind
-    of label, losses, seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and
-    so does the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. The site's
+    network predicts the labels of public slices, which the researcher and all sites have. These predictions leave the
+    site in half precision; no weights do. The predictions of a network that was trained on the site's images may reveal
+    something about them. The domain's name, the name of the site's network, counts of slices by kind of label, losses,
+    seconds, and, if the site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the
+    site. The segmenter is written beside the site's slice store, in a folder with the store's name and the ending
+    `.segmenters`.
     """
 
-    method = "hssf"
+    method_name = "hssf"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -162,15 +164,15 @@ class HSSFPlan(SegmentationTrainingPlan):
 
 
 class LSSLPlan(SegmentationTrainingPlan):
-    """Federated segmentation by fedfactory, method lssl: no labels but on public slices, equal networks.
+    """Federated segmentation by fedfactory, method lssl: labels on public slices only, the same network everywhere.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site. With it go the domain's name, counts of slices by kind of label, losses,
-    seconds, and Dice and HD95 where the site has labelled test cases. Images and labels stay, and so does a copy of
-    the segmenter, in a folder named like the site's store with `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
+    site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the site. A copy of the
+    segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "lssl"
+    method_name = "lssl"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -183,14 +185,14 @@ class LSSLPlan(SegmentationTrainingPlan):
 class CMCPlan(SegmentationTrainingPlan):
     """Federated segmentation by fedfactory, method cmc: two modalities, few labels.
 
-    The code that runs is that of the fedfactory package installed at the node, in the version named above. All
-    weights of the segmenter leave the site. With it go the domain's name, the names of the site's modalities, counts
-    of slices by modality and by kind of label, losses, seconds, and Dice and HD95 where the site has labelled test
-    cases. Images and labels stay, and so does a copy of the segmenter, in a folder named like the site's store with
-    `.segmenters` behind.
+    The code that runs is that of the fedfactory package installed at the node, in the version named above. All weights
+    of the segmenter leave the site. The domain's name, the names of the site's modalities, counts of slices by modality
+    and by kind of label, losses, seconds, and, if the site has labelled test cases, Dice and HD95 leave the site too.
+    Images and labels stay at the site. A copy of the segmenter is written beside the site's slice store, in a folder
+    with the store's name and the ending `.segmenters`.
     """
 
-    method = "cmc"
+    method_name = "cmc"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -201,7 +203,7 @@ class CMCPlan(SegmentationTrainingPlan):
 
 
 PLANS = {
-    plan.method: plan
+    plan.method_name: plan
     for plan in (
         LocalPlan,
         FedAvgPlan,
