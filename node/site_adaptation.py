@@ -18,9 +18,9 @@ from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
-from ..adaptation.training.segmenter_training import SegmenterConfig
+from ..adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
 from ..adaptation.training.training_loop import LoopConfig
-from ..adaptation.training.translator_training import TranslatorConfig, train_translator
+from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import site_quality
@@ -217,7 +217,8 @@ def _train_segmenters(
         if adaptation.validates:
             data, validation = _split_volumes(data)
     own = _own_slices(store, data.classes) if config.self_training else None
-    return adapt(store.format, store.domain, data, config, own=own, few=few, validation=validation, **training)
+    slices = SegmenterData(labelled=data, unlabelled=own, own_labelled=few, validation=validation)
+    return adapt(store.format, store.domain, slices, config=config, **training)
 
 
 def _draw_training_set(
@@ -256,8 +257,8 @@ def _train_translators(
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "validation": validation, "own": own, "few": few, **training}
-    return train_translator(labelled, store.domain, store.format, config, **options)
+    data = TranslatorData(source=source, validation=validation, unlabelled=own, own_labelled=few)
+    return train_translator(labelled, store.domain, store.format, config=config, data=data, **training)
 
 
 def _own_slices(store: SliceStore, classes: int) -> LabelledSlices:
