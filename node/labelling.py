@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from ..adaptation.choices import LABELLINGS
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
-from ..adaptation.training.label_branch_training import LABELLINGS, train_label_branch
+from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
 from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory
@@ -58,26 +56,34 @@ def label_factory(
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
     if labelling not in LABELLINGS:
-        raise UsageError(f"labelling is one of {', '.join(LABELLINGS)}")
+        raise UsageError(f"labelling is '{labelling}'; choose one of {', '.join(LABELLINGS)}")
     factory, store = load_factory(factory_file), SliceStore(store_dir)
     factory.config.domain_index(store.domain)
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
     if classes is not None and classes != store.classes:
-        raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
+        raise UsageError(
+            f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
+        )
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))
-    options: dict[str, Any] = {"domain": store.domain, "updates": branch_updates, "keep": keep, "seed": config.seed}
-    if labelling == "inversion":
-        options |= {"real": _with_heights(store, "train"), "held_out": _with_heights(store, "validation")}
-    labelled = train_label_branch(factory, teacher, robust, **options)
+    real, held_out = (
+        (_binned_slices(store, "train"), _binned_slices(store, "validation"))
+        if labelling == "inversion"
+        else (None, None)
+    )
+    branch_config = LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed)
+    labelled = train_label_branch(
+        factory, teacher, robust, domain=store.domain, real=real, held_out=held_out, config=branch_config
+    )
     labelled.save(out)
     return labelled
 
 
-def _with_heights(store: SliceStore, split: str) -> tuple[LabelledSlices, np.ndarray] | None:
+def _binned_slices(store: SliceStore, split: str) -> BinnedSlices | None:
     """Labelled slices of a split and their height bins; None if it has none."""
     if not any(case.split == split and case.label_kind == "dense" for case in store.cases):
         return None
     chosen = store.labelled_slices(split)
-    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes), store.z_bin[chosen]
+    slices = LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
+    return BinnedSlices(slices=slices, z_bin=store.z_bin[chosen])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.choices import ENGINES
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
@@ -17,9 +18,9 @@ from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
-from ..adaptation.training.segmenter_training import SegmenterConfig
+from ..adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
 from ..adaptation.training.training_loop import LoopConfig
-from ..adaptation.training.translator_training import TranslatorConfig, train_translator
+from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import site_quality
@@ -27,7 +28,6 @@ from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
 from .store.slice_store import SliceStore
 
-ENGINES = ("segmenter", "translator")
 EVALUATIONS = 5  # at a training whose states are validation
 VALIDATION_SAMPLES = 10  # synthetic subjects they are judged by
 FAR = 1_000_000  # from the seeds of those that are trained on
@@ -117,7 +117,7 @@ def adapt_site(
     Returns: the best segmenter. Raises: UsageError, StoreError or CheckpointError; then no segmenter is written.
     """
     if (factory_file is None) == (synthetic is None):
-        raise UsageError("give either a labelled factory (--factory) or synthetic volumes (--synthetic)")
+        raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices to adapt to")
@@ -136,7 +136,9 @@ def adapt_site(
     loop = adaptation.loop(work)
     if adaptation.engine == "translator":
         if labelled is None:
-            raise UsageError("a translator needs the factory itself (--factory), synthetic volumes are not enough")
+            raise UsageError(
+                "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
+            )
         made = _translators(store, labelled, adaptation, few, loop=loop, device=device, facts=facts)
     else:
         config = adaptation.segmenter
@@ -148,8 +150,9 @@ def adapt_site(
             if adaptation.choosing:
                 data, validation = _held_back(data)
         own = _own(store, data.classes) if config.self_training else None
-        options = {"own": own, "few": few, "validation": validation, "loop": loop, "device": device}
-        made = adapt(store.format, store.domain, data, config, facts=facts, **options)
+        slices = SegmenterData(labelled=data, unlabelled=own, own_labelled=few, validation=validation)
+        options = {"config": config, "facts": facts, "loop": loop, "device": device}
+        made = adapt(store.format, store.domain, slices, **options)
     if labelled is not None:
         for one in made:
             one.card = replace(one.card, assessment=_assessment(store, labelled, one))
@@ -190,8 +193,8 @@ def _translators(
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "validation": validation, "own": own, "few": few, **training}
-    return train_translator(labelled, store.domain, store.format, config, **options)
+    data = TranslatorData(source=source, validation=validation, unlabelled=own, own_labelled=few)
+    return train_translator(labelled, store.domain, store.format, config=config, data=data, **training)
 
 
 def _own(store: SliceStore, classes: int) -> LabelledSlices:

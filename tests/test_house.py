@@ -9,7 +9,7 @@ from pathlib import Path
 
 import fedfactory
 import pytest
-from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig

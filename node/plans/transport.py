@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads TRANSPORTS without PyTorch
+    from torch import Tensor
 
 TRANSPORTS = ("float32", "float16")
 CHANGE = "change."  # prefix of tensors that are a change of the weights, not the weights
@@ -25,7 +26,7 @@ def pack(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], transport:
         return dict(weights)
     return {
         f"{CHANGE}{name}" if tensor.is_floating_point() else name: (
-            (tensor - before[name]).to(torch.float16) if tensor.is_floating_point() else tensor
+            (tensor - before[name]).half() if tensor.is_floating_point() else tensor
         )
         for name, tensor in weights.items()
     }
