@@ -141,7 +141,7 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged)") from None
     if layout != "nifti":
-        raise UsageError(f"{folder}: its layout is '{layout}'; generate volumes with --layout nifti to adapt to them")
+        raise UsageError(f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}', the store is of '{domain}'")
     images, labels = [], []

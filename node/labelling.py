@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..adaptation.choices import LABELLINGS
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
-from ..adaptation.training.label_branch_training import LABELLINGS, BinnedSlices, LabelBranchConfig, train_label_branch
+from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
 from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory
@@ -62,7 +63,9 @@ def label_factory(
     factory.config.domain_index(store.domain)
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
     if classes is not None and classes != store.classes:
-        raise UsageError(f"classes is {classes}; it must be {store.classes}, as the labels of {store.path} have")
+        raise UsageError(
+            f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
+        )
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.choices import ENGINES
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
@@ -28,7 +29,6 @@ from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
 from .store.slice_store import SliceStore
 
-ENGINES = ("segmenter", "translator")
 NUM_EVALUATIONS = 5  # of a training that chooses among its states
 VALIDATION_VOLUMES = 10  # synthetic subjects on which states are compared
 VALIDATION_SEED_OFFSET = 1_000_000  # from the seeds of the subjects that are trained on
@@ -135,10 +135,8 @@ def adapt_site(
     Returns: the best segmenter.
     Raises: UsageError, StoreError or CheckpointError; then no segmenter is written.
     """
-    if factory_file is None and synthetic is None:
-        raise UsageError("factory_file and synthetic are both None; give either a labelled factory or a folder")
-    if factory_file is not None and synthetic is not None:
-        raise UsageError(f"factory_file and synthetic ({synthetic}) are both given; give either one or the other")
+    if (factory_file is None) == (synthetic is None):
+        raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
@@ -152,7 +150,9 @@ def adapt_site(
     training = {"few": few, "loop": adaptation.loop(work), "device": device, "facts": facts}
     if adaptation.engine == "translator":
         if labelled is None:
-            raise UsageError(f"engine is 'translator' and synthetic is {synthetic}; give it the factory itself instead")
+            raise UsageError(
+                "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
+            )
         segmenters = _train_translators(store, labelled, adaptation, **training)
     else:
         segmenters = _train_segmenters(store, labelled, synthetic, adaptation=adaptation, **training)

@@ -28,7 +28,6 @@ from .training_loop import Checkpoint
 LEARNING_RATE = 4e-3
 EVALUATIONS = 5  # of the branch during training
 VALIDATION_SLICES = 64  # of an evaluation
-LABELLINGS = ("synthesis", "inversion")
 
 Batch = tuple[Synthesis, Tensor]  # synthetic slices with their feature maps, and their labels (B, S, S) integer
 

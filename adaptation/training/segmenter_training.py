@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss, MaskedDiceLoss
 from torch import Tensor
 
-from ...common.precision import UNSCALED_PRECISIONS
 from ...common.seeding import seed_of, seeded
 from ...errors import ConfigError, UsageError
 from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..augmentation import ROTATION, appearance, geometry
+from ..choices import UNSCALED_PRECISIONS
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.architectures import build_network
 from ..networks.network_names import dimensions

@@ -73,7 +73,9 @@ class SegmentationDataset(CustomDataset):
         if expected is None:
             return None
         if self.public_store is None:
-            raise NodeDataError("this site has no public slices; register its store with --public")
+            raise NodeDataError(
+                "this site has no public slices; register its store again with `fedfactory site add ... --public STORE`"
+            )
         if digest(self.public_store) != expected:
             raise NodeDataError("this site's public slices are not the researcher's")
         return site_slices(self.public_store, self.config.classes)

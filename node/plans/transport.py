@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads TRANSPORTS without PyTorch
+    from torch import Tensor
 
 TRANSPORTS = ("float32", "float16")
 CHANGE = "change."  # prefix of the names of tensors that are changes of weights
@@ -29,7 +30,7 @@ def pack(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], transport:
     packed = {}
     for name, tensor in weights.items():
         if tensor.is_floating_point():
-            packed[f"{CHANGE}{name}"] = (tensor - before[name]).to(torch.float16)
+            packed[f"{CHANGE}{name}"] = (tensor - before[name]).half()
         else:
             packed[name] = tensor
     return packed
