@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
-from .training.segmenter_training import SegmenterConfig, train_segmenters
+from .training.segmenter_training import SegmenterConfig, SegmenterData, train_segmenters
+from .training.training_loop import LoopConfig
 
 MANIFEST = "manifest.json"
 FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
@@ -29,26 +29,33 @@ FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's se
 def adapt(
     fmt: SliceFormat,
     domain: str,
-    data: LabelledSlices,
-    config: SegmenterConfig,
+    data: SegmenterData,
     *,
+    config: SegmenterConfig,
     facts: TrainingFacts | None = None,
-    **options: Any,
+    loop: LoopConfig | None = None,
+    device: str = "cpu",
 ) -> list[Segmenter]:
     """Train segmenters for images of `domain` that are brought into `fmt`, the best first.
 
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
-        data: labelled synthetic slices of the site's domain, see `draw_slices` and `read_synthetic`.
+        domain: of the site.
+        data: slices to train on; the labelled ones are as a rule synthetic slices of the site's domain, see
+            `draw_slices` and `read_synthetic`.
+        config: how to train.
         facts: where the data came from; kept in the segmenter's card.
-        options: see `train_segmenters`.
+        loop: evaluations and checkpoints; None evaluates at the end alone.
+        device: to train on.
 
     Raises: StoreError if size of slices and format differ.
     """
-    if data.images.shape[1] != fmt.size:
-        raise StoreError(f"synthetic slices are {data.images.shape[1]} px, the site's store has {fmt.size} px")
-    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.images))
-    return train_segmenters(data, fmt, config, title=f"adapting to {domain}", facts=facts, **options)
+    images = data.labelled.images
+    if images.shape[1] != fmt.size:
+        raise StoreError(f"synthetic slices are {images.shape[1]} px, the site's store has {fmt.size} px")
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(images))
+    title = f"adapting to {domain}"
+    return train_segmenters(data, fmt, config, title=title, facts=facts, loop=loop, device=device)
 
 
 def training_set(
@@ -74,7 +81,7 @@ def training_set(
     found = robust.probabilities(shown, drawn.volume).argmax(1)
     if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= FAMILIAR:
         return mix(drawn, pseudo_label(images, robust, volume))
-    (alone,) = adapt(fmt, domain, drawn, config)
+    (alone,) = adapt(fmt, domain, SegmenterData(labelled=drawn), config=config)
     theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
     if its > theirs:
         return mix(drawn, pseudo_label(images, alone, volume))
@@ -134,7 +141,7 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged)") from None
     if layout != "nifti":
-        raise UsageError(f"{folder}: its layout is '{layout}'; generate volumes with --layout nifti to adapt to them")
+        raise UsageError(f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}', the store is of '{domain}'")
     images, labels = [], []

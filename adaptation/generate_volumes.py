@@ -26,7 +26,7 @@ from .labelled_factory import LabelledFactory
 from .volume_formats import WRITERS, finish, name_of
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
-ATTEMPTS = 50  # draws of a volume before --least-share is called too high
+ATTEMPTS = 50  # draws of a volume before least_share counts as too high
 NOISE = 1  # marks the seed of a volume's noise, beside that of its latent
 
 
@@ -210,25 +210,29 @@ def choose_factory(
     Raises: UsageError if they contradict each other or the factory.
     """
     if (factory is None) == (ckpt_dir is None):
-        raise UsageError("give either --factory FILE or --ckpt_dir FOLDER")
+        raise UsageError(f"factory is {factory} and ckpt_dir is {ckpt_dir}; give exactly one of them")
     if (domain is None) == (label is None):
-        raise UsageError("give either --domain NAME or --label NUMBER")
+        raise UsageError(f"domain is {domain} and label is {label}; give exactly one of them")
     file = factory if factory is not None else find_factory_file(ckpt_dir)
     labelled = LabelledFactory.load(file)
     names = labelled.factory.config.domains
     if clip_mean is not None and not labelled.factory.config.encoding_dim:
-        raise UsageError("this factory was trained without CLIP embeddings; leave --clip_mean out")
+        raise UsageError(
+            f"clip_mean is {clip_mean}, but this factory was trained without CLIP embeddings; leave it out"
+        )
     if domains is not None and domains != len(names):
-        raise UsageError(f"--n_domains is {domains}, this factory has {len(names)}: {', '.join(names)}")
+        raise UsageError(f"domains is {domains}, but this factory has {len(names)} ({', '.join(names)}); leave it out")
     if classes is not None and classes != labelled.card.classes:
-        raise UsageError(f"--n_segmentation_labels is {classes}, this factory draws {labelled.card.classes}")
+        raise UsageError(
+            f"classes is {classes}, but this factory draws {labelled.card.classes}; give that number or leave it out"
+        )
     if label is not None and label >= len(names):
-        raise UsageError(f"--label is {label}, this factory has domains 0 to {len(names) - 1}")
+        raise UsageError(f"label is {label}; choose one of the factory's domains 0 to {len(names) - 1}")
     return file, domain if domain is not None else names[label]
 
 
 def find_factory_file(folder: str | Path) -> Path:
-    """The one labelled factory in a folder, for the original program's `--ckpt_dir`. Raises UsageError otherwise."""
+    """The only labelled factory in a folder, as the original program expects it. Raises UsageError otherwise."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
@@ -249,7 +253,9 @@ def _move(labelled: LabelledFactory, device: str) -> None:
     try:
         labelled.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); try --device cpu") from None
+        raise UsageError(
+            f"device is '{device}', which cannot be used ({str(error).splitlines()[0]}); choose cpu"
+        ) from None
 
 
 def _affine(size: int, spacing: float, thickness: float, slices: int) -> np.ndarray:

@@ -61,9 +61,9 @@ def refuse_existing(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_dir():
         if any(path.iterdir()):
-            raise UsageError(f"{path} exists and is not empty: choose another path or remove it")
+            raise UsageError(f"{path} exists and is not empty; choose another path or remove it")
     elif path.exists():
-        raise UsageError(f"{path} exists and is not a folder: choose another path")
+        raise UsageError(f"{path} exists and is not a folder; choose another path")
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -164,7 +164,7 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
     facts = {node: site for node, site in read.items() if site is not None}
     if len({site.size for site in facts.values()}) > 1:
         listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
-        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare with the same --size")
+        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
     other = {node: site.version for node, site in facts.items() if site.version != __version__}
     if other:
         listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))

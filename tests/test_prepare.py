@@ -218,7 +218,7 @@ def test_sparse_labels_keep_what_nobody_annotated_apart(site, tmp_path):
     assert store.classes == 3
     assert set(np.unique(store.labels)) == {0, 2, UNLABELLED}
     assert all((store.labels[n] == 2).any() for n in range(len(store)))
-    with pytest.raises(UsageError, match="--unlabelled-value"):
+    with pytest.raises(UsageError, match="give unlabelled_value"):
         replace(CONFIG, label_kind="point")
     with pytest.raises(UsageError, match="no unlabelled value"):
         replace(CONFIG, unlabelled_value=4)

@@ -18,7 +18,7 @@ from fedfactory.adaptation.methods.site_round import SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main
-from fedfactory.commands.researcher import _pairs
+from fedfactory.commands.federated_segmentation import _options
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.plans.site_settings import SiteSettings
@@ -184,9 +184,9 @@ def test_the_average_weighs_sites_as_the_method_says():
 
 
 def test_settings_of_a_method_on_the_command_line(capsys):
-    assert _pairs(["a=1", "b=0.5", "c=true", "d=reject"]) == {"a": 1, "b": 0.5, "c": True, "d": "reject"}
+    assert _options(["a=1", "b=0.5", "c=true", "d=reject"]) == {"a": 1, "b": 0.5, "c": True, "d": "reject"}
     with pytest.raises(UsageError, match="NAME=VALUE"):
-        _pairs(["alone"])
+        _options(["alone"])
     with pytest.raises(SystemExit) as ended:
         main(["methods"])
     assert not ended.value.code
