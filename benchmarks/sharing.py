@@ -42,7 +42,7 @@ from fedfactory.generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
-from fedfactory.node.site_adaptation import EXPLAINED
+from fedfactory.node.site_adaptation import MIN_EXPLAINED_RATIO
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
@@ -366,7 +366,7 @@ def alarms_of(row: dict[str, Any], name: str, domain: str) -> list[str]:
     if one.get("labels_from", labels_of_old_runs(name, shared))[domain] == "own":
         shared = None
     found = alarms(domain, SiteQuality(**last["quality"][domain]), shared)
-    if one["explained"][domain]["adapted"] < EXPLAINED * row["baselines"]["explained"][domain]:
+    if one["explained"][domain]["adapted"] < MIN_EXPLAINED_RATIO * row["baselines"]["explained"][domain]:
         found.append("explains less")
     return found
 

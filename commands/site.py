@@ -55,7 +55,8 @@ def site_add(
 
     quiet_framework()
     shared = "" if public is None else str(public.resolve())
-    add_store(node_dir, store, tag, SiteChoices(network=network, public=shared, modality=modality, others=others))
+    choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
+    add_store(node_dir, store, tag, choices=choices)
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
 
 

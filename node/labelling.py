@@ -1,4 +1,4 @@
-"""What a site with labels does alone: its own segmenter, and the label branch of a factory."""
+"""What a labelled site does alone: it trains its own segmenter and adds the label branch to a factory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .store.slice_store import SliceStore
 
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
-    """The training slices of a store's labelled cases. Raises StoreError if it has none with dense labels."""
+    """The training slices of a store's densely labelled cases. Raises: StoreError if there are none."""
     chosen = store.labelled_slices("train")
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
 
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
-    """A segmenter of a site's own labelled slices, with no other site's help."""
+    """Train a segmenter on a site's own labelled slices, without any other site."""
     facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")))
     title = f"training on {store.domain}"
     return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
@@ -44,14 +44,16 @@ def label_factory(
     """Add the label branch at a labelled site.
 
     Args:
-        factory_file: exported factory. store_dir: the site's store, with labels.
-        out: labelled factory file.
-        classes: number of label values including background, if it is to be checked against the store's.
-        labelling: "synthesis": a segmenter of the site's own labels synthetic slices; "inversion" (published): the
-            site's own slices are inverted, and the branch learns their labels.
-        branch_updates, keep: training steps of the branch, and how many of its best states give the labels together.
-        config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
-            gives other sites' images a first guess.
+        factory_file: exported factory.
+        store_dir: the site's store, with labels.
+        out: labelled factory file to write.
+        classes: expected number of label values including background; None does not check it.
+        labelling: "synthesis" labels synthetic slices by a segmenter that was trained on the site's own; "inversion"
+            (published) inverts the site's own slices and trains the branch on their labels.
+        branch_updates: number of updates of the branch.
+        keep: number of the branch's best states, whose mean gives the labels.
+        config: of the two teacher segmenters: one labels the factory's slices; the robust one travels with the factory
+            and gives the images of other sites their first labels.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
@@ -81,7 +83,7 @@ def label_factory(
 
 
 def _binned_slices(store: SliceStore, split: str) -> BinnedSlices | None:
-    """Labelled slices of a split and their height bins; None if it has none."""
+    """Labelled slices of a split and their height bins; None if the split has none."""
     if not any(case.split == split and case.label_kind == "dense" for case in store.cases):
         return None
     chosen = store.labelled_slices(split)

@@ -23,8 +23,8 @@ from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
-from .adaptation_plan import FOLDER
-from .error_redaction import guarded
+from .adaptation_plan import SEGMENTERS_SUFFIX
+from .error_redaction import redact_errors
 from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
@@ -43,7 +43,7 @@ class SegmentationDataset(CustomDataset):
     config: MethodConfig
     site_settings: SiteSettings
 
-    @guarded
+    @redact_errors
     def read(self) -> None:
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
@@ -83,7 +83,7 @@ class SegmentationDataset(CustomDataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    @guarded
+    @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
         return {"image": torch.from_numpy(self.data.images[index])[None]}
 
@@ -139,7 +139,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     def training_step(self, data: Any, target: Any) -> None:
         raise NotImplementedError("methods have their own rounds; see `training_routine`")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Score the received average, train, then score the site's own model. Returns the number of slices."""
         started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
@@ -220,7 +220,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         )
         device, was = next(iter(model.state_dict().values())).device, model.training
         segmenter = Segmenter(self.method.segmenter(model, context, state).cpu(), store.format, card)
-        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + FOLDER)
+        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + SEGMENTERS_SUFFIX)
         parts = (store.domain, context.modality, self.method_name, which)
         segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
         scores = held_out_scores(store, segmenter)
