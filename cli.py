@@ -1,27 +1,42 @@
-"""`fedfactory ...`: its commands, and errors as one line and an exit code."""
+"""`fedfactory ...`: puts the commands together and ends an error with one line and an exit code."""
 
 from __future__ import annotations
 
 import typer
+from typer.core import TyperGroup
 
-from .commands import data, demo, researcher, segmenter, site
-from .commands.terminal import fail
+from .commands import data, demo, federated_segmentation, researcher, segmenter, site
+from .commands.terminal import errors, fail
 from .errors import FedFactoryError
 
+MOVED = "`train --method` is now `fedfactory train-segmenter --method`; `train` is for the factory alone"
+
+
+class AllCommands(TyperGroup):
+    """All commands; `train --method` is passed on to `train-segmenter`, as which it existed before."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]):  # type: ignore[no-untyped-def]  # typer's own types
+        if args[:1] == ["train"] and any(word == "--method" or word.startswith("--method=") for word in args):
+            errors.print(f"fedfactory: {MOVED}", markup=False)
+            args = ["train-segmenter", *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=AllCommands,
     help="Train a data factory across hospitals, draw labelled synthetic volumes, adapt a segmenter to each site.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (demo, data, researcher, segmenter):
+for part in (demo, data, researcher, federated_segmentation, segmenter):
     app.add_typer(part.commands)
 app.add_typer(site.commands, name="site")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every error the user can act on becomes one line and an exit code."""
+    """Run a command; every error that the user can act on becomes one line and an exit code."""
     command = typer.main.get_command(app)
     try:
         command.main(args=arguments, prog_name="fedfactory")

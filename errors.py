@@ -1,4 +1,4 @@
-"""The errors a user may meet: one clear line each, saying what is wrong, where, and what to do."""
+"""The errors a user may see: one clear line each, with what is wrong, where, and what to do."""
 
 
 class FedFactoryError(Exception):
@@ -8,7 +8,7 @@ class FedFactoryError(Exception):
 
 
 class UsageError(FedFactoryError):
-    """The request itself makes no sense (missing folder, unknown name). Exit code 2."""
+    """The request itself is invalid (missing folder, unknown name). Exit code 2."""
 
     exit_code = 2
 
@@ -22,7 +22,7 @@ class VolumeError(FedFactoryError):
 
 
 class StoreError(FedFactoryError):
-    """A slice store is missing, damaged or does not fit its use."""
+    """A slice store is missing, damaged or unsuitable for what it is used for."""
 
 
 class CheckpointError(FedFactoryError):
@@ -30,7 +30,7 @@ class CheckpointError(FedFactoryError):
 
 
 class TrainingError(FedFactoryError):
-    """Training met a value it must not continue from."""
+    """Training met a value that it must not continue from, such as NaN."""
 
 
 class NodeDataError(FedFactoryError):
@@ -42,4 +42,4 @@ class FederationError(FedFactoryError):
 
 
 class QuorumError(FederationError):
-    """Fewer sites answered in a round than it needs; it can be tried again."""
+    """Fewer sites answered in a round than are required; the round can be repeated."""

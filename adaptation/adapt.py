@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,39 +19,44 @@ from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
-from .training.segmenter_training import SegmenterConfig, train_segmenters
+from .training.segmenter_training import SegmenterConfig, SegmenterData, train_segmenters
+from .training.training_loop import LoopConfig
 
 MANIFEST = "manifest.json"
-MIN_AGREEMENT = (
-    0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
-)
+# Dice on synthetic slices: 0.09 and 0.20 where another site's segmenter failed, at least 0.5 elsewhere.
+MIN_AGREEMENT = 0.25
 
 
 def adapt(
     fmt: SliceFormat,
     domain: str,
-    data: LabelledSlices,
+    data: SegmenterData,
     *,
     config: SegmenterConfig,
     facts: TrainingFacts | None = None,
-    **options: Any,
+    loop: LoopConfig | None = None,
+    device: str = "cpu",
 ) -> list[Segmenter]:
     """Train segmenters for images of `domain` that are brought into `fmt`, the best first.
 
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
         domain: the site's domain.
-        data: labelled synthetic slices of the site's domain, see `draw_slices` and `read_synthetic`.
+        data: slices to train on; the labelled ones are as a rule synthetic slices of the site's domain, see
+            `draw_slices` and `read_synthetic`.
         config: of the training.
         facts: where the data came from; kept in the segmenter's card.
-        options: see `train_segmenters`.
+        loop: evaluations and checkpoints; None evaluates at the end alone.
+        device: to train on.
 
     Raises: StoreError if size of slices and format differ.
     """
-    if data.images.shape[1] != fmt.size:
-        raise StoreError(f"synthetic slices are {data.images.shape[1]} px; they must be {fmt.size} px as in the store")
-    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.images))
-    return train_segmenters(data, fmt, config, title=f"adapting to {domain}", facts=facts, **options)
+    images = data.labelled.images
+    if images.shape[1] != fmt.size:
+        raise StoreError(f"synthetic slices are {images.shape[1]} px; they must be {fmt.size} px as in the store")
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(images))
+    title = f"adapting to {domain}"
+    return train_segmenters(data, fmt, config, title=title, facts=facts, loop=loop, device=device)
 
 
 def training_set(
@@ -85,7 +89,7 @@ def training_set(
     found = robust.probabilities(shown, drawn.volume).argmax(1)
     if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= MIN_AGREEMENT:
         return mix(drawn, pseudo_label(images, robust, volume))
-    (alone,) = adapt(fmt, domain, drawn, config=config)
+    (alone,) = adapt(fmt, domain, SegmenterData(labelled=drawn), config=config)
     theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
     if its > theirs:
         return mix(drawn, pseudo_label(images, alone, volume))
@@ -148,7 +152,7 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
             "`fedfactory generate-volumes`"
         ) from None
     if layout != "nifti":
-        raise UsageError(f"{folder}: its layout is '{layout}'; choose layout 'nifti' for volumes to adapt to")
+        raise UsageError(f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}'; it must be the store's domain, '{domain}'")
     images, labels = [], []

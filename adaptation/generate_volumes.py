@@ -25,7 +25,7 @@ from .labelled_factory import LabelledFactory
 from .volume_formats import WRITERS, SyntheticVolume, finish
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
-ATTEMPTS = 50  # draws of a volume after which `least_share` is refused as too high
+ATTEMPTS = 50  # draws of a volume before least_share counts as too high
 NOISE = 1  # marks the seed of a volume's noise, beside that of its latent
 
 
@@ -237,25 +237,29 @@ def choose_factory(
     Raises: UsageError if they contradict each other or the factory.
     """
     if (factory is None) == (ckpt_dir is None):
-        raise UsageError(f"factory is {factory} and ckpt_dir is {ckpt_dir}; give one of the two")
+        raise UsageError(f"factory is {factory} and ckpt_dir is {ckpt_dir}; give exactly one of them")
     if (domain is None) == (label is None):
-        raise UsageError(f"domain is {domain} and label is {label}; give one of the two")
+        raise UsageError(f"domain is {domain} and label is {label}; give exactly one of them")
     file = factory if factory is not None else find_factory_file(ckpt_dir)
     labelled = LabelledFactory.load(file)
     names = labelled.factory.config.domains
     if clip_mean is not None and not labelled.factory.config.encoding_dim:
-        raise UsageError(f"clip_mean is {clip_mean}, but this factory was trained without image embeddings; give none")
+        raise UsageError(
+            f"clip_mean is {clip_mean}, but this factory was trained without CLIP embeddings; leave it out"
+        )
     if domains is not None and domains != len(names):
-        raise UsageError(f"domains is {domains}; it must be {len(names)} for this factory: {', '.join(names)}")
+        raise UsageError(f"domains is {domains}, but this factory has {len(names)} ({', '.join(names)}); leave it out")
     if classes is not None and classes != labelled.card.classes:
-        raise UsageError(f"classes is {classes}; it must be {labelled.card.classes} for this factory")
+        raise UsageError(
+            f"classes is {classes}, but this factory draws {labelled.card.classes}; give that number or leave it out"
+        )
     if label is not None and label >= len(names):
-        raise UsageError(f"label is {label}; choose a domain of this factory, 0 to {len(names) - 1}")
+        raise UsageError(f"label is {label}; choose one of the factory's domains 0 to {len(names) - 1}")
     return file, domain if domain is not None else names[label]
 
 
 def find_factory_file(folder: str | Path) -> Path:
-    """The one labelled factory in a folder, for the original program's `--ckpt_dir`. Raises UsageError otherwise."""
+    """The only labelled factory in a folder, as the original program expects it. Raises UsageError otherwise."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give the folder of a labelled factory")
@@ -277,7 +281,9 @@ def _move(labelled: LabelledFactory, device: str) -> None:
     try:
         labelled.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{device}' cannot be used ({str(error).splitlines()[0]}); choose 'cpu'") from None
+        raise UsageError(
+            f"device is '{device}', which cannot be used ({str(error).splitlines()[0]}); choose cpu"
+        ) from None
 
 
 def _affine(size: int, slices: int, *, spacing: float, thickness: float) -> np.ndarray:

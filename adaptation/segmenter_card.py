@@ -8,7 +8,8 @@ from typing import Any
 from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
-from .methods.federated_method import MethodConfig, SiteContext
+from .methods.method_config import MethodConfig
+from .methods.site_round import SiteContext
 from .networks.network_names import NETWORKS
 from .networks.translator_network import EncoderConfig
 

@@ -23,7 +23,7 @@ from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.networks.network_names import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterLearner
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterData, SegmenterTrainer
 from fedfactory.common.files import write_json
 from fedfactory.common.seeding import seed_of, seeded
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
@@ -81,20 +81,20 @@ def measure(name: str, store: SliceStore, volumes: list, arguments: argparse.Nam
     config = SegmenterConfig(
         network=name, updates=arguments.updates, precision=arguments.precision, seed=arguments.seed
     )
-    options = {"validation": slices(store, "validation"), "device": arguments.device, "facts": TrainingFacts()}
-    learner = SegmenterLearner(slices(store, "train"), config, **options)
+    data = SegmenterData(labelled=slices(store, "train"), validation=slices(store, "validation"))
+    trainer = SegmenterTrainer(data, config, device=arguments.device, facts=TrainingFacts())
     spent, reached, score = 0.0, None, 0.0
     for number in range(arguments.updates):
         began = time.perf_counter()
         with seeded(seed_of(arguments.seed, number)):
-            learner.update(number)
+            trainer.update(number)
         spent += time.perf_counter() - began
         if (number + 1) % (arguments.updates // EVALUATIONS) == 0:
-            score = learner.score()
+            score = trainer.score()
             if reached is None and score >= arguments.target:
                 reached = round(spent, 1)
     card = SegmenterCard(classes=store.classes, network=name)
-    model = Segmenter(learner.network, store.format, card)
+    model = Segmenter(trainer.network, store.format, card)
 
     def whole_volume(volume: Any) -> None:
         grid, found = slice_probabilities(volume, [model], device=arguments.device)

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import math
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices
-from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.common.files import write_json
@@ -59,11 +60,11 @@ HSSF = {"public_epochs": 3}
 # name: options, and which modalities take part
 RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "hssf": {
-        "public slices alone": ({**HSSF, "alone": True, "unlabelled": 0.0}, ()),
-        "local": ({**HSSF, "alone": True}, ()),
+        "public slices alone": ({**HSSF, "exchange": False, "unlabelled": 0.0}, ()),
+        "local": ({**HSSF, "exchange": False}, ()),
         "averaged weights": (HSSF, ()),
         "hssf": (HSSF, ()),
-        "hssf, pixel accuracy": ({**HSSF, "grade": "pixel_accuracy", "least_grade": 0.75}, ()),
+        "hssf, pixel accuracy": ({**HSSF, "grade": "pixel_accuracy", "min_teacher_grade": 0.75}, ()),
         "hssf, no self-training": ({**HSSF, "unlabelled": 0.0}, ()),
     },
     "cmc": {
@@ -71,7 +72,7 @@ RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
         "inverted alone": ({}, ("inverted",)),
         "no consistency": ({"start": 1.0}, ("cine", "inverted")),
         "cmc": ({}, ("cine", "inverted")),
-        "cmc, no channels": ({"channels": 0.0}, ("cine", "inverted")),
+        "cmc, no channels": ({"channel_weight": 0.0}, ("cine", "inverted")),
         "cmc, no classes": ({"agreement": "off"}, ("cine", "inverted")),
     },
 }
@@ -152,8 +153,7 @@ def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
     half = np.isin(patients, np.unique(patients)[::2])
     public = part(full[0], half)
     own = [part(full[0], ~half), *full[1:]]
-    config.options["public_slices"] = len(public)
-    method = make_method(config)
+    method = make_method(replace(config, options={**config.options, "public_slices": len(public)}))
     method.public = public
     return federation(
         method,
@@ -168,7 +168,7 @@ def run_cmc(config: MethodConfig, work: Path, names: tuple[str, ...]) -> dict[st
     a, b, c = (SliceStore(work / f"{site}_dense.store") for site in SITES)
     inverted = SliceStore(work / "a_inverted.store")
     holdings = [{"cine": a, "inverted": inverted}, {"inverted": b}, {"cine": c}]
-    config.options["modalities"] = names
+    config = replace(config, options={**config.options, "modalities": names})
     sites, indices = [], []
     for index, holding in enumerate(holdings):
         held = {name: store for name, store in holding.items() if name in names}

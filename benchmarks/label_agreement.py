@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from fedfactory.adaptation.adapt import draw_slices, pseudo_label
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.training.label_branch_training import train_label_branch
+from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.generative import load_factory
@@ -55,7 +55,9 @@ def agreement(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, A
     work = arguments.work / f"brains_{seed}"
     factory = load_factory(work / "default.factory.safetensors")
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
-    labelled = train_label_branch(factory, teacher, robust, domain=factory.config.domains[0], seed=seed)
+    labelled = train_label_branch(
+        factory, teacher, robust, domain=factory.config.domains[0], config=LabelBranchConfig(seed=seed)
+    )
     rows = {}
     for domain in factory.config.domains:
         store = SliceStore(work / f"{domain}.store")

@@ -33,8 +33,8 @@ import torch
 from fedfactory.adaptation.adapt import adapt, draw_slices, training_set
 from fedfactory.adaptation.explained_intensity import explained_intensity
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.training.label_branch_training import train_label_branch
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
+from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
+from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
@@ -42,7 +42,7 @@ from fedfactory.generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
-from fedfactory.node.site_adaptation import EXPLAINED
+from fedfactory.node.site_adaptation import MIN_EXPLAINED_RATIO
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
@@ -202,16 +202,16 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
     with palette(VARIANTS[name].palette, seed):
         factory = load_factory(work / f"{name}.factory.safetensors")
-    labelled = train_label_branch(factory, teacher, robust, domain=first, seed=seed)
+    labelled = train_label_branch(factory, teacher, robust, domain=first, config=LabelBranchConfig(seed=seed))
     scores: dict[str, dict[str, float]] = {}
     shares: dict[str, dict[str, float]] = {}
     for domain in list(stores)[1:]:
         store = stores[domain]
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
-        (alone,) = adapt(store.format, domain, drawn, config=segmenters)
+        (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=segmenters)
         taught = training_set(images, drawn, robust, fmt=store.format, domain=domain, config=segmenters)
-        (both,) = adapt(store.format, domain, taught, config=segmenters)
+        (both,) = adapt(store.format, domain, SegmenterData(labelled=taught), config=segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
     one |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}
@@ -366,7 +366,7 @@ def alarms_of(row: dict[str, Any], name: str, domain: str) -> list[str]:
     if one.get("labels_from", labels_of_old_runs(name, shared))[domain] == "own":
         shared = None
     found = alarms(domain, SiteQuality(**last["quality"][domain]), shared)
-    if one["explained"][domain]["adapted"] < EXPLAINED * row["baselines"]["explained"][domain]:
+    if one["explained"][domain]["adapted"] < MIN_EXPLAINED_RATIO * row["baselines"]["explained"][domain]:
         found.append("explains less")
     return found
 

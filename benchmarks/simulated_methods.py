@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices
-from fedfactory.adaptation.methods.federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
+from fedfactory.adaptation.methods.federated_method import FederatedMethod
+from fedfactory.adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
@@ -34,7 +35,15 @@ SIZE, SIDE = 32, 160.0  # pixels, and mm around the middle of the scan, where th
 
 @dataclass
 class SimulatedSite:
-    """A site: what it trains with, and the stores by modality ("" where there is one) whose test cases score it."""
+    """A site of a simulated federation.
+
+    Attributes:
+        data: its training slices.
+        tests: stores with its test cases, by modality; "" for methods without modalities.
+        network: name of the architecture that it has chosen; "" if it has not chosen any.
+        public: the public slices, for methods that need them.
+        modalities: its training slices by modality, for methods that need modalities.
+    """
 
     data: SiteSlices
     tests: dict[str, SliceStore]
@@ -44,14 +53,14 @@ class SimulatedSite:
 
 
 def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str, Any]:
-    """All rounds; scores of every site's own model, and of the last average where there is one."""
+    """Run all rounds; scores of every site's own model, and of the last average for methods that have one."""
     torch.set_num_threads(1)
     began = time.monotonic()
     models = [method.build() for _ in sites]
     optimizers = [method.optimizers(model) for model in models]
-    states: list[dict[str, Any]] = [{} for _ in sites]
-    stays = method.local_parameters(models[0])
-    shared = {name: value.clone() for name, value in models[0].state_dict().items() if name not in stays}
+    states = [method.new_state() for _ in sites]
+    local_names = method.local_parameters(models[0])
+    shared = {name: value.clone() for name, value in models[0].state_dict().items() if name not in local_names}
     num_bytes = sum(value.nbytes for value in shared.values())
     history = []
     for number in range(1, method.config.rounds + 1):
@@ -60,25 +69,33 @@ def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str,
         for index, (site, model) in enumerate(zip(sites, models, strict=True)):
             model.load_state_dict(shared, strict=False)
             site_round = SiteRound(
-                model, optimizers[index], site.data, index, number, states[index],
-                network=site.network, public=site.public, modalities=site.modalities,
-            )  # fmt: skip
+                model=model,
+                optimizers=optimizers[index],
+                data=site.data,
+                site=index,
+                number=number,
+                state=states[index],
+                network=site.network,
+                public=site.public,
+                modalities=site.modalities,
+            )
             site_updates[index] = method.train_round(site_round)
-            sent[index] = {k: value.detach().clone() for k, value in model.state_dict().items() if k not in stays}
+            sent[index] = {k: value.detach().clone() for k, value in model.state_dict().items() if k not in local_names}
         shared, shares = method.aggregate(site_updates, sent.__getitem__, shared)
         history.append([{**_dictionary(report), "share": shares[index]} for index, report in site_updates.items()])
-    scores = {"own": _scores(method, sites, models, states)}
+    scores = {"own": _scores(method, sites, models, states=states)}
     if method.has_average:
         for model in models:
             model.load_state_dict(shared, strict=False)
-        scores["average"] = _scores(method, sites, models, None)
+        scores["average"] = _scores(method, sites, models, states=None)
     mean = {which: round(float(np.mean([row["dice"] for row in rows])), 4) for which, rows in scores.items()}
     seconds = round(time.monotonic() - began)
     return {"mean": mean, "scores": scores, "history": history, "seconds": seconds, "bytes_per_round": num_bytes}
 
 
 def make_cardiac_stores(folder: Path, work: Path) -> None:
-    """By site: dense labels, the whole heart, and at a the experts' scribbles; test patients are the folder's own."""
+    """Stores of every site with dense labels and with the whole heart, and of site a with the experts' scribbles; the
+    test patients are those of the folder."""
     for site in SITES:
         if not (work / f"{site}_heart.store").is_dir():
             for case, part in _cases(folder, site):
@@ -102,7 +119,7 @@ def make_store(folder: Path, store: Path, site: str, **labels: str) -> None:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean, and its 95 % interval by drawing again."""
+    """Mean, and its 95 % interval by bootstrap."""
     draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
     low, high = np.percentile(draws, (2.5, 97.5))
     return {"dice": round(float(np.mean(values)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
@@ -127,7 +144,7 @@ def table(found: dict[tuple[str, str, int], dict[str, Any]], sites: int) -> list
 
 
 def study_parser(text: str) -> argparse.ArgumentParser:
-    """What all studies of methods are asked with."""
+    """The command line that all studies of methods share."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
     parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
@@ -156,7 +173,10 @@ def kept(file: Path, run: Any, gather: bool) -> dict[str, Any] | None:
     return json.loads(file.read_text())
 
 
-def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, states: list | None) -> list[dict]:
+def _scores(
+    method: FederatedMethod, sites: list[SimulatedSite], models: list, *, states: list[MethodState] | None
+) -> list[dict]:
+    """Scores of every site: of its own segmenter with `states`, of the average without."""
     rows = []
     for index, (site, model) in enumerate(zip(sites, models, strict=True)):
         found = []
@@ -165,8 +185,9 @@ def _scores(method: FederatedMethod, sites: list[SimulatedSite], models: list, s
             network = method.segmenter(copy.deepcopy(model), context, states[index] if states else None)
             card = SegmenterCard(classes=method.config.classes, network=FEDERATED)
             found.append(held_out_scores(store, Segmenter(network, store.format, card)))
-        row = {key: float(np.mean([one[key] for one in found])) for key in ("dice", "hd95")}
-        rows.append(row | {f"{name}_dice": one["dice"] for name, one in zip(site.tests, found, strict=True) if name})
+        row = {key: float(np.mean([scores[key] for scores in found])) for key in ("dice", "hd95")}
+        by_modality = zip(site.tests, found, strict=True)
+        rows.append(row | {f"{name}_dice": scores["dice"] for name, scores in by_modality if name})
     return [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""A site's slice store: made, extended, read for guidance and gaze; weaker labels for studies."""
+"""What a site types to prepare its data: slice store, mean embedding and gaze maps; weaker labels for studies."""
 
 from __future__ import annotations
 
@@ -8,112 +8,173 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import SOME_FAILED, Seed, console, errors, fail
+from ..adaptation.choices import REFINEMENTS, WEAK_LABEL_KINDS
+from ..errors import ConfigError
+from .options import (
+    Device,
+    DomainOfStore,
+    Encoder,
+    LabelKey,
+    NewStore,
+    PatientPattern,
+    Seed,
+    Workers,
+    ZBins,
+    listed,
+    more_than,
+    one_of,
+)
+from .terminal import SOME_FAILED, Commands, console, errors, fail
 
 if TYPE_CHECKING:
     from ..node.store.prepare import Preparation
 
+commands = Commands()
 
-commands = typer.Typer()
+# The options of `prepare` that no other command has. `PrepareConfig` checks their values.
+Source = Annotated[
+    Path,
+    typer.Argument(help="Folders SUBJECT/MODALITY/, an nnU-Net raw data set, NIfTI files, or folders of DICOM files."),
+]
+Size = Annotated[int, typer.Option(min=8, help="Pixels per side of the slices; the factory's image size.")]
+Spacing = Annotated[
+    float | None, typer.Option(help="Millimetres per pixel; default: the median of the site, or what its widest needs.")
+]
+SliceSpacing = Annotated[float | None, typer.Option(help="Millimetres between slices; default: as acquired.")]
+Like = Annotated[
+    Path | None,
+    typer.Option(help="Another site's format.json (or store), whose size, height bins, spacing and plane are used."),
+]
+Plane = Annotated[
+    str, typer.Option(help="Plane of the slices: axial, coronal, sagittal, acquired (oblique stacks) or stored.")
+]
+Crop = Annotated[str, typer.Option(help="What is cut away before resampling: air, or none.")]
+Compatibility = Annotated[str, typer.Option(help="published: prepare exactly as the published program did; or none.")]
+ImageKey = Annotated[str, typer.Option(help="Modality folder of the images, or channel number of an nnU-Net data set.")]
+LabelKind = Annotated[
+    str,
+    typer.Option(
+        help="Kind of the labels: dense, scribble, point, box, block, image, gaze; none does not read any labels."
+    ),
+]
+UnlabelledValue = Annotated[
+    int | None, typer.Option(min=0, help="Value of the pixels that nobody annotated, in sparse label maps.")
+]
+NumClasses = Annotated[int | None, typer.Option(help="Number of label values, background included; others are errors.")]
+MaskKey = Annotated[
+    str | None, typer.Option(help="Modality folder of a brain or body mask; slices outside the mask are left out.")
+]
+MaskAsClass = Annotated[
+    bool, typer.Option("--mask-as-class", help="Make the mask label 1; the structures' labels begin at 2.")
+]
+ValidationShare = Annotated[float, typer.Option(min=0, max=0.9, help="Share of the patients held out for validation.")]
+TestShare = Annotated[float, typer.Option(min=0, max=0.9, help="Share of the patients held out for testing.")]
+Split = Annotated[
+    str | None, typer.Option(help="Put all patients of this run into one part: train, validation or test.")
+]
+Exclude = Annotated[Path | None, typer.Option(help="Text file with the names of cases to leave out, one per line.")]
 
 
 @commands.command()
 def prepare(
-    source: Annotated[
-        Path, typer.Argument(help="SUBJECT/MODALITY/ folders, an nnU-Net data set, NIfTI files or DICOM folders.")
-    ],
-    out: Annotated[Path, typer.Option(help="Slice store, new or to be extended.")],
-    domain: Annotated[str, typer.Option(help="Name of the scanner, modality or organ.")],
-    size: Annotated[int, typer.Option(min=8, help="Pixels per side; the factory's image size.")] = 256,
-    z_bins: Annotated[int, typer.Option(min=1, help="Height bins; as the factory's.")] = 29,
-    spacing: Annotated[
-        float | None, typer.Option(help="Millimetres per pixel; default: the median, or what the widest needs.")
-    ] = None,
-    slice_spacing: Annotated[
-        float | None, typer.Option(help="Millimetres from slice to slice; default: as acquired.")
-    ] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="Another site's format.json: size, bins, spacing, plane as there.")
-    ] = None,
-    plane: Annotated[str, typer.Option(help="axial, coronal, sagittal, acquired (oblique stacks), stored.")] = "axial",
-    crop: Annotated[str, typer.Option(help="air: cut it away first; none.")] = "air",
-    compatibility: Annotated[str, typer.Option(help="published: as the published program did; none.")] = "none",
-    image_key: Annotated[str, typer.Option(help="Modality folder of the images, or nnU-Net channel number.")] = "image",
-    label_key: Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")] = "label",
-    label_kind: Annotated[
-        str, typer.Option(help="dense, scribble, point, box, block, image, gaze, or none to leave labels out.")
-    ] = "dense",
-    unlabelled_value: Annotated[
-        int | None, typer.Option(min=0, help="Sparse label maps: the value where nobody annotated.")
-    ] = None,
-    classes: Annotated[int | None, typer.Option(help="Label values with background; others are refused.")] = None,
-    mask_key: Annotated[
-        str | None, typer.Option(help="Modality folder of a brain or body mask: slices outside it are left out.")
-    ] = None,
-    mask_as_class: Annotated[
-        bool, typer.Option("--mask-as-class", help="Label 1 is the mask, structures from 2.")
-    ] = False,
-    patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression for the patient in a case's name.")
-    ] = None,
-    validation_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of the patients, held out.")] = 0.15,
-    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of the patients, held out.")] = 0.15,
-    split: Annotated[str | None, typer.Option(help="All patients of this run are train, validation or test.")] = None,
-    exclude: Annotated[Path | None, typer.Option(help="Text file with a case name in each line to leave out.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Volumes at once; default: one per core.")] = None,
+    source: Source,
+    out: NewStore,
+    domain: DomainOfStore,
+    size: Size = 256,
+    z_bins: ZBins = 29,
+    spacing: Spacing = None,
+    slice_spacing: SliceSpacing = None,
+    like: Like = None,
+    plane: Plane = "axial",
+    crop: Crop = "air",
+    compatibility: Compatibility = "none",
+    image_key: ImageKey = "image",
+    label_key: LabelKey = "label",
+    label_kind: LabelKind = "dense",
+    unlabelled_value: UnlabelledValue = None,
+    classes: NumClasses = None,
+    mask_key: MaskKey = None,
+    mask_as_class: MaskAsClass = False,
+    patient_pattern: PatientPattern = None,
+    validation_share: ValidationShare = 0.15,
+    test_share: TestShare = 0.15,
+    split: Split = None,
+    exclude: Exclude = None,
+    workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
-    """Turn a site's volumes into a slice store. The store stays at the site.
+    """Convert a site's volumes to a slice store, which stays at the site.
 
-    A second run adds what is new. Unusable cases are named and left out; then the exit code is 3.
+    A second run adds new cases. Cases that cannot be used are listed and left out; the exit code is 3 then.
     """
     from ..common.files import read_lines
-    from ..node.store.prepare import prepare as run
     from ..node.store.prepare_config import PrepareConfig
 
     config = PrepareConfig(
-        domain=domain, size=size, z_bins=z_bins, spacing=spacing, slice_spacing=slice_spacing, plane=plane, crop=crop,
-        compatibility=compatibility, image_key=image_key, label_key=label_key, mask_key=mask_key,
-        mask_as_class=mask_as_class, label_kind=label_kind, unlabelled_value=unlabelled_value, classes=classes,
-        patient_pattern=patient_pattern, validation_share=validation_share, test_share=test_share,
-        exclude=tuple(read_lines(exclude)) if exclude else (), split=split,
+        domain=domain,
+        size=size,
+        z_bins=z_bins,
+        spacing=spacing,
+        slice_spacing=slice_spacing,
+        plane=plane,
+        crop=crop,
+        compatibility=compatibility,
+        image_key=image_key,
+        label_key=label_key,
+        mask_key=mask_key,
+        mask_as_class=mask_as_class,
+        label_kind=label_kind,
+        unlabelled_value=unlabelled_value,
+        classes=classes,
+        patient_pattern=patient_pattern,
+        validation_share=validation_share,
+        test_share=test_share,
+        exclude=tuple(read_lines(exclude)) if exclude else (),
+        split=split,
         seed=seed,
-    )  # fmt: skip
-    result = run(source, out, config.like(like) if like else config, workers=workers or os.cpu_count() or 1)
-    _report_preparation(out, result)
+    )
+    config = config.like(like) if like else config
+
+    from ..node.store.prepare import prepare as run  # only now: slow to import
+
+    _print_preparation(out, run(source, out, config, workers=workers or os.cpu_count() or 1))
 
 
 @commands.command("import-slices")
 def import_slices(
-    source: Annotated[Path, typer.Argument(help="Folder with CASE_slice000.npy files of the published program.")],
-    out: Annotated[Path, typer.Option(help="Slice store, new or to be extended.")],
-    domain: Annotated[str, typer.Option(help="Name of the scanner, modality or organ.")],
-    z_bins: Annotated[int, typer.Option(min=1, help="Height bins; as the factory's.")] = 29,
-    spacing: Annotated[float, typer.Option(min=0.01, help="Millimetres per pixel; not in such files.")] = 1.0,
-    slice_spacing: Annotated[float, typer.Option(min=0.01, help="Millimetres from slice to slice.")] = 1.0,
-    patient_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression for the patient in a case's name.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Cases at once; default: one per core.")] = None,
+    source: Annotated[Path, typer.Argument(help="Folder with files CASE_slice000.npy of the published program.")],
+    out: NewStore,
+    domain: DomainOfStore,
+    z_bins: ZBins = 29,
+    spacing: Annotated[
+        float, typer.Option(min=0.01, help="Millimetres per pixel, which these files do not hold.")
+    ] = 1.0,
+    slice_spacing: Annotated[
+        float, typer.Option(min=0.01, help="Millimetres between slices, which these files do not hold.")
+    ] = 1.0,
+    patient_pattern: PatientPattern = None,
+    workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
-    """Slices prepared by the published program as a store. Nothing in the pickled files is executed."""
-    from ..node.store.original_slices import import_slices as run
+    """Convert slices of the published program to a slice store, without executing anything in the pickled files."""
     from ..node.store.prepare_config import PrepareConfig
 
     config = PrepareConfig(domain=domain, z_bins=z_bins, spacing=spacing, patient_pattern=patient_pattern, seed=seed)
+
+    from ..node.store.original_slices import import_slices as run  # only now: slow to import
+
     result = run(source, out, config, slice_spacing=slice_spacing, workers=workers or os.cpu_count() or 1)
-    _report_preparation(out, result)
+    _print_preparation(out, result)
 
 
 @commands.command()
 def embed(
     store: Annotated[Path, typer.Argument(help="Slice store made by `fedfactory prepare`.")],
-    encoder: Annotated[str, typer.Option(help="open_clip architecture, local-dir:FOLDER, or timm:NAME.")],
-    weights: Annotated[Path, typer.Option(help="Its weights, a local file.")],
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    encoder: Encoder,
+    weights: Annotated[Path, typer.Option(help="Weights of the encoder, a local file.")],
+    device: Device = "cpu",
 ) -> None:
-    """Mean image embedding of a site, for factories that use CLIP. It stays at the site."""
+    """Compute a site's mean image embedding, for factories with guidance by CLIP. It stays at the site."""
     from ..node.store.embedding import embed_store
 
     mean = embed_store(store, encoder=encoder, weights=weights, device=device)
@@ -122,17 +183,25 @@ def embed(
 
 @commands.command()
 def gaze(
-    store: Annotated[Path, typer.Argument(help="Slice store prepared with --label-kind gaze.")],
-    sigma: Annotated[float, typer.Option(help="Blur of a fixation, as a share of the longer side.")] = 0.08,
+    store: Annotated[Path, typer.Argument(help="Slice store, prepared with --label-kind gaze.")],
+    sigma: Annotated[
+        float,
+        typer.Option(callback=more_than(0), help="Width of the blur of a fixation, as a share of the longer side."),
+    ] = 0.08,
     target_share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of a slice that the target fills, if known; chooses the blur instead."),
+        typer.Option(min=0, max=1, help="Share of a slice that the target fills, if known; the blur is chosen by it."),
     ] = None,
-    refine: Annotated[str, typer.Option(help="crf: drawn to the image's edges; none.")] = "crf",
-    tight: Annotated[float, typer.Option(help="Above it, a pixel is the target.")] = 0.5,
-    loose: Annotated[float, typer.Option(help="Below it, a pixel is background.")] = 0.3,
+    refine: Annotated[
+        str, typer.Option(callback=one_of(REFINEMENTS), help="crf: align the maps with the image's edges; or none.")
+    ] = "crf",
+    tight: Annotated[float, typer.Option(help="Pixels with a higher value are target.")] = 0.5,
+    loose: Annotated[float, typer.Option(help="Pixels with a lower value are background.")] = 0.3,
 ) -> None:
-    """What a site's fixations say of its slices, for training with them. It stays at the site."""
+    """Convert a site's eye fixations to candidate labels of its slices, for training. They stay at the site."""
+    if not 0 < loose <= tight < 1:
+        raise ConfigError(f"loose is {loose} and `tight` is {tight}; choose 0 < loose <= tight < 1")
+
     from ..adaptation.labels.fixations import GazeConfig
     from ..node.store.gaze_maps import read_gaze
 
@@ -147,13 +216,16 @@ def gaze(
 
 @commands.command("weaken-labels")
 def weaken_labels(
-    source: Annotated[Path, typer.Argument(help="Data set with dense labels, as `prepare` reads it.")],
+    source: Annotated[Path, typer.Argument(help="Data set with dense labels, as `fedfactory prepare` reads it.")],
     out: Annotated[Path, typer.Option(help="New folder for the copy.")],
-    kind: Annotated[str, typer.Option(help="point, scribble, block or box.")],
-    label_key: Annotated[str, typer.Option(help="Modality folder of the label maps.")] = "label",
+    kind: Annotated[
+        str,
+        typer.Option(callback=one_of(WEAK_LABEL_KINDS), help=f"Kind of the new labels: {listed(WEAK_LABEL_KINDS)}."),
+    ],
+    label_key: LabelKey = "label",
     seed: Seed = 0,
 ) -> None:
-    """A copy of a data set with labels as an annotator with less time would leave them, for studies."""
+    """Copy a data set and replace its dense labels by weaker ones, for studies."""
     from ..adaptation.labels.weak_labels import weaken_folder
 
     count = weaken_folder(source, out, kind, label_key=label_key, seed=seed)
@@ -161,16 +233,17 @@ def weaken_labels(
     console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
 
 
-def _report_preparation(out: Path, result: Preparation) -> None:
-    """What became of the cases; exits with 3 if some could not be used."""
+def _print_preparation(out: Path, result: Preparation) -> None:
+    """Print what became of the cases; exits with 3 if some could not be used."""
     store = result.store
     labelled = sum(case.labelled for case in store.cases)
     text = f"{out}: {len(store.cases)} cases, {labelled} labelled, {len(store)} slices of {store.format.size} px"
     console.print(text, markup=False)
     console.print(
         f"{result.added} added, {result.replaced} replaced, {result.unchanged} unchanged, {result.kept} kept; "
-        f"look at {out / 'quality.html'}", markup=False,
-    )  # fmt: skip
+        f"see {out / 'quality.html'}",
+        markup=False,
+    )
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False)
     if result.failed:

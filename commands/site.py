@@ -1,4 +1,4 @@
-"""`fedfactory site ...`: what the administrator of a node offers and approves."""
+"""What the administrator of a site's node types: `fedfactory site ...` registers data and approves training plans."""
 
 from __future__ import annotations
 
@@ -8,51 +8,65 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from ..adaptation.networks.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError
-from .terminal import console, quiet_framework
+from .options import NodeFolder, Store, Tag, listed, one_of
+from .terminal import Commands, console, key_and_value, quiet_framework
 
-commands = typer.Typer(help="Register data and approve plans at a node.", no_args_is_help=True)
+commands = Commands(help="Register data and approve training plans at a node.", no_args_is_help=True)
 
 
 @commands.command("add")
 def site_add(
-    node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
-    store: Annotated[Path, typer.Option(help="Slice store made by `fedfactory prepare`.")],
-    tag: Annotated[str, typer.Option(help="Tag by which the researcher finds the data.")],
+    node_dir: NodeFolder,
+    store: Store,
+    tag: Tag,
     network: Annotated[
-        str, typer.Option(help="For hssf: the site's own, unet, dynunet or segresnet; default the researcher's.")
+        str,
+        typer.Option(
+            callback=one_of(("", *ARCHITECTURES)),
+            help=f"For hssf: the site's own network, {listed(ARCHITECTURES)}; default: as the researcher's.",
+        ),
     ] = "",
     public: Annotated[
-        Path | None, typer.Option(help="For hssf: slice store that researcher and all sites have.")
+        Path | None, typer.Option(help="For hssf: slice store that the researcher and all sites have.")
     ] = None,
-    modality: Annotated[str, typer.Option(help="For cmc: modality of the store, the same word at all sites.")] = "",
+    modality: Annotated[
+        str, typer.Option(help="For cmc: modality of the store, named by the same word at all sites.")
+    ] = "",
     other: Annotated[
-        list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site.")
+        list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site; may be repeated.")
     ] = None,
 ) -> None:
     """Register a slice store with a Fed-BioMed node."""
-    from ..node.site_choices import SiteChoices
+    others: dict[str, str] = {}
+    for word in other or []:
+        name, path = key_and_value("other", word, "MODALITY=STORE")
+        if name in (modality, *others):
+            raise UsageError(f"other is '{word}', but modality '{name}' has a store already; give each modality once")
+        others[name] = str(Path(path).resolve())
+    if others and not modality:
+        raise UsageError(f"other is '{other[0]}'; give `modality` for the store itself too")
+    for name in filter(None, (modality, *others)):
+        check_modality(name)
+
+    from ..node.site_choices import SiteChoices  # only now: slow to import
     from ..node.sites import add_store
 
     quiet_framework()
-    others = {}
-    for word in other or []:
-        name, equals, path = word.partition("=")
-        if not equals:
-            raise UsageError(f"--other {word}: write MODALITY=STORE")
-        others[name] = str(Path(path).resolve())
     shared = "" if public is None else str(public.resolve())
-    add_store(node_dir, store, tag, SiteChoices(network=network, public=shared, modality=modality, others=others))
+    choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
+    add_store(node_dir, store, tag, choices=choices)
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
 
 
 @commands.command("approve")
 def site_approve(
-    node_dir: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Approve without asking; the source is still shown.")] = False,
-    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a plan to arrive.")] = 0,
+    node_dir: NodeFolder,
+    yes: Annotated[bool, typer.Option("--yes", help="Approve without a question; the source is shown anyway.")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for a training plan to arrive.")] = 0,
     hashes: Annotated[
-        bool, typer.Option("--hashes", help="List the SHA-256 of every module the plan may call.")
+        bool, typer.Option("--hashes", help="List the SHA-256 of every module that the plan may call.")
     ] = False,
 ) -> None:
     """Show the source of the training plans that wait at a node, and approve them."""
@@ -64,7 +78,7 @@ def site_approve(
     def confirm(name: str, source: str) -> bool:
         console.rule(name)
         console.print(source, markup=False)
-        console.rule("the package it calls")
+        console.rule("the package that the plan calls")
         summary = f"fedfactory {__version__}, {len(files)} modules, SHA-256 of all {digest_of_all(files)}"
         console.print(summary, markup=False)
         if hashes:
@@ -73,4 +87,4 @@ def site_approve(
         return yes or typer.confirm("Approve this training plan?")
 
     approved = approve_plans(node_dir, confirm=confirm, wait=wait)
-    console.print(f"{node_dir}: approved {', '.join(approved) or 'nothing; the plan goes on waiting'}")
+    console.print(f"{node_dir}: approved {', '.join(approved) or 'nothing; the plan remains pending'}")

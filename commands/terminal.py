@@ -1,32 +1,114 @@
-"""What all commands share: the terminal, and how an error is told there."""
+"""What all commands share: the terminal, and errors in the words that were typed."""
 
 from __future__ import annotations
 
+import re
 import sys
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
+
+from ..errors import UsageError
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 SOME_FAILED = 3  # exit code
+VERBS = (
+    "is|are|has|have|and|must|needs?"  # an argument's name at the beginning of a message is followed by one of these
+)
 
-Seed = Annotated[int, typer.Option(min=0, help="Repeats a run.")]
+
+class Commands(typer.Typer):
+    """The commands of one file; their errors name flags, see `with_flags`."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return super().command(name, cls=FlagNamingCommand, **options)
+
+
+class FlagNamingCommand(TyperCommand):
+    """A command that reports a wrong argument under the flag that declares it."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        with self._errors_name_flags():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        with self._errors_name_flags():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _errors_name_flags(self) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            flags = {param.name: param.opts[0] for param in self.params if param.opts[0].startswith("-")}
+            error.args = (with_flags(str(error), flags),)
+            raise
+
+
+def with_flags(message: str, flags: Mapping[str, str]) -> str:
+    """The message of a library error with flags in the place of argument names.
+
+    Replaced are a name at the beginning ("size is 3; ..."), names in backticks, and names with an underscore, which no
+    English sentence contains. Parts of a path stay as they are.
+
+    Args:
+        message: begins with the argument's name, if it is about an argument.
+        flags: by argument name, the flag that declares it, such as `--label-kind` for `label_kind`.
+    """
+    names = "|".join(map(re.escape, flags)) or "(?!)"
+    message = re.sub(rf"^({names})(?=,? (?:{VERBS})\b)", lambda found: flags[found[1]], message)
+    message = re.sub(rf"`({names})`", lambda found: flags[found[1]], message)
+    return re.sub(
+        r"(?<![\w./\\-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w/\\-]|\.\w)",
+        lambda found: flags.get(found[0], found[0]),
+        message,
+    )
 
 
 def fail(message: str, code: int) -> NoReturn:
+    """Print the message as one line on stderr and end the program with this exit code."""
     errors.print(f"fedfactory: {message}", markup=False)
     sys.exit(code)
 
 
+def key_and_value(argument: str, text: str, form: str) -> tuple[str, str]:
+    """Both sides of the first `=` in `text`.
+
+    Args:
+        argument: name of the command's argument, for the error.
+        text: what was typed.
+        form: what was wanted, such as "NAME=VALUE".
+
+    Raises: UsageError if there is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"{argument} is '{text}'; write {form}")
+    return key, value
+
+
+def require_one_of(**given: object) -> None:
+    """Raises: UsageError unless exactly one of these arguments has a value other than None and ""."""
+    names = [f"`{name}`" for name in given]
+    present = [name for name, value in zip(names, given.values(), strict=True) if value not in (None, "")]
+    if len(present) != 1:
+        found = f"{' and '.join(present)} are given" if present else f"{' and '.join(names)} are missing"
+        raise UsageError(f"{found}; give either {' or '.join(names)}")
+
+
 def print_alarms(texts: list[str]) -> None:
+    """Print the alarms of a factory's domains, one per line."""
     for text in texts:
         console.print(f"alarm: {text}; labels may not carry over there", style="bold red", markup=False)
 
 
 def quiet_framework() -> None:
-    """Fed-BioMed's log stays in its own files; on the terminal only errors."""
+    """Let Fed-BioMed print errors alone on the terminal; its log files stay complete."""
     from fedbiomed.common.logger import logger
 
     logger.setLevel("ERROR")

@@ -1,1 +1,1 @@
-"""What any program has: files written whole or not at all, weights with a card, progress, HTML pages."""
+"""What any program needs: files written atomically, weights with a card, progress bars, seeds, HTML pages."""

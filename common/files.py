@@ -1,4 +1,4 @@
-"""Writing results so that nothing half-written stays behind: a temporary name first, then a rename."""
+"""Writing results so that no half-written file stays behind: under a temporary name first, then renamed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
 
@@ -20,7 +19,7 @@ def atomic_file(path: str | os.PathLike, suffix: str | None = None) -> Iterator[
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     Args:
-        path: final file; its folder is created.
+        path: final file; its folder is created if necessary.
         suffix: ending of the temporary name, for writers that choose a format by it (default: that of `path`).
     """
     path = Path(path)
@@ -62,9 +61,9 @@ def refuse_existing(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.is_dir():
         if any(path.iterdir()):
-            raise UsageError(f"{path} exists and is not empty: choose another --out or remove it")
+            raise UsageError(f"{path} exists and is not empty; choose another path or remove it")
     elif path.exists():
-        raise UsageError(f"{path} exists and is not a folder: choose another --out")
+        raise UsageError(f"{path} exists and is not a folder; choose another path")
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -77,21 +76,25 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    """Lines of a text file without empty ones and comments (#). Raises UsageError if there is no such file."""
+    """Lines of a text file, without empty lines and comments (#).
+
+    Raises: UsageError if the file is missing or not a text file.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as text ({error})") from None
+        raise UsageError(f"{path}: cannot be read as text ({error}); give a UTF-8 text file") from None
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
+def write_json(path: str | os.PathLike, content: object) -> None:
     """Write `content` as readable JSON, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

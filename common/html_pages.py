@@ -1,4 +1,4 @@
-"""HTML pages that need nothing else: one style, tables, pictures inside."""
+"""Self-contained HTML pages: one style, tables, and pictures inside the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ small { color: #666 }
 
 
 def write_page(path: Path, title: str, body: Iterable[str]) -> None:
-    """Write a page atomically. `body` is HTML, `title` is not."""
+    """Write a page atomically.
+
+    Args:
+        path: the file.
+        title: plain text, which is escaped.
+        body: parts of the page in HTML.
+    """
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
@@ -36,14 +42,14 @@ def write_page(path: Path, title: str, body: Iterable[str]) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain texts."""
+    """An HTML table of plain texts, which are escaped."""
     lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
     lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
 def picture(draw: Callable[[], Figure], description: str) -> str:
-    """What `draw` draws, inside the page."""
+    """An HTML image of the figure that `draw` returns; `description` is its alternative text."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -56,7 +62,7 @@ def picture(draw: Callable[[], Figure], description: str) -> str:
 
 
 def pixels(values: np.ndarray, description: str) -> str:
-    """An image (H, W, 3) uint8 inside the page, as wide as the page."""
+    """An HTML image of an array (H, W, 3) uint8; `description` is its alternative text."""
     import matplotlib.image
 
     buffer = io.BytesIO()

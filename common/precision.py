@@ -5,5 +5,3 @@ from __future__ import annotations
 import torch
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}  # name to autocast type
-# Gradients vanish in float16 unless the loss is scaled, which only the factory's trainer does.
-UNSCALED_PRECISIONS = ("float32", "bfloat16")

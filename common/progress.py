@@ -10,29 +10,36 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over `items` with a bar on standard error; silent where that is no terminal, or rich is not installed.
+    """Iterate over `items` with a bar on standard error.
+
+    There is no bar if standard error is no terminal or rich is not installed.
 
     Args:
-        total: number of items, where `len(items)` is not defined.
+        items: what is iterated over.
+        description: text beside the bar.
+        total: number of items, if `len(items)` is not defined.
     """
     try:
-        from rich.console import Console  # the networks must run where only PyTorch is
+        from rich.console import Console  # the networks must run with PyTorch alone
         from rich.progress import track as rich_track
     except ImportError:
         yield from items
         return
     console = Console(stderr=True)
-    if not console.is_terminal:  # a log file wants no bars
+    if not console.is_terminal:  # bars would fill a log file
         yield from items
         return
     yield from rich_track(items, description, total=total, console=console, transient=True)
 
 
 def watch(description: str, total: int, *, completed: Callable[[], int], running: Callable[[], bool]) -> None:
-    """A bar over work that another process does, until it does not run any more.
+    """Show a bar for the work of another process until that process ends.
 
     Args:
-        total: amount of work. completed: how much of it is done. running: False ends the watch; may raise.
+        description: text beside the bar.
+        total: amount of work.
+        completed: returns the amount of work that is done.
+        running: returns False when the process has ended; may raise.
     """
 
     def moments() -> Iterator[None]:

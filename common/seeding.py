@@ -1,4 +1,4 @@
-"""Random numbers that repeat: one seed from several numbers, and global generators seeded for a while."""
+"""Reproducible random numbers: seeds made of several numbers, and global generators seeded for a while."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed from several numbers; near ones give unrelated draws."""
+    """One seed from several numbers (not negative); neighbouring numbers give unrelated random sequences."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from .files import atomic_file, write_json
 CARD = "fedfactory"  # the metadata entry that holds the card
 
 
-def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """Write tensors with `card` inside the file, and a readable copy of the card beside it (`.json`).
+def write_weights(path: str | Path, tensors: dict[str, Tensor], card: Mapping[str, object]) -> None:
+    """Write a state dict with a card inside the file, and a readable copy of the card beside it (`.json`).
 
     Args:
-        tensors: name to tensor. card: JSON-able, with "kind" naming what the file is; versions and the tensors'
-            SHA-256 are added.
+        path: the safetensors file.
+        tensors: state dict: tensors of any shape and type by name.
+        card: JSON-able description; "kind" names the kind of file. Versions and the SHA-256 of the tensors are added.
+
+    Raises: OSError if the file cannot be written.
     """
     from safetensors import SafetensorError  # the networks must import without it
     from safetensors.torch import save_file
@@ -35,37 +39,42 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: dict[str, 
         try:
             save_file(plain, temporary, metadata={CARD: json.dumps(card)})
         except SafetensorError as error:  # a full disk, for instance
-            raise OSError(f"{path}: {error}") from None
+            raise OSError(f"{path}: cannot be written ({error}); check the disk") from None
     write_json(path.with_suffix(".json"), card)
 
 
 def read_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and card of a file of the given kind.
+    """Read a file that `write_weights` wrote.
 
+    Args:
+        path: the safetensors file.
+        kind: kind of file that is expected.
+
+    Returns: the state dict (tensors on the CPU by name) and the card.
     Raises: UsageError if there is no such file; CheckpointError if it is truncated, foreign or of another kind.
     """
     from safetensors import safe_open
 
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: no such file; give a {kind} written by fedfactory")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get(CARD, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors' own error type is private; any of them means the same here
-        raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]})") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]}); copy it again") from None
     if not isinstance(card, dict) or "kind" not in card:
-        raise CheckpointError(f"{path}: was not written by fedfactory (it has no card)")
+        raise CheckpointError(f"{path}: has no card; give a {kind} written by fedfactory")
     if card["kind"] != kind:
         raise CheckpointError(f"{path}: is a {card['kind']}, expected a {kind}")
     if fingerprint(tensors) != card.get("sha256"):
-        raise CheckpointError(f"{path}: its weights are not those that its card was written for")
+        raise CheckpointError(f"{path}: its weights are not those that its card was written for; copy it again")
     return tensors, card
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, whatever the order."""
+    """SHA-256, in hexadecimal, of a state dict: its names, types, shapes and values, independent of their order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -75,15 +84,24 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Raises: CheckpointError that names what is missing, unexpected or misshapen."""
+    """Load a state dict that must fit the network exactly.
+
+    Args:
+        network: what is loaded into.
+        weights: state dict: tensors by name.
+        path: the file it was read from, for messages.
+
+    Raises: CheckpointError that names missing and unexpected entries, other shapes, and values that are not finite.
+    """
     own = network.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
     if missing or extra or wrong:
         raise CheckpointError(
-            f"{path}: weights do not fit the card: lacks {missing[:3]}, adds {extra[:3]}, other shape {wrong[:3]}"
+            f"{path}: weights do not fit the card: lacks {missing[:3]}, adds {extra[:3]}, other shape {wrong[:3]}; "
+            "use the file as it was written"
         )
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise CheckpointError(f"{path}: NaN or infinite values in {bad[:3]}")
+        raise CheckpointError(f"{path}: NaN or infinite values in {bad[:3]}; train again, with a lower learning rate")
     network.load_state_dict(weights)

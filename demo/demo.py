@@ -26,7 +26,8 @@ from ..adaptation.training.segmenter_training import SegmenterConfig
 from ..common.files import refuse_existing, write_json
 from ..common.progress import track
 from ..generative.config import FactoryConfig
-from ..node.audit import Audit, audit_factory
+from ..node.audit import audit_factory
+from ..node.audit_result import AuditResult
 from ..node.labelling import label_factory, train_on_store
 from ..node.site_adaptation import Adaptation, adapt_site
 from ..node.store.prepare import prepare
@@ -213,7 +214,7 @@ def _train_factory(run: DemoRun, federation: LocalFederation, sites: list[DemoSi
     return experiment
 
 
-def _audit(run: DemoRun, site: DemoSite, labelled_file: Path) -> Audit:
+def _audit(run: DemoRun, site: DemoSite, labelled_file: Path) -> AuditResult:
     """Compare synthetic slices of a site's domain with its training subjects and with its held-out subjects."""
     config = run.config
     settings = PrepareConfig(

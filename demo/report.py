@@ -19,7 +19,8 @@ from .simulated_subjects import CLASSES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..node.audit import Audit
+    from ..generative.metrics.fidelity import Estimate
+    from ..node.audit_result import AuditResult
 
 COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
 ROW_NAMES = {
@@ -33,7 +34,7 @@ ROW_NAMES = {
 def write_report(
     result: DemoResult,
     factory: TrainedFactory,
-    audited: Audit,
+    audited: AuditResult,
     *,
     labelled_file: Path,
     tests: dict[str, Path],
@@ -155,26 +156,25 @@ def _label_transfer(factory: TrainedFactory) -> str:
     )
 
 
-def _audit(audited: Audit) -> str:
+def _audit(audited: AuditResult) -> str:
     """The summary of an audit; the audit's own page, with the closest pairs of slices, stays at the site."""
-    numbers = audited.numbers
 
-    def cell(estimate: dict[str, float]) -> str:
-        return f"<td>{estimate['value']:.2f} <small>({estimate['low']:.2f} to {estimate['high']:.2f})</small></td>"
+    def cell(estimate: Estimate) -> str:
+        return f"<td>{estimate.value:.2f} <small>({estimate.low:.2f} to {estimate.high:.2f})</small></td>"
 
     rows = "".join(
-        f"<tr><td>{space}</td>{cell(found['copying_ratio'])}{cell(found['attack_auc'])}</tr>"
-        for space, found in numbers["privacy"].items()
+        f"<tr><td>{space}</td>{cell(found.copying_ratio)}{cell(found.attack_auc)}</tr>"
+        for space, found in audited.privacy.items()
     )
-    fidelity, patients = numbers["fidelity"], numbers["patients"]
+    fidelity, patients = audited.fidelity, audited.patients
     findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
     return (
         "<p>Copying ratio: distance of synthetic slices to training subjects, divided by their distance to held-out "
         "subjects; 1 means that nothing is copied, values near 0 mean copies. Attack: area under the ROC curve of an "
         "attacker who guesses which subjects were in the training set; 0.5 is chance. With 95 % intervals.</p>"
         f"<table><tr><th>measured on</th><th>copying ratio</th><th>area under the curve</th></tr>{rows}</table>"
-        f"<p>Precision {fidelity['precision']:.2f}, recall {fidelity['recall']:.2f}, kernel distance "
-        f"{fidelity['kernel_distance']:.3g}; {patients['trained']} training subjects, {patients['held_out']} held-out "
+        f"<p>Precision {fidelity.precision:.2f}, recall {fidelity.recall:.2f}, kernel distance "
+        f"{fidelity.kernel_distance:.3g}; {patients['trained']} training subjects, {patients['held_out']} held-out "
         "subjects. With so few subjects, only gross leaks would be detected.</p>"
         + (f"<ul>{findings}</ul>" if findings else "<p>No finding.</p>")
     )

@@ -1,7 +1,7 @@
 """Adaptive discriminator augmentation for grey slices (Karras et al. 2020, "Training GANs with limited data").
 
-Whatever the discriminator sees is turned, moved, scaled and rescaled in intensity at random, reals and fakes alike;
-the strength follows how well it tells reals from the rest. Hue and saturation do not exist in one channel.
+Real and synthetic slices are rotated, shifted, scaled and changed in intensity at random before the discriminator sees
+them; the strength is adapted to how well it distinguishes them. One channel has no hue and saturation to change.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ LOW_PASS = (
     0.0017677118642428036, -0.007800708325034148,
 )  # fmt: skip
 MARGIN = len(LOW_PASS) // 2
-PUBLISHED_GAIN = 1 / 3  # the published program averages where a sum is meant, so that all it shows D is this dark
-INTERVAL = 8  # discriminator steps from one change of the strength to the next
+PUBLISHED_GAIN = 1 / 3  # the published program takes a mean instead of a sum, which darkens all slices by this factor
+INTERVAL = 8  # discriminator updates from one change of the strength to the next
 
 
 @dataclass
 class AugmentationStrength:
-    """The strength and what it is adapted from; kept between rounds.
+    """The strength of the augmentation and the counts that adapt it; stored between rounds.
 
     Attributes:
         p: probability of each transform, in [0, 1].
+        sign_sum: sum of the signs of the scores since the last change.
+        count: number of these scores.
+        calls: number of discriminator updates.
     """
 
     p: float = 0.0
@@ -40,10 +43,15 @@ class AugmentationStrength:
     calls: int = 0
 
     def observe(self, real_score: Tensor, *, target: float, length: int) -> None:
-        """After every discriminator step: scores (B, 1) of the augmented reals.
+        """Count the scores of one discriminator update, and adapt p after every eighth.
 
-        Every eighth call p moves by the number of slices seen over `length`: up if more than `target` of the scores
-        (as mean of their signs) are positive, else down.
+        p changes by the number of counted slices over `length`: up if the mean sign of the scores is above `target`,
+        otherwise down.
+
+        Args:
+            real_score: (B, 1), scores of the augmented real slices.
+            target: mean sign, in [-1, 1].
+            length: number of slices in which p may go from 0 to 1.
         """
         self.sign_sum += float(real_score.detach().sign().sum())
         self.count += real_score.numel()
@@ -55,15 +63,19 @@ class AugmentationStrength:
 
 
 def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = False) -> Tensor:
-    """Slices (B, 1, H, W), each changed by its own draw; differentiable twice with respect to the slices.
+    """Augment slices, each by its own random transforms; differentiable twice with respect to the slices.
 
     Args:
-        p: probability of each transform.
-        rng: on the slices' device.
-        published: quarter turns by 0 and 270 degrees only, and a third of the intensity, as the published program.
+        image: (B, 1, H, W), about [-1, 1].
+        p: probability of each transform, in [0, 1].
+        rng: random generator on the slices' device.
+        published: quarter turns by 0 and 270 degrees only, and a third of the intensity, as in the published program.
+
+    Returns: (B, 1, H, W).
     """
     batch, _, height, width = image.shape
-    inverse = draw_inverse_matrices(batch, height, width, p, rng, quarter_turns=(0, 3) if published else (0, 1, 2, 3))
+    turns = (0, 3) if published else (0, 1, 2, 3)
+    inverse = draw_inverse_matrices(batch, height, width, p=p, rng=rng, quarter_turns=turns)
     gain, shift = draw_intensity(batch, p, rng)
     image = warp(image, inverse.to(image.dtype))
     gain, shift = gain.to(image.dtype)[:, None, None, None], shift.to(image.dtype)[:, None, None, None]
@@ -71,25 +83,39 @@ def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = 
 
 
 def draw_inverse_matrices(
-    batch: int, height: int, width: int, p: float, rng: torch.Generator, *, quarter_turns: tuple[int, ...]
+    batch: int, height: int, width: int, *, p: float, rng: torch.Generator, quarter_turns: tuple[int, ...]
 ) -> Tensor:
-    """(B, 3, 3): output to input positions (x, y, 1), in pixels around the image's centre."""
+    """Random geometric transforms.
+
+    Args:
+        batch: number of transforms B.
+        height: pixels.
+        width: pixels.
+        p: probability of each part of a transform, in [0, 1].
+        rng: random generator on the device of the result.
+        quarter_turns: the numbers of quarter turns to choose from.
+
+    Returns: (B, 3, 3), matrices from output to input positions (x, y, 1), in pixels around the image's centre.
+    """
     device = rng.device
 
     def uniform(low: float, high: float) -> Tensor:
+        """(B,) numbers."""
         return torch.rand(batch, generator=rng, device=device) * (high - low) + low
 
     def normal(deviation: float) -> Tensor:
+        """(B,) numbers."""
         return torch.randn(batch, generator=rng, device=device) * deviation
 
     def choice(values: tuple[int, ...]) -> Tensor:
+        """(B,) of the values."""
         drawn = torch.randint(len(values), (batch,), generator=rng, device=device)
         return torch.tensor(values, dtype=torch.float32, device=device)[drawn]
 
     matrix = torch.eye(3, device=device).repeat(batch, 1, 1)
 
     def apply(inverse: Tensor, probability: float) -> None:
-        """The forward matrix is multiplied from the left, so its inverse from the right."""
+        """Multiply by (B, 3, 3): the forward matrix from the left, so its inverse from the right."""
         nonlocal matrix
         chosen = torch.rand(batch, generator=rng, device=device) < probability
         matrix = torch.where(chosen[:, None, None], matrix @ inverse, matrix)
@@ -109,13 +135,15 @@ def draw_inverse_matrices(
 
 
 def draw_intensity(batch: int, p: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Per sample a gain (contrast, sometimes negated) and a brightness shift, both (B,): out = gain (x + shift)."""
+    """For each slice a gain (contrast, sometimes negated) and a brightness shift, both (B,): out = gain (x + shift)."""
     device = rng.device
 
     def chosen() -> Tensor:
+        """(B,) bool."""
         return torch.rand(batch, generator=rng, device=device) < p
 
     def normal(deviation: float) -> Tensor:
+        """(B,) numbers."""
         return torch.randn(batch, generator=rng, device=device) * deviation
 
     shift = torch.where(chosen(), normal(0.2), 0.0)
@@ -125,15 +153,21 @@ def draw_intensity(batch: int, p: float, rng: torch.Generator) -> tuple[Tensor, 
 
 
 def warp(image: Tensor, inverse: Tensor) -> Tensor:
-    """Slices (B, 1, H, W) resampled at inverse (B, 3, 3), without aliasing and with mirrored borders.
+    """Resample slices without aliasing and with mirrored borders.
 
     Reflection padding, twice the resolution, bilinear sampling, half the resolution.
+
+    Args:
+        image: (B, 1, H, W).
+        inverse: (B, 3, 3), see `draw_inverse_matrices`.
+
+    Returns: (B, 1, H, W).
     """
     (batch, channels, height, width), inverse = image.shape, inverse.clone()
     left, top, right, bottom = _padding(inverse, height, width)
     image = F.pad(image, (left, right, top, bottom), mode="reflect")
     device = image.device
-    inverse = _shift(*_pair((left - right) / 2, (top - bottom) / 2, device, inverse.dtype)) @ inverse
+    inverse = _shift(*_pair((left - right) / 2, (top - bottom) / 2, like=inverse)) @ inverse
 
     taps = torch.tensor(LOW_PASS, dtype=image.dtype, device=device)
     around = (MARGIN, MARGIN - 1)
@@ -141,10 +175,12 @@ def warp(image: Tensor, inverse: Tensor) -> Tensor:
     image = resample(image, taps[:, None], up=(1, 2), pad=(0, 0, *around))
 
     def scaled(x: float, y: float) -> Tensor:
-        return _scale(*_pair(x, y, device, inverse.dtype))
+        """(1, 3, 3)."""
+        return _scale(*_pair(x, y, like=inverse))
 
     def shifted(x: float, y: float) -> Tensor:
-        return _shift(*_pair(x, y, device, inverse.dtype))
+        """(1, 3, 3)."""
+        return _shift(*_pair(x, y, like=inverse))
 
     inverse = scaled(2, 2) @ inverse @ scaled(0.5, 0.5)
     inverse = shifted(-0.5, -0.5) @ inverse @ shifted(0.5, 0.5)
@@ -158,7 +194,7 @@ def warp(image: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _padding(inverse: Tensor, height: int, width: int) -> list[int]:
-    """Left, top, right, bottom: as much as the farthest corner of any sample reaches beyond the image."""
+    """Padding at left, top, right and bottom: how far the corners of any slice reach beyond it after (B, 3, 3)."""
     half_x, half_y = (width - 1) / 2, (height - 1) / 2
     corners = torch.tensor(
         [[-half_x, -half_y, 1], [half_x, -half_y, 1], [half_x, half_y, 1], [-half_x, half_y, 1]],
@@ -172,24 +208,31 @@ def _padding(inverse: Tensor, height: int, width: int) -> list[int]:
     return [math.ceil(min(max(b, 0), limit)) for b, limit in zip(beyond, limits, strict=True)]
 
 
-def _pair(x: float, y: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.tensor([x], device=device, dtype=dtype), torch.tensor([y], device=device, dtype=dtype)
+def _pair(x: float, y: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors of shape (1,), on the device and of the type of `like`."""
+    return torch.tensor([x], device=like.device, dtype=like.dtype), torch.tensor(
+        [y], device=like.device, dtype=like.dtype
+    )
 
 
 def _matrices(rows: list[list[Tensor]]) -> Tensor:
+    """Three rows of three entries (B,) as (B, 3, 3)."""
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
 def _scale(x: Tensor, y: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrices([[x, zero, zero], [zero, y, zero], [zero, zero, one]])
+    """Factors (B,) as matrices (B, 3, 3)."""
+    zero, unit = torch.zeros_like(x), torch.ones_like(x)
+    return _matrices([[x, zero, zero], [zero, y, zero], [zero, zero, unit]])
 
 
 def _shift(x: Tensor, y: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    return _matrices([[one, zero, x], [zero, one, y], [zero, zero, one]])
+    """Shifts (B,) in pixels as matrices (B, 3, 3)."""
+    zero, unit = torch.zeros_like(x), torch.ones_like(x)
+    return _matrices([[unit, zero, x], [zero, unit, y], [zero, zero, unit]])
 
 
 def _rotate(angle: Tensor) -> Tensor:
-    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-    return _matrices([[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, one]])
+    """Angles (B,) in radians as matrices (B, 3, 3)."""
+    zero, unit = torch.zeros_like(angle), torch.ones_like(angle)
+    return _matrices([[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, unit]])

@@ -1,9 +1,9 @@
-"""One frozen description of a data factory: its networks, its domains and how it is trained."""
+"""The configuration of a data factory: its networks, its domains and how it is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from ..errors import ConfigError
 from ..imaging.compatibility import COMPATIBILITY
@@ -20,9 +20,15 @@ POSITIVE_INTEGERS = (
 
 
 def channel_widths(image_size: int, *, multiplier: float = 2, limit: int = 512, start_size: int = 4) -> tuple[int, ...]:
-    """Widths from start_size up to image_size: the published rule, cut at `limit` for smaller machines.
+    """Generator widths by the published rule: 512 up to side 32, then 16384 * multiplier / side.
 
-    512 up to side 32, then 16384 * multiplier / side: 256 M at 64, 128 M at 128, ..., 16 M at 1024.
+    Args:
+        image_size: pixels per side of the slices.
+        multiplier: factor of the widths above side 32.
+        limit: largest width, for smaller machines.
+        start_size: side of the first feature map.
+
+    Returns: channels of the maps with sides start_size, 2 start_size, ..., image_size.
     """
     widths, side = [], start_size
     while side <= image_size:
@@ -31,7 +37,7 @@ def channel_widths(image_size: int, *, multiplier: float = 2, limit: int = 512, 
     return tuple(widths)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, object]] = {
     # The two-core setting of the demo: a 32-pixel generator that trains in minutes.
     "tiny": {"image_size": 32, "z_bins": 12},
     # Twice the side and width; an evening on a workstation.
@@ -61,43 +67,43 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class FactoryConfig:
-    """What every site and the researcher must agree on. Values are checked here and nowhere else.
+    """The settings that all sites and the researcher must share. Values are checked here and nowhere else.
 
     Raises: ConfigError if a value is out of range, with the range in the message.
     """
 
     domains: tuple[str, ...]  # names of the sites' scanners, modalities or organs; position = domain index
     head: str = "palette"  # "palette": shared anatomy, a palette per domain; "image": the published networks
-    # Where the domain enters: "head": the palette alone, so that one latent is one anatomy in all domains;
-    # "mapping": the mapping network (published; for domains that share no anatomy); "auto": as early as the head needs
+    # Where the domain enters. "head": the palette alone, so that a latent has the same anatomy in all domains;
+    # "mapping": the mapping network (published; for domains without common anatomy); "auto": "head" if possible
     conditioning: str = "auto"
-    discriminator: str = "local"  # "local": each site keeps its own, "shared": averaged as the generator (published)
+    discriminator: str = "local"  # "local": every site has its own; "shared": averaged like the generator (published)
     image_size: int = 32  # pixels per side, a power of two times start_size
     z_bins: int = 12  # number of slice heights a volume is divided into
-    start_size: int = 8  # side of the learnt constant the generator starts from
+    start_size: int = 8  # side of the learned constant that the generator starts from
     channels: tuple[int, ...] = (48, 32, 16)  # generator widths, from start_size up to image_size
-    latent_dim: int = 64  # numbers in z and in w
-    encoding_dim: int = 0  # width of the sites' mean image embedding (768 for CLIP ViT-L/14); 0 without
+    latent_dim: int = 64  # length of z and of w
+    encoding_dim: int = 0  # length of the sites' mean image embedding (768 for CLIP ViT-L/14); 0: no embedding
     mapping_layers: int = 2
     mapping_lr_multiplier: float = 0.1
     batch_size: int = 16
     learning_rate: float = 4e-3  # Adam, both networks
-    texture: float = 0.0  # palette: bound of what a slice may differ from its tissues' grey levels, pixel by pixel
+    texture: float = 0.0  # palette head: largest deviation of a pixel from the grey level of its tissue
     r1_gamma: float = 0.5  # weight of the gradient penalty on real slices
     r1_every: int = 16  # updates from one penalty to the next
     path_weight: float = 0.0  # weight of path length regularisation
     path_every: int = 4  # updates from one path length step to the next
-    path_batch_shrink: int = 2  # that step uses the batch size divided by this
-    style_mixing: float = 0.0  # probability that a batch is made from two latents
-    augment: bool = False  # adaptive augmentation of all that the discriminator sees
-    augment_p: float = 0.0  # its strength in [0, 1]; 0 lets it adapt itself
-    augment_target: float = 0.6  # adaptive: share of signs of real scores to hold
-    augment_length: int = 500_000  # adaptive: slices for the strength to go from 0 to 1
-    clip_weight: float = 0.0  # weight of the guidance by a frozen image encoder
-    ema_decay: float = 0.995  # per update of one site
+    path_batch_shrink: int = 2  # the path length step uses batch_size divided by this
+    style_mixing: float = 0.0  # probability that a batch is generated from two latents
+    augment: bool = False  # adaptive augmentation of all slices that the discriminator is given
+    augment_p: float = 0.0  # its fixed strength in [0, 1]; 0 adapts the strength
+    augment_target: float = 0.6  # adaptive: target of the mean sign of the scores of real slices
+    augment_length: int = 500_000  # adaptive: number of slices in which the strength may go from 0 to 1
+    clip_weight: float = 0.0  # weight of the guidance by CLIP image embeddings; 0 is off
+    ema_decay: float = 0.995  # decay of the generator's moving average, per update of a site
     mirror: bool = True  # left-right flips of real slices (off for organs that are not symmetric)
     shift: int = 1  # largest shift of real slices, pixels
-    compatibility: str = "none"  # "published": train as the published program did, its slips included
+    compatibility: str = "none"  # "published": train as the published program did, with its errors
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -105,11 +111,13 @@ class FactoryConfig:
         if not self.domains or len(set(self.domains)) != len(self.domains):
             raise ConfigError(f"domains are {list(self.domains)}; give at least one name, each once")
         if any(not isinstance(name, str) or not name.strip() for name in self.domains):
-            raise ConfigError("a domain name is empty")
+            raise ConfigError(f"domains are {list(self.domains)}; a name is empty, give every domain a name")
         self._check_choice("head", HEADS)
         self._check_choice("conditioning", CONDITIONINGS)
         if self.conditioning == "head" and self.head != "palette":
-            raise ConfigError("conditioning is 'head': only the palette head knows the domain; choose 'mapping'")
+            raise ConfigError(
+                f"conditioning is 'head' and head is '{self.head}'; only the palette takes the domain, choose 'mapping'"
+            )
         self._check_choice("discriminator", DISCRIMINATORS)
         self._check_choice("compatibility", COMPATIBILITY)
         if self.start_size < SMALLEST_MAP or self.start_size & (self.start_size - 1):
@@ -129,8 +137,9 @@ class FactoryConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
-        if min(self.learning_rate, self.mapping_lr_multiplier) <= 0:
-            raise ConfigError("learning_rate and its multipliers must be positive")
+        for name in ("learning_rate", "mapping_lr_multiplier"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
         for name in ("r1_gamma", "path_weight", "clip_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -160,29 +169,32 @@ class FactoryConfig:
         return self.conditioning
 
     def domain_index(self, name: str) -> int:
-        """Position of a domain. Raises ConfigError that lists the known names."""
+        """Index of a domain. Raises ConfigError that lists the known names."""
         if name not in self.domains:
-            raise ConfigError(f"unknown domain '{name}': this factory knows {', '.join(self.domains)}")
+            raise ConfigError(f"unknown domain '{name}'; choose from {', '.join(self.domains)}")
         return self.domains.index(name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """JSON-able copy, the inverse of `from_dict`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FactoryConfig:
-        """Raises: ConfigError for unknown, missing or wrongly typed entries."""
+    def from_dict(cls, values: Mapping[str, object]) -> FactoryConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises: ConfigError for unknown, missing or wrongly typed entries.
+        """
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
-            raise ConfigError(f"unknown settings {sorted(unknown)} in the factory configuration")
+            raise ConfigError(f"unknown settings {sorted(unknown)} in the factory configuration; remove them")
         try:
             return cls(**values)
         except TypeError as error:
-            raise ConfigError(f"factory configuration: {error}") from None
+            raise ConfigError(f"factory configuration: {error}; see FactoryConfig for names and types") from None
 
     @classmethod
-    def preset(cls, name: str, domains: tuple[str, ...], **changes: Any) -> FactoryConfig:
-        """A named setting, with `changes` laid over it. Raises ConfigError for an unknown name."""
+    def preset(cls, name: str, domains: tuple[str, ...], **changes: object) -> FactoryConfig:
+        """A preset with some settings replaced by `changes`. Raises ConfigError for an unknown name."""
         if name not in PRESETS:
-            raise ConfigError(f"unknown preset '{name}': choose from {', '.join(PRESETS)}")
+            raise ConfigError(f"unknown preset '{name}'; choose from {', '.join(PRESETS)}")
         return cls.from_dict({"domains": tuple(domains), **PRESETS[name], **changes})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from ..common.records import read_record
 from .adaptive_augmentation import AugmentationStrength
 
 
@@ -59,7 +60,6 @@ class TrainerState:
     def from_dict(cls, values: Mapping[str, object]) -> TrainerState:
         """The state that `to_dict` wrote.
 
-        Raises: KeyError, TypeError or ValueError for other content.
+        Raises: ConfigError for other content.
         """
-        augmentation = AugmentationStrength(**values["augmentation"])
-        return cls(int(values["updates_done"]), float(values["path_mean"]), augmentation)
+        return read_record(cls, values)

@@ -1,1 +1,1 @@
-"""What any medical-imaging program has: volumes, DICOM, finding cases, slices and the way back to the image's grid."""
+"""What any medical-imaging program needs: volumes, DICOM, finding cases, and resampling to slices and back."""

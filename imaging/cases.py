@@ -21,9 +21,10 @@ class CaseFiles:
     """Files of one case.
 
     Attributes:
-        name: subject, file or series, made printable.
+        name: name of the subject, file or series, made printable.
         image: one NIfTI file, or the files of a DICOM series in slice order.
-        label, mask: label map or table, brain or body mask; None where the case has none.
+        label: label map or table; None if the case has none.
+        mask: brain or body mask; None if the case has none.
     """
 
     name: str
@@ -33,15 +34,20 @@ class CaseFiles:
 
     @property
     def files(self) -> list[Path]:
-        """All of them, in a fixed order."""
+        """All files of the case, in a fixed order."""
         image = list(self.image) if isinstance(self.image, tuple) else [self.image]
         return image + [path for path in (self.label, self.mask) if path is not None]
 
 
 @dataclass
 class Found:
-    """What a folder holds: usable cases, and per unusable one a sentence that says why. `without_image` are subjects
-    that lack the modality."""
+    """What a folder holds.
+
+    Attributes:
+        cases: the usable cases.
+        problems: for every unusable case the reason, in one sentence.
+        without_image: names of subjects that lack the modality of the image.
+    """
 
     cases: list[CaseFiles] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
@@ -54,9 +60,9 @@ def find_cases(
     """All cases below `source`, sorted by name.
 
     Args:
-        source: Fed-BioMed medical-folder layout (`subject/modality/`, each modality one NIfTI file or one DICOM
-            series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI files or
-            DICOM series in it or in its subfolders (no labels).
+        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
+            DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
+            files or DICOM series in it or in its subfolders (no labels).
         image_key: modality folder of the image; for nnU-Net its channel number, or "image" for channel 0.
         label_key: modality folder of the label map or table; None reads no labels.
         mask_key: modality folder of the brain or body mask; None reads none.
@@ -65,14 +71,14 @@ def find_cases(
     """
     source = Path(source)
     if not source.is_dir():
-        raise UsageError(f"{source}: no such folder")
+        raise UsageError(f"{source}: no such folder; give a folder of cases")
     try:
         if (source / "dataset.json").is_file():
             if mask_key is not None:
-                raise UsageError(f"{source}: an nnU-Net data set has no modality folders; leave the mask out")
+                raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
             found = _nnunet(source, image_key, label_key)
         else:
-            found = _medical_folder(source, image_key, label_key, mask_key)
+            found = _medical_folder(source, image_key=image_key, label_key=label_key, mask_key=mask_key)
             if not found.cases and not found.problems:
                 found = _plain(source)
     except _Unusable as error:
@@ -93,10 +99,10 @@ def printable(name: str) -> str:
 
 
 class _Unusable(Exception):
-    """One case of many has unclear files."""
+    """The files of one case among many are unusable."""
 
 
-def _medical_folder(source: Path, image_key: str, label_key: str | None, mask_key: str | None) -> Found:
+def _medical_folder(source: Path, *, image_key: str, label_key: str | None, mask_key: str | None) -> Found:
     found, absent = Found(), []
     for subject in _folders(source):
         name = printable(subject.name)
@@ -127,12 +133,15 @@ def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
 
 
 def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Raises: _Unusable if a DICOM file belongs to none: it is damaged, and a series may lack a slice."""
+    """The series of a folder.
+
+    Raises: _Unusable if a DICOM file belongs to no series: it is damaged, so a series may lack a slice.
+    """
     series = find_series(folder)
     belonging = {path.name for files in series.values() for path in files}
     damaged = [path.name for path in _entries(folder) if is_dicom(path) and path.name not in belonging]
     if damaged:
-        raise _Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}")
+        raise _Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}; copy them again")
     return series
 
 
@@ -147,12 +156,14 @@ def _nnunet(source: Path, image_key: str, label_key: str | None) -> Found:
     try:
         json.loads((source / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error})") from None
+        raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error}); copy it again") from None
     if not (source / "imagesTr").is_dir():
-        raise UsageError(f"{source}: has a dataset.json but no imagesTr folder")
+        raise UsageError(f"{source}: has a dataset.json but no imagesTr folder; add the images")
     channel = "0" if image_key == "image" else image_key
     if not channel.isdecimal():
-        raise UsageError(f"--image-key {image_key}: an nnU-Net data set numbers its channels, such as 0")
+        raise UsageError(
+            f"image_key is '{image_key}'; an nnU-Net data set numbers its channels, choose a number such as 0"
+        )
     found = Found()
     for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
         name, _, digits = case_name(path).rpartition("_")
@@ -179,7 +190,7 @@ def _plain(source: Path) -> Found:
 
 
 def _series(folder: Path, name: str) -> list[CaseFiles]:
-    """DICOM series of a folder. Several are told apart by a digest of their identifiers, which are not kept."""
+    """DICOM series of a folder. Several are distinguished by a digest of their identifiers, which are not stored."""
     series = _readable_series(folder)
     if name and len(series) == 1:
         return [CaseFiles(printable(name), files) for files in series.values()]
@@ -196,11 +207,11 @@ def _folders(source: Path) -> list[Path]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, sorted; nothing if there is no such folder."""
+    """Entries of a folder, sorted; nothing if there is no such folder."""
     try:
         return sorted(folder.iterdir()) if os.path.isdir(folder) else []
     except OSError as error:
-        raise _Unusable(f"{folder}: cannot be read ({error.strerror})") from None
+        raise _Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _is_table(path: Path) -> bool:
@@ -208,15 +219,19 @@ def _is_table(path: Path) -> bool:
 
 
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
-    """Label maps by case name: one file, a folder of files, or `case/label_key/one file`.
+    """Label maps by case name.
 
-    Raises: UsageError if there is none, or a case has several.
+    Args:
+        source: a file, a folder of files, or a folder of cases with one file each in `label_key`.
+        label_key: name of the folder with a case's label map.
+
+    Raises: UsageError if there is no label map, or a case has several.
     """
     source = Path(source)
     if source.is_file():
         return {case_name(source): source}
     if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder")
+        raise UsageError(f"{source}: no such file or folder; give label maps")
     try:
         found = {case_name(path): path for path in _entries(source) if is_volume(path)}
         for subject in _folders(source):

@@ -1,4 +1,4 @@
-"""Finding the box of a volume that holds the patient, without the air around."""
+"""Finding the box of a volume that holds the patient, without the surrounding air."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import numpy as np
 from ..errors import ConfigError
 
 CROPS = ("air", "none")
-AIR = 0.1  # a plane is air if nothing in it reaches this share of the volume's bright end
+AIR_SHARE = 0.1  # a plane is air if no voxel in it reaches this share of the volume's bright end
 BRIGHT_SHARE = 0.99  # of the planes' maxima: one bright artefact must not set the scale
 PUBLISHED_BINS = 255
 
 
 def crop_box(data: np.ndarray, crop: str, *, published: bool = False) -> tuple[tuple[int, int], ...]:
-    """(start, stop) along each axis of what is kept.
+    """The box of a volume that is kept.
 
     Args:
         data: (X, Y, Z), any intensities.
-        crop: "air" trims outer planes that hold air only, "none" keeps everything.
-        published: find air by the published program's histogram rule instead, its slip included.
+        crop: "air" removes outer planes that hold air only, "none" removes nothing.
+        published: find air by the published program's histogram rule instead, with its error.
 
+    Returns: (start, stop) along each axis.
     Raises: ConfigError for an unknown rule.
     """
     if crop not in CROPS:
@@ -34,16 +35,16 @@ def crop_box(data: np.ndarray, crop: str, *, published: bool = False) -> tuple[t
 
 
 def _ends(profile: np.ndarray) -> tuple[int, int]:
-    """First and last plane above air. Only outer planes go; dark ones in between stay."""
-    bright = np.flatnonzero(profile > AIR * np.quantile(profile, BRIGHT_SHARE))
+    """Start and stop of the planes that are not air, from plane maxima (N,). Dark planes in between are kept."""
+    bright = np.flatnonzero(profile > AIR_SHARE * np.quantile(profile, BRIGHT_SHARE))
     return (int(bright[0]), int(bright[-1]) + 1) if len(bright) else (0, len(profile))
 
 
 def _published_ends(profile: np.ndarray) -> tuple[int, int]:
-    """Ends by the histogram of the running sum of plane maxima (spec 2.1 D).
+    """Start and stop by the histogram of the running sum of plane maxima (N,), as published.
 
-    Where the sum rises slowly many planes share a bin; bins at the head with more planes than the valley between the
-    two kinds of bins are air. The tail is trimmed by the head's number of bins, as published.
+    Where the sum rises slowly, many planes share a bin. Leading bins with more planes than the valley between the two
+    modes are air. The end is trimmed by the number of leading bins: the error of the published program.
     """
     from skimage.filters import threshold_minimum  # only this rule needs it
 

@@ -1,4 +1,4 @@
-"""DICOM series: which files belong together, and reading them as a volume. Headers are never copied anywhere."""
+"""DICOM series: which files belong together, and reading them as a volume. Headers are never copied."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .volumes import MAX_VOXELS, Volume
 MAGIC, PREAMBLE = b"DICM", 128
 PATIENT_ID = "0010|0020"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-UNEVEN = 0.05  # deviation of a gap between slices, as a share of the spacing
+MAX_UNEVENNESS = 0.05  # of the gaps between slices, as a share of the spacing
 
 
 def is_dicom(path: Path) -> bool:
-    """True for a visible file with the mark of DICOM part 10."""
+    """Whether a path is a visible file with the magic bytes of DICOM part 10."""
     if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not os.path.isfile(path):
         return False
     try:
@@ -32,7 +32,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def find_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The series in a folder (not below it): identifier to files in slice order.
+    """The series in a folder, without its subfolders: files in slice order by identifier.
 
     Files of one series UID that differ in orientation or pixel grid count as different series.
     """
@@ -48,7 +48,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     """Read one series, in the scanner's own values (rescale slope and intercept applied).
 
     Args:
-        files: in slice order, see `find_series`.
+        files: files of the series in slice order, see `find_series`.
 
     Returns: float32 volume; its third stored axis is the slice axis.
     Raises: VolumeError if the files cannot be read, are colour images, or slices are missing between them.
@@ -60,7 +60,7 @@ def read_series(files: Sequence[Path]) -> Volume:
         if header.GetNumberOfComponents() != 1:
             raise VolumeError(f"{where}: colour images, expected one grey value per pixel")
         if header.GetDimensions(0) * header.GetDimensions(1) * len(files) > MAX_VOXELS:
-            raise VolumeError(f"{where}: the headers claim more than {MAX_VOXELS} voxels")
+            raise VolumeError(f"{where}: the headers claim more than {MAX_VOXELS} voxels; at most so many are read")
         reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=[str(file) for file in files])
         reader.SetImageIO(itk.GDCMImageIO.New())
         reader.ForceOrthogonalDirectionOff()  # a tilted gantry is a shear, which the affine can hold
@@ -75,24 +75,25 @@ def read_series(files: Sequence[Path]) -> Volume:
     except VolumeError:
         raise
     except Exception as error:  # ITK raises RuntimeError with a page of text
-        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)})") from None
-    if uneven > UNEVEN * spacing[2]:
-        raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; slices are missing")
+        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
+    if uneven > MAX_UNEVENNESS * spacing[2]:
+        raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; slices are missing, add them")
     return Volume(np.ascontiguousarray(data), LPS_TO_RAS @ affine)
 
 
 def patient_key(files: Sequence[Path]) -> str | None:
-    """A digest that is equal for series of one patient; None if the headers name nobody."""
+    """A digest that is equal for series of one patient; None if the headers name no patient."""
     try:
         header = _header(Path(files[0]))
         found, patient = header.GetValueFromTag(PATIENT_ID, "")
-    except Exception:  # the reading that follows tells the user what is wrong
+    except Exception:  # reading the series, which follows, reports what is wrong
         return None
     patient = patient.strip("\0 ") if found else ""
     return hashlib.sha256(f"fedfactory/{patient}".encode()).hexdigest()[:16] if patient else None
 
 
 def _header(path: Path) -> Any:
+    """The header of a file, an `itk.GDCMImageIO`."""
     header = _itk().GDCMImageIO.New()
     header.SetFileName(str(path))
     header.ReadImageInformation()
@@ -100,19 +101,21 @@ def _header(path: Path) -> Any:
 
 
 def _unevenness(image: Any) -> float:
-    """Millimetres by which gaps between slices differ from their mean, as ITK found while reading."""
+    """Largest deviation of the gaps between slices from their mean, in millimetres, as ITK measured it."""
     dictionary = image.GetMetaDataDictionary()
     key = "ITK_non_uniform_sampling_deviation"
     return float(dictionary[key]) if dictionary.HasKey(key) else 0.0
 
 
 def _reason(error: Exception) -> str:
+    """The last line of a long message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:200]
 
 
 def _itk() -> Any:
+    """The ITK package, which has no types."""
     import itk  # takes a second, and only DICOM needs it
 
-    itk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters becomes an error of ours
+    itk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters becomes an error of this package
     return itk

@@ -23,7 +23,15 @@ NEGLIGIBLE = 1e-8  # weights below it are rounding; without them equal grids cop
 
 @dataclass(frozen=True)
 class Axis:
-    """Sample k of `count` lies at voxel `offset` + `ratio` * k of an axis; voxels start .. stop - 1 of it are kept."""
+    """Samples along an axis: sample k lies at voxel `offset` + `ratio` * k.
+
+    Attributes:
+        start: first kept voxel.
+        stop: voxel after the last kept one.
+        count: number of samples.
+        ratio: voxels from sample to sample.
+        offset: position of sample 0, in voxels.
+    """
 
     start: int
     stop: int
@@ -44,12 +52,14 @@ class Axis:
 
     def forward(self, order: int, blur: float = 0.0) -> np.ndarray:
         """(count, stop - start) weights of the kept voxels in each sample; edges are replicated."""
-        return _weights(self.stop - self.start, self.count, self.ratio, self.offset - self.start, order, blur)
+        kept, offset = self.stop - self.start, self.offset - self.start
+        return _weights(kept, self.count, ratio=self.ratio, offset=offset, order=order, blur=blur)
 
     def backward(self, order: int) -> np.ndarray:
         """(stop - start, count) weights of the samples in each kept voxel."""
         offset = (self.start - self.offset) / self.ratio
-        return _weights(self.count, self.stop - self.start, 1 / self.ratio, offset, order, 0.0)
+        kept = self.stop - self.start
+        return _weights(self.count, kept, ratio=1 / self.ratio, offset=offset, order=order, blur=0.0)
 
     def covered(self) -> np.ndarray:
         """(stop - start,) whether a sample covers the voxel."""
@@ -66,8 +76,8 @@ class Axis:
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(n: int, count: int, ratio: float, offset: float, order: int, blur: float) -> np.ndarray:
-    """(count, n) float32: what sample k, at offset + ratio * k, takes from each of n voxels."""
+def _weights(n: int, count: int, *, ratio: float, offset: float, order: int, blur: float) -> np.ndarray:
+    """(count, n) float32: weight of each of n voxels in sample k, which lies at offset + ratio * k."""
     impulses = np.eye(n)
     if blur:
         impulses = ndimage.gaussian_filter1d(impulses, blur, axis=0, mode="nearest")
@@ -76,7 +86,7 @@ def _weights(n: int, count: int, ratio: float, offset: float, order: int, blur: 
     )
     weights[np.abs(weights) < NEGLIGIBLE] = 0
     weights = weights.astype(np.float32)
-    weights.setflags(write=False)  # it is shared by all who ask for the same
+    weights.setflags(write=False)  # the cache returns the same array to all callers
     return weights
 
 
@@ -84,8 +94,9 @@ class SliceGrid:
     """Where the pixels of size x size slices lie in a volume.
 
     Args:
-        shape, affine: of the volume as stored.
-        box: (start, stop) of what is kept along each turned axis, see `crop_box`.
+        shape: shape of the volume as stored.
+        affine: (4, 4), of the volume as stored.
+        box: (start, stop) of the kept part along each reoriented axis, see `crop_box`.
         fmt: size, spacing and plane of the slices.
 
     Attributes:
@@ -94,34 +105,34 @@ class SliceGrid:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], affine: np.ndarray, box: tuple[tuple[int, int], ...], fmt: SliceFormat
+        self, shape: tuple[int, ...], affine: np.ndarray, *, box: tuple[tuple[int, int], ...], fmt: SliceFormat
     ) -> None:
         self.affine, self.fmt, self.box = affine, fmt, box
         turn = orientation(affine, fmt.plane)
         self.shape = tuple(int(n) for n in np.asarray(shape)[np.argsort(turn[:, 0])])
         self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
         place = _published_axis if fmt.published else _centred_axis
-        rows, columns = (place(*box[a], self.spacing[a], fmt.spacing, fmt.size) for a in (0, 1))
+        rows, columns = (place(*box[a], voxel=self.spacing[a], pixel=fmt.spacing, count=fmt.size) for a in (0, 1))
         if fmt.slice_spacing is None:
             start, stop = box[2]
             slices = Axis(start, stop, stop - start, 1.0, float(start))
         else:
-            slices = place(*box[2], self.spacing[2], fmt.slice_spacing, None)
+            slices = place(*box[2], voxel=self.spacing[2], pixel=fmt.slice_spacing, count=None)
         self.axes = (rows, columns, slices)
         self.height = float((box[2][1] - box[2][0]) * self.spacing[2])
 
     @classmethod
     def of(cls, volume: Volume, fmt: SliceFormat) -> SliceGrid:
-        """The grid of a volume, cropped as the format says."""
+        """The grid of a volume, cropped as the format describes."""
         box = crop_box(volume.turned(fmt.plane).data, fmt.crop, published=fmt.published)
-        return cls(volume.data.shape, volume.affine, box, fmt)
+        return cls(volume.data.shape, volume.affine, box=box, fmt=fmt)
 
     def kept(self, volume: Volume) -> np.ndarray:
-        """The cropped voxels in turned order, a view."""
+        """The cropped voxels (X, Y, Z) in reoriented axis order, a view."""
         return volume.turned(self.fmt.plane).data[tuple(slice(*ends) for ends in self.box)]
 
     def covered_part(self, volume: Volume) -> np.ndarray:
-        """The stored voxels of a volume that lie in a slice, in turned order."""
+        """The voxels (X, Y, Z) of a volume that lie in a slice, in reoriented axis order."""
         rows, columns, slices = (np.flatnonzero(axis.covered()) for axis in self.axes)
         kept = self.kept(volume)
         if not (len(rows) and len(columns) and len(slices)):
@@ -129,7 +140,7 @@ class SliceGrid:
         return kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, slices[0] : slices[-1] + 1]
 
     def image_slices(self, volume: Volume) -> np.ndarray:
-        """(slices, size, size) float32 of a volume on this grid; NaN outside of it.
+        """(slices, size, size) float32 of a volume on this grid; NaN outside the volume.
 
         Cubic splines, blurred first where pixels are coarser than voxels, cut to the voxels' own range.
         """
@@ -214,7 +225,7 @@ class SliceGrid:
     def image_to_volume(self, slices: np.ndarray) -> np.ndarray:
         """(slices, size, size) values to float32 in the volume's stored axis order, cubic; NaN outside the slices.
 
-        Padding is not looked at: splines would ring from its edge into the image.
+        Padding is not used: splines would ring from its edge into the image.
         """
         rows, columns, places = (axis.inside for axis in self.axes)
         inside = slices[places, rows, columns].astype(np.float32)
@@ -240,7 +251,15 @@ class SliceGrid:
     def _patch(
         self, indicator: np.ndarray, box: tuple[slice, ...], weights: list[np.ndarray]
     ) -> tuple[tuple[slice, ...], np.ndarray]:
-        """Where in the slices a part of the volume lands, and its interpolated share there."""
+        """Interpolate a part of the volume.
+
+        Args:
+            indicator: (x, y, z) bool, the part.
+            box: where the part lies in the kept voxels.
+            weights: of rows, columns and slices.
+
+        Returns: the (slices, rows, columns) it touches, and its share of each pixel there, float32 in [0, 1].
+        """
         parts, target = [], []
         for weight, span in zip(weights, box, strict=True):
             part = weight[:, span]
@@ -260,41 +279,44 @@ class SliceGrid:
         return np.matmul(rows, planes @ columns.T)
 
     def _only_inside(self, slices: np.ndarray, outside: float) -> np.ndarray:
+        """Slices (slices, rows, columns) with `outside` in pixels that lie in no kept voxel."""
         rows, columns, places = (axis.inside for axis in self.axes)
         result = np.full_like(slices, outside)
         result[places, rows, columns] = slices[places, rows, columns]
         return result
 
     def _covered(self) -> np.ndarray:
+        """(X, Y, Z) bool: which kept voxels a slice covers."""
         rows, columns, slices = (axis.covered() for axis in self.axes)
         return rows[:, None, None] & columns[None, :, None] & slices[None, None]
 
     def _stored(self, kept: np.ndarray, outside: float) -> np.ndarray:
+        """Kept voxels (x, y, z) in the whole volume, in stored axis order; the others are `outside`."""
         whole = np.full(self.shape, outside, dtype=kept.dtype)
         whole[tuple(slice(*ends) for ends in self.box)] = kept
         return turned_back(whole, self.affine, self.fmt.plane)
 
 
 def _objects(data: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:
-    """Labels above zero, ascending, each with its bounding box."""
+    """Labels above zero of a label map (X, Y, Z), ascending, each with its bounding box."""
     boxes = ndimage.find_objects(data)
     return [(value, box) for value, box in enumerate(boxes, start=1) if box is not None]
 
 
-def _centred_axis(start: int, stop: int, voxel: float, pixel: float, count: int | None) -> Axis:
-    """Samples of exactly `pixel` millimetres around the middle of the kept voxels; as many as fit if none is told."""
+def _centred_axis(start: int, stop: int, *, voxel: float, pixel: float, count: int | None) -> Axis:
+    """Samples of exactly `pixel` millimetres around the middle of the kept voxels; as many as fit if count is None."""
     if count is None:
         count = max(1, round((stop - start) * voxel / pixel))
     ratio = float(pixel / voxel)
-    if abs(ratio - 1) < 1e-6:  # the same spacing written with other digits
+    if abs(ratio - 1) < 1e-6:  # equal spacings that were rounded differently
         ratio = 1.0
     offset = (start + stop - 1) / 2 - ratio * (count - 1) / 2
-    # Half a voxel off the middle costs nothing, and then values are copied.
+    # Half a voxel off the middle does no harm, and then values are copied without interpolation.
     return Axis(start, stop, count, ratio, float(np.ceil(offset)) if ratio == 1 else offset)
 
 
-def _published_axis(start: int, stop: int, voxel: float, pixel: float, count: int | None) -> Axis:
-    """The kept voxels resized to a whole number of samples, then padded or cut to `count` (spec 2.1 F, L, M)."""
+def _published_axis(start: int, stop: int, *, voxel: float, pixel: float, count: int | None) -> Axis:
+    """The kept voxels resized to a whole number of samples, then padded or cut to `count`, as published."""
     kept = max(1, round(voxel / pixel * (stop - start)))
     ratio = (stop - start) / kept
     count = kept if count is None else count

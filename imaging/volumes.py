@@ -1,4 +1,4 @@
-"""A 3-D image on its own grid, and turning its axes so that slices lie in a chosen plane."""
+"""A 3-D image on its own grid, and reorienting it so that its slices lie in a chosen plane."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 
 PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")
-MAX_VOXELS = 2**30  # a header that asks for more is damaged or hostile
+MAX_VOXELS = 2**30  # a header that claims more is damaged or hostile
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Volume:
         return self.turned("axial")
 
     def turned(self, plane: str) -> Volume:
-        """The same voxels with the slice axis last and every axis rising, see `orientation`."""
+        """The same voxels with the slice axis last and every axis ascending, see `orientation`."""
         turn = orientation(self.affine, plane)
         affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.data.shape)
         return Volume(nib.orientations.apply_orientation(self.data, turn), affine)
@@ -48,14 +48,16 @@ class Volume:
 
 
 def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
-    """(3, 2) for each stored axis its place and direction after turning, as nibabel has it.
+    """Position and direction of each stored axis after reorientation.
 
     Args:
         affine: (4, 4), invertible.
-        plane: what slices show. "axial": left to right along rows, back to front along columns, slices from foot to
+        plane: plane of the slices. "axial": left to right along rows, back to front along columns, slices from foot to
             head, each as near as flips and permutations come. "coronal", "sagittal": slices along the body's other
             axes. "acquired": the third stored axis stays the slice axis (oblique stacks such as cardiac short-axis
-            views). "stored": nothing is turned.
+            views). "stored": the stored order is kept.
+
+    Returns: (3, 2), an orientation array as nibabel defines it.
     """
     if plane == "stored":
         return np.array([[0, 1], [1, 1], [2, 1]])
@@ -67,7 +69,15 @@ def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
 
 
 def turned_back(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
-    """Bring an array on the turned grid of a volume with this affine back to its stored axis order."""
+    """Bring an array back to the stored axis order of its volume.
+
+    Args:
+        array: (X, Y, Z) on the grid that `orientation(affine, plane)` gives.
+        affine: (4, 4), of the stored volume.
+        plane: see `orientation`.
+
+    Returns: the array with its axes in stored order.
+    """
     identity = orientation(affine, "stored")
     back = nib.orientations.ornt_transform(identity, orientation(affine, plane))
     return nib.orientations.apply_orientation(array, back)

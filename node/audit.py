@@ -1,12 +1,10 @@
-"""What a site should know of synthetic volumes before they are used or handed on; run where the real images are."""
+"""What a site should know about synthetic volumes before it uses or shares them; runs where the real images are."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from .. import __version__
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import foreground_dice
 from ..common.files import atomic_folder, refuse_existing, sha256_of, write_json
-from ..common.html_pages import picture, write_page
+from ..common.html_pages import write_page
 from ..common.progress import track
 from ..errors import StoreError
 from ..generative.metrics.fidelity import (
@@ -30,46 +28,20 @@ from ..generative.metrics.fidelity import (
 )
 from ..generative.metrics.quality import kernel_distance, layout_agreement, random_features
 from ..generative.synthesis import slice_heights
+from .audit_page import audit_page
+from .audit_result import AuditResult, AuditSource, Fidelity, LabelCheck, Privacy
+from .audit_slices import AuditSlices, equal_sides, real_slices
 from .store.patient_split import SPLITS
 from .store.slice_store import SliceStore
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COPIES = 0.8  # of the distance to held-out slices: nearer ones are called copies, if the interval agrees
-KNOWN = 0.6  # area under the attacker's curve from which on patients are called recognisable, if the interval agrees
-FEWEST = 4  # patients on either side, for an interval that means anything
-SHOWN = 10  # closest pairs
-BATCH = 64  # slices a feature extractor sees at once
-PAIRS = 300  # of slices, for diversity
-Features = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Slices of one kind: images (N, 1, S, S) in [-1, 1], height bins and groups (patients or subjects) (N,)."""
-
-    images: Tensor
-    z_bin: Tensor
-    group: Tensor
-
-    def take(self, chosen: Tensor) -> Slices:
-        return Slices(self.images[chosen], self.z_bin[chosen], self.group[chosen])
-
-
-@dataclass
-class Audit:
-    """Numbers that may travel, and what stays at the site.
-
-    Attributes:
-        numbers: JSON-able; no image, no name.
-        findings: one sentence each; empty if nothing was found.
-        pairs: the closest synthetic and real slices, for the site's own eyes: (n, 2, S, S).
-    """
-
-    numbers: dict[str, Any]
-    findings: list[str]
-    pairs: np.ndarray
+MAX_COPYING_RATIO = 0.8  # below it, synthetic slices are called copies, if the interval agrees
+MIN_ATTACK_AUC = 0.6  # above it, patients are called recognisable, if the interval agrees
+MIN_PATIENTS = 4  # on either side, for an interval that means anything
+NUM_PAIRS = 10  # closest pairs to show
+BATCH_SIZE = 64  # slices in a network at once
+SIMILARITY_PAIRS = 300  # pairs of slices for the measure of diversity
+MAX_PIXELS = 100_000  # for percentiles of grey levels
+FeatureExtractor = Callable[[Tensor], Tensor]  # (N, 1, S, S) in [-1, 1] to (N, d)
 
 
 def audit_factory(
@@ -79,154 +51,186 @@ def audit_factory(
     *,
     held_out_dir: str | Path | None = None,
     volumes: int = 40,
-    features: Features = random_features,
+    features: FeatureExtractor = random_features,
     seed: int = 0,
-) -> Audit:
+) -> AuditResult:
     """Compare a labelled factory's volumes of a site's domain with the site's images; write `audit.json`, `audit.html`.
 
     Args:
-        store_dir: the site's store, with patients held out from training (validation or test), or
-        held_out_dir: another store of the same format, of patients of the site that never trained.
-        out: new folder. The page holds real slices and stays at the site; the JSON holds numbers only.
-        volumes: synthetic subjects to draw.
-        features: (N, 1, S, S) to (N, d); default: random filters, which tell texture and layout, not diagnosis.
+        factory_file: labelled factory.
+        store_dir: the site's store, with patients held out from training (validation or test).
+        out: new folder. The page shows real slices and stays at the site; the JSON holds numbers only.
+        held_out_dir: another store in the same format, of patients of the site that were never trained on; they
+            replace those held out in the first store.
+        volumes: number of synthetic subjects to draw.
+        features: (N, 1, S, S) in [-1, 1] to (N, d); default: random filters, which measure texture and layout but not
+            diagnosis.
+        seed: of the first synthetic subject and of all random draws.
 
-    Raises: UsageError, CheckpointError or StoreError, the last if no patient was held out.
+    Raises: UsageError, CheckpointError or StoreError, the last also if no patient was held out.
     """
     refuse_existing(out)
     labelled, store = LabelledFactory.load(factory_file), SliceStore(store_dir)
     config = labelled.factory.config
     config.domain_index(store.domain)
     store.require(size=config.image_size, z_bins=config.z_bins)
-    trained, held_out = _real(store, ("train",)), _real(store, ("validation", "test"))
+    trained, held_out = real_slices(store, ("train",)), real_slices(store, ("validation", "test"))
     if held_out_dir is not None:
         other = SliceStore(held_out_dir)
         other.require(size=config.image_size, z_bins=config.z_bins)
-        held_out = _real(other, SPLITS)
-    heights = slice_heights(config.z_bins, 2)
-    drawn = [
-        labelled.draw_volume(store.domain, heights, seed=seed + number)
-        for number in track(range(volumes), f"drawing volumes of {store.domain}")
-    ]
-    synthetic = Slices(
-        torch.from_numpy(np.concatenate([images for images, _ in drawn]))[:, None],
-        heights.round().long().repeat(volumes),
-        torch.arange(volumes).repeat_interleave(len(heights)),
-    )
+        held_out = real_slices(other, SPLITS)
+    synthetic, labels = _draw_synthetic(labelled, store.domain, volumes=volumes, seed=seed)
     result = audit(synthetic, trained, held_out, features=features, seed=seed)
-    labels = np.concatenate([one for _, one in drawn])
-    result.numbers["labels"] = _label_numbers(labelled, synthetic, labels, store)
-    facts = {
-        "made_by": f"fedfactory {__version__}",
-        "factory_sha256": sha256_of(factory_file),
-        "domain": store.domain,
-        "volumes": volumes,
-        "seed": seed,
-        "findings": result.findings,
-    }
+    result = replace(result, labels=_check_labels(labelled, synthetic, labels, store=store))
+    source = AuditSource(
+        made_by=f"fedfactory {__version__}",
+        factory_sha256=sha256_of(factory_file),
+        domain=store.domain,
+        volumes=volumes,
+        seed=seed,
+    )
     with atomic_folder(out) as folder:
-        write_json(folder / "audit.json", {**facts, **result.numbers})
-        write_page(folder / "audit.html", f"Audit of {store.domain}", _page(result, facts))
+        write_json(folder / "audit.json", {**source.to_dict(), "findings": result.findings, **result.numbers()})
+        write_page(folder / "audit.html", f"Audit of {store.domain}", audit_page(result, source))
     return result
 
 
 def audit(
-    synthetic: Slices, trained: Slices, held_out: Slices, *, features: Features = random_features, seed: int = 0
-) -> Audit:
+    synthetic: AuditSlices,
+    trained: AuditSlices,
+    held_out: AuditSlices,
+    *,
+    features: FeatureExtractor = random_features,
+    seed: int = 0,
+) -> AuditResult:
     """Fidelity, coverage, diversity, memorisation and membership of synthetic slices.
+
+    Args:
+        synthetic: slices of synthetic subjects.
+        trained: real slices of patients that were trained on.
+        held_out: real slices of patients that were not.
+        features: (N, 1, S, S) in [-1, 1] to (N, d).
+        seed: of all random draws.
 
     Raises: StoreError if either side of the real slices is empty.
     """
     if not len(trained.images) or not len(held_out.images):
-        raise StoreError("an audit needs patients that trained and patients that did not; prepare with a test share")
-    rng = torch.Generator().manual_seed(seed)
-    some, other = _equal(trained, held_out, rng)
-    spaces = {"features": _standardised(features, some, other, synthetic), "pixels": _pixels(some, other, synthetic)}
-    numbers: dict[str, Any] = {"fidelity": _fidelity(spaces["features"], synthetic, other), "privacy": {}}
-    findings, pairs = [], np.empty(0)
-    for name, (seen, unseen, made) in spaces.items():
-        (to_seen, which), (to_unseen, _) = nearest(made, seen), nearest(made, unseen)
-        ratio = copying_ratio(to_seen, to_unseen, synthetic.group, seed=seed)
-        known = attack_auc(
-            nearest(seen, made)[0],
-            nearest(unseen, made)[0],
-            member_group=some.group,
-            other_group=other.group,
-            seed=seed,
+        raise StoreError(
+            f"{len(trained.images)} slices were trained on and {len(held_out.images)} held out, an audit needs both; "
+            "prepare with a test share"
         )
-        numbers["privacy"][name] = {"copying_ratio": asdict(ratio), "attack_auc": asdict(known)}
-        findings += _findings(name, ratio, known)
+    trained, held_out = equal_sides(trained, held_out, torch.Generator().manual_seed(seed))
+    spaces = {
+        "features": _standardised_features(features, trained, held_out, synthetic=synthetic),
+        "pixels": _pixels(trained, held_out, synthetic),
+    }
+    _, unseen, made = spaces["features"]
+    fidelity = _fidelity(unseen, made, synthetic=synthetic, real=held_out)
+    privacy, findings, pairs = {}, [], np.empty(0)
+    for name, (seen, unseen, made) in spaces.items():
+        (to_seen, nearest_seen), (to_unseen, _) = nearest(made, seen), nearest(made, unseen)
+        found = Privacy(
+            copying_ratio=copying_ratio(to_seen, to_unseen, synthetic.group, seed=seed),
+            attack_auc=attack_auc(
+                nearest(seen, made)[0],
+                nearest(unseen, made)[0],
+                member_group=trained.group,
+                other_group=held_out.group,
+                seed=seed,
+            ),
+        )
+        privacy[name] = found
+        findings += _findings(name, found.copying_ratio, found.attack_auc)
         if name == "pixels":
-            closest = to_seen.argsort()[:SHOWN]
-            pairs = torch.cat([synthetic.images[closest], some.images[which[closest]]], dim=1).numpy()
-    patients = {"trained": len(some.group.unique()), "held_out": len(other.group.unique())}
-    numbers["patients"], numbers["slices_each"] = patients, len(some.images)
-    numbers["enough_patients"] = min(patients.values()) >= FEWEST
-    if not numbers["enough_patients"]:
-        findings.append(f"fewer than {FEWEST} patients on a side: membership cannot be judged")
-    return Audit(numbers, findings, pairs)
+            closest = to_seen.argsort()[:NUM_PAIRS]
+            pairs = torch.cat([synthetic.images[closest], trained.images[nearest_seen[closest]]], dim=1).numpy()
+    patients = {"trained": len(trained.group.unique()), "held_out": len(held_out.group.unique())}
+    enough_patients = min(patients.values()) >= MIN_PATIENTS
+    if not enough_patients:
+        findings.append(f"fewer than {MIN_PATIENTS} patients on a side: membership cannot be assessed")
+    return AuditResult(
+        fidelity=fidelity,
+        privacy=privacy,
+        patients=patients,
+        slices_each=len(trained.images),
+        enough_patients=enough_patients,
+        findings=findings,
+        pairs=pairs,
+    )
 
 
-def _equal(first: Slices, second: Slices, rng: torch.Generator) -> tuple[Slices, Slices]:
-    """As many patients and slices of either side, drawn at random: the nearest of many is nearer than that of few."""
-    patients = min(len(one.group.unique()) for one in (first, second))
-    parts = []
-    for one in (first, second):
-        known = one.group.unique()
-        kept = known[torch.randperm(len(known), generator=rng)[:patients]]
-        parts.append(one.take(torch.nonzero(torch.isin(one.group, kept))[:, 0]))
-    count = min(len(one.images) for one in parts)
-    drawn = [one.take(torch.randperm(len(one.images), generator=rng)[:count]) for one in parts]
-    return drawn[0], drawn[1]
+def _draw_synthetic(
+    labelled: LabelledFactory, domain: str, *, volumes: int, seed: int
+) -> tuple[AuditSlices, np.ndarray]:
+    """Slices of synthetic subjects, two per height bin, and their labels (N, S, S) uint8."""
+    heights = slice_heights(labelled.factory.config.z_bins, 2)
+    drawn = [
+        labelled.draw_volume(domain, heights, seed=seed + number)
+        for number in track(range(volumes), f"drawing volumes of {domain}")
+    ]
+    synthetic = AuditSlices(
+        torch.from_numpy(np.concatenate([images for images, _ in drawn]))[:, None],
+        heights.round().long().repeat(volumes),
+        torch.arange(volumes).repeat_interleave(len(heights)),
+    )
+    return synthetic, np.concatenate([labels for _, labels in drawn])
 
 
-def _findings(space: str, ratio: Estimate, known: Estimate) -> list[str]:
+def _findings(space: str, ratio: Estimate, area: Estimate) -> list[str]:
+    """One sentence per leak that was measured in a feature space."""
     found = []
-    if ratio.value < COPIES and ratio.high < 1:
+    if ratio.value < MAX_COPYING_RATIO and ratio.high < 1:
         found.append(
-            f"synthetic slices are nearer to patients that trained than to others ({space}: {ratio.value:.2f}, "
+            f"synthetic slices are nearer to patients that were trained on than to others ({space}: {ratio.value:.2f}, "
             f"interval {ratio.low:.2f} to {ratio.high:.2f}): the generator copies"
         )
-    if known.value > KNOWN and known.low > 0.5:
+    if area.value > MIN_ATTACK_AUC and area.low > 0.5:
         found.append(
-            f"who trained can be told from who did not ({space}: area {known.value:.2f}, interval {known.low:.2f} to "
-            f"{known.high:.2f})"
+            f"patients that were trained on can be distinguished from others ({space}: area {area.value:.2f}, interval "
+            f"{area.low:.2f} to {area.high:.2f})"
         )
     return found
 
 
-def _fidelity(space: tuple[Tensor, Tensor, Tensor], synthetic: Slices, real: Slices) -> dict[str, Any]:
-    """Against patients that did not train: against those that did, copies would look best."""
-    _, unseen, made = space
+def _fidelity(unseen: Tensor, made: Tensor, *, synthetic: AuditSlices, real: AuditSlices) -> Fidelity:
+    """Fidelity against held-out patients: against those that were trained on, copies would score best.
+
+    Args:
+        unseen: (N, d) features of the held-out slices.
+        made: (M, d) features of the synthetic slices.
+        synthetic: the M synthetic slices.
+        real: the N held-out slices.
+    """
     precision, recall = precision_and_recall(unseen, made)
-    grey = [_grey_levels(one.images) for one in (real, synthetic)]
-    return {
-        "kernel_distance": kernel_distance(unseen, made),
-        "frechet_distance": frechet_distance(unseen, made),
-        "precision": precision,
-        "recall": recall,
-        "layout": layout_agreement(real.images, real.z_bin, synthetic=synthetic.images, synthetic_bin=synthetic.z_bin),
-        "similarity_within_synthetic": _similarity(synthetic),
-        "similarity_within_real": _similarity(real),
-        "intensity_distance": float((grey[0] - grey[1]).abs().mean()),  # first Wasserstein distance
-    }
+    grey_real, grey_synthetic = _grey_levels(real.images), _grey_levels(synthetic.images)
+    return Fidelity(
+        kernel_distance=kernel_distance(unseen, made),
+        frechet_distance=frechet_distance(unseen, made),
+        precision=precision,
+        recall=recall,
+        layout=layout_agreement(real.images, real.z_bin, synthetic=synthetic.images, synthetic_bin=synthetic.z_bin),
+        similarity_within_synthetic=_similarity(synthetic),
+        similarity_within_real=_similarity(real),
+        intensity_distance=float((grey_real - grey_synthetic).abs().mean()),  # first Wasserstein distance
+    )
 
 
 def _grey_levels(images: Tensor) -> Tensor:
-    """The percentiles of up to 100 000 pixels, (101,)."""
+    """Percentiles 0 to 100 of up to MAX_PIXELS pixels, (101,), of images of any shape."""
     pixels = images.flatten().double()
-    return torch.quantile(pixels[:: -(-len(pixels) // 100_000)], torch.linspace(0, 1, 101, dtype=torch.float64))
+    return torch.quantile(pixels[:: -(-len(pixels) // MAX_PIXELS)], torch.linspace(0, 1, 101, dtype=torch.float64))
 
 
-def _similarity(slices: Slices) -> float:
+def _similarity(slices: AuditSlices) -> float:
     """Mean MS-SSIM of slices of different patients or subjects at one height: 1 if they are all the same."""
     rng, first, second = torch.Generator().manual_seed(0), [], []
-    for _ in range(PAIRS):
-        one = int(torch.randint(len(slices.images), (), generator=rng))
-        fitting = torch.nonzero((slices.z_bin == slices.z_bin[one]) & (slices.group != slices.group[one]))[:, 0]
-        if len(fitting):
-            first.append(one)
-            second.append(int(fitting[torch.randint(len(fitting), (), generator=rng)]))
+    for _ in range(SIMILARITY_PAIRS):
+        number = int(torch.randint(len(slices.images), (), generator=rng))
+        same_height, other_group = slices.z_bin == slices.z_bin[number], slices.group != slices.group[number]
+        partners = torch.nonzero(same_height & other_group)[:, 0]
+        if len(partners):
+            first.append(number)
+            second.append(int(partners[torch.randint(len(partners), (), generator=rng)]))
     if not first:
         return float("nan")
     scales = max(1, min(5, int(np.log2(slices.images.shape[-1] / 6))))
@@ -236,85 +240,42 @@ def _similarity(slices: Slices) -> float:
     return float(metric(a, b).mean())
 
 
-def _label_numbers(
-    labelled: LabelledFactory, synthetic: Slices, labels: np.ndarray, store: SliceStore
-) -> dict[str, Any]:
-    classes = labelled.card.classes
-    parts = [labelled.robust.probabilities(part).argmax(1) for part in synthetic.images.split(64)]
-    numbers: dict[str, Any] = {
-        "agreement_with_independent_segmenter": foreground_dice(torch.from_numpy(labels), torch.cat(parts), classes),
-        "shares_synthetic": _shares(labels, classes),
-    }
+def _check_labels(
+    labelled: LabelledFactory, synthetic: AuditSlices, labels: np.ndarray, *, store: SliceStore
+) -> LabelCheck:
+    """Compare the labels (N, S, S) of synthetic slices with another segmenter's and with the site's own."""
+    classes, shares_real = labelled.card.classes, None
+    parts = [labelled.robust.probabilities(part).argmax(1) for part in synthetic.images.split(BATCH_SIZE)]
     if store.labels is not None and len(chosen := store.slices("train", kinds=("dense",))):
-        numbers["shares_real"] = _shares(store.labels[chosen], classes)
-    return numbers
+        shares_real = _class_shares(store.labels[chosen], classes)
+    return LabelCheck(
+        agreement_with_independent_segmenter=foreground_dice(torch.from_numpy(labels), torch.cat(parts), classes),
+        shares_synthetic=_class_shares(labels, classes),
+        shares_real=shares_real,
+    )
 
 
-def _shares(labels: np.ndarray, classes: int) -> list[float]:
+def _class_shares(labels: np.ndarray, classes: int) -> list[float]:
+    """Share of each class among the labelled pixels of label maps (N, S, S) uint8."""
     counts = np.bincount(labels.ravel(), minlength=256)[:classes]  # unlabelled pixels lie above
-    return [round(float(one), 5) for one in counts / max(1, counts.sum())]
+    return [round(float(share), 5) for share in counts / max(1, counts.sum())]
 
 
-def _real(store: SliceStore, splits: tuple[str, ...]) -> Slices:
-    chosen = np.concatenate([store.slices(split) for split in splits])
-    names = {patient: number for number, patient in enumerate(sorted({case.patient for case in store.cases}))}
-    patients = np.concatenate(
-        [np.full(case.count, names[case.patient]) for split in splits for case in store.cases if case.split == split]
-        or [np.empty(0, np.int64)]
-    )
-    images = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
-    return Slices(images, torch.from_numpy(store.z_bin[chosen]), torch.from_numpy(patients))
-
-
-def _standardised(features: Features, *sets: Slices) -> tuple[Tensor, ...]:
-    """Features of every set, each number standardised by the real slices (the first two sets)."""
+def _standardised_features(
+    features: FeatureExtractor, trained: AuditSlices, held_out: AuditSlices, *, synthetic: AuditSlices
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (N, d) of the three kinds of slices; each feature is standardised by all real slices."""
     with torch.no_grad():
-        found = [torch.cat([features(part).double() for part in one.images.clamp(-1, 1).split(BATCH)]) for one in sets]
-    real = torch.cat(found[:2])
+        seen, unseen, made = (
+            torch.cat([features(part).double() for part in slices.images.clamp(-1, 1).split(BATCH_SIZE)])
+            for slices in (trained, held_out, synthetic)
+        )
+    real = torch.cat([seen, unseen])
     mean, deviation = real.mean(0), real.std(0) + 1e-6
-    return tuple((one - mean) / deviation for one in found)
+    return (seen - mean) / deviation, (unseen - mean) / deviation, (made - mean) / deviation
 
 
-def _pixels(*sets: Slices) -> tuple[Tensor, ...]:
-    return tuple(one.images.clamp(-1, 1).flatten(1).double() for one in sets)
-
-
-def _page(result: Audit, facts: dict[str, Any]) -> list[str]:
-    rows = "".join(
-        f"<tr><td>{html.escape(group)}</td><td>{html.escape(name.replace('_', ' '))}</td><td>{_shown(value)}</td></tr>"
-        for group, values in result.numbers.items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-    )
-    findings = "".join(f"<li>{html.escape(text)}</li>" for text in result.findings)
-    return [
-        f"<h1>Audit of synthetic slices of {html.escape(facts['domain'])}</h1>",
-        '<p class="note">This page shows real slices of patients: it stays at the site. audit.json holds numbers only.'
-        "</p>",
-        f"<p>{facts['volumes']} synthetic subjects, seed {facts['seed']}; real slices each side: "
-        f"{result.numbers['slices_each']}. Intervals are 95 %, by bootstrap over subjects or patients.</p>",
-        f"<h2>Findings</h2><ul>{findings}</ul>" if findings else "<h2>Findings</h2><p>None.</p>",
-        f"<h2>Numbers</h2><table><tr><th></th><th></th><th>value</th></tr>{rows}</table>",
-        f"<h2>The {len(result.pairs)} closest pairs</h2><p>Upper row: synthetic. Lower row: the nearest slice that "
-        "trained. Copies would be hard to tell apart.</p>",
-        picture(lambda: _draw_pairs(result.pairs), "closest synthetic and real slices"),
-    ]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{html.escape(str(k).replace('_', ' '))}: {_shown(v)}" for k, v in value.items())
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return html.escape(str(value))
-
-
-def _draw_pairs(pairs: np.ndarray) -> Figure:
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, len(pairs), figsize=(1.3 * len(pairs), 2.8), squeeze=False)
-    for column, pair in enumerate(pairs):
-        for row in range(2):
-            axes[row, column].imshow(np.rot90(pair[row]), cmap="gray", vmin=-1, vmax=1)
-            axes[row, column].set(xticks=[], yticks=[])
-    return figure
+def _pixels(trained: AuditSlices, held_out: AuditSlices, synthetic: AuditSlices) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels (N, S * S) of the three kinds of slices, in [-1, 1]."""
+    seen, unseen, made = (slices.images.clamp(-1, 1).flatten(1).double() for slices in (trained, held_out, synthetic))
+    return seen, unseen, made

@@ -1,18 +1,16 @@
-"""What a site with labels does alone: its own segmenter, and the label branch of a factory."""
+"""What a labelled site does alone: it trains its own segmenter and adds the label branch to a factory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from ..adaptation.choices import LABELLINGS
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
-from ..adaptation.training.label_branch_training import LABELLINGS, train_label_branch
+from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
 from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory
@@ -20,13 +18,13 @@ from .store.slice_store import SliceStore
 
 
 def labelled_slices(store: SliceStore) -> LabelledSlices:
-    """The training slices of a store's labelled cases. Raises StoreError if it has none with dense labels."""
+    """The training slices of a store's densely labelled cases. Raises: StoreError if there are none."""
     chosen = store.labelled_slices("train")
     return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
 
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
-    """A segmenter of a site's own labelled slices, with no other site's help."""
+    """Train a segmenter on a site's own labelled slices, without any other site."""
     facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")))
     title = f"training on {store.domain}"
     return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
@@ -46,38 +44,48 @@ def label_factory(
     """Add the label branch at a labelled site.
 
     Args:
-        factory_file: exported factory. store_dir: the site's store, with labels.
-        out: labelled factory file.
-        classes: number of label values including background, if it is to be checked against the store's.
-        labelling: "synthesis": a segmenter of the site's own labels synthetic slices; "inversion" (published): the
-            site's own slices are inverted, and the branch learns their labels.
-        branch_updates, keep: training steps of the branch, and how many of its best states give the labels together.
-        config: of the two segmenters that teach: one labels the factory's slices, one travels with the factory and
-            gives other sites' images a first guess.
+        factory_file: exported factory.
+        store_dir: the site's store, with labels.
+        out: labelled factory file to write.
+        classes: expected number of label values including background; None does not check it.
+        labelling: "synthesis" labels synthetic slices by a segmenter that was trained on the site's own; "inversion"
+            (published) inverts the site's own slices and trains the branch on their labels.
+        branch_updates: number of updates of the branch.
+        keep: number of the branch's best states, whose mean gives the labels.
+        config: of the two teacher segmenters: one labels the factory's slices; the robust one travels with the factory
+            and gives the images of other sites their first labels.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
     if labelling not in LABELLINGS:
-        raise UsageError(f"labelling is one of {', '.join(LABELLINGS)}")
+        raise UsageError(f"labelling is '{labelling}'; choose one of {', '.join(LABELLINGS)}")
     factory, store = load_factory(factory_file), SliceStore(store_dir)
     factory.config.domain_index(store.domain)
     store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
     if classes is not None and classes != store.classes:
-        raise UsageError(f"--classes is {classes}, but the labels of {store.path} have {store.classes} values")
+        raise UsageError(
+            f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
+        )
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
     robust = train_on_store(store, replace(config, remap_contrast=1.0))
-    options: dict[str, Any] = {"domain": store.domain, "updates": branch_updates, "keep": keep, "seed": config.seed}
-    if labelling == "inversion":
-        options |= {"real": _with_heights(store, "train"), "held_out": _with_heights(store, "validation")}
-    labelled = train_label_branch(factory, teacher, robust, **options)
+    real, held_out = (
+        (_binned_slices(store, "train"), _binned_slices(store, "validation"))
+        if labelling == "inversion"
+        else (None, None)
+    )
+    branch_config = LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed)
+    labelled = train_label_branch(
+        factory, teacher, robust, domain=store.domain, real=real, held_out=held_out, config=branch_config
+    )
     labelled.save(out)
     return labelled
 
 
-def _with_heights(store: SliceStore, split: str) -> tuple[LabelledSlices, np.ndarray] | None:
-    """Labelled slices of a split and their height bins; None if it has none."""
+def _binned_slices(store: SliceStore, split: str) -> BinnedSlices | None:
+    """Labelled slices of a split and their height bins; None if the split has none."""
     if not any(case.split == split and case.label_kind == "dense" for case in store.cases):
         return None
     chosen = store.labelled_slices(split)
-    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes), store.z_bin[chosen]
+    slices = LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
+    return BinnedSlices(slices=slices, z_bin=store.z_bin[chosen])

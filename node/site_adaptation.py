@@ -1,7 +1,8 @@
-"""Phase two at a site: its own segmenter from a labelled factory; no other site need be online."""
+"""Phase two at a site: a segmenter for its own images from a labelled factory, while no other site is online."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.choices import ENGINES
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
@@ -17,9 +19,9 @@ from ..adaptation.networks.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
-from ..adaptation.training.segmenter_training import SegmenterConfig
+from ..adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
 from ..adaptation.training.training_loop import LoopConfig
-from ..adaptation.training.translator_training import TranslatorConfig, train_translator
+from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.quality import site_quality
@@ -27,26 +29,31 @@ from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
 from .store.slice_store import SliceStore
 
-ENGINES = ("segmenter", "translator")
-EVALUATIONS = 5  # at a training whose states are validation
-VALIDATION_SAMPLES = 10  # synthetic subjects they are judged by
-FAR = 1_000_000  # from the seeds of those that are trained on
-EXPLAINED = 0.85  # of what the first guess explains; good runs had 1.07 and more, bad ones .65 at most
+NUM_EVALUATIONS = 5  # of a training that chooses among its states
+VALIDATION_VOLUMES = 10  # synthetic subjects on which states are compared
+VALIDATION_SEED_OFFSET = 1_000_000  # from the seeds of the subjects that are trained on
+# The adapted segmenter's explained grey levels over those of the first guess: good runs had at least 1.07, bad ones
+# at most 0.65.
+MIN_EXPLAINED_RATIO = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """How a site gets its segmenter. Raises: ConfigError for an unknown engine, or where it cannot do what is asked.
+    """How a site gets its segmenter.
 
     Attributes:
-        engine: "segmenter": a network learns from labelled synthetic slices of the site's domain and from the site's
-            own with another site's guess; "translator": an encoder learns to show the site's slices as the labelled
-            domain's, and the factory's label branch reads them (the published way).
-        segmenter, translator: how each is trained.
-        volumes: synthetic subjects to draw.
-        one_target_slice: learn also from the middle labelled slice of each of the site's labelled training cases.
-        keep: states to keep, the best ones on synthetic slices that are not trained on; 1 keeps the last.
-        patience: looks without a better state after which training stops; 0 trains to the end.
+        engine: "segmenter" trains a network on labelled synthetic slices of the site's domain and on the site's own
+            slices with pseudo-labels; "translator" (published) trains an encoder that translates the site's slices
+            into the labelled domain, where the factory's label branch segments them.
+        segmenter: how a segmenter is trained.
+        translator: how a translator is trained.
+        volumes: number of synthetic subjects to draw, at least 1.
+        one_target_slice: train also on the middle labelled slice of each of the site's labelled training cases.
+        keep: number of states to return, 1 to NUM_EVALUATIONS, the best ones on synthetic validation slices; 1 returns
+            the last state.
+        patience: evaluations without a better state after which training stops; 0 trains to the end.
+
+    Raises: ConfigError for an unknown engine or a value out of range.
     """
 
     engine: str = "segmenter"
@@ -60,34 +67,42 @@ class Adaptation:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"engine is '{self.engine}'; choose one of {', '.join(ENGINES)}")
-        if self.volumes < 1 or not 1 <= self.keep <= EVALUATIONS or self.patience < 0:
-            raise ConfigError(f"volumes must be at least 1, keep from 1 to {EVALUATIONS}, patience not negative")
+        if self.volumes < 1:
+            raise ConfigError(f"volumes is {self.volumes}; it must be at least 1")
+        if not 1 <= self.keep <= NUM_EVALUATIONS:
+            raise ConfigError(f"keep is {self.keep}; it must be from 1 to {NUM_EVALUATIONS}")
+        if self.patience < 0:
+            raise ConfigError(f"patience is {self.patience}; it must be at least 0")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self) | {"translator": self.translator.to_dict()}
 
     @classmethod
-    def from_dict(cls, given: dict[str, Any]) -> Adaptation:
+    def from_dict(cls, values: Mapping[str, Any]) -> Adaptation:
         """Raises: ConfigError for unknown or impossible settings."""
         try:
-            translator = dict(given["translator"])
+            translator = dict(values["translator"])
             encoder = EncoderConfig(**translator.pop("encoder"))
             parts = {
-                "segmenter": SegmenterConfig(**given["segmenter"]),
+                "segmenter": SegmenterConfig(**values["segmenter"]),
                 "translator": TranslatorConfig(encoder=encoder, **translator),
             }
-            return cls(**{**given, **parts})
+            return cls(**{**values, **parts})
         except (KeyError, TypeError, UsageError) as error:
-            raise ConfigError(f"these settings of an adaptation are not usable ({error})") from None
+            raise ConfigError(f"these settings of an adaptation cannot be used ({error}); correct them") from None
 
     @property
-    def choosing(self) -> bool:
-        """Whether states are validation."""
+    def validates(self) -> bool:
+        """Whether states are compared on validation slices during the training."""
         return self.keep > 1 or self.patience > 0 or self.engine == "translator"
 
     def loop(self, folder: Path | None) -> LoopConfig:
+        """How the training loop evaluates; `folder` keeps its curves and its unfinished state."""
         return LoopConfig(
-            evaluations=EVALUATIONS if self.choosing else 1, keep=self.keep, patience=self.patience, folder=folder
+            evaluations=NUM_EVALUATIONS if self.validates else 1,
+            keep=self.keep,
+            patience=self.patience,
+            folder=folder,
         )
 
 
@@ -101,74 +116,121 @@ def adapt_site(
     work: Path | None = None,
     device: str = "cpu",
 ) -> Segmenter:
-    """Phase two at a site.
+    """Train a site's segmenter and write it.
 
-    With a factory and the engine "segmenter", half of the training is synthetic slices of the site's domain with the
-    factory's labels, half the site's own slices with the robust segmenter's labels (for exceptions see
-    `lessons`). The first know the tissue, the second the scanner. With synthetic volumes: those alone.
+    With a labelled factory and the engine "segmenter", half of the training slices are synthetic slices of the site's
+    domain with the factory's labels, half are the site's own with the robust segmenter's labels (for the exceptions
+    see `training_set`): the synthetic slices show how the tissue is arranged, the site's own how its scanner shows it.
+    With synthetic volumes, the training slices are those alone.
 
     Args:
-        store_dir: the site's own store; its labels, if it has any, are read for `one_target_slice` alone.
-        out: segmenter file; further states get `_2`, `_3` ... before the ending.
-        factory_file: labelled factory to draw from, its file or itself, or
-        synthetic: folder written by `generate-volumes` for the site's domain. Exactly one of the two.
-        work: folder for curves and for the unfinished state, from which an interrupted run goes on.
+        store_dir: the site's own store; its labels are read for `one_target_slice` only.
+        out: segmenter file to write; further states get `_2`, `_3` ... before the ending.
+        factory_file: labelled factory, or its file. Give either this or `synthetic`.
+        synthetic: folder written by `generate-volumes` for the site's domain.
+        adaptation: settings; default: those of `Adaptation`.
+        work: folder for curves and for the unfinished state, from which an interrupted run continues.
+        device: PyTorch device to train on.
 
-    Returns: the best segmenter. Raises: UsageError, StoreError or CheckpointError; then no segmenter is written.
+    Returns: the best segmenter.
+    Raises: UsageError, StoreError or CheckpointError; then no segmenter is written.
     """
     if (factory_file is None) == (synthetic is None):
-        raise UsageError("give either a labelled factory (--factory) or synthetic volumes (--synthetic)")
+        raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
     if not len(store.slices("train")):
-        raise StoreError(f"{store.path}: has no training slices to adapt to")
-    few = _one_slice_each(store) if adaptation.one_target_slice else None
-    labelled, validation = None, None
-    if factory_file is not None:
-        labelled = factory_file if isinstance(factory_file, LabelledFactory) else LabelledFactory.load(factory_file)
-        labelled.factory.config.domain_index(store.domain)
-        store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
-        _require_classes(few, labelled.card.classes, store)
+        raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
+    few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
+    labelled = None if factory_file is None else _open_factory(factory_file, store, few)
     facts = TrainingFacts(
         source="factory" if labelled is not None else "synthetic volumes",
         labelled_slices=0 if few is None else len(few.images),
-        chosen_by="synthetic slices that are not trained on" if adaptation.choosing else "nothing: the last state",
+        chosen_by="synthetic slices that are not trained on" if adaptation.validates else "nothing: the last state",
     )
-    loop = adaptation.loop(work)
+    training = {"few": few, "loop": adaptation.loop(work), "device": device, "facts": facts}
     if adaptation.engine == "translator":
         if labelled is None:
-            raise UsageError("a translator needs the factory itself (--factory), synthetic volumes are not enough")
-        made = _translators(store, labelled, adaptation, few, loop=loop, device=device, facts=facts)
+            raise UsageError(
+                "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
+            )
+        segmenters = _train_translators(store, labelled, adaptation, **training)
     else:
-        config = adaptation.segmenter
-        if labelled is not None:
-            data, validation = _drawn(store, labelled, adaptation)
-        else:
-            data = read_synthetic(synthetic, store.domain)
-            _require_classes(few, data.classes, store)
-            if adaptation.choosing:
-                data, validation = _held_back(data)
-        own = _own(store, data.classes) if config.self_training else None
-        options = {"own": own, "few": few, "validation": validation, "loop": loop, "device": device}
-        made = adapt(store.format, store.domain, data, config=config, facts=facts, **options)
+        segmenters = _train_segmenters(store, labelled, synthetic, adaptation=adaptation, **training)
     if labelled is not None:
-        for one in made:
-            one.card = replace(one.card, assessment=_assessment(store, labelled, one))
+        for segmenter in segmenters:
+            segmenter.card = replace(segmenter.card, assessment=assess(store, labelled, segmenter))
     out = Path(out)
-    for number, one in enumerate(made, start=1):
-        one.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))
-    return made[0]
+    for number, segmenter in enumerate(segmenters, start=1):
+        segmenter.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))
+    return segmenters[0]
 
 
-def _drawn(
+def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> SiteAssessment:
+    """How well factory and segmenter fit the site's images, computed without a label."""
+    chosen = store.slices("train")
+    images, factory = store.images[chosen].astype(np.float32), labelled.factory
+    domain = factory.config.domain_index(store.domain)
+    z_bin = torch.from_numpy(store.z_bin[chosen])
+    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
+    pair, shared = {store.domain, labelled.card.labelled_domain}, None
+    if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
+        shared = next((score for names, score in shared_anatomy(factory.generator).items() if set(names) == pair), None)
+    found = alarms(store.domain, quality, shared)
+    volume = _volume_of_slices(store)[chosen]
+    adapted, first_guess = (explained_intensity(images, model, volume) for model in (segmenter, labelled.robust))
+    if adapted < MIN_EXPLAINED_RATIO * first_guess:
+        found.append(
+            f"{store.domain}: the adapted segmenter's classes explain {adapted:.0%} of the images' grey levels, those "
+            f"of the labelled site's segmenter {first_guess:.0%}"
+        )
+    explained = {"adapted": adapted, "first_guess": first_guess}
+    return SiteAssessment(quality=quality.to_dict(), explained=explained, alarms=tuple(found))
+
+
+def _open_factory(
+    factory: str | Path | LabelledFactory, store: SliceStore, few: LabelledSlices | None
+) -> LabelledFactory:
+    """The labelled factory, checked against the store and the site's own labelled slices."""
+    labelled = factory if isinstance(factory, LabelledFactory) else LabelledFactory.load(factory)
+    labelled.factory.config.domain_index(store.domain)
+    store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
+    _require_classes(few, labelled.card.classes, store)
+    return labelled
+
+
+def _train_segmenters(
+    store: SliceStore,
+    labelled: LabelledFactory | None,
+    synthetic: str | Path | None,
+    *,
+    adaptation: Adaptation,
+    few: LabelledSlices | None,
+    **training: Any,
+) -> list[Segmenter]:
+    """Segmenters, the best first, from a labelled factory or from a folder of synthetic volumes."""
+    config, validation = adaptation.segmenter, None
+    if labelled is not None:
+        data, validation = _draw_training_set(store, labelled, adaptation)
+    else:
+        data = read_synthetic(synthetic, store.domain)
+        _require_classes(few, data.classes, store)
+        if adaptation.validates:
+            data, validation = _split_volumes(data)
+    own = _own_slices(store, data.classes) if config.self_training else None
+    slices = SegmenterData(labelled=data, unlabelled=own, own_labelled=few, validation=validation)
+    return adapt(store.format, store.domain, slices, config=config, **training)
+
+
+def _draw_training_set(
     store: SliceStore, labelled: LabelledFactory, adaptation: Adaptation
 ) -> tuple[LabelledSlices, LabelledSlices | None]:
-    """What a segmenter learns from, and what its states are judged by."""
+    """The slices on which a segmenter is trained, and the synthetic slices on which its states are compared."""
     seed = adaptation.segmenter.seed
     slices = None
     if dimensions(adaptation.segmenter.network) == 3:  # as many as the site's own volumes have
         slices = max(2, round(float(np.median([case.count for case in store.cases]))))
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
-    own = _own(store, drawn.classes)
+    own = _own_slices(store, drawn.classes)
     data = training_set(
         own.images,
         drawn,
@@ -178,92 +240,77 @@ def _drawn(
         config=adaptation.segmenter,
         volume=own.volume,
     )
-    if not adaptation.choosing:
+    if not adaptation.validates:
         return data, None
-    return data, draw_slices(labelled, store.domain, volumes=VALIDATION_SAMPLES, seed=seed + FAR, slices=slices)
+    seed += VALIDATION_SEED_OFFSET
+    return data, draw_slices(labelled, store.domain, volumes=VALIDATION_VOLUMES, seed=seed, slices=slices)
 
 
-def _translators(
+def _train_translators(
     store: SliceStore,
     labelled: LabelledFactory,
     adaptation: Adaptation,
+    *,
     few: LabelledSlices | None,
     **training: Any,
 ) -> list[Segmenter]:
-    config, home = adaptation.translator, labelled.card.labelled_domain
-    source = draw_slices(labelled, home, volumes=adaptation.volumes, seed=config.seed)
-    validation = draw_slices(labelled, home, volumes=VALIDATION_SAMPLES, seed=config.seed + FAR)
+    """Translators, the best first."""
+    config, labelled_domain = adaptation.translator, labelled.card.labelled_domain
+    source = draw_slices(labelled, labelled_domain, volumes=adaptation.volumes, seed=config.seed)
+    validation = draw_slices(
+        labelled, labelled_domain, volumes=VALIDATION_VOLUMES, seed=config.seed + VALIDATION_SEED_OFFSET
+    )
     own = store.images[store.slices("train")]
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
         few = drawn if few is None else mix(drawn, few)
-    options = {"source": source, "validation": validation, "own": own, "few": few, **training}
-    return train_translator(labelled, store.domain, store.format, config, **options)
+    data = TranslatorData(source=source, validation=validation, unlabelled=own, own_labelled=few)
+    return train_translator(labelled, store.domain, store.format, config=config, data=data, **training)
 
 
-def _own(store: SliceStore, classes: int) -> LabelledSlices:
-    """The site's training slices, without labels."""
+def _own_slices(store: SliceStore, classes: int) -> LabelledSlices:
+    """The site's training slices; their labels are not read, all are 0."""
     chosen = store.slices("train")
     images = store.images[chosen].astype(np.float32)
-    return LabelledSlices(images, np.zeros(images.shape, np.uint8), classes, _volume_of(store)[chosen])
+    return LabelledSlices(images, np.zeros(images.shape, np.uint8), classes, _volume_of_slices(store)[chosen])
 
 
-def _volume_of(store: SliceStore) -> np.ndarray:
-    """(N,) number of the case that a slice belongs to."""
+def _volume_of_slices(store: SliceStore) -> np.ndarray:
+    """(N,) int64, number of the case that each slice belongs to."""
     volume = np.zeros(len(store), np.int64)
     for number, case in enumerate(store.cases):
         volume[case.first : case.first + case.count] = number
     return volume
 
 
-def _one_slice_each(store: SliceStore) -> LabelledSlices:
+def _one_labelled_slice_per_case(store: SliceStore) -> LabelledSlices:
     """The middle one of the slices with foreground, of every labelled training case.
 
     Raises: StoreError if there is none.
     """
     data = labelled_slices(store)
-    chosen, volume = store.labelled_slices("train"), _volume_of(store)
+    chosen, volume = store.labelled_slices("train"), _volume_of_slices(store)
     found = []
     for number in np.unique(volume[chosen]):
-        mine = [n for n in np.flatnonzero(volume[chosen] == number) if (data.labels[n] > 0).any()]
-        if mine:
-            found.append(mine[len(mine) // 2])
+        of_case = [n for n in np.flatnonzero(volume[chosen] == number) if (data.labels[n] > 0).any()]
+        if of_case:
+            found.append(of_case[len(of_case) // 2])
     if not found:
-        raise StoreError(f"{store.path}: one labelled slice is asked for, but no training case has any")
+        raise StoreError(f"{store.path}: one_target_slice needs a slice with foreground, and no training case has any")
     return LabelledSlices(data.images[found], data.labels[found], data.classes)
 
 
 def _require_classes(few: LabelledSlices | None, classes: int, store: SliceStore) -> None:
     if few is not None and few.classes != classes:
-        raise StoreError(f"{store.path}: its labels have {few.classes} values, the synthetic ones {classes}")
+        raise StoreError(
+            f"{store.path}: its labels have {few.classes} values, the synthetic ones {classes}; both must be equal"
+        )
 
 
-def _held_back(data: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices]:
-    """All but a tenth of the volumes, and that tenth. Raises: UsageError for a single volume."""
+def _split_volumes(data: LabelledSlices) -> tuple[LabelledSlices, LabelledSlices]:
+    """All but the last tenth of the volumes, and that tenth. Raises: UsageError for a single volume."""
     numbers = np.unique(data.volume)
     if len(numbers) < 2:
-        raise UsageError("states can only be validation with at least two synthetic volumes")
-    last = np.isin(data.volume, numbers[-max(1, len(numbers) // 10) :])
-    return data.part(~last), data.part(last)
-
-
-def _assessment(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -> SiteAssessment:
-    """How well factory and segmenter fit the site's images, computed without a label."""
-    chosen = store.slices("train")
-    images, factory = store.images[chosen].astype(np.float32), labelled.factory
-    domain = factory.config.domain_index(store.domain)
-    z_bin = torch.from_numpy(store.z_bin[chosen])
-    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
-    home, shared = {store.domain, labelled.card.labelled_domain}, None
-    if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
-        shared = next((score for pair, score in shared_anatomy(factory.generator).items() if set(pair) == home), None)
-    found = alarms(store.domain, quality, shared)
-    volume = _volume_of(store)[chosen]
-    own, guess = (explained_intensity(images, one, volume) for one in (segmenter, labelled.robust))
-    if own < EXPLAINED * guess:
-        found.append(
-            f"{store.domain}: the adapted segmenter's classes explain {own:.0%} of the images' grey levels, those of "
-            f"the labelled site's segmenter {guess:.0%}"
-        )
-    explained = {"adapted": own, "first_guess": guess}
-    return SiteAssessment(quality=quality.to_dict(), explained=explained, alarms=tuple(found))
+        raise UsageError(f"the number of synthetic volumes is {len(numbers)}; choosing among states needs at least 2")
+    held_out = np.isin(data.volume, numbers[-max(1, len(numbers) // 10) :])
+    return data.part(~held_out), data.part(held_out)

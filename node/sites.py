@@ -1,4 +1,4 @@
-"""What a site's administrator does: register a store with the node, read a training plan, approve it."""
+"""What a site's administrator does: register a store with the node, review a training plan, approve it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import __file__ as fedfactory_file
+from .. import __file__ as package_file
 from ..common.files import sha256_of
 from ..errors import FederationError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
@@ -15,29 +15,35 @@ from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
 
+PACKAGE = Path(package_file).parent
 ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
-MIN_TAG = 3  # Fed-BioMed's own limit
+MIN_TAG_LENGTH = 3  # characters; Fed-BioMed's own limit
+POLL_INTERVAL = 0.5  # seconds
 
 
-def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteChoices | None = None) -> None:
+def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: SiteChoices | None = None) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
-    What a researcher's search can see: the tag, and a description with domain, version, slice format and number of
-    training slices (which every reply of Fed-BioMed tells too), by kind of label, and of label values. No path, no
-    case.
+    A researcher who searches for data sees the tag and a description: domain, version, slice format, number of label
+    values, and number of training slices per kind of label. There is no path and no case name in it.
 
     Args:
+        node_dir: folder of the Fed-BioMed node.
+        store: folder of the slice store.
+        tag: by which the researcher finds the data.
         choices: for federated segmentation; they replace those of an earlier registration.
 
-    Raises: UsageError or StoreError if node or store are not usable, the store has changed since it was prepared, or
-        the tag is taken.
+    Raises: UsageError or StoreError if node or store are not usable, if the store has changed since it was prepared,
+        or if the tag is taken.
     """
     opened = SliceStore(store)
     opened.verify()
     choices = choices or SiteChoices()
     choices.check(opened)
-    if len(tag) < MIN_TAG or "," in tag or tag != tag.strip():
-        raise UsageError(f"tag '{tag}': use at least {MIN_TAG} characters, no comma, no space around it")
+    if len(tag) < MIN_TAG_LENGTH:
+        raise UsageError(f"tag is '{tag}'; choose one of at least {MIN_TAG_LENGTH} characters")
+    if "," in tag or tag != tag.strip():
+        raise UsageError(f"tag is '{tag}'; choose one without a comma and without spaces around it")
     node = open_node(node_dir)
     try:
         node.dataset_manager.add_database(
@@ -48,19 +54,28 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, choices: SiteCh
             path=str(opened.path.resolve()),
         )
     except Exception as error:  # the framework raises many kinds here, each with a readable text
-        raise UsageError(f"{node_dir}: the node refused the store ({error})") from None
+        raise UsageError(
+            f"{node_dir}: the node refused the store ({error}); correct that and register it again"
+        ) from None
     choices.save(opened)
 
 
-def package_fingerprint() -> dict[str, str]:
-    """SHA-256 of every module of the installed package by path: what an approved plan will call."""
-    root = Path(fedfactory_file).parent
+def package_fingerprint(root: Path = PACKAGE) -> dict[str, str]:
+    """Path to SHA-256 of every module of the package, at any depth: the code that an approved plan will call.
+
+    Args:
+        root: folder of the package; default: the installed one.
+    """
     modules = [*root.glob("*.py"), *(path for room in ROOMS for path in (root / room).rglob("*.py"))]
     return {path.relative_to(root).as_posix(): sha256_of(path) for path in sorted(modules)}
 
 
 def digest_of_all(files: dict[str, str]) -> str:
-    """One SHA-256 for a fingerprint: equal packages have equal ones."""
+    """One SHA-256 for a whole fingerprint: equal packages have equal digests.
+
+    Args:
+        files: path to SHA-256, see `package_fingerprint`.
+    """
     return hashlib.sha256("".join(f"{name} {digest} " for name, digest in files.items()).encode()).hexdigest()
 
 
@@ -68,6 +83,7 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
     """Approve the training plans that wait at a node.
 
     Args:
+        node_dir: folder of the Fed-BioMed node.
         confirm: called with name and source text of each plan; True approves.
         wait: seconds to wait for a plan to arrive.
 
@@ -78,11 +94,13 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
     deadline = time.monotonic() + wait
     while not (plans := pending_plans(node)):
         if time.monotonic() >= deadline:
-            raise FederationError(f"{node_dir}: no training plan waits for approval")
-        time.sleep(0.5)
+            raise FederationError(
+                f"{node_dir}: no training plan waits for approval; start the training at the researcher first"
+            )
+        time.sleep(POLL_INTERVAL)
     approved = []
     for plan in plans:
-        if confirm(plan["name"], plan["training_plan"]):
-            node.tp_security_manager.approve_training_plan(plan["training_plan_id"])
-            approved.append(plan["name"])
+        if confirm(plan.name, plan.source):
+            node.tp_security_manager.approve_training_plan(plan.plan_id)
+            approved.append(plan.name)
     return approved

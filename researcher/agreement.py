@@ -29,7 +29,7 @@ def agreeing_nodes(descriptions: Mapping[str, str], config: FactoryConfig, *, le
     Args:
         descriptions: node to the text under which its data are registered.
         config: of the factory that is to be trained.
-        leave_out: go on without the nodes that do not fit; otherwise a single one ends the run.
+        leave_out: whether to go on without the nodes that do not fit; if not, any such node ends the run.
 
     Raises: FederationError that names each node that does not fit and what to do.
     """

@@ -76,7 +76,7 @@ class RoundCollector(RequestPolicy):
         self.before, self.folder, self.number = before, folder, number
 
     def continue_(self, requests: list) -> Any:
-        """The framework's question whether to wait on, asked again and again during a round."""
+        """Whether the framework is to wait on; it calls this repeatedly during a round."""
         for request in requests:
             if isinstance(request.reply, TrainReply):
                 self.take(request.node.id, request.reply)

@@ -8,7 +8,8 @@ from typing import Any
 from fedbiomed.researcher.aggregators import Aggregator
 from torch import Tensor
 
-from ..adaptation.methods.federated_method import FederatedMethod, SiteUpdate
+from ..adaptation.methods.federated_method import FederatedMethod
+from ..adaptation.methods.site_round import SiteUpdate
 from ..node.plans.site_settings import SiteSettings
 
 

@@ -69,7 +69,7 @@ class RoundEvent:
     Attributes:
         round: number of the round, counted from 1.
         node: id of the node.
-        kind: "absent": not connected, so not asked; "lost": no reply in time; "failed": an error at the site;
+        kind: "absent": not connected when the round began; "lost": no reply in time; "failed": an error at the site;
             "rejected": weights that cannot be used.
         reason: one line of text.
     """

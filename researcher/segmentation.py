@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..adaptation.methods.catalogue import describe
-from ..adaptation.methods.federated_method import MethodConfig, SiteContext
+from ..adaptation.methods.catalogue import MethodDescription, describe
+from ..adaptation.methods.federated_method import FederatedMethod
+from ..adaptation.methods.method_config import MethodConfig
 from ..adaptation.methods.registry import make_method
+from ..adaptation.methods.site_round import SiteContext
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ..common.files import atomic_file, refuse_existing, write_json
@@ -122,14 +124,15 @@ def train_method(
     wait_for_nodes(min_nodes, nodes.node_timeout, nodes.tag)
     facts = agreed_facts(descriptions_of(nodes.tag))
     shared = SliceStore(public) if public is not None else None
-    config = agreed_config(method, facts, shared, rounds=rounds, **settings)
-    require_labels(method, facts)
-    experiment = method_experiment(config, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
-    rules = experiment.aggregator().method
+    description = describe(method)
+    config = agreed_config(description, facts, shared, rounds=rounds, **settings)
+    require_labels(description, facts)
+    federated_method = make_method(config)
+    experiment = method_experiment(federated_method, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
     request_approval(experiment, nodes.approval_timeout)
     sites = {node: ReceivedUpdate(node_name=node, domain=facts[node].domain) for node in sorted(facts)}
     result, began = SegmentationResult(config, sites), time.monotonic()
-    for number in track(range(1, rounds + 1 + rules.has_average), f"training by {method}"):
+    for number in track(range(1, rounds + 1 + federated_method.has_average), f"training by {method}"):
         if number > rounds:  # no site has scored the last average yet
             change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
             guarded(change, "the last average could not be scored")
@@ -161,7 +164,7 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
     facts = {node: site for node, site in read.items() if site is not None}
     if len({site.size for site in facts.values()}) > 1:
         listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
-        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare with the same --size")
+        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
     other = {node: site.version for node, site in facts.items() if site.version != __version__}
     if other:
         listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))
@@ -172,32 +175,33 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
     return facts
 
 
-def agreed_config(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any) -> MethodConfig:
+def agreed_config(
+    method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
+) -> MethodConfig:
     """The configuration of a method, completed by what follows from the stores: size, classes, modalities.
 
     Args:
-        method: name of the method.
+        method: description of the method.
         facts: node id to the site's facts.
         public: slice store that all sites have too; None without one.
         settings: further settings of `MethodConfig`.
 
     Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
     """
-    kind = describe(method)
     options = dict(settings.pop("options", {}))
     classes = [site.classes for site in facts.values()]
     size = next(iter(facts.values())).size
-    if kind.needs_public:
-        _require_public(method, facts, public, size=size)
+    if method.needs_public:
+        _require_public(method.name, facts, public, size=size)
         options["public_slices"] = len(public.slices("train"))
         classes.append(public.classes)
     elif public is not None:
-        raise UsageError(f"public is {public.path}; leave it out, since {method} uses no public slices")
-    if kind.needs_modalities:
-        options["modalities"] = _agreed_modalities(method, facts)
+        raise UsageError(f"public is {public.path}; leave it out, since {method.name} uses no public slices")
+    if method.needs_modalities:
+        options["modalities"] = _agreed_modalities(method.name, facts)
         classes += [modality.classes for site in facts.values() for modality in site.modalities.values()]
     sites = {"classes": max(2, *classes), "size": size, "sites": len(facts)}
-    return MethodConfig(method=method, **sites, options=options, **settings)
+    return MethodConfig(method=method.name, **sites, options=options, **settings)
 
 
 def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, *, size: int) -> None:
@@ -223,27 +227,27 @@ def _agreed_modalities(method: str, facts: dict[str, SiteFacts]) -> list[str]:
     return names
 
 
-def require_labels(method: str, facts: dict[str, SiteFacts]) -> None:
+def require_labels(method: MethodDescription, facts: dict[str, SiteFacts]) -> None:
     """Make sure that the sites have the labels that a method needs.
 
     Args:
-        method: name of the method.
+        method: description of the method.
         facts: node id to the site's facts.
 
     Raises: UsageError if no site has them.
     """
     parts = [part for site in facts.values() for part in (site, *site.modalities.values())]
     held = {kind for part in parts for kind in part.label_kinds}
-    if describe(method).needs_public:
+    if method.needs_public:
         return
     if not held - {"none"}:
-        raise UsageError(f"0 of {len(facts)} sites have labels; {method} needs labels at one site or more")
-    if describe(method).needs_dense and "dense" not in held:
-        raise UsageError(f"0 of {len(facts)} sites have dense labels; {method} needs at least one")
+        raise UsageError(f"0 of {len(facts)} sites have labels; {method.name} needs labels at one site or more")
+    if method.needs_dense and "dense" not in held:
+        raise UsageError(f"0 of {len(facts)} sites have dense labels; {method.name} needs at least one")
 
 
 def method_experiment(
-    config: MethodConfig,
+    method: FederatedMethod,
     *,
     tag: str,
     facts: dict[str, SiteFacts],
@@ -255,7 +259,7 @@ def method_experiment(
     It has one round more than the configuration, in which the sites score the last average.
 
     Args:
-        config: configuration of the method.
+        method: with its configuration.
         tag: tag under which the sites registered their data.
         facts: node id to the site's facts, see `agreed_facts`.
         public: slice store that all sites have too; None without one.
@@ -267,7 +271,7 @@ def method_experiment(
     from .plans.segmentation_plans import PLANS
     from .strategy import FactoryStrategy
 
-    method, nodes = make_method(config), sorted(facts)
+    config, nodes = method.config, sorted(facts)
     if public is not None:
         method.public = site_slices(public, config.classes)
     kinds = {node: known.label_kinds for node, known in facts.items()}
@@ -317,21 +321,21 @@ def score_table(result: SegmentationResult) -> list[list[str]]:
 def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, public: SliceStore | None) -> None:
     """Write weights of the average, the researcher's own segmenter if the method makes one, scores and history."""
     out.mkdir(parents=True)
-    rules = experiment.aggregator().method
+    method = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
     local = experiment.training_plan().local_params or ()
     card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": {"rounds": result.config.rounds}}
     sent = {name: tensor for name, tensor in weights.items() if name not in local}
-    if sent and rules.has_average:
+    if sent and method.has_average:
         write_weights(out / WEIGHTS, sent, card)
-    if rules.server is not None:
+    if method.server is not None:
         server_card = SegmenterCard(
             classes=result.config.classes,
             network=FEDERATED,
             federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
             training=TrainingFacts(domain=public.domain),
         )
-        Segmenter(rules.server, public.format, server_card).save(out / SERVER)
+        Segmenter(method.server, public.format, server_card).save(out / SERVER)
     with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -172,30 +171,6 @@ def _run_round_with_retries(experiment: Experiment, federation: Federation) -> d
             if time.monotonic() >= deadline:
                 raise
             time.sleep(min(RETRY_SECONDS, federation.node_timeout / 5))
-
-
-def factory_config(
-    domains: str, preset: str, config: Path | None, *, clip_weight: float | None = None
-) -> FactoryConfig:
-    """A factory configuration from domain names and a preset, or from a JSON file.
-
-    Args:
-        domains: names of the domains with commas between them; empty to read `config` instead.
-        preset: name of a preset, see `FactoryConfig.preset`; used with `domains`.
-        config: JSON file with a configuration; None to use `domains` and `preset`.
-        clip_weight: weight of the guidance by CLIP image embeddings; None leaves it as in the preset or file.
-
-    Raises: UsageError if neither or both of `domains` and `config` are given, or if the file is not readable.
-    """
-    if (config is None) == (not domains):
-        raise UsageError(f"domains is '{domains}' and config is {config}; give either domains with a preset, or config")
-    changes = {} if clip_weight is None else {"clip_weight": clip_weight}
-    if config is None:
-        return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
-    try:
-        return FactoryConfig.from_dict({**json.loads(config.read_text(encoding="utf-8")), **changes})
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{config}: not readable ({error}); choose a JSON file with a configuration") from None
 
 
 def export(experiment: str | Path, out: str | Path) -> TrainedFactory:

@@ -18,8 +18,10 @@ import torch
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.labels.fixations import simulate_fixations
-from fedfactory.adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteRound
+from fedfactory.adaptation.methods.federated_method import FederatedMethod
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteRound
 from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
@@ -235,13 +237,19 @@ def method_of(name, **changes) -> FederatedMethod:
     return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
 
 
-def visit_of(method, data, *, model=None, kept=None, index=0, number=1) -> SiteRound:
-    """A round at a site that has all that any method asks for."""
+def site_round_of(method, data, *, model=None, state=None, index=0, number=1) -> SiteRound:
+    """A round at a site that has everything that any method needs."""
     model = method.build() if model is None else model
     return SiteRound(
-        model, method.optimizers(model), data, index, number, {} if kept is None else kept,
-        public=site(), modalities={"ct": data},
-    )  # fmt: skip
+        model=model,
+        optimizers=method.optimizers(model),
+        data=data,
+        site=index,
+        number=number,
+        state=method.new_state() if state is None else state,
+        public=site(),
+        modalities={"ct": data},
+    )
 
 
 def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:

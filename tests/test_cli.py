@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,18 @@ from pathlib import Path
 import fedfactory
 import pytest
 import torch
+from fedfactory.adaptation import choices
+from fedfactory.adaptation.labels.weak_labels import CONVERTERS
 from fedfactory.adaptation.networks.label_branch import LabelBranch
+from fedfactory.adaptation.volume_formats import WRITERS
 from fedfactory.cli import main
+from fedfactory.commands.terminal import with_flags
 from helpers import ball_volume, untrained_labelled_factory, write_site
 
 COMMANDS = [
-    ["demo"], ["prepare"], ["site", "add"], ["site", "approve"], ["train"], ["export"], ["label"],
-    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"], ["weaken-labels"],
+    ["demo"], ["prepare"], ["import-slices"], ["embed"], ["gaze"], ["weaken-labels"], ["site", "add"],
+    ["site", "approve"], ["train"], ["export"], ["import-checkpoint"], ["train-segmenter"], ["adapt-remote"], ["label"],
+    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"],
 ]  # fmt: skip
 
 
@@ -48,9 +55,149 @@ def test_every_command_explains_itself_and_each_of_its_options(command, capsys):
 def test_importing_the_package_needs_only_pytorch():
     code = (
         "import sys; sys.modules.update({n: None for n in ('fedbiomed', 'monai', 'safetensors', 'rich', 'nibabel')});"
-        "import fedfactory, fedfactory.generative"
+        "import fedfactory; from fedfactory.generative import *; assert FactoryTrainer.__name__ == 'FactoryTrainer'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_public_name_is_imported_at_its_first_use_and_an_unknown_one_is_refused():
+    import fedfactory.researcher as room
+    from fedfactory.researcher.experiment import factory_experiment
+
+    assert room.factory_experiment is factory_experiment
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        room.no_such_name  # noqa: B018
+
+
+# What is decided by the words alone: (words, exit code, part of the output).
+QUICK = [
+    (["--help"], 0, "train-segmenter"),
+    (["methods"], 0, "fedicra"),
+    *(([*command, "--help"], 0, "Show this message") for command in COMMANDS),
+    (["adapt", "--nonsense"], 2, "--nonsense"),
+    (["train"], 2, "--researcher"),
+    (["status"], 2, "argument"),
+    (["demo", "--preset", "xl"], 2, "--preset is 'xl'; choose tiny, small or paper"),
+    (["prepare", "x", "--out", "y", "--domain", "a", "--label-kind", "odd"], 2, "--label-kind is 'odd'"),
+    (["prepare", "x", "--out", "y", "--domain", "a", "--plane", "odd"], 2, "--plane is 'odd'"),
+    (["prepare", "x", "--out", "y", "--domain", "a", "--label-kind", "point"], 2, "--unlabelled-value"),
+    (["gaze", "x", "--refine", "odd"], 2, "--refine is 'odd'; choose crf or none"),
+    (["gaze", "x", "--loose", 0.9], 2, "--loose is 0.9"),
+    (["gaze", "x", "--sigma", 0], 2, "--sigma is 0.0; choose a number above 0"),
+    (["weaken-labels", "x", "--out", "y", "--kind", "odd"], 2, "--kind is 'odd'"),
+    (["embed", "x", "--encoder", "e", "--weights", "w", "--device", "gpu"], 2, "--device is 'gpu'; choose cpu, cuda"),
+    (["site", "add", "x", "--store", "y", "--tag", "abc", "--network", "odd"], 2, "--network is 'odd'; choose unet"),
+    (["site", "add", "x", "--store", "y", "--tag", "abc", "--other", "mri"], 2, "--other is 'mri'; write MODALITY="),
+    (["site", "add", "x", "--store", "y", "--tag", "abc", "--other", "mri=z"], 2, "give --modality"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc"], 2, "give either --domains or --config"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a,,b"], 2, "empty"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a,a"], 2, "--domains are"),
+    (["train", "--researcher", "x", "--out", "y", "--domains", "a,b"], 2, "--tag is ''"),
+    (["train", "--researcher", "x", "--out", "y", "--domains", "a,b", "--preset", "xl"], 2, "--preset is 'xl'"),
+    (["train", "--researcher", "x", "--out", "y", "--weighting", "odd"], 2, "--weighting is 'odd'; choose samples or"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a", "--secagg", "--transport",
+      "float16"], 2, "--transport is 'float16'"),
+    (["train-segmenter", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2,
+     "--method is 'odd'; choose one of local, fedavg"),
+    (["train", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2, "--method is 'odd'"),
+    (["train-segmenter", "--method", "hssf", "--researcher", "x", "--tag", "abc", "--out", "y"], 2, "--public is"),
+    (["train-segmenter", "--method", "fedbn", "--researcher", "x", "--tag", "abc", "--out", "y", "--option", "a"], 2,
+     "--option is 'a'; write NAME=VALUE"),
+    (["adapt-remote", "--factory", "f", "--researcher", "x", "--tag", "abc", "--out", "y", "--engine", "odd"], 2,
+     "--engine is 'odd'; choose segmenter or translator"),
+    (["import-checkpoint", "f.pt", "--out", "y", "--domains", "a,a"], 2, "--domains are"),
+    (["label", "--factory", "f", "--store", "x", "--out", "y", "--labelling", "odd"], 2, "--labelling is 'odd'"),
+    (["generate-volumes", "--out", "y"], 2, "give either --factory or --ckpt_dir"),
+    (["generate-volumes", "--factory", "f", "--domain", "a", "--label", 1], 2, "give either --domain or --label"),
+    (["generate-volumes", "--factory", "f", "--domain", "a"], 2, "--out_dir is missing"),
+    (["generate-volumes", "--factory", "f", "--domain", "a", "--layout", "odd"], 2, "--layout is 'odd'"),
+    (["audit", "--factory", "f", "--store", "x", "--out", "y", "--encoder", "e"], 2, "give its --weights"),
+    (["adapt", "--store", "x", "--out", "y"], 2, "give either --factory or --synthetic"),
+    (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--network", "odd"], 2, "--network is 'odd'"),
+    (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--precision", "odd"], 2, "--precision is 'odd'"),
+    (["adapt", "--store", "x", "--out", "y", "--synthetic", "s", "--engine", "translator"], 2, "give --factory"),
+]  # fmt: skip
+LARGE = ("torch", "monai", "fedbiomed", "scipy.ndimage", "skimage", "matplotlib")
+DRIVER = """
+import contextlib, io, json, sys
+from fedfactory.cli import main
+answers = []
+for words in json.loads(sys.argv[1]):
+    text = io.StringIO()
+    import fedfactory.commands.terminal as terminal
+    terminal.console.file = terminal.errors.file = text
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        try:
+            main(words)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+    answers.append([code, text.getvalue(), [name for name in json.loads(sys.argv[2]) if name in sys.modules]])
+print(json.dumps(answers))
+"""
+
+
+def test_help_and_whatever_the_words_alone_decide_needs_no_large_library(tmp_path):
+    """PyTorch and Fed-BioMed take ten seconds to import; who mistypes an option should not wait for them."""
+    words = json.dumps([[str(word) for word in words] for words, _, _ in QUICK])
+    command = [sys.executable, "-c", DRIVER, words, json.dumps(LARGE)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    for (typed, code, part), (ended, text, imported) in zip(QUICK, json.loads(done.stdout), strict=True):
+        assert not imported, typed
+        assert ended == code and part in text, (typed, text)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_names_that_commands_accept_are_those_of_the_tables_behind_them():
+    assert tuple(WRITERS) == choices.LAYOUTS
+    assert sorted(CONVERTERS) == sorted(choices.WEAK_LABEL_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("label_kind is 'x'; choose dense", "--label-kind is 'x'; choose dense"),
+        ("volumes must be at least 1", "--n_volumes must be at least 1"),
+        ("label_kind is 'point'; give unlabelled_value", "--label-kind is 'point'; give --unlabelled-value"),
+        ("give either `domain` or `label`", "give either --domain or --label"),
+        ("image_size is 33; choose a power of two", "image_size is 33; choose a power of two"),  # no flag of its own
+        ("domain names differ", "domain names differ"),  # a word of the sentence
+        ("/data/label_kind/a.nii: no such file", "/data/label_kind/a.nii: no such file"),
+        ("label_kind.nii: no such file", "label_kind.nii: no such file"),
+        ("volumes is what label_kind says", "--n_volumes is what --label-kind says"),
+    ],
+)
+def test_an_error_names_the_flag_that_declares_the_argument(message, shown):
+    names = ("label_kind", "unlabelled_value", "domain", "label")
+    flags = {name: f"--{name.replace('_', '-')}" for name in names} | {"volumes": "--n_volumes"}
+    assert with_flags(message, flags) == shown
+
+
+def test_the_former_train_method_runs_the_segmentation_and_names_its_new_command(monkeypatch, tmp_path, capsys):
+    from fedfactory.researcher import segmentation
+
+    asked = {}
+
+    def fake(method, out, **options):
+        asked.update(options, method=method, out=out)
+        return segmentation.SegmentationResult(config=None, rows={})
+
+    monkeypatch.setattr(segmentation, "train_method", fake)
+    words = ["--researcher", tmp_path, "--tag", "abc", "--rounds", 3, "--rotation", 180, "--option", "crf_weight=0.5"]
+    printed = []
+    for begin in (
+        ["train", "--method", "fedicra"],
+        ["train", "--method=fedicra"],
+        ["train-segmenter", "--method", "fedicra"],
+    ):
+        assert not run(*begin, *words, "--out", tmp_path / "new")
+        assert asked["method"] == "fedicra" and asked["rounds"] == 3 and asked["options"] == {"crf_weight": 0.5}
+        assert asked["rotation"] == pytest.approx(math.pi) and asked["nodes"].tag == "abc"
+        printed.append(capsys.readouterr().err)
+    assert all(
+        "is now `fedfactory train-segmenter --method`" in text and len(text.splitlines()) == 1 for text in printed[:2]
+    )
+    assert printed[2] == ""
 
 
 @pytest.mark.parametrize("room", ["generative", "adaptation"])
@@ -80,7 +227,7 @@ def test_the_original_flags_of_generate_volumes_work_as_a_script(labelled_file, 
         (["--label", 1, "--n_domains", 3], "has 2"),
         (["--label", 1, "--n_segmentation_labels", 5], "draws 3"),
         (["--label", 1, "--clip_mean", "m.npy"], "without CLIP"),
-        (["--label", 1, "--domain", "dark"], "either --domain"),
+        (["--label", 1, "--domain", "dark"], "either --domain or --label"),
         (["--domain", "grey"], "knows bright, dark"),
         (["--label", 1, "--z_depth", 5], "4 bins"),
     ],
@@ -123,7 +270,11 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["prepare", tmp_path / "nowhere", *prepare], 2, "no such folder"),
         (["prepare", tmp_path / "empty", *prepare], 2, "no case found"),
         (["prepare", tmp_path / "text", *prepare], 1, "x.nii.gz: cannot be read"),
-        (["prepare", tmp_path / "site", "--domain", "x", "--size", 16, "--label-kind", "odd", *out], 2, "not known"),
+        (
+            ["prepare", tmp_path / "site", "--domain", "x", "--size", 16, "--label-kind", "odd", *out],
+            2,
+            "--label-kind is",
+        ),
         (["generate-volumes", "--factory", cut, "--domain", "dark", *out], 1, "cut.safetensors: not a readable"),
         (["export", tmp_path / "empty", *out], 2, "choose a folder that a training run wrote"),
         (["label", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 1, "expected a factory"),

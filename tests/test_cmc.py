@@ -17,11 +17,11 @@ from fedfactory.adaptation.losses.cmc_losses import (
     contrast,
     prototype_agreement,
 )
-from fedfactory.adaptation.methods.federated_method import SiteContext, SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.networks.modality_network import ChannelAttention, ModalityUNet, modality_of
 from fedfactory.errors import ConfigError, NodeDataError
-from helpers import CONFIG, site, visit_of
+from helpers import CONFIG, site, site_round_of
 
 BOTH = ("ct", "mri")
 
@@ -103,7 +103,7 @@ def test_prototypes_want_classes_alike_and_apart_from_others():
 
 @pytest.mark.parametrize(
     "options",
-    [{"agreement": "off"}, {"channels": 0.0}, {"channels": 0.0, "agreement": "voxel"}],
+    [{"agreement": "off"}, {"channel_weight": 0.0}, {"channel_weight": 0.0, "agreement": "voxel"}],
     ids=["channels", "prototype", "voxel"],
 )
 def test_every_unsupervised_term_reaches_the_encoder_and_where_it_looks(options):
@@ -114,7 +114,7 @@ def test_every_unsupervised_term_reaches_the_encoder_and_where_it_looks(options)
     moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().max() > 0}
     assert any(name.startswith("down.0.") for name in moved) and {modality_of(name) for name in moved} >= set(BOTH)
     decoder = any(name.startswith("up.") for name in moved)
-    assert decoder == ("channels" in options)
+    assert decoder == ("channel_weight" in options)
 
 
 def test_two_views_of_one_modality_train_its_network():
@@ -132,7 +132,7 @@ def test_weights_of_the_terms_follow_the_progress():
     def term(progress, **options):
         return float(cmc(**options).consistency(model, images, progress).detach())
 
-    only = {"channels": 0.0}
+    only = {"channel_weight": 0.0}
     assert term(1.0, agreement="off") == pytest.approx(math.exp(5 * 0.09) * term(0.7, agreement="off"), rel=1e-4)
     assert term(1.0, **only) > term(0.7, **only) > 0
     assert term(1.0, **only, agreement_ramp="down") == pytest.approx(0, abs=1e-6)
@@ -168,26 +168,26 @@ def test_one_modality_is_fused_with_itself():
     torch.testing.assert_close(method.segmenter(model, SiteContext(modality="ct"))(images), alone)
     both = method.outputs(model, {"ct": images, "mri": slices(seed=5)})["ct"][0]
     assert not torch.allclose(both, alone)
-    with pytest.raises(ValueError, match="equal sizes"):
+    with pytest.raises(ValueError, match="must be equal to be fused"):
         method.outputs(model, {"ct": images, "mri": slices(3)})
 
 
 @pytest.mark.parametrize("held", [("ct",), ("mri",), BOTH])
 def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
     method = cmc(start=0.0)
-    site_round = visit_of(method, site())
+    site_round = site_round_of(method, site())
     site_round.modalities = {name: site(seed=n) for n, name in enumerate(held)}
     before = copy.deepcopy(site_round.model.state_dict())
     report = method.train_round(site_round)
     assert report.samples == 12 * len(held) and math.isfinite(report.loss)
-    assert report.numbers == {f"held_{name}": 12.0 for name in held}
+    assert report.numbers == {f"slices_of_{name}": 12.0 for name in held}
     moved = {name for name, value in site_round.model.state_dict().items() if not torch.equal(before[name], value)}
     assert {modality_of(name) for name in moved} - {None} == set(held)
 
 
 def test_slices_without_labels_wait_for_their_time():
     method = cmc(start=0.5)
-    site_round = visit_of(method, site("none"))
+    site_round = site_round_of(method, site("none"))
     assert method.train_round(site_round).samples == 0
     site_round.number = 3
     assert method.train_round(site_round).samples == 12
@@ -198,8 +198,8 @@ def test_each_modality_is_averaged_over_the_sites_that_have_it():
     before = method.build().state_dict()
     sent = {n: {name: torch.full_like(value, float(n + 1)) for name, value in before.items()} for n in range(3)}
     site_updates = {
-        0: SiteUpdate(20, 1.0, {"held_ct": 10.0, "held_mri": 10.0}),
-        1: SiteUpdate(30, 1.0, {"held_ct": 30.0}),
+        0: SiteUpdate(20, 1.0, {"slices_of_ct": 10.0, "slices_of_mri": 10.0}),
+        1: SiteUpdate(30, 1.0, {"slices_of_ct": 30.0}),
         2: SiteUpdate(0, math.nan),
     }
     after, shares = method.aggregate(site_updates, sent.__getitem__, before)
@@ -214,7 +214,7 @@ def test_each_modality_is_averaged_over_the_sites_that_have_it():
 
 
 def test_fusion_learns_both_with_and_without_the_other_modality():
-    method, model = cmc(alone=0.5), network()
+    method, model = cmc(unfused_share=0.5), network()
     images = {"ct": slices(seed=1), "mri": slices(seed=2)}
     np.random.seed(0)
     alone = method.outputs(model, {"ct": images["ct"]})["ct"][0]
@@ -223,7 +223,7 @@ def test_fusion_learns_both_with_and_without_the_other_modality():
 
 
 def test_modalities_that_do_not_fit_are_refused():
-    site_round = visit_of(cmc(), site())
+    site_round = site_round_of(cmc(), site())
     for modalities in ({}, {"pet": site()}, {"ct": site(), "pet": site()}):
         site_round.modalities = modalities
         with pytest.raises(NodeDataError, match="modalities"):
@@ -233,14 +233,14 @@ def test_modalities_that_do_not_fit_are_refused():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"modalities": []}, "no modality is named"),
-        ({"modalities": ["a", "b", "c"]}, "two different ones"),
-        ({"modalities": ["a", "a"]}, "two different ones"),
+        ({"modalities": []}, "modalities is empty; name one or two"),
+        ({"modalities": ["a", "b", "c"]}, "one or two different ones"),
+        ({"modalities": ["a", "a"]}, "one or two different ones"),
         ({"modalities": ["a/b"]}, "use letters"),
-        ({"descriptor": "cosine"}, "descriptor is one of"),
-        ({"agreement": "always"}, "agreement one of"),
+        ({"descriptor": "cosine"}, "descriptor is 'cosine'; choose one of"),
+        ({"agreement": "always"}, "agreement is 'always'; choose one of"),
         ({"start": 2.0}, "from 0 to 1"),
-        ({"channels": -1.0}, "not be negative"),
+        ({"channel_weight": -1.0}, "channel_weight is -1.0"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

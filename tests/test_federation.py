@@ -46,7 +46,7 @@ def newest_state(federation, domain):
     return read_state(state_files(federation, domain)[-1])
 
 
-def test_without_approval_a_run_says_what_to_do_and_leaves_nothing(withheld):
+def test_without_approval_a_run_names_the_next_step_and_leaves_nothing(withheld):
     message, left = withheld
     assert "fedfactory site approve" in message
     assert "bright, dark, west" in message
@@ -82,7 +82,7 @@ def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(refere
     updates = [state["extra"]["trainer"]["updates_done"] for state in kept]
     assert updates == [3, 6, 9, 12, 15, 18]  # all 3 if they were forgotten
     moments = kept[-1]["optimizers"]["discriminator"]["state"]
-    assert {int(one["step"]) for one in moments.values()} == {18}
+    assert {int(moment["step"]) for moment in moments.values()} == {18}
 
 
 def test_published_networks_train_with_guidance_and_a_refinement_stage(approved, config, tmp_path):
@@ -102,9 +102,9 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     assert factory.facts.stages[1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
     for rounds in factory.history.values():
         assert len(rounds) in (4, 8)  # one or two sites of the domain
-        assert all("loss_generator" in one for one in rounds)
+        assert all("loss_generator" in row for row in rounds)
         assert "loss_path" in rounds[0]
-        assert any("loss_guidance" in one for one in rounds)
+        assert any("loss_guidance" in row for row in rounds)
     kept = newest_state(federation, DOMAINS[0])["extra"]["trainer"]
     assert kept["updates_done"] == 3 * 3 + 2
     assert kept["path_mean"] > 0
@@ -112,7 +112,7 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
 
 
 def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(approved, config, tmp_path):
-    """What a site approves says that discriminators stay; a setting cannot change that."""
+    """The approved text promises that discriminators stay at the site; a setting cannot change that."""
     federation, shared = approved, replace(config, discriminator="shared")
     path = federation.folder / "shared-config.json"
     path.write_text(json.dumps(shared.to_dict()))

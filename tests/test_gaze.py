@@ -17,8 +17,8 @@ from fedfactory.adaptation.labels.fixations import (
     refine_heatmap,
     simulate_fixations,
 )
-from fedfactory.adaptation.methods.federated_method import MethodConfig
-from fedfactory.adaptation.methods.gaze_supervision import Levels, masked_entropy, propagate
+from fedfactory.adaptation.methods.gaze_supervision import LevelPair, masked_entropy, propagate
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
@@ -145,11 +145,11 @@ def plain_propagation(features, window, dilation, temperature):
 
 def test_propagation_equals_its_plain_version_and_keeps_a_constant():
     features = torch.randn(2, 5, 7, 6, dtype=torch.float64)
-    found = propagate(features, 3, 2, 0.1)
+    found = propagate(features, 3, 2, temperature=0.1)
     for one, plain in zip(found, features, strict=True):
         torch.testing.assert_close(one, plain_propagation(plain, 3, 2, 0.1))
     constant = torch.ones(1, 3, 6, 6) * torch.tensor([1.0, -2.0, 3.0])[None, :, None, None]
-    torch.testing.assert_close(propagate(constant, 5, 2, 0.1), constant)
+    torch.testing.assert_close(propagate(constant, 5, 2, temperature=0.1), constant)
 
 
 def test_every_term_teaches_the_network_it_is_meant_for():
@@ -170,9 +170,9 @@ def test_every_term_teaches_the_network_it_is_meant_for():
     assert moved(method.loss(model, images, unknown)) == {"tight", "loose"}  # by consistency alone
     still = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"consistency": 0.0}}))
     assert float(still.loss(model, images, unknown).detach()) == 0
-    confident = Levels(1, 4)
+    confident = LevelPair(1, 4)
     torch.nn.init.constant_(confident.tight.final_conv.bias, 20.0)
-    assert moved(still.loss(model, images, unknown, confident.requires_grad_(False))) == {"tight", "loose"}
+    assert moved(still.loss(model, images, unknown, frozen=confident.requires_grad_(False))) == {"tight", "loose"}
 
 
 def test_levels_learn_their_own_masks():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fedfactory.adaptation.adapt import read_synthetic
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
-from fedfactory.adaptation.training.label_branch_training import train_label_branch
+from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, UsageError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
@@ -168,7 +168,7 @@ def test_an_nnunet_data_set_is_what_its_planner_reads(labelled_file, tmp_path):
     labels = sorted(path.name for path in (out / "labelsTr").iterdir())
     assert [name.replace("_0000.nii.gz", ".nii.gz") for name in images] == labels
     assert np.array_equal(read_volume(out / "imagesTr" / images[2]).data, image_of(tmp_path / "pairs", 2))
-    with pytest.raises(UsageError, match="layout 'nifti'"):
+    with pytest.raises(UsageError, match="--layout nifti"):
         read_synthetic(out, "dark")
 
 
@@ -250,7 +250,9 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
     generator = make_generator(published).eval()
     factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
     segmenter = untrained_segmenter()
-    made = train_label_branch(factory, segmenter, segmenter, domain="bright", updates=2, batch_size=2)
+    made = train_label_branch(
+        factory, segmenter, segmenter, domain="bright", config=LabelBranchConfig(updates=2, batch_size=2)
+    )
     file = tmp_path / "labelled.safetensors"
     made.save(file)
     np.save(tmp_path / "mean.npy", np.ones((1, 6), np.float32))

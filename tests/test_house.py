@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
+import sys
+import sysconfig
 from dataclasses import fields
 from pathlib import Path
 
 import fedfactory
 import pytest
-from fedfactory.adaptation.methods.federated_method import MethodConfig
+from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.registry import METHODS
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig
 from fedfactory.imaging.slice_format import SliceFormat
+from fedfactory.node.sites import digest_of_all, package_fingerprint
 
 PACKAGE = Path(fedfactory.__file__).parent
 # From the bottom to the top: a room imports from itself and from the rooms before it.
@@ -167,6 +174,56 @@ def test_the_plan_that_travels_is_short_and_names_its_version():
         assert len(inspect.getsource(plan).splitlines()) < 25
         lines = plan.init_dependencies(None)
         assert any(f"== '{fedfactory.__version__}'" in line for line in lines)
+
+
+def test_a_module_in_any_folder_changes_the_fingerprint_that_administrators_approve(tmp_path):
+    copy = tmp_path / "fedfactory"
+    for path in MODULES:
+        (copy / path.relative_to(PACKAGE)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy / path.relative_to(PACKAGE))
+    before = package_fingerprint(copy)
+    assert before == package_fingerprint()
+    assert set(before) == {path.relative_to(PACKAGE).as_posix() for path in MODULES}
+    for room in ROOMS:
+        new = copy / room / "further" / "deeper" / "new_module.py"
+        new.parent.mkdir(parents=True)
+        new.write_text("")
+        after = package_fingerprint(copy)
+        assert after.keys() - before.keys() == {new.relative_to(copy).as_posix()}
+        assert digest_of_all(after) != digest_of_all(before)
+        before = after
+    changed = copy / "adaptation" / "methods" / "registry.py"
+    changed.write_text(changed.read_text() + "\n")
+    assert digest_of_all(package_fingerprint(copy)) != digest_of_all(before)
+
+
+@pytest.mark.tutorial
+def test_the_wheel_holds_all_modules_and_its_command_runs(tmp_path):
+    """Built from a copy of the tree, and installed where the repository cannot be imported."""
+    source, environment = tmp_path / "source", tmp_path / "environment"
+    for name in [*(path.relative_to(PACKAGE) for path in MODULES), "pyproject.toml", "README.md", "LICENSE"]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE / name, source / name)
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, text=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run(["uv", "venv", "--python", sys.executable, environment], check=True)
+    python = environment / "bin" / "python"
+    subprocess.run(["uv", "pip", "install", "--no-deps", "--offline", "--python", python, wheel], check=True)
+    (packages,) = environment.glob("lib/python3*/site-packages")
+    # Dependencies come from the current environment; its .pth files, one of which adds the repository, are not read.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    installed = {path.relative_to(packages / "fedfactory") for path in (packages / "fedfactory").rglob("*.py")}
+    assert installed == {path.relative_to(PACKAGE) for path in MODULES}
+
+    def run(*command) -> str:
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        done = subprocess.run(command, cwd=tmp_path, env=variables, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    assert run(python, "-c", "import fedfactory; print(fedfactory.__file__)").strip().startswith(str(packages))
+    listed = run(environment / "bin" / "fedfactory", "methods")
+    assert all(name in listed for name in METHODS)
 
 
 def test_the_version_is_written_once_in_the_package_and_once_in_its_metadata():

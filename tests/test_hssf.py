@@ -18,13 +18,14 @@ from fedfactory.adaptation.losses.hssf_losses import (
     reliable_labels,
     segmentation_loss,
 )
-from fedfactory.adaptation.methods.federated_method import SiteContext, SiteUpdate
 from fedfactory.adaptation.methods.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
+from fedfactory.adaptation.methods.public_slice_method import Teacher
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
 from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.errors import ConfigError, FederationError, NodeDataError
-from helpers import CONFIG, site, visit_of
+from helpers import CONFIG, site, site_round_of
 
 OPTIONS = {"public_slices": 12, "public_epochs": 1, "warmup": 0.0}
 
@@ -93,7 +94,7 @@ def test_distillation_is_the_sum_over_all_divided_by_their_number():
     torch.manual_seed(0)
     teacher = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     student = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
-    found = distillation(teacher, student, torch.tensor([1.0, 0.0]), 2.0)
+    found = distillation(teacher, student, torch.tensor([1.0, 0.0]), temperature=2.0)
     q, p = (torch.softmax(z[0] / 2, 0) for z in (teacher, student))
     assert float(found.detach()) == pytest.approx(float((q * (q / p).log()).sum().detach()) / teacher.numel())
     found.backward()
@@ -118,11 +119,11 @@ def test_grades_of_structures_do_not_praise_an_empty_answer():
 def test_a_pixel_that_both_views_distrust_is_turned_or_left_out():
     strong, weak = logits_of(torch.ones(1, 1, 1).long(), 2), logits_of(torch.zeros(1, 1, 1).long(), 2)
     for right_strong, right_weak, expected in [(0.25, 0.2, 0), (0.35, 0.2, 1), (0.2, 0.35, 0)]:
-        views = strong, torch.full((1, 1, 1), right_strong), weak, torch.full((1, 1, 1), right_weak)
+        views = (strong, torch.full((1, 1, 1), right_strong)), (weak, torch.full((1, 1, 1), right_weak))
         labels, confidence = reliable_labels(*views, 0.3)
         assert labels.item() == expected and confidence.item() == pytest.approx(max(right_strong, right_weak))
     three = logits_of(torch.ones(1, 1, 1).long(), 3)
-    labels, _ = reliable_labels(three, torch.full((1, 1, 1), 0.1), three, torch.full((1, 1, 1), 0.2), 0.3)
+    labels, _ = reliable_labels((three, torch.full((1, 1, 1), 0.1)), (three, torch.full((1, 1, 1), 0.2)), 0.3)
     assert labels.item() == -1
 
 
@@ -133,7 +134,7 @@ def test_a_slice_teaches_only_above_the_confidence_asked_for(trust, accepted):
             logits, right, features = super().assess(x)
             return logits, torch.full_like(right, math.log(trust / (1 - trust))), features
 
-    method = hssf(perturbation=False, least_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
+    method = hssf(perturbation=False, min_slice_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
     weak = torch.rand(2, 1, 32, 32)
     loss, share = method.pseudo_loss(Fixed("unet", 3), weak, weak)
     assert share == accepted and (float(loss.detach()) > 0) == bool(accepted)
@@ -144,7 +145,9 @@ def test_every_unsupervised_term_trains_what_it_is_meant_to(name):
     torch.manual_seed(0)
     network = AssessedNetwork(name, 3)
     weak = torch.rand(2, 1, 32, 32) * 2 - 1
-    loss, share = hssf(least_confidence=0.0, doubt=0.0, perturbation=False).pseudo_loss(network, weak, weak + 0.1)
+    loss, share = hssf(min_slice_confidence=0.0, min_pixel_confidence=0.0, perturbation=False).pseudo_loss(
+        network, weak, weak + 0.1
+    )
     assert share == 1
     moved = {key for key, value in zip(*_gradients(network, loss), strict=True) if value}
     assert any(key.startswith("body") for key in moved) and any(key.startswith("classifier") for key in moved)
@@ -164,17 +167,18 @@ def _gradients(network, loss):
 
 
 def test_both_ends_draw_the_same_views_and_every_round_others():
-    here, there = (hssf()._public(site()) for _ in range(2))
+    here, there = (hssf().public_views(site()) for _ in range(2))
     np.random.seed(5)
-    first = [(b.images, b.truth, b.index) for b in here.views(3, FUSION, 0, 5)]
+    first = [(b.images, b.truth, b.index) for b in here.views(3, phase=FUSION, epoch=0, batch_size=5)]
     np.random.seed(6)
-    second = [(b.images, b.truth, b.index) for b in there.views(3, FUSION, 0, 5)]
+    second = [(b.images, b.truth, b.index) for b in there.views(3, phase=FUSION, epoch=0, batch_size=5)]
     assert [len(images) for images, *_ in first] == [5, 5, 2]
     for one, two in zip(first, second, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert sorted(torch.cat([index for *_, index in first]).tolist()) == list(range(12))
-    for others in [(4, FUSION, 0), (3, CONDENSATION, 0), (3, FUSION, 1)]:
-        assert not torch.equal(next(here.views(*others, 5)).images, first[0][0])
+    for number, phase, epoch in [(4, FUSION, 0), (3, CONDENSATION, 0), (3, FUSION, 1)]:
+        other = next(here.views(number, phase=phase, epoch=epoch, batch_size=5))
+        assert not torch.equal(other.images, first[0][0])
 
 
 def test_margins_say_all_that_a_teacher_says():
@@ -189,7 +193,7 @@ def test_margins_say_all_that_a_teacher_says():
 
 def test_views_of_an_unlabelled_slice_show_the_same_place():
     method = hssf()
-    site_round = visit_of(method, site("none"))
+    site_round = site_round_of(method, site("none"))
     np.random.seed(0)
     weak, strong = method._two_views(site_round, np.arange(8))
     assert not torch.equal(weak, strong)
@@ -202,18 +206,18 @@ def test_what_travels_are_predictions_and_the_network_stays():
     model = method.build()
     names = set(model.state_dict())
     assert names == {"margins", "grades", "round"} and not list(model.parameters())
-    site_round = visit_of(method, site("none"), model=model)
+    site_round = site_round_of(method, site("none"), model=model)
     site_round.network = "segresnet"
     report = method.train_round(site_round)
     assert set(model.state_dict()) == names and model.margins.abs().max() > 0
     assert report.samples == 12 and math.isfinite(report.loss)
-    own = method.segmenter(model, SiteContext(network="segresnet"), site_round.kept)
+    own = method.segmenter(model, SiteContext(network="segresnet"), site_round.state)
     kept = {name: value.clone() for name, value in own.state_dict().items()}
-    again = visit_of(method, site("none"), model=model, kept=site_round.kept)
+    again = site_round_of(method, site("none"), model=model, state=site_round.state)
     again.network = "segresnet"
-    assert all(torch.equal(kept[name], value) for name, value in method._own(again)[0].state_dict().items())
+    assert all(torch.equal(kept[name], value) for name, value in method.trainee_at(again).network.state_dict().items())
     again.network = "unet"
-    with pytest.raises(NodeDataError, match="has trained a segresnet and now offers a unet"):
+    with pytest.raises(NodeDataError, match="network is unet; this site has trained a segresnet"):
         method.train_round(again)
 
 
@@ -224,39 +228,39 @@ def test_bytes_do_not_depend_on_the_network():
 
 def test_the_best_site_teaches_and_a_tie_goes_to_the_first():
     method = hssf(stride=1)
-    public = method._public(method.public)
+    public = method.public_views(method.public)
     truth = torch.zeros(12, 32, 32).long()
-    for batch in public.views(1, CONDENSATION, 0, CONFIG.batch_size):
+    for batch in public.views(1, phase=CONDENSATION, epoch=0, batch_size=CONFIG.batch_size):
         truth[batch.index] = batch.truth
     perfect = to_margins(logits_of(truth), 1)[None]
     half = perfect.clone()
     half[:, :6] = -8.0  # all background
     sent = {0: {"margins": half}, 1: {"margins": perfect}, 2: {"margins": perfect}}
-    teachers, best, chosen = method._best_teachers(dict.fromkeys(sent, None), sent.__getitem__, public, 1)
-    assert chosen[0].tolist() == [1] * 6 + [0] * 6 and best.tolist() == [[1.0] * 12]
-    assert torch.equal(teachers, perfect)
+    best = method._best_teachers(list(sent), sent.__getitem__, public=public, number=1)
+    assert best.site[0].tolist() == [1] * 6 + [0] * 6 and best.grade.tolist() == [[1.0] * 12]
+    assert torch.equal(best.margins, perfect)
 
 
-@pytest.mark.parametrize("mine, theirs, taught", [(0.8, 0.86, 1.0), (0.9, 0.86, 0.0), (0.86, 0.86, 0.0)])
-def test_only_a_better_teacher_teaches(mine, theirs, taught, monkeypatch):
+@pytest.mark.parametrize("mine, theirs, distilled", [(0.8, 0.86, 1.0), (0.9, 0.86, 0.0), (0.86, 0.86, 0.0)])
+def test_only_a_better_teacher_is_distilled(mine, theirs, distilled, monkeypatch):
     method = hssf()
-    batch = next(method._public(site()).views(1, FUSION, 0, 4))
+    batch = next(method.public_views(site()).views(1, phase=FUSION, epoch=0, batch_size=4))
     monkeypatch.setattr("fedfactory.adaptation.methods.hssf.grades", lambda z, y, kind: torch.full((len(z),), mine))
-    teacher = logits_of(batch.truth)
-    _, share = method._public_loss(AssessedNetwork("unet", 3), batch, teacher, torch.full((4,), theirs))
-    assert share == taught
+    teacher = Teacher(logits_of(batch.truth), torch.full((4,), theirs))
+    _, share = method.public_loss(AssessedNetwork("unet", 3), batch, teacher)
+    assert share == distilled
 
 
 def test_the_researcher_learns_from_sites_and_answers_for_the_next_round():
-    method = hssf(least_grade=0.0)
+    method = hssf(min_teacher_grade=0.0)
     before = method.build().state_dict()
-    site_rounds = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
+    site_rounds = [site_round_of(method, site("none", seed=n), index=n) for n in range(2)]
     site_updates = {n: method.train_round(site_round) for n, site_round in enumerate(site_rounds)}
     assert method.server is None
     after, shares = method.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
     assert int(after["round"]) == 2 and after["grades"].min() >= 0 and after["margins"].abs().max() > 0
     assert sum(shares.values()) == pytest.approx(1) and method.server is not None
-    again = hssf(least_grade=0.0)
+    again = hssf(min_teacher_grade=0.0)
     repeated, _ = again.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
     assert all(torch.equal(after[name], repeated[name]) for name in after)
     same, shares = method.aggregate({0: SiteUpdate(0, math.nan)}, None, before)
@@ -270,19 +274,20 @@ def test_sites_without_labels_learn_together():
     options = {**OPTIONS, "public_epochs": 3}
     method = make_method(replace(CONFIG, method="hssf", rounds=3, updates=4, learning_rate=4e-3, options=options))
     method.public = site()
-    state, models, kept = method.build().state_dict(), [method.build() for _ in range(2)], [{}, {}]
+    state, models = method.build().state_dict(), [method.build() for _ in range(2)]
+    states = [method.new_state() for _ in range(2)]
     data = [site("none", seed=5 + n) for n in range(2)]
     for number in range(1, 4):
         site_updates = {}
         for n, model in enumerate(models):
             model.load_state_dict(state)
-            site_round = visit_of(method, data[n], model=model, kept=kept[n], index=n, number=number)
+            site_round = site_round_of(method, data[n], model=model, state=states[n], index=n, number=number)
             site_round.network = ("unet", "segresnet")[n]
             site_updates[n] = method.train_round(site_round)
         state, _ = method.aggregate(site_updates, lambda n: models[n].state_dict(), state)
     images, truth = site(seed=9).images, torch.from_numpy(np.log2(site(seed=9).candidates).astype(int))
     for n, name in enumerate(("unet", "segresnet")):
-        network = method.segmenter(models[n], SiteContext(network=name), kept[n]).eval()
+        network = method.segmenter(models[n], SiteContext(network=name), states[n]).eval()
         with torch.no_grad():
             assert (
                 grades(network(torch.from_numpy(images)[:, None]), truth, "dice").mean() > 0.3
@@ -291,7 +296,7 @@ def test_sites_without_labels_learn_together():
 
 def test_equal_networks_can_be_averaged_instead():
     method = hssf("lssl")
-    site_rounds = [visit_of(method, site("none", seed=n), index=n) for n in range(2)]
+    site_rounds = [site_round_of(method, site("none", seed=n), index=n) for n in range(2)]
     before = copy.deepcopy(site_rounds[0].model.state_dict())
     site_updates = {n: method.train_round(site_round) for n, site_round in enumerate(site_rounds)}
     after, shares = method.aggregate(site_updates, lambda n: site_rounds[n].model.state_dict(), before)
@@ -302,21 +307,21 @@ def test_equal_networks_can_be_averaged_instead():
 
 
 def test_alone_nothing_leaves_the_site():
-    method = hssf(alone=True)
-    site_round = visit_of(method, site("none"))
+    method = hssf(exchange=False)
+    site_round = site_round_of(method, site("none"))
     method.train_round(site_round)
     assert method.local_parameters(site_round.model) == set(site_round.model.state_dict()) and not method.has_average
-    assert site_round.model.margins.numel() == 0 and site_round.kept["network"]
+    assert site_round.model.margins.numel() == 0 and site_round.state.weights
 
 
 def test_public_slices_that_do_not_fit_are_refused():
     method = hssf()
-    site_round = visit_of(method, site("none"))
+    site_round = site_round_of(method, site("none"))
     site_round.public = None
-    with pytest.raises(NodeDataError, match="no public slices"):
+    with pytest.raises(NodeDataError, match="needs public slices"):
         method.train_round(site_round)
     site_round.public = site(count=5)
-    with pytest.raises(NodeDataError, match="5 public slices here, 12 elsewhere"):
+    with pytest.raises(NodeDataError, match="5 public slices; it must have the researcher's 12"):
         method.train_round(site_round)
     site_round.public = site("none")
     with pytest.raises(NodeDataError, match="dense labels"):
@@ -327,11 +332,11 @@ def test_public_slices_that_do_not_fit_are_refused():
     "options, message",
     [
         ({"network": "vgg"}, "network is 'vgg'"),
-        ({"exchange": "weights"}, "not usable"),  # a site that approved predictions sends no weights
-        ({"grade": "iou"}, "grade is one of"),
-        ({"stride": 3}, "stride 1, 2 or 4"),
-        ({"doubt": 1.5}, "from 0 to 1"),
-        ({"temperature": 0}, "temperature must be positive"),
+        ({"send": "weights"}, "must be settings of hssf"),  # a site that approved predictions sends no weights
+        ({"grade": "iou"}, "grade is 'iou'; choose one of"),
+        ({"stride": 3}, "stride is '3'; choose one of 1, 2, 4"),
+        ({"min_pixel_confidence": 1.5}, "from 0 to 1"),
+        ({"temperature": 0}, "temperature is 0; it must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labelled_slices import LabelledSlices, foreground_dice
 from fedfactory.adaptation.networks.label_branch import LabelBranch
-from fedfactory.adaptation.training.label_branch_training import choose_views, train_label_branch
+from fedfactory.adaptation.training.label_branch_training import (
+    BinnedSlices,
+    LabelBranchConfig,
+    choose_views,
+    train_label_branch,
+)
 from fedfactory.adaptation.training.latent_inversion import invert
 from fedfactory.errors import UsageError
 from fedfactory.generative import TrainedFactory, make_generator
@@ -57,7 +62,9 @@ def test_the_classifier_is_that_of_the_enlarged_maps_written_out(config, head):
 
 
 def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config):
-    labelled = train_label_branch(factory_of(config), Threshold(), untrained_segmenter(), domain="bright", updates=120)
+    labelled = train_label_branch(
+        factory_of(config), Threshold(), untrained_segmenter(), domain="bright", config=LabelBranchConfig(updates=120)
+    )
     assert labelled.card.agreement > 0.8
     assert labelled.card.validated_on == "fresh synthetic slices"
     assert len(labelled.branches) == 3
@@ -126,7 +133,7 @@ def test_inversion_finds_latents_whose_slices_look_like_the_given_ones(config):
     generator = factory_of(config).generator
     _, made = draw(generator, 6)
     z_bin = torch.arange(6) % 4
-    start, found = (invert(generator, made.image.detach(), z_bin, 0, steps=steps) for steps in (0, 150))
+    start, found = (invert(generator, made.image.detach(), z_bin, domain=0, steps=steps) for steps in (0, 150))
     error = [
         float((generator.synthesise(style, generator.fixed_noise()).image - made.image).abs().mean())
         for style in (start, found)
@@ -141,8 +148,9 @@ def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients
     for seed in (1, 2):
         _, made = draw(factory.generator, 24, seed=seed)
         labels = Threshold().probabilities(made.image).argmax(1).numpy().astype(np.uint8)
-        sets.append((LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3), np.arange(24) % 4))
-    options = {"domain": "bright", "updates": 60, "real": sets[0]}
+        slices = LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3)
+        sets.append(BinnedSlices(slices=slices, z_bin=np.arange(24) % 4))
+    options = {"domain": "bright", "config": LabelBranchConfig(updates=60), "real": sets[0]}
     validation = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
     assert validation.card.validated_on == "validation cases"
     assert validation.card.agreement > 0.5
@@ -154,7 +162,11 @@ def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients
 def test_domains_of_their_own_anatomy_are_labelled_by_their_own_features(config):
     """Untrained published networks: domains are at chance, so another view says nothing."""
     labelled = train_label_branch(
-        factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=2
+        factory_of(with_head(config, "image")),
+        Threshold(),
+        untrained_segmenter(),
+        domain="bright",
+        config=LabelBranchConfig(updates=2),
     )
     assert set(labelled.card.labels_from.values()) <= {"view", "own"}
     assert choose_views(labelled, seed=3)["bright"] == "view"
@@ -163,7 +175,11 @@ def test_domains_of_their_own_anatomy_are_labelled_by_their_own_features(config)
 @pytest.mark.parametrize("choice", ["view", "own"])
 def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
     labelled = train_label_branch(
-        factory_of(with_head(config, "image")), Threshold(), untrained_segmenter(), domain="bright", updates=20
+        factory_of(with_head(config, "image")),
+        Threshold(),
+        untrained_segmenter(),
+        domain="bright",
+        config=LabelBranchConfig(updates=20),
     )
     labelled.card = replace(labelled.card, labels_from={**labelled.card.labels_from, "dark": choice})
     heights = torch.linspace(0, 3, 6)

@@ -13,17 +13,18 @@ import pytest
 import torch
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices, candidate_masks, candidates_from_labels
 from fedfactory.adaptation.methods.catalogue import METHOD_CATALOGUE, describe
-from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteContext, SiteRound, SiteUpdate
-from fedfactory.adaptation.methods.fedmix import agreement, site_weights, soft_dice_loss
+from fedfactory.adaptation.methods.fedmix import PseudoLabels, agreement, site_weights, soft_dice_loss
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import METHODS, make_method
+from fedfactory.adaptation.methods.site_round import SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
 from fedfactory.errors import ConfigError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
-from helpers import CONFIG, SMALL, method_of, site, squares, visit_of
+from helpers import CONFIG, SMALL, method_of, site, site_round_of, squares
 
-PLACE = SiteContext(site=2, network="dynunet", modality="mri")
+CONTEXT = SiteContext(site=2, network="dynunet", modality="mri")
 
 
 def test_the_catalogue_describes_every_method_without_importing_pytorch():
@@ -44,7 +45,7 @@ def test_a_round_learns_and_repeats_with_its_seed(name):
     method = method_of(name, updates=8)
     states = []
     for _ in range(2):
-        site_round = visit_of(method, site())
+        site_round = site_round_of(method, site())
         report = method.train_round(site_round)
         states.append(site_round.model.state_dict())
     assert report.samples == 12 and math.isfinite(report.loss)
@@ -56,7 +57,7 @@ def test_a_round_learns_and_repeats_with_its_seed(name):
 @pytest.mark.parametrize("name", ["local", "fedavg", "fedprox", "fedbn", "fedicra"])
 def test_a_site_without_any_label_changes_nothing_and_does_not_count(name):
     method = method_of(name)
-    site_round = visit_of(method, site("none"))
+    site_round = site_round_of(method, site("none"))
     before = copy.deepcopy(site_round.model.state_dict())
     report = method.train_round(site_round)
     assert report.samples == 0
@@ -70,9 +71,9 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     method = method_of(name)
     model = method.build()
     fmt = SliceFormat(size=32, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
-    design = FederatedDesign(method=method.config, context=PLACE)
+    design = FederatedDesign(method=method.config, context=CONTEXT)
     card = SegmenterCard(classes=3, network="federated", federated=design)
-    made = Segmenter(method.segmenter(model, PLACE), fmt, card)
+    made = Segmenter(method.segmenter(model, CONTEXT), fmt, card)
     made.save(tmp_path / "m.safetensors")
     images = torch.from_numpy(squares(3)[0])[:, None]
     found = Segmenter.load(tmp_path / "m.safetensors").probabilities(images)
@@ -82,7 +83,7 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
 
 def test_fedavg_of_equal_sites_is_one_site():
     method, data = method_of("fedavg"), site()
-    alone = visit_of(method, data)
+    alone = site_round_of(method, data)
     method.train_round(alone)
     assert method.shares([SiteUpdate(12, 1.0)] * 3) == pytest.approx([1 / 3] * 3)
 
@@ -132,7 +133,7 @@ def test_site_zero_has_a_selection_of_its_own():
 
 def test_channel_selections_and_heads_are_trained_and_sent():
     method = method_of("fedicra")
-    site_round = visit_of(method, site())
+    site_round = site_round_of(method, site())
     before = copy.deepcopy(site_round.model.state_dict())
     method.train_round(site_round)
     after = site_round.model.state_dict()
@@ -151,7 +152,7 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
         weights = {"tree_weight": 0.0, "crf_weight": 0.0, "contrast_weight": 0.0, term: 1.0}
         method = make_method(replace(CONFIG, method="fedicra", options={**SMALL["fedicra"], **weights}))
         model = method.build()
-        known = method.loss(model, x, torch.zeros_like(allowed) if term == "contrast_weight" else allowed, 0)
+        known = method.loss(model, x, torch.zeros_like(allowed) if term == "contrast_weight" else allowed, site=0)
         known.backward()
         reached[term] = {
             name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()
@@ -164,12 +165,12 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
 
 def test_a_round_trains_the_output_layer_first_and_then_everything_else():
     first = method_of("fedicra", updates=2)
-    site_round = visit_of(first, site())
+    site_round = site_round_of(first, site())
     before = copy.deepcopy(site_round.model.state_dict())
     make_method(replace(first.config, options={**SMALL["fedicra"], "body_updates": 0})).train_round(site_round)
     moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved == {"final_conv.weight", "final_conv.bias"}
-    site_round = visit_of(first, site())
+    site_round = site_round_of(first, site())
     first.train_round(site_round)
     moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved and not any(name.startswith("final_conv") for name in moved)
@@ -178,25 +179,22 @@ def test_a_round_trains_the_output_layer_first_and_then_everything_else():
 
 def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
     method, data = method_of("fedicra"), site()
-    kept: dict = {}
-    site_round = visit_of(method, data, kept=kept)
+    state = method.new_state()
+    site_round = site_round_of(method, data, state=state)
     method.train_round(site_round)
-    own = {
-        name.removeprefix("own."): value
-        for name, value in kept.items()
-        if name.startswith("own.") and name != "own.ready"
-    }
-    assert set(own) == set(site_round.model.higher_layers()) and not any(name.startswith("mix.") for name in kept)
+    own = dict(state.own)
+    assert set(own) == set(site_round.model.higher_layers()) and not state.mix
+    state = type(state).from_dict(state.to_dict())  # as a node keeps it
     average = method_of("fedicra", seed=9).build()  # what others have made of it
     average.load_state_dict(
         {**site_round.model.state_dict(), **{k: v for k, v in average.state_dict().items() if k in own}}
     )
     sent = {name: value.detach().clone() for name, value in average.higher_layers().items()}
-    again = visit_of(method, data, model=average, kept=kept, number=2)
+    again = site_round_of(method, data, model=average, state=state, number=2)
     with method.seeded_round(again):
-        taken = method.adaptive_aggregation(again, data.labelled_indices)
-    mixes = {name.removeprefix("mix."): value for name, value in kept.items() if name.startswith("mix.")}
-    assert 0 < taken < 1 and all(0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values())
+        adopted = method.adaptive_aggregation(again, data.labelled_indices)
+    mixes = state.mix
+    assert 0 < adopted < 1 and all(0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values())
     for name, value in again.model.higher_layers().items():
         torch.testing.assert_close(value.detach(), own[name] + (sent[name] - own[name]) * mixes[name])
     assert any(not torch.equal(mixes[name], torch.ones_like(mixes[name])) for name in mixes)
@@ -290,7 +288,7 @@ def test_agreement_decides_from_its_threshold(overlap, accepted):
     second.view(-1)[pixels - shared : 2 * pixels - shared] = True
     method = make_method(replace(CONFIG, method="fedmix", classes=2, options={}))
     nothing = torch.zeros(1, 2, 200, 100, dtype=torch.bool)
-    assert method.accepted(first, second, nothing, np.array(["none"])).tolist() == [accepted]
+    assert method.accepted(first, second, allowed=nothing, kinds=np.array(["none"])).tolist() == [accepted]
 
 
 def test_what_a_kind_of_label_demands_of_a_slice():
@@ -302,12 +300,14 @@ def test_what_a_kind_of_label_demands_of_a_slice():
     absent = nothing.clone()
     absent[:, 0] = True
     none, image, box = (np.array([kind]) for kind in ("none", "image", "box"))
-    assert not fedmix().accepted(empty, empty, nothing, none)  # collapse to background must not teach
-    assert fedmix(empty="accept").accepted(empty, empty, nothing, none)
-    assert fedmix().accepted(empty, empty, absent, image)
-    assert not fedmix().accepted(empty, empty, there, image)
-    assert fedmix(image_rule="reference").accepted(empty, empty, there, image)
-    assert fedmix().accepted(full, full, there, box) and not fedmix().accepted(small, small, there, box)
+    assert not fedmix().accepted(empty, empty, allowed=nothing, kinds=none)  # collapse to background must not teach
+    assert fedmix(empty="accept").accepted(empty, empty, allowed=nothing, kinds=none)
+    assert fedmix().accepted(empty, empty, allowed=absent, kinds=image)
+    assert not fedmix().accepted(empty, empty, allowed=there, kinds=image)
+    assert fedmix(image_rule="reference").accepted(empty, empty, allowed=there, kinds=image)
+    assert fedmix().accepted(full, full, allowed=there, kinds=box) and not fedmix().accepted(
+        small, small, allowed=there, kinds=box
+    )
 
 
 def test_each_network_learns_what_the_other_one_found():
@@ -317,13 +317,14 @@ def test_each_network_learns_what_the_other_one_found():
     model = torch.nn.Module()
     model.first, model.second = Scripted(first), Scripted(second)
     model.anchor = torch.nn.Parameter(torch.zeros(()))
-    site_round = SiteRound(model, {}, data, 0, 1, {})
+    site_round = SiteRound(model=model, optimizers={}, data=data, site=0, number=1, state=method.new_state())
     with method.seeded_round(site_round):
-        (images, one, two), numbers = method.pseudo_labels(site_round, np.arange(4))
+        pseudo, numbers = method.pseudo_labels(site_round, np.arange(4))
     assert numbers == {"accepted": 4.0, "accepted_empty": 0.0}
-    assert torch.equal(one, first.float()) and torch.equal(two, second.float())
-    lessons = method._lessons(site_round, np.arange(0), (images, one, two), np.arange(4))
-    assert torch.equal(lessons[1], first.float()) and torch.equal(lessons[2], second.float())
+    assert isinstance(pseudo, PseudoLabels)
+    batch = method._training_batch(site_round, np.arange(4), dense=np.arange(0), pseudo=pseudo)
+    for found in (pseudo, batch):
+        assert torch.equal(found.first, first.float()) and torch.equal(found.second, second.float())
 
 
 def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
@@ -331,7 +332,7 @@ def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
     for kind in ("box", "image", "none"):
         images, labels = squares()
         data = SiteSlices(images, candidates_from_labels(labels, 3) * 0 + UNKNOWN, np.array([kind] * 12), 3)
-        site_round = visit_of(method, data)
+        site_round = site_round_of(method, data)
         before = copy.deepcopy(site_round.model.state_dict())
         report = method.train_round(site_round)
         assert report.samples == 0 and math.isnan(report.loss)
@@ -340,7 +341,7 @@ def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
 
 def test_the_pseudo_label_pass_leaves_the_networks_as_they_were():
     method = fedmix(agreement=0.0, empty="accept")
-    site_round = visit_of(method, site("none"))
+    site_round = site_round_of(method, site("none"))
     site_round.model.train()
     before = copy.deepcopy(site_round.model.state_dict())
     method.pseudo_labels(site_round, np.arange(12))
@@ -364,10 +365,10 @@ def test_background_wins_where_no_structure_is_likelier_than_not():
         ({"rounds": 0}, "rounds is 0"),
         ({"learning_rate": -1.0}, "learning_rate"),
         ({"method": "fedprox", "options": {"proximal": -1.0}}, "proximal"),
-        ({"method": "fedprox", "options": {"mu": 1.0}}, "not usable"),
-        ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "negative"),
+        ({"method": "fedprox", "options": {"mu": 1.0}}, "must be settings of fedprox"),
+        ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "tree_weight is -1.0"),
         ({"method": "fedicra", "options": {"selections": 0}}, "channel selections"),
-        ({"method": "fedmix", "options": {"agreement": 2.0}}, "from 0 to 1"),
+        ({"method": "fedmix", "options": {"agreement": 2.0}}, "agreement is 2.0; choose from 0 to 1"),
         ({"method": "fedmix", "options": {"image_rule": "odd"}}, "image_rule"),
     ],
 )
@@ -387,7 +388,7 @@ def test_unknown_methods_and_settings_are_refused():
 def test_a_loss_that_is_no_number_ends_the_round_before_anything_moves():
     method, data = method_of("fedavg"), site()
     data.images[:] = np.nan
-    site_round = visit_of(method, data)
+    site_round = site_round_of(method, data)
     before = copy.deepcopy(dict(site_round.model.named_parameters()))
     with pytest.raises(TrainingError, match="nan in round 1"):
         method.train_round(site_round)

@@ -218,9 +218,9 @@ def test_sparse_labels_keep_what_nobody_annotated_apart(site, tmp_path):
     assert store.classes == 3
     assert set(np.unique(store.labels)) == {0, 2, UNLABELLED}
     assert all((store.labels[n] == 2).any() for n in range(len(store)))
-    with pytest.raises(UsageError, match="give the unlabelled_value"):
+    with pytest.raises(UsageError, match="give unlabelled_value"):
         replace(CONFIG, label_kind="point")
-    with pytest.raises(UsageError, match="has none; give none"):
+    with pytest.raises(UsageError, match="no unlabelled value"):
         replace(CONFIG, unlabelled_value=4)
 
 
@@ -320,7 +320,7 @@ def test_names_that_hide_the_patients_are_told(tmp_path):
     for number in range(4):
         (tmp_path / "s" / f"case{number}").rename(tmp_path / "s" / f"T1_{number}")
     store = prepare(tmp_path / "s", tmp_path / "out", CONFIG).store
-    assert any("patient_pattern" in text for text in store.warnings)
+    assert any("--patient-pattern" in text for text in store.warnings)
     pattern = replace(CONFIG, patient_pattern=r"T1_(\d+)")
     assert prepare(tmp_path / "s", tmp_path / "out2", pattern).store.warnings == []
 

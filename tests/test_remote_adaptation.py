@@ -67,12 +67,12 @@ def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved
     shown = (federation.folder / "logs" / f"approve-adapt-{name}.log").read_text()
     assert "No weight and no image leaves the site" in " ".join(shown.split())
 
-    reports = json.loads(out.read_text())
-    assert set(reports) == set(same)
-    for report in reports.values():
-        assert set(report) - {"test_dice", "test_cases"} == REPORTED
-        assert report.pop("domain") == "dark"
-        assert all(isinstance(value, int | float) for value in report.values())
+    site_updates = json.loads(out.read_text())
+    assert set(site_updates) == set(same)
+    for update in site_updates.values():
+        assert set(update) - {"test_dice", "test_cases"} == REPORTED
+        assert update.pop("domain") == "dark"
+        assert all(isinstance(value, int | float) for value in update.values())
     sent = [path.read_bytes() for path in tmp_path.glob("report.json.reply*")]
     assert len(sent) == len(same)
     for reply in sent:
@@ -82,8 +82,8 @@ def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved
         for private in (PATIENT.encode(), str(federation.folder).encode(), b".store", b"case0", b"generator.head"):
             assert private not in reply
 
-    for one in same:
-        folder = federation.folder / f"{PATIENT}_{one}.store.segmenters"
+    for site in same:
+        folder = federation.folder / f"{PATIENT}_{site}.store.segmenters"
         (kept,) = folder.glob("dark_*.safetensors")
         assert Segmenter.load(kept).card.training.domain == "dark"
     assert not (federation.folder / f"{PATIENT}_bright.store.segmenters").exists()
@@ -94,7 +94,7 @@ def plan_with(config, **changes) -> None:
     AdaptationTrainingPlan().init_model({**arguments, **changes})
 
 
-def test_what_a_researcher_asks_for_is_checked_at_the_site(config):
+def test_settings_from_the_researcher_are_checked_at_the_site(config):
     card = labelled_factory(config).to_dict()
     plan_with(config)
     with pytest.raises(NodeDataError, match="cannot be used"):
@@ -110,5 +110,5 @@ def test_what_a_researcher_asks_for_is_checked_at_the_site(config):
 
 
 def test_settings_of_an_adaptation_survive_the_way():
-    asked = Adaptation(engine="translator", keep=2, one_target_slice=True)
-    assert Adaptation.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    adaptation = Adaptation(engine="translator", keep=2, one_target_slice=True)
+    assert Adaptation.from_dict(json.loads(json.dumps(adaptation.to_dict()))) == adaptation

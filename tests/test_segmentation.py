@@ -11,12 +11,14 @@ import pytest
 import torch
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
-from fedfactory.adaptation.methods.federated_method import MethodConfig, SiteUpdate
+from fedfactory.adaptation.methods.catalogue import describe
+from fedfactory.adaptation.methods.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.site_round import SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main
-from fedfactory.commands.researcher import _pairs
+from fedfactory.commands.federated_segmentation import _options
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.plans.site_settings import SiteSettings
@@ -129,25 +131,25 @@ def test_a_method_is_not_begun_without_the_labels_it_needs():
     def facts(**kinds):
         return {node: site_facts(label_kinds={kind: 1}) for node, kind in kinds.items()}
 
-    require_labels("fedmix", facts(a="dense", b="none"))
-    require_labels("fedavg", facts(a="box"))
-    require_labels("hssf", facts(a="none"))
+    require_labels(describe("fedmix"), facts(a="dense", b="none"))
+    require_labels(describe("fedavg"), facts(a="box"))
+    require_labels(describe("hssf"), facts(a="none"))
     mri = ModalityFacts(slices=1, classes=3, label_kinds={"dense": 1})
-    require_labels("cmc", {"a": site_facts(label_kinds={"none": 1}, modalities={"mri": mri})})
+    require_labels(describe("cmc"), {"a": site_facts(label_kinds={"none": 1}, modalities={"mri": mri})})
     with pytest.raises(UsageError, match="0 of 2 sites have labels"):
-        require_labels("fedavg", facts(a="none", b="none"))
+        require_labels(describe("fedavg"), facts(a="none", b="none"))
     with pytest.raises(UsageError, match="dense labels"):
-        require_labels("fedmix", facts(a="box"))
+        require_labels(describe("fedmix"), facts(a="box"))
 
 
 def test_a_plan_runs_no_other_method_than_the_approved_one():
     from fedfactory.node.plans.segmentation_plan import SegmentationTrainingPlan
 
     class Approved(SegmentationTrainingPlan):
-        method = "local"
+        method_name = "local"
 
     config = CONFIG.to_dict()
-    with pytest.raises(NodeDataError, match="approved for 'local', not for 'fedavg'"):
+    with pytest.raises(NodeDataError, match="method is 'fedavg'; this plan was approved for 'local' only"):
         Approved().init_model({"config": config})
     with pytest.raises(NodeDataError, match="at most"):
         Approved().init_model({"config": {**config, "method": "local", "updates": 10**6}})
@@ -182,9 +184,9 @@ def test_the_average_weighs_sites_as_the_method_says():
 
 
 def test_settings_of_a_method_on_the_command_line(capsys):
-    assert _pairs(["a=1", "b=0.5", "c=true", "d=reject"]) == {"a": 1, "b": 0.5, "c": True, "d": "reject"}
+    assert _options(["a=1", "b=0.5", "c=true", "d=reject"]) == {"a": 1, "b": 0.5, "c": True, "d": "reject"}
     with pytest.raises(UsageError, match="NAME=VALUE"):
-        _pairs(["alone"])
+        _options(["alone"])
     with pytest.raises(SystemExit) as ended:
         main(["methods"])
     assert not ended.value.code

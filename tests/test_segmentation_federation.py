@@ -32,7 +32,7 @@ OPTIONS = {
 }
 # Nothing leaves, and those with rounds or sums of their own; two rounds where the second one goes on from the first.
 RUN = {"local": 1, "fedicra": 2, "fedmix": 2, "hssf": 2, "cmc": 1}
-# One process, as a notebook would: every method asks for approval, then every method runs.
+# One process, like a notebook: every method requests its approval, then every method runs.
 DRIVER = """
 import json, sys, time
 from pathlib import Path
@@ -131,7 +131,7 @@ def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
         else:
             assert row["own_test_cases"] == 1
     for number, site_updates in enumerate(result["history"]):
-        shares = [report["share"] for report in site_updates.values()]
+        shares = [update["share"] for update in site_updates.values()]
         assert sum(shares) == pytest.approx(1 if number < RUN[name] else 0)  # the last round only scores
     assert (runs / name / "scores.csv").read_text().count("\n") == 5
 
@@ -142,7 +142,7 @@ def test_what_leaves_a_site_is_what_its_approved_text_says(name, runs):
     replies = [(runs / f"reply{number:03d}").read_bytes() for number in range(first, last + 1)]
     assert len(replies) == 3 * (RUN[name] + (name != "hssf"))  # three sites, rounds and the last scores
     sent = [set(Serializer.loads(reply)["params"]) for reply in replies]
-    assert all(one == sent[0] for one in sent)
+    assert all(names == sent[0] for names in sent)
     if name == "local":
         assert not sent[0]
     elif name == "hssf":

@@ -18,11 +18,12 @@ from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
 from fedfactory.adaptation.training.segmenter_training import (
     Sampler,
     SegmenterConfig,
-    SegmenterLearner,
+    SegmenterData,
+    SegmenterTrainer,
     train_segmenters,
 )
-from fedfactory.adaptation.training.training_loop import STATE, Learner, LoopConfig, train
-from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorLearner
+from fedfactory.adaptation.training.training_loop import STATE_FILE, LoopConfig, Trainer, train
+from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorTrainer
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
@@ -49,7 +50,7 @@ def volumes_of(sizes, classes=3, seed=0) -> LabelledSlices:
 def test_every_network_learns_squares_and_gives_probabilities(name):
     data = volumes_of([10, 6, 9])
     config = SegmenterConfig(network=name, updates=12, batch_size=24, mirror=False)
-    (made,) = train_segmenters(data, FORMAT, config, title="t")
+    (made,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     found = made.probabilities(torch.from_numpy(data.images[:10])[:, None])
     assert found.shape == (10, 3, 16, 16)
     torch.testing.assert_close(found.sum(1), torch.ones(10, 16, 16))
@@ -110,10 +111,12 @@ class Interrupted(Exception):
     pass
 
 
-def learner(updates, stop_at=None, **changes):
+def trainer(updates, stop_at=None, **changes):
     config = SegmenterConfig(updates=updates, batch_size=4, self_training=0.5, **changes)
     data = volumes_of([8, 8])
-    made = SegmenterLearner(data, config, own=data, validation=volumes_of([6], seed=1), facts=TrainingFacts())
+    made = SegmenterTrainer(
+        SegmenterData(labelled=data, unlabelled=data, validation=volumes_of([6], seed=1)), config, facts=TrainingFacts()
+    )
     if stop_at is not None:
         update = made.update
 
@@ -128,27 +131,27 @@ def learner(updates, stop_at=None, **changes):
 
 def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path):
     loop = LoopConfig(evaluations=5, keep=2)
-    expected = train(learner(10), 10, loop, title="t", seed=0)
+    expected = train(trainer(10), 10, loop, title="t", seed=0)
     loop = LoopConfig(evaluations=5, keep=2, folder=tmp_path)
     with pytest.raises(Interrupted):
-        train(learner(10, stop_at=7), 10, loop, title="t", seed=0)
-    assert (tmp_path / STATE).is_file()
+        train(trainer(10, stop_at=7), 10, loop, title="t", seed=0)
+    assert (tmp_path / STATE_FILE).is_file()
     with pytest.raises(CheckpointError, match="other data or settings"):
-        train(learner(10, learning_rate=1e-3), 10, loop, title="t", seed=0)
-    found = train(learner(10), 10, loop, title="t", seed=0)
+        train(trainer(10, learning_rate=1e-3), 10, loop, title="t", seed=0)
+    found = train(trainer(10), 10, loop, title="t", seed=0)
     assert [(one.update, one.score) for one in found] == [(one.update, one.score) for one in expected]
     for one, two in zip(found, expected, strict=True):
         for name, tensor in one.weights.items():
             torch.testing.assert_close(tensor, two.weights[name], atol=1e-6, rtol=1e-6)
-    assert not (tmp_path / STATE).exists()
+    assert not (tmp_path / STATE_FILE).exists()
     assert list((tmp_path / "curves").iterdir())
 
 
-class Scripted(Learner):
+class Scripted(Trainer):
     """Scores as written down."""
 
     def __init__(self, scores, loss=0.0):
-        self.network, self.optimizers, self.facts = torch.nn.Linear(1, 1), [], {}
+        self.network, self.optimizers, self.settings = torch.nn.Linear(1, 1), [], {}
         self.scores, self.loss, self.updates = iter(scores), loss, 0
 
     def update(self, number):
@@ -212,7 +215,7 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
 def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypatch):
     data = volumes_of([20, 20])
     config = SegmenterConfig(updates=60, batch_size=16, mirror=False, learning_rate=1e-2)
-    (good,) = train_segmenters(data, FORMAT, config, title="t")
+    (good,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
     own = volumes_of([10], seed=5)
     where = {"fmt": FORMAT, "domain": "dark", "config": config}
@@ -251,20 +254,20 @@ def test_an_interrupted_translator_ends_where_an_undisturbed_one_does(labelled_f
     adaptation = Adaptation(engine="translator", volumes=1, translator=TRANSLATOR)
     options = {"factory_file": labelled_file, "adaptation": adaptation}
     expected = adapt_site(store.path, tmp_path / "a.safetensors", **options)
-    update = TranslatorLearner.update
+    update = TranslatorTrainer.update
 
     def failing(self, number):
         if number == 4:
             raise Interrupted
         return update(self, number)
 
-    monkeypatch.setattr(TranslatorLearner, "update", failing)
+    monkeypatch.setattr(TranslatorTrainer, "update", failing)
     out, work = tmp_path / "b.safetensors", tmp_path / "work"
     with pytest.raises(Interrupted):
         adapt_site(store.path, out, work=work, **options)
     assert not out.exists()
     seen = []
-    monkeypatch.setattr(TranslatorLearner, "update", lambda self, number: seen.append(number) or update(self, number))
+    monkeypatch.setattr(TranslatorTrainer, "update", lambda self, number: seen.append(number) or update(self, number))
     found = adapt_site(store.path, out, work=work, **options)
     assert seen == [4, 5]  # of six
     for name, tensor in expected.network.state_dict().items():

@@ -7,6 +7,7 @@ import json
 import pytest
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
+from fedfactory.adaptation.methods.catalogue import describe
 from fedfactory.errors import ConfigError, FederationError, StoreError, UsageError
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
@@ -62,10 +63,10 @@ def test_a_copy_of_the_public_store_is_the_same_and_another_is_not(stores):
     "choices, message",
     [
         (lambda s: SiteChoices(network="resnet"), "network is 'resnet'"),
-        (lambda s: SiteChoices(public=str(s["small"].path)), "slices of 16 px, the store's 32"),
+        (lambda s: SiteChoices(public=str(s["small"].path)), "have 16 px, .* 32; prepare"),
         (lambda s: SiteChoices(public=str(s["own"].path)), "dense labels"),
-        (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "of which modality the store itself is"),
-        (lambda s: SiteChoices(modality="mri", others={"mri": str(s["copy"].path)}), "'mri' twice"),
+        (lambda s: SiteChoices(others={"mri": str(s["copy"].path)}), "choose the modality of the store itself"),
+        (lambda s: SiteChoices(modality="mri", others={"mri": str(s["copy"].path)}), "which others has too"),
         (lambda s: SiteChoices(modality="a.b"), "use letters"),
         (lambda s: SiteChoices(public=str(s["own"].path / "nowhere")), "nowhere"),
     ],
@@ -116,19 +117,19 @@ def test_a_node_trains_with_the_researchers_public_slices_alone(stores):
 def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
     public = stores["public"]
     sites = {node: site_facts(classes=1, public_digest=digest(public)) for node in ("n1", "n2")}
-    config = agreed_config("hssf", sites, public, rounds=2)
+    config = agreed_config(describe("hssf"), sites, public, rounds=2)
     assert (config.classes, config.sites, config.options["public_slices"]) == (3, 2, 16)
     json.dumps(config.to_dict())
-    with pytest.raises(UsageError, match="--public STORE"):
-        agreed_config("hssf", sites, None, rounds=2)
-    with pytest.raises(UsageError, match="16 px, the sites' have 32"):
-        agreed_config("hssf", sites, stores["small"], rounds=2)
+    with pytest.raises(UsageError, match="public is None"):
+        agreed_config(describe("hssf"), sites, None, rounds=2)
+    with pytest.raises(UsageError, match="16 px; they must have the sites' 32"):
+        agreed_config(describe("hssf"), sites, stores["small"], rounds=2)
     with pytest.raises(UsageError, match="dense labels"):
-        agreed_config("hssf", sites, stores["own"], rounds=2)
-    with pytest.raises(FederationError, match="n2: not registered with these public slices"):
-        agreed_config("hssf", {**sites, "n2": site_facts(classes=1)}, public, rounds=2)
+        agreed_config(describe("hssf"), sites, stores["own"], rounds=2)
+    with pytest.raises(FederationError, match="n2: other or no public slices"):
+        agreed_config(describe("hssf"), {**sites, "n2": site_facts(classes=1)}, public, rounds=2)
     with pytest.raises(UsageError, match="uses no public slices"):
-        agreed_config("fedavg", sites, public, rounds=2)
+        agreed_config(describe("fedavg"), sites, public, rounds=2)
 
 
 def test_the_researcher_configures_cmc_from_what_sites_announce():
@@ -137,9 +138,9 @@ def test_the_researcher_configures_cmc_from_what_sites_announce():
         "n1": site_facts(classes=1, modalities={"mri": part, "ct": part}),
         "n2": site_facts(classes=1, modalities={"ct": part}),
     }
-    config = agreed_config("cmc", sites, None, rounds=2, options={"start": 0.5})
+    config = agreed_config(describe("cmc"), sites, None, rounds=2, options={"start": 0.5})
     assert config.options == {"start": 0.5, "modalities": ["ct", "mri"]} and config.classes == 3
-    with pytest.raises(FederationError, match="n2: registered without a modality"):
-        agreed_config("cmc", {**sites, "n2": site_facts(classes=1)}, None, rounds=2)
-    with pytest.raises(UsageError, match="all sites have ct alone"):
-        agreed_config("cmc", {"n2": sites["n2"]}, None, rounds=2)
+    with pytest.raises(FederationError, match="n2: no modality registered"):
+        agreed_config(describe("cmc"), {**sites, "n2": site_facts(classes=1)}, None, rounds=2)
+    with pytest.raises(UsageError, match="all sites have ct only"):
+        agreed_config(describe("cmc"), {"n2": sites["n2"]}, None, rounds=2)

@@ -73,7 +73,7 @@ def test_a_second_run_adds_replaces_and_skips(site, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"size": 32}, "size is 16, not 32"), ({"z_bins": 9}, "z bins is 4, not 9"), ({"domain": "y"}, "is x, not y"),
+    [({"size": 32}, "size is 16, not 32"), ({"z_bins": 9}, "z_bins is 4, not 9"), ({"domain": "y"}, "is x, not y"),
      ({"plane": "coronal"}, "plane"), ({"spacing": 2.0}, "spacing")],
 )  # fmt: skip
 def test_a_store_is_not_extended_with_slices_of_another_kind(site, tmp_path, change, message):

@@ -54,7 +54,7 @@ def weights_of(federation, name) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
-    """Killed early, between rounds and in the middle of one; resumed each time, by the command that only says so."""
+    """Killed early, between rounds and within a round; each time resumed by a command with `--resume` only."""
     run = start(federation, "killed", "--rounds", 6, "--seed", 5)
     for after, moment in ((1, 0.0), (3, 0.4)):
         wait_for_round(federation, "killed", after)
@@ -197,7 +197,7 @@ def test_a_site_that_does_not_agree_can_be_left_out(federation, config):
         (folder / "config.json").write_text(json.dumps(config.to_dict()))
 
 
-def test_status_tells_progress_and_events(federation, reference):
+def test_status_shows_progress_and_events(federation, reference):
     command = [
         sys.executable,
         "-c",

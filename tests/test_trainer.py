@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from fedfactory.errors import FederationError, TrainingError
+from fedfactory.errors import ConfigError, FederationError, TrainingError
 from fedfactory.generative import Factory, FactoryTrainer, load_factory
 from fedfactory.generative.conditions import jitter
+from fedfactory.generative.factory_facts import FactoryFacts, SharedAnatomy
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.researcher.aggregator import FactoryAverage
 from helpers import with_head
@@ -67,6 +69,15 @@ def test_without_mirroring_real_slices_are_only_shifted(config):
     shifted = jitter(real, replace(config, mirror=False), torch.Generator().manual_seed(0))
     candidates = [torch.roll(real, (i, j), (2, 3)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     assert any(torch.equal(shifted, c) for c in candidates)
+
+
+def test_the_facts_of_a_factory_survive_its_file_and_refuse_other_types():
+    facts = FactoryFacts(
+        rounds=3, stages=({"rounds": 3},), shared_anatomy=SharedAnatomy(2, {"a / b": 0.5}), alarms=("a: too dark",)
+    )
+    assert FactoryFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
+    with pytest.raises(ConfigError, match="alarms"):  # a text would be read letter by letter
+        FactoryFacts.from_dict({"alarms": "a: too dark"})
 
 
 def replies(**domains):

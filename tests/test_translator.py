@@ -134,7 +134,9 @@ def test_every_loss_reaches_what_the_publication_lets_it_reach(head):
     images = torch.rand(6, 1, 32, 32) * 2 - 1
 
     def step(kind, labelled):
-        batch = Batch(images, torch.randint(0, 3, (3 + labelled, 1, 32, 32)).float(), 3, labelled)
+        batch = Batch(
+            images=images, labels=torch.randint(0, 3, (3 + labelled, 1, 32, 32)).float(), sources=3, labelled=labelled
+        )
         return {name: routes(made, loss) for name, loss in getattr(losses, kind)(batch).items()}
 
     unsupervised = {"reconstruction": {"encoder"}, "source labels": {"encoder"}}
@@ -148,7 +150,7 @@ def test_every_loss_reaches_what_the_publication_lets_it_reach(head):
     assert step("inter", 0) == translated
     assert step("inter", 2) == {
         **translated,
-        "labels read in the source role": {"encoder"},
+        "target labels in the source role": {"encoder"},
         "target labels after the cycle": {"encoder", "target head"},
     }
     assert not any(parameter.requires_grad for parameter in made.generator.parameters())
@@ -157,7 +159,9 @@ def test_every_loss_reaches_what_the_publication_lets_it_reach(head):
 def test_pretraining_teaches_the_source_head_too():
     made = translator().train()
     losses = TranslatorLosses(made, TranslatorConfig(encoder=SMALL))
-    batch = Batch(torch.rand(2, 1, 32, 32), torch.randint(0, 3, (2, 1, 32, 32)).float(), 2, 0)
+    batch = Batch(
+        images=torch.rand(2, 1, 32, 32), labels=torch.randint(0, 3, (2, 1, 32, 32)).float(), sources=2, labelled=0
+    )
     assert routes(made, losses.intra(batch)["source labels"]) == {"encoder", "source head"}
 
 
@@ -168,7 +172,7 @@ def test_image_and_mask_loss_are_the_written_out_ones():
     images = torch.rand(2, 1, 32, 32)
     labels = torch.randint(0, 3, (2, 1, 32, 32))
     torch.manual_seed(3)
-    got = losses.intra(Batch(images, labels.float(), 2, 0))
+    got = losses.intra(Batch(images=images, labels=labels.float(), sources=2, labelled=0))
     torch.manual_seed(3)
     shown = made.decode(F.avg_pool2d(images, 2), torch.zeros(2, dtype=torch.long), losses._noise(2))
     expected = 2 * (F.avg_pool2d(shown.image, 2) - F.avg_pool2d(images, 2)).square().mean()

@@ -201,10 +201,10 @@ def test_tree_energy_counts_unknown_pixels_and_teaches_the_embeddings():
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
     images, guide = torch.rand(2, 1, 8, 8), torch.rand(2, 4, 8, 8, requires_grad=True)
     unknown = torch.zeros(2, 8, 8, dtype=torch.bool)
-    assert float(tree_energy(torch.softmax(logits, 1), images, unknown, [guide])) == 0
+    assert float(tree_energy(torch.softmax(logits, 1), images, unknown, embeddings=[guide])) == 0
     unknown[0, :4] = True
     p = torch.softmax(logits, 1)
-    loss = tree_energy(p, images, unknown, [guide])
+    loss = tree_energy(p, images, unknown, embeddings=[guide])
     first = tree_filter(p, images, spanning_forest(images), sigma=0.02)
     second = tree_filter(first, guide, spanning_forest(guide))
     torch.testing.assert_close(loss, (p - second)[0, :, :4].abs().sum() / 32)

@@ -15,8 +15,8 @@ from scipy.ndimage import gaussian_filter
 from scipy.special import expit, logit
 
 from ...errors import ConfigError
+from ..choices import REFINEMENTS
 
-REFINEMENTS = ("crf", "none")
 MIN_FIXATIONS = 3  # of a viewed slice
 MIN_DURATION = 300.0  # of all fixations of a viewed slice together, milliseconds
 DURATION_PERCENTILE = 95  # durations are cut there: one long fixation must not hide the others

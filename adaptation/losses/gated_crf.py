@@ -1,13 +1,13 @@
-"""The gated CRF energy: pixels that are near and look alike should have the same label."""
+"""The gated CRF energy: near pixels of similar grey should have the same label."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-RADIUS = 5
+RADIUS = 5  # pixels
 SIGMA_PLACE = 6.0  # pixels
-SIGMA_GREY = 0.1  # of grey levels in [0, 1]
+SIGMA_GREY = 0.1  # grey levels, which are in [0, 1]
 
 
 def gated_crf(
@@ -21,12 +21,17 @@ def gated_crf(
     """Potts energy within a window, with one Gaussian kernel over place and grey level (Obukhov et al. 2019; FedICRA).
 
     L = 1 / (B H W) sum_i sum_{j in window(i), j != i} k_ij (1 - sum_c p_ic p_jc), with neighbours inside the image
-    only. Every pair is met once and counted twice: the kernel is symmetric. Memory is that of one shifted copy, not of
-    the window.
+    only. Every pair is computed once and counted twice, because the kernel is symmetric. The memory needed is that of
+    one shifted copy, not of the window.
 
     Args:
-        probabilities: (B, C, H, W), summing to one over C. images: (B, 1, H, W) in [0, 1]; no gradient reaches them.
+        probabilities: (B, C, H, W), summing to one over C.
+        images: (B, 1, H, W) in [0, 1]; they receive no gradient.
         radius: of the square window, pixels.
+        sigma_place: standard deviation of the kernel over place, pixels.
+        sigma_grey: standard deviation of the kernel over grey levels.
+
+    Returns: a scalar.
     """
     batch, _, height, width = probabilities.shape
     images, total = images.detach(), probabilities.new_zeros(())
@@ -34,7 +39,7 @@ def gated_crf(
         for right in range(-min(radius, width - 1), min(radius, width - 1) + 1):
             if down == 0 and right <= 0:
                 continue
-            here, there = _overlap(down, right, height, width)
+            here, there = _overlap((down, right), height, width)
             place = (down**2 + right**2) / (2 * sigma_place**2)
             grey = (images[here] - images[there]).square() / (2 * sigma_grey**2)
             kernel = torch.exp(-place - grey)[:, 0]
@@ -43,8 +48,9 @@ def gated_crf(
     return 2 * total / (batch * height * width)
 
 
-def _overlap(down: int, right: int, height: int, width: int) -> tuple[tuple, tuple]:
-    """Indices of the pixels that have a neighbour at this offset, and of these neighbours."""
+def _overlap(offset: tuple[int, int], height: int, width: int) -> tuple[tuple, tuple]:
+    """Indices of the pixels that have a neighbour at the offset (rows down, columns right), and of these neighbours."""
+    down, right = offset
     rows, rows_there = slice(0, height - down), slice(down, height)
     columns = slice(max(0, -right), width - max(0, right))
     columns_there = slice(max(0, right), width + min(0, right))

@@ -7,18 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GRADES = ("dice", "pixel_accuracy")
-WINDOW = 31 / 384  # of the slice's side: the neighbourhood that says where edges are
+EDGE_WINDOW = 31 / 384  # share of the slice's side: the neighbourhood in which edges are found
 EDGE_WEIGHT = 5.0
 
 
 def segmentation_loss(logits: Tensor, truth: Tensor, gate: Tensor | None = None) -> Tensor:
-    """Cross entropy + edge-weighted IoU loss of every slice, mean over the slices; one with a gate of 0 adds nothing.
+    """Cross entropy + edge-weighted IoU loss of every slice, mean over the slices; a scalar.
 
     wIoU = 1 - (I + 1) / (U - I + 1), I = sum p y m, U = sum (p + y) m, m = 1 + 5 |mean of y around - y|, mean over
-    the classes. Published, for two classes, are sums over both: in those a small structure among several vanishes.
+    the classes. The published loss for two classes sums over both, in which a small structure among several vanishes.
 
     Args:
-        logits: (B, C, S, S). truth: (B, S, S) classes; negative where none is known. gate: (B,) 0 or 1.
+        logits: (B, C, S, S).
+        truth: (B, S, S) classes; negative where the class is not known.
+        gate: (B,) 0 or 1; a slice with 0 adds nothing. None counts all slices.
     """
     known = truth >= 0
     each = F.cross_entropy(logits, truth.clamp(min=0), reduction="none")
@@ -32,32 +34,55 @@ def segmentation_loss(logits: Tensor, truth: Tensor, gate: Tensor | None = None)
 
 
 def assessment_loss(right_logits: Tensor, right: Tensor) -> Tensor:
-    """Mean of the mean binary cross entropies of right pixels and of wrong ones; of one kind where there is no other.
+    """Mean of the mean binary cross entropies of right and of wrong pixels, a scalar; where all pixels are right, or
+    all are wrong, the mean over these. The published loss is N_right / N times the sum, which vanishes when all pixels
+    are wrong.
 
-    Published is N_right / N times their sum, which vanishes when all is wrong.
+    Args:
+        right_logits: (...) logits of a pixel's class being right.
+        right: shape of `right_logits`, bool, whether it is.
     """
     each = F.binary_cross_entropy_with_logits(right_logits, right.to(right_logits.dtype), reduction="none")
     parts = [each[group].mean() for group in (right, ~right) if group.any()]
     return torch.stack(parts).mean()
 
 
-def distillation(teacher: Tensor, student: Tensor, gate: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of softmax at a temperature, mean over classes and pixels, times the gate (B,), mean over
-    the slices. The teacher gets no gradient."""
+def distillation(teacher: Tensor, student: Tensor, gate: Tensor, *, temperature: float) -> Tensor:
+    """KL(teacher || student) of softmax at a temperature, mean over classes and pixels, times the gate, mean over the
+    slices; a scalar.
+
+    Args:
+        teacher: (B, C, S, S) logits; they receive no gradient.
+        student: (B, C, S, S) logits.
+        gate: (B,) 0 or 1.
+        temperature: of both softmaxes, above 0.
+    """
     q = torch.log_softmax(teacher.detach() / temperature, 1)
     p = torch.log_softmax(student / temperature, 1)
     return ((q.exp() * (q - p)).mean((1, 2, 3)) * gate).mean()
 
 
 def perturbation_loss(logits: Tensor, perturbed: Tensor) -> Tensor:
-    """Mean over classes of (share of the class) x (mean squared difference of the logits), mean over the slices."""
+    """Mean over classes of (share of the class) x (mean squared difference of the logits), mean over the slices; a
+    scalar.
+
+    Args:
+        logits: (B, C, S, S).
+        perturbed: (B, C, S, S), logits of features with missing channels.
+    """
     area = torch.softmax(perturbed, 1).mean((2, 3))
     return (area * (logits - perturbed).square().mean((2, 3))).mean()
 
 
 def grades(logits: Tensor, truth: Tensor, kind: str) -> Tensor:
-    """(B,) score in [0, 1] of what the logits say. "dice": mean over the structures that prediction or truth show, 1
-    where both show none; "pixel_accuracy": as published, which an empty answer passes on small structures."""
+    """(B,) scores in [0, 1] of predictions.
+
+    Args:
+        logits: (B, C, S, S).
+        truth: (B, S, S) classes.
+        kind: "dice", the mean over the structures in prediction or truth, 1 without any; or "pixel_accuracy" as
+            published, which an empty prediction of small structures passes.
+    """
     found = logits.argmax(1)
     if kind == "pixel_accuracy":
         return (found == truth).double().mean((1, 2))
@@ -70,23 +95,27 @@ def grades(logits: Tensor, truth: Tensor, kind: str) -> Tensor:
 
 
 def reliable_labels(
-    strong: Tensor, strong_right: Tensor, weak: Tensor, weak_right: Tensor, doubt: float
+    strong: tuple[Tensor, Tensor], weak: tuple[Tensor, Tensor], min_confidence: float
 ) -> tuple[Tensor, Tensor]:
-    """Pseudo labels (B, S, S) of two views of the same slices, and the confidence in them.
+    """Pseudo-labels (B, S, S) of two views of the same slices, and the confidence (B, S, S) in them.
 
-    Each pixel takes the view that trusts itself more. Where neither reaches `doubt`, two classes are swapped; of more
-    than two nobody knows which is right: -1.
+    Each pixel takes the view with the higher confidence. Where neither reaches `min_confidence`, two classes are
+    swapped; with more classes it is not known which one is right, and the pseudo-label is -1.
 
     Args:
-        strong, weak: logits (B, C, S, S). strong_right, weak_right: probabilities of being right (B, S, S).
+        strong: logits (B, C, S, S) and probabilities of being right (B, S, S) of the strongly augmented view.
+        weak: the same of the weakly augmented view.
+        min_confidence: smallest confidence with which a pixel keeps its pseudo-label, in [0, 1].
     """
-    labels = torch.where(strong_right > weak_right, strong.argmax(1), weak.argmax(1))
+    (strong_logits, strong_right), (weak_logits, weak_right) = strong, weak
+    labels = torch.where(strong_right > weak_right, strong_logits.argmax(1), weak_logits.argmax(1))
     confidence = torch.maximum(strong_right, weak_right)
-    other = 1 - labels if strong.shape[1] == 2 else torch.full_like(labels, -1)
-    return torch.where(confidence < doubt, other, labels), confidence
+    other = 1 - labels if strong_logits.shape[1] == 2 else torch.full_like(labels, -1)
+    return torch.where(confidence < min_confidence, other, labels), confidence
 
 
 def _mean_around(y: Tensor) -> Tensor:
-    window = max(3, 2 * round(y.shape[-1] * WINDOW / 2) + 1)
-    # Pixels outside of the slice do not count: zeros there would make every border an edge.
+    """Mean of y (B, C, S, S) over the neighbourhood of every pixel, of the same shape."""
+    window = max(3, 2 * round(y.shape[-1] * EDGE_WINDOW / 2) + 1)
+    # Pixels outside of the slice do not count, because zeros there would make every border an edge.
     return F.avg_pool2d(y, window, 1, window // 2, count_include_pad=False)

@@ -19,10 +19,11 @@ SIGMA_IMAGE = 0.02  # divides squared differences of grey levels in [0, 1]
 
 @dataclass(frozen=True)
 class Forest:
-    """Spanning trees of a batch of images, pixels numbered through the batch; roots are their own parents.
+    """Spanning trees of a batch of images, whose pixels are numbered through the batch.
 
     Attributes:
-        parent: (B * H * W,) int64. depth: of the deepest pixel, in edges.
+        parent: (B * H * W,) int64, parent of each pixel; a root is its own parent.
+        depth: of the deepest pixel, in edges.
     """
 
     parent: Tensor
@@ -30,9 +31,9 @@ class Forest:
 
 
 def spanning_forest(guide: Tensor) -> Forest:
-    """Minimum spanning trees of the 4-connected grids of guides (B, K, H, W), edges |f_i - f_j|^2 + 1.
+    """Minimum spanning trees of the 4-connected grids of guides (B, K, H, W), with edge weights |f_i - f_j|^2 + 1.
 
-    Without gradient: trees are made on the processor by SciPy.
+    No gradient flows: SciPy makes the trees on the CPU.
     """
     height, width = guide.shape[2:]
     features = guide.detach().cpu().numpy().astype(np.float64)
@@ -42,9 +43,9 @@ def spanning_forest(guide: Tensor) -> Forest:
         for a, b in ((number[:, :-1], number[:-1]), (number[:, 1:], number[1:]))
     ]  # fmt: skip
     parents, depth = [], 0
-    for image, one in enumerate(features):
-        flat = one.reshape(one.shape[0], -1)
-        # Plus one: SciPy takes an edge of weight 0 for none.
+    for image, guide_of_image in enumerate(features):
+        flat = guide_of_image.reshape(guide_of_image.shape[0], -1)
+        # + 1, because SciPy treats an edge of weight 0 as missing.
         weight = np.square(flat[:, ends[0]] - flat[:, ends[1]]).sum(0) + 1
         graph = coo_matrix((weight, ends), shape=(number.size, number.size)).tocsr()
         order, before = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
@@ -58,12 +59,17 @@ def spanning_forest(guide: Tensor) -> Forest:
 def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float = 1.0) -> Tensor:
     """y_i = sum_j s_ij p_j / sum_j s_ij with s_ij = exp(-sum over the path's edges of |f_a - f_b|^2 / sigma).
 
-    Exact, by one sweep from the leaves and one from the root. A sweep is a linear recurrence along parents; jumping to
-    the parent's parent, then four up, eight and so on, it takes log2(depth) steps over all pixels instead of one for
-    each level, in plain PyTorch and differentiable in values and guide.
+    Exact, by a sweep from the leaves and a sweep from the root. A sweep is a linear recurrence along parents. Jumping
+    to the parent's parent, then four edges up, eight and so on, it takes log2(depth) steps over all pixels instead of
+    a step per level, in plain PyTorch and differentiable in values and guide.
 
     Args:
-        values: (B, C, H, W). guide: (B, K, H, W). forest: of this batch, see `spanning_forest`.
+        values: p, (B, C, H, W).
+        guide: f, (B, K, H, W).
+        forest: of this batch, see `spanning_forest`.
+        sigma: scale of the squared differences.
+
+    Returns: y, (B, C, H, W).
     """
     batch, classes, height, width = values.shape
     x = torch.cat([values, torch.ones_like(values[:, :1])], 1).movedim(1, -1).reshape(-1, classes + 1)
@@ -80,26 +86,29 @@ def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float =
 
 
 def tree_energy(
-    probabilities: Tensor, images: Tensor, unknown: Tensor, embeddings: Sequence[Tensor], *, sigma: float = SIGMA_IMAGE
+    probabilities: Tensor, images: Tensor, unknown: Tensor, *, embeddings: Sequence[Tensor], sigma: float = SIGMA_IMAGE
 ) -> Tensor:
     """Mean distance, over pixels of which nothing is known, of predictions to themselves after a chain of tree filters:
-    first along the image's tree, then along those of learnt embeddings.
+    first along the image's tree, then along the trees of learnt embeddings.
 
     Args:
-        probabilities: (B, C, H, W). images: (B, 1, H, W) in [0, 1]. unknown: (B, H, W) bool.
-        embeddings: (B, K, H, W) each, coarse to fine; gradients reach them.
+        probabilities: (B, C, H, W), summing to one over C.
+        images: (B, 1, H, W) in [0, 1].
+        unknown: (B, H, W) bool, pixels of which nothing is known.
+        embeddings: (B, K, H, W) each, coarse to fine; they receive gradients.
+        sigma: scale of squared differences of grey levels.
 
-    Returns: sum over unknown pixels and classes of |p - y| / number of unknown pixels; 0 if there is none.
+    Returns: sum over unknown pixels and classes of |p - y| / number of unknown pixels; 0 if there are none.
     """
     filtered = tree_filter(probabilities, images.detach(), spanning_forest(images), sigma=sigma)
     for guide in embeddings:
         filtered = tree_filter(filtered, guide, spanning_forest(guide))
-    apart = (probabilities - filtered).abs().sum(1)
-    return torch.where(unknown, apart, 0.0).sum() / unknown.sum().clamp(min=1)
+    distance = (probabilities - filtered).abs().sum(1)
+    return torch.where(unknown, distance, 0.0).sum() / unknown.sum().clamp(min=1)
 
 
 def _levels(order: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(n,) edges to the root, of a breadth-first order and the parents: found by jumping as well."""
+    """(n,) number of edges to the root, by jumps, for a breadth-first order (n,) and parents (n,)."""
     level = (before != np.arange(len(before))).astype(np.int64)
     jump = before.astype(np.int64)
     while (jump != order[0]).any():
@@ -109,7 +118,8 @@ def _levels(order: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 def _jumps(step: Tensor, forest: Forest) -> list[tuple[Tensor, Tensor]]:
-    """(weight of the way, where it leads) for ways of 1, 2, 4 ... edges up; a way past the root weighs 0."""
+    """Weights (n, 1) and ends (n,) of the paths of 1, 2, 4 ... edges up, for the weights `step` (n, 1) of single edges;
+    a path past the root weighs 0."""
     jumps, parent, length = [], forest.parent, 1
     while length <= forest.depth:
         jumps.append((step, parent))
@@ -118,14 +128,14 @@ def _jumps(step: Tensor, forest: Forest) -> list[tuple[Tensor, Tensor]]:
 
 
 def _from_root(x: Tensor, jumps: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """z_i = x_i + w_i z_parent(i)."""
+    """z (n, C) of z_i = x_i + w_i z_parent(i), for x (n, C)."""
     for weight, ancestor in jumps:
         x = x + weight * x[ancestor]
     return x
 
 
 def _from_leaves(x: Tensor, jumps: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """a_i = x_i + sum over children c of w_c a_c."""
+    """a (n, C) of a_i = x_i + sum over children c of w_c a_c, for x (n, C)."""
     for weight, ancestor in jumps:
         x = x.index_add(0, ancestor, weight * x)
     return x

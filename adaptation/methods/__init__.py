@@ -1,1 +1,1 @@
-"""Federated segmentation: one interface, one module per method."""
+"""Federated segmentation: an interface, and a module for each method."""

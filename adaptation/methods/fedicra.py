@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,29 +18,34 @@ from ..losses.partial_losses import candidate_cross_entropy, informative, partia
 from ..losses.tree_energy import tree_energy
 from ..networks.site_network import LEVELS, SiteUNet
 from .catalogue import METHOD_CATALOGUE
-from .federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
+from .federated_averaging import WeightAveragingMethod
+from .option_checks import check_at_least
+from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
-BODY, OUTPUT = "body", "output"
-POWER = 0.9  # of the falling learning rate
-SETTLED = 0.1  # standard deviation of the last losses at which the first aggregation ends
-LOOKED_AT = 10
-MOST_EPOCHS = 10  # of the first aggregation
+BODY, OUTPUT = "body", "output"  # names of the optimizers
+OUTPUT_LAYER = "final_conv"
+RATE_POWER = 0.9  # exponent of the polynomial decay of the learning rate
+CONVERGENCE_STD = 0.1  # the mixing weights have converged when the last losses have this standard deviation
+CONVERGENCE_WINDOW = 10  # number of last losses, batches
+MAX_MIXING_EPOCHS = 10  # of the first adaptive aggregation; later ones take one epoch
 PUBLISHED_SIZE = 256  # pixels per side
-OWN, MIX = "own.", "mix."  # in what a site keeps
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedICRAOptions:
-    """FedICRA's parts and weights; each can be left out by a 0. Raises: ConfigError if one is out of range.
+    """FedICRA's parts and weights; a weight of 0 leaves a part out. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        tree_weight, crf_weight: of the tree energy and the gated CRF. dice_weight: of the partial Dice.
-        contrast_weight: of the site-contrastive term (alpha).
-        selections: encoder levels that select channels by site.
+        tree_weight: weight of the tree energy.
+        crf_weight: weight of the gated CRF.
+        dice_weight: weight of the partial Dice loss.
+        contrast_weight: weight alpha of the site-contrastive term.
+        selections: number of deepest encoder levels that select channels by site.
         embedding: channels within the auxiliary heads of the tree energy.
-        body_updates: last updates of a round, that train everything but the output layer; those before train it alone.
-        adaptive: sites mix their own and the average's higher layers element by element.
-        adaptive_from: round from which they do.
+        body_updates: last updates of a round, which train everything but the output layer; the updates before train
+            the output layer only.
+        adaptive: whether sites mix the higher layers of their own model and of the average element by element.
+        adaptive_from: first round with that adaptive aggregation.
     """
 
     tree_weight: float = 0.1
@@ -55,22 +59,39 @@ class FedICRAOptions:
     adaptive_from: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.tree_weight, self.crf_weight, self.dice_weight, self.contrast_weight) < 0:
-            raise ConfigError("weights of losses must not be negative")
-        if not 0 <= self.selections <= LEVELS or self.embedding < 1 or self.body_updates < 0 or self.adaptive_from < 2:
-            raise ConfigError(
-                f"selections from 0 to {LEVELS}, embedding from 1, body_updates from 0, adaptive_from from 2"
-            )
+        for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight", "body_updates"):
+            check_at_least(name, getattr(self, name), 0)
+        check_at_least("embedding", self.embedding, 1)
+        check_at_least("adaptive_from", self.adaptive_from, 2)
+        if not 0 <= self.selections <= LEVELS:
+            raise ConfigError(f"selections is {self.selections}; choose from 0 to {LEVELS}")
         if self.contrast_weight and not self.selections:
-            raise ConfigError("the site-contrastive term compares channel selections: set selections or no weight")
+            raise ConfigError(
+                f"contrast_weight is {self.contrast_weight}; it must be 0 without channel selections (selections is 0)"
+            )
 
 
-class FedICRA(FederatedMethod):
-    """Adaptive representation (channel selection by site, pushed apart) and adaptive aggregation (what a site takes of
-    the average is learnt, element by element), with energies that carry sparse labels to the pixels between them."""
+@dataclass(kw_only=True)
+class FedICRAState(MethodState):
+    """What adaptive aggregation keeps at a site; the tensors are on the CPU.
+
+    Attributes:
+        own: higher layers of the site's own model after its last round, by name; empty before the first.
+        mix: mixing weights W in [0, 1] of the same shapes, by name; empty before the first adaptive aggregation.
+    """
+
+    own: dict[str, Tensor] = field(default_factory=dict)
+    mix: dict[str, Tensor] = field(default_factory=dict)
+
+
+class FedICRA(WeightAveragingMethod):
+    """Adaptive representation (channels are selected by site, and the selections are pushed apart) and adaptive
+    aggregation (how much of the average a site adopts is learnt element by element), with energies that carry sparse
+    labels to the pixels between them."""
 
     description = METHOD_CATALOGUE["fedicra"]
     Options = FedICRAOptions
+    State = FedICRAState
     default_rate = 1e-2
 
     def network(self) -> SiteUNet:
@@ -86,12 +107,13 @@ class FedICRA(FederatedMethod):
         )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """One for the output layer, one for all before it: a round trains the one, then the other."""
+        """One for the output layer and one for everything before it, because a round trains them in turn."""
         output = list(model.final_conv.parameters())
-        body = [value for name, value in model.named_parameters() if not name.startswith("final_conv")]
+        body = [value for name, value in model.named_parameters() if not name.startswith(OUTPUT_LAYER)]
         return {OUTPUT: torch.optim.AdamW(output, self.rate), BODY: torch.optim.AdamW(body, self.rate)}
 
-    def segmenter(self, model: nn.Module, context: SiteContext, kept: Mapping[str, Any] | None = None) -> nn.Module:
+    def segmenter(self, model: nn.Module, context: SiteContext, state: MethodState | None = None) -> nn.Module:
+        """The model, with the channel selection of the site; see `FederatedMethod.segmenter` for the shapes."""
         model.site = context.site
         return model
 
@@ -99,32 +121,33 @@ class FedICRA(FederatedMethod):
         labelled_indices = site_round.data.labelled_indices
         if not len(labelled_indices):
             return SiteUpdate(0, math.nan)
-        model = site_round.model
+        model, state = site_round.model, cast(FedICRAState, site_round.state)
         model.site = site_round.site
         numbers: dict[str, float] = {}
         with self.seeded_round(site_round):
-            if (
-                self.options.adaptive
-                and site_round.number >= self.options.adaptive_from
-                and f"{OWN}ready" in site_round.kept
-            ):
-                numbers["taken"] = self.adaptive_aggregation(site_round, labelled_indices)
+            if self.options.adaptive and site_round.number >= self.options.adaptive_from and state.own:
+                numbers["adopted"] = self.adaptive_aggregation(site_round, labelled_indices)
             model.train()
             losses = []
             for update, chosen in enumerate(self.draws(site_round, labelled_indices, self.config.updates)):
                 body = update >= self.config.updates - self.options.body_updates
-                self._train_only(model, body)
+                self._train_only(model, body=body)
                 self._set_rates(site_round, (site_round.number - 1) * self.config.updates + update)
                 images, allowed = self.batch(site_round, chosen)
-                loss = self.loss(model, images, allowed, site_round.site)
+                loss = self.loss(model, images, allowed, site=site_round.site)
                 losses.append(self.step(site_round, loss, [BODY if body else OUTPUT]))
             model.requires_grad_(True)
-        higher = model.higher_layers().items()
-        site_round.kept |= {f"{OWN}{name}": value.detach().cpu().clone() for name, value in higher} | {f"{OWN}ready": 1}
+        state.own = {name: value.detach().cpu().clone() for name, value in model.higher_layers().items()}
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)), numbers)
 
-    def loss(self, model: SiteUNet, images: Tensor, allowed: Tensor, site: int) -> Tensor:
-        """Partial cross entropy + tree energy + gated CRF + site contrast, each with its weight."""
+    def loss(self, model: SiteUNet, images: Tensor, allowed: Tensor, *, site: int) -> Tensor:
+        """Partial cross entropy + Dice + tree energy + gated CRF + site contrast, each with its weight; a scalar.
+
+        Args:
+            images: (B, 1, S, S) in [-1, 1].
+            allowed: (B, classes, S, S) bool, candidates.
+            site: index of the site.
+        """
         own = self.options
         features, heatmap = model.encode(images, site)
         decoded = model.decode(features)
@@ -135,60 +158,74 @@ class FedICRA(FederatedMethod):
         probabilities, grey = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2
         if own.tree_weight:
             unknown = ~informative(allowed)
-            loss = loss + own.tree_weight * tree_energy(probabilities, grey, unknown, model.embeddings(decoded))
+            loss = loss + own.tree_weight * tree_energy(
+                probabilities, grey, unknown, embeddings=model.embeddings(decoded)
+            )
         if own.crf_weight:
-            # The window is as wide in the organ as in published slices: in small ones that of 11 pixels reaches from
-            # one structure over the next, and the energy is lowest where everything is background.
+            # The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches
+            # from one structure over the next, and the energy is lowest where everything is background.
             scale = self.config.size / PUBLISHED_SIZE
             options = {"radius": max(1, round(RADIUS * scale)), "sigma_place": SIGMA_PLACE * scale}
             loss = loss + own.crf_weight * gated_crf(probabilities, grey, **options)
         if own.contrast_weight and self.config.sites > 1:
-            loss = loss + own.contrast_weight * self.contrast(model, images, heatmap, site)
+            loss = loss + own.contrast_weight * self.contrast(model, images, heatmap, site=site)
         return loss
 
-    def contrast(self, model: SiteUNet, images: Tensor, heatmap: Tensor, site: int) -> Tensor:
-        """Minus the mean squared distance of this site's heatmap to every other site's of the same slices."""
+    def contrast(self, model: SiteUNet, images: Tensor, heatmap: Tensor, *, site: int) -> Tensor:
+        """Minus the mean squared distance of this site's heatmap (B, C, 1, 1) to the heatmap of every other site for
+        the same images (B, 1, S, S); a scalar."""
         others = [other for other in range(self.config.sites) if other != site]
         with torch.no_grad():
             theirs = [model.encode(images, other)[1] for other in others]
-        return -torch.stack([F.mse_loss(heatmap, one) for one in theirs]).mean()
+        return -torch.stack([F.mse_loss(heatmap, other) for other in theirs]).mean()
 
     def adaptive_aggregation(self, site_round: SiteRound, labelled_indices: np.ndarray) -> float:
-        """theta = L + (S - L) W for the higher layers, with L this site's own of the round before, S the average that
-        came, and W in [0, 1] learnt by descent on the partial cross entropy; W persists. Returns its mean.
+        """Mix the higher layers of the site's own model and of the received average.
+
+        theta = L + (S - L) W, with L this site's own layers after its last round, S the average, and W in [0, 1]
+        learnt by gradient descent on the partial cross entropy. W persists in the site's state.
+
+        Args:
+            site_round: its model is changed in place.
+            labelled_indices: (N,) indices of the slices to learn W from.
+
+        Returns: mean of W, the share of the average that the site adopts.
         """
-        model, kept = site_round.model, site_round.kept
+        model, state = site_round.model, cast(FedICRAState, site_round.state)
         average = {name: value.detach().clone() for name, value in model.higher_layers().items()}
-        own = {name: kept[f"{OWN}{name}"].to(site_round.device) for name in average}
-        apart = {name: average[name] - own[name] for name in average}
-        first = f"{MIX}{next(iter(average))}" not in kept
-        mix = {name: kept.get(f"{MIX}{name}", torch.ones_like(own[name])).to(site_round.device) for name in average}
-        model.eval()  # dropout and running statistics are the training's
+        own = {name: state.own[name].to(site_round.device) for name in average}
+        difference = {name: average[name] - own[name] for name in average}
+        epochs = 1 if state.mix else MAX_MIXING_EPOCHS
+        mix = {name: state.mix.get(name, torch.ones_like(own[name])).to(site_round.device) for name in average}
+        model.eval()  # the mixing is learnt without dropout and with fixed running statistics
         losses: list[float] = []
-        for epoch in range(MOST_EPOCHS if first else 1):
+        for epoch in range(epochs):
             batches = math.ceil(len(labelled_indices) / self.config.batch_size)
             for chosen in self.draws(site_round, labelled_indices, batches * (epoch + 1))[batches * epoch :]:
                 images, allowed = self.batch(site_round, chosen)
-                theta = {name: (own[name] + apart[name] * mix[name]).requires_grad_(True) for name in own}
+                theta = {name: (own[name] + difference[name] * mix[name]).requires_grad_(True) for name in own}
                 loss = candidate_cross_entropy(functional_call(model, theta, (images,)), allowed)
                 slopes = torch.autograd.grad(loss, list(theta.values()))
                 for name, slope in zip(theta, slopes, strict=True):
-                    mix[name] = (mix[name] - slope * apart[name]).clamp(0, 1)
+                    mix[name] = (mix[name] - slope * difference[name]).clamp(0, 1)
                 losses.append(float(loss.detach()))
-            if len(losses) >= LOOKED_AT and float(np.std(losses[-LOOKED_AT:])) < SETTLED:
+            last = losses[-CONVERGENCE_WINDOW:]
+            if len(last) == CONVERGENCE_WINDOW and float(np.std(last)) < CONVERGENCE_STD:
                 break
         with torch.no_grad():
             for name, value in model.higher_layers().items():
-                value.copy_(own[name] + apart[name] * mix[name])
-        kept |= {f"{MIX}{name}": value.cpu() for name, value in mix.items()}
+                value.copy_(own[name] + difference[name] * mix[name])
+        state.mix = {name: value.cpu() for name, value in mix.items()}
         return float(torch.cat([value.flatten() for value in mix.values()]).mean())
 
-    def _train_only(self, model: SiteUNet, body: bool) -> None:
+    def _train_only(self, model: SiteUNet, *, body: bool) -> None:
+        """Gradients for everything but the output layer if `body`, otherwise for the output layer only."""
         for name, value in model.named_parameters():
-            value.requires_grad_(name.startswith("final_conv") != body)
+            value.requires_grad_(name.startswith(OUTPUT_LAYER) != body)
 
     def _set_rates(self, site_round: SiteRound, done: int) -> None:
-        rate = self.rate * (1 - done / (self.config.rounds * self.config.updates)) ** POWER
+        """Polynomial decay after `done` updates of all rounds."""
+        rate = self.rate * (1 - done / (self.config.rounds * self.config.updates)) ** RATE_POWER
         for optimizer in site_round.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,27 +12,33 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, TrainingError
 from ..networks.site_network import SiteUNet
+from ..networks.structure_logits import StructureLogits
 from .catalogue import METHOD_CATALOGUE
-from .federated_method import FederatedMethod, SiteContext, SiteRound, SiteUpdate
+from .federated_averaging import WeightAveragingMethod
+from .option_checks import check_at_least, check_choice, check_fraction
+from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
-SMOOTH = 1e-4
-RULES = ("presence", "reference")
-EMPTY = ("reject", "accept")
+DICE_SMOOTHING = 1e-4
+CAP_TOLERANCE = 1e-12  # rounding by which a share may exceed the largest share
+IMAGE_RULES = ("presence", "reference")
+EMPTY_RULES = ("reject", "accept")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedMixOptions:
-    """FedMix's thresholds and weights. Raises: ConfigError if one is out of range.
+    """FedMix's thresholds and weights. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        loss_weight, loss_power: lambda and beta of the sites' weights; a lambda of 0 counts accepted slices alone.
-        agreement: Dice of the two networks' masks from which a slice is accepted (tau); 0 accepts all.
-        per_class: agreement is the worst of the predicted classes, not that of all together.
-        box_cover: least Dice of prediction and box.
+        loss_weight: lambda of the sites' weights; 0 weighs by the number of accepted slices only.
+        loss_power: beta of the sites' weights.
+        agreement: Dice of the two networks' masks from which a slice is accepted (tau); 0 accepts all slices.
+        per_class: whether agreement is that of the worst class instead of all classes together.
+        box_cover: smallest Dice of prediction and box with which a slice with boxes is accepted.
         refine: whether weak labels correct the predictions.
-        image_rule: "presence": a structure that is there must be found by both networks; "reference": not asked.
-        empty: whether slices without labels count on which both networks find nothing.
-        largest_share: of one site in the average.
+        image_rule: "presence" accepts a slice with image labels only if both networks find every structure that is
+            present; "reference" does not require it.
+        empty: "accept" or "reject": slices without labels in which both networks find nothing.
+        largest_share: largest share of one site in the average, above 0 and at most 1.
     """
 
     loss_weight: float = 10.0
@@ -47,57 +52,65 @@ class FedMixOptions:
     largest_share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.loss_weight < 0 or self.loss_power < 0 or not 0 < self.largest_share <= 1:
-            raise ConfigError("loss_weight and loss_power must not be negative, largest_share above 0 and at most 1")
-        if not 0 <= self.agreement <= 1 or not 0 <= self.box_cover <= 1:
-            raise ConfigError("agreement and box_cover are Dice scores from 0 to 1")
-        if self.image_rule not in RULES or self.empty not in EMPTY:
-            raise ConfigError(f"image_rule is one of {', '.join(RULES)}, empty one of {', '.join(EMPTY)}")
+        check_at_least("loss_weight", self.loss_weight, 0)
+        check_at_least("loss_power", self.loss_power, 0)
+        if not 0 < self.largest_share <= 1:
+            raise ConfigError(f"largest_share is {self.largest_share}; choose above 0 and at most 1")
+        check_fraction("agreement", self.agreement)
+        check_fraction("box_cover", self.box_cover)
+        check_choice("image_rule", self.image_rule, IMAGE_RULES)
+        check_choice("empty", self.empty, EMPTY_RULES)
 
 
-class Pair(nn.Module):
-    """Two networks that teach each other; the first one segments. Sigmoid outputs, one per structure."""
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels:
+    """Accepted slices with the masks that the two networks found.
+
+    Attributes:
+        images: (n, 1, S, S) float32 in [-1, 1], augmented once.
+        first: (n, structures, S, S) 0 or 1, refined masks of the first network.
+        second: (n, structures, S, S) 0 or 1, refined masks of the second network.
+    """
+
+    images: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+class NetworkPair(nn.Module):
+    """Two networks that train each other; the first one is the segmenter. One sigmoid output per structure."""
 
     def __init__(self, structures: int, width: int) -> None:
         super().__init__()
         self.first, self.second = (SiteUNet(structures, width=width, norm="group") for _ in range(2))
 
 
-class Structures(nn.Module):
-    """Logits of classes from those of structures: background has 0, so that a structure wins where its sigmoid is
-    above one half and above all others."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
-
-
-class FedMix(FederatedMethod):
-    """Sites without masks make their own, by the pair of networks that comes: refined by the weak label, kept where
-    both agree, each teaching the other network. Sites are weighed by accepted slices and by their loss."""
+class FedMix(WeightAveragingMethod):
+    """Sites without masks make pseudo-labels with the received pair of networks: the weak label refines them, a slice
+    is accepted where both networks agree, and each network is trained on the masks of the other. Sites are weighed by
+    their accepted slices and by their loss."""
 
     description = METHOD_CATALOGUE["fedmix"]
     Options = FedMixOptions
 
-    def network(self) -> Pair:
-        return Pair(self.config.classes - 1, self.config.width)
+    def network(self) -> NetworkPair:
+        return NetworkPair(self.config.classes - 1, self.config.width)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate, weight_decay=1e-4)}
 
-    def segmenter(self, model: nn.Module, context: SiteContext, kept: Mapping[str, Any] | None = None) -> nn.Module:
-        return Structures(model.first)
+    def segmenter(self, model: nn.Module, context: SiteContext, state: MethodState | None = None) -> nn.Module:
+        return StructureLogits(model.first)
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         dense = np.flatnonzero(site_round.data.kinds == "dense")
         weak = np.flatnonzero(site_round.data.kinds != "dense")
         with self.seeded_round(site_round):
             pseudo, numbers = self.pseudo_labels(site_round, weak)
-            accepted = len(dense) + len(pseudo[0])
+            accepted = len(dense) + len(pseudo)
             if not accepted:
                 return SiteUpdate(0, math.nan, numbers)
             site_round.model.train()
@@ -105,20 +118,18 @@ class FedMix(FederatedMethod):
             updates = min(self.config.updates, math.ceil(accepted / self.config.batch_size))
             rng = np.random.default_rng((self.config.seed, site_round.site, site_round.number))
             for chosen in np.array_split(rng.permutation(accepted), updates):
-                images, first, second = self._lessons(site_round, dense, pseudo, chosen)
-                # Crossed: each network learns what the other one found.
-                one = soft_dice_loss(torch.sigmoid(site_round.model.first(images)), second)
-                two = soft_dice_loss(torch.sigmoid(site_round.model.second(images)), first)
-                self.step(site_round, one + two)
-                losses.append(float(one.detach()))
+                part = self._training_batch(site_round, chosen, dense=dense, pseudo=pseudo)
+                # Crossed: each network learns the masks that the other network found.
+                first_loss = soft_dice_loss(torch.sigmoid(site_round.model.first(part.images)), part.second)
+                second_loss = soft_dice_loss(torch.sigmoid(site_round.model.second(part.images)), part.first)
+                self.step(site_round, first_loss + second_loss)
+                losses.append(float(first_loss.detach()))
         return SiteUpdate(accepted, float(np.mean(losses)), numbers)
 
     @torch.no_grad()
-    def pseudo_labels(
-        self, site_round: SiteRound, weak: np.ndarray
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, float]]:
-        """Accepted slices (n, 1, S, S), augmented once, with the refined masks (n, structures, S, S) of the first and
-        of the second network; and how many were accepted, and of these how many without any structure."""
+    def pseudo_labels(self, site_round: SiteRound, weak: np.ndarray) -> tuple[PseudoLabels, dict[str, float]]:
+        """The accepted slices among those with the indices `weak` (N,); the numbers of accepted slices, and of
+        accepted slices in which the first network finds no structure."""
         model, size, structures = site_round.model, self.config.size, self.config.classes - 1
         was, found = model.training, []
         model.eval()
@@ -129,26 +140,40 @@ class FedMix(FederatedMethod):
             first, second = (
                 self.refined(torch.sigmoid(network(images)) > 0.5, allowed) for network in (model.first, model.second)
             )
-            accepted = self.accepted(first, second, allowed, kinds)
-            found.append([one[accepted] for one in (images, first, second)])
+            accepted = self.accepted(first, second, allowed=allowed, kinds=kinds)
+            found.append([tensor[accepted] for tensor in (images, first, second)])
         model.train(was)
         if not found:
             empty = torch.zeros(0, 1, size, size, device=site_round.device)
             found = [[empty, empty.expand(-1, structures, -1, -1), empty.expand(-1, structures, -1, -1)]]
         images, first, second = (torch.cat(parts) for parts in zip(*found, strict=True))
         blank = int((~first.any(dim=(1, 2, 3))).sum()) if len(first) else 0
-        return (images, first.float(), second.float()), {"accepted": float(len(images)), "accepted_empty": float(blank)}
+        pseudo = PseudoLabels(images=images, first=first.float(), second=second.float())
+        return pseudo, {"accepted": float(len(images)), "accepted_empty": float(blank)}
 
     def refined(self, masks: Tensor, allowed: Tensor) -> Tensor:
-        """Masks (B, structures, S, S) without what the weak labels exclude, and with what they are sure of."""
+        """Masks (B, structures, S, S) bool, corrected by the weak labels.
+
+        Args:
+            masks: (B, structures, S, S) bool.
+            allowed: (B, structures + 1, S, S) bool, candidates. Classes that are not allowed are removed, and where
+                a single class is allowed the mask is that class.
+        """
         if not self.options.refine:
             return masks
-        known, sure = allowed.any(1, keepdim=True), allowed.sum(1, keepdim=True) == 1
+        known, single = allowed.any(1, keepdim=True), allowed.sum(1, keepdim=True) == 1
         masks = torch.where(known, masks & allowed[:, 1:], masks)
-        return torch.where(sure, allowed[:, 1:], masks)
+        return torch.where(single, allowed[:, 1:], masks)
 
-    def accepted(self, first: Tensor, second: Tensor, allowed: Tensor, kinds: np.ndarray) -> Tensor:
-        """(B,) bool: which slices the two networks agree on, as far as their labels demand."""
+    def accepted(self, first: Tensor, second: Tensor, *, allowed: Tensor, kinds: np.ndarray) -> Tensor:
+        """(B,) bool: the slices on which both networks agree, and whose weak labels the masks fulfil.
+
+        Args:
+            first: (B, structures, S, S) bool, masks of the first network.
+            second: (B, structures, S, S) bool, masks of the second network.
+            allowed: (B, structures + 1, S, S) bool, candidates.
+            kinds: (B,) kind of each slice's labels.
+        """
         own = self.options
         good = agreement(first, second, per_class=own.per_class) >= own.agreement
         blank = ~(first.any(dim=(1, 2, 3)) | second.any(dim=(1, 2, 3)))
@@ -175,10 +200,15 @@ class FedMix(FederatedMethod):
             largest=own.largest_share,
         )
 
-    def _lessons(
-        self, site_round: SiteRound, dense: np.ndarray, pseudo: tuple[Tensor, Tensor, Tensor], chosen: np.ndarray
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Slices, and what the first and the second network say of them; of labelled ones the truth, twice."""
+    def _training_batch(
+        self, site_round: SiteRound, chosen: np.ndarray, *, dense: np.ndarray, pseudo: PseudoLabels
+    ) -> PseudoLabels:
+        """The chosen (B,) slices with masks for both networks; densely labelled slices have the true masks twice.
+
+        Args:
+            dense: (D,) indices of the site's densely labelled slices; `chosen` numbers these, then `pseudo`.
+            pseudo: the accepted slices.
+        """
         parts = []
         if len(own := chosen[chosen < len(dense)]):
             images, allowed = self.batch(site_round, dense[own])
@@ -186,23 +216,30 @@ class FedMix(FederatedMethod):
             parts.append((images, truth, truth))
         if len(made := chosen[chosen >= len(dense)] - len(dense)):
             rows = torch.from_numpy(made).to(site_round.device)
-            parts.append(tuple(one[rows] for one in pseudo))
-        return tuple(torch.cat(one) for one in zip(*parts, strict=True))
+            parts.append((pseudo.images[rows], pseudo.first[rows], pseudo.second[rows]))
+        images, first, second = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return PseudoLabels(images=images, first=first, second=second)
 
 
 def soft_dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:
-    """1 - mean over slices of (2 sum p y + eps) / (sum p + sum y + eps), over all structures and pixels together."""
+    """1 - mean over slices of (2 sum p y + eps) / (sum p + sum y + eps), sums over all structures and pixels; a scalar.
+
+    Args:
+        probabilities: p, (B, structures, S, S) in [0, 1].
+        masks: y, (B, structures, S, S) 0 or 1.
+    """
     both = (probabilities * masks).sum(dim=(1, 2, 3))
     total = probabilities.sum(dim=(1, 2, 3)) + masks.sum(dim=(1, 2, 3))
-    return 1 - ((2 * both + SMOOTH) / (total + SMOOTH)).mean()
+    return 1 - ((2 * both + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).mean()
 
 
 def agreement(first: Tensor, second: Tensor, *, per_class: bool) -> Tensor:
-    """(B,) Dice of masks (B, structures, S, S), all structures together, or the worst of them; 1 for two empty ones."""
+    """(B,) Dice of masks (B, structures, S, S) bool: of all structures together, or of the worst structure; 1 for two
+    empty masks."""
     dims = (2, 3) if per_class else (1, 2, 3)
     both = (first & second).sum(dim=dims).double()
     total = (first.sum(dim=dims) + second.sum(dim=dims)).double()
-    dice = (2 * both + SMOOTH) / (total + SMOOTH)
+    dice = (2 * both + DICE_SMOOTHING) / (total + DICE_SMOOTHING)
     return dice.amin(1) if per_class else dice
 
 
@@ -212,8 +249,11 @@ def site_weights(
     """w_i ~ n_i / N + lambda l_i^beta / S over the sites with accepted slices, adding up to one; others have 0.
 
     Args:
-        accepted: n_i, slices. losses: l_i of the first network.
-        loss_weight, loss_power: lambda and beta. largest: share no site exceeds while others can take over.
+        accepted: n_i, numbers of slices by site.
+        losses: l_i of the first network by site.
+        loss_weight: lambda.
+        loss_power: beta.
+        largest: largest share of one site, as far as the other sites can make up for it.
 
     Raises: TrainingError for a loss that is negative, NaN or infinite at a site that has trained.
     """
@@ -221,7 +261,8 @@ def site_weights(
     if not active:
         return [0.0] * len(accepted)
     if any(not math.isfinite(losses[index]) or losses[index] < 0 for index in active):
-        raise TrainingError(f"a site reports the loss {min((losses[i] for i in active), key=lambda v: (v == v, v))}")
+        worst = min((losses[index] for index in active), key=lambda loss: (not math.isnan(loss), loss))
+        raise TrainingError(f"the loss of a site is {worst}; it must be finite and not negative to weigh the site")
     n = sum(accepted[index] for index in active)
     s = sum(losses[index] ** loss_power for index in active)
     raw = [0.0] * len(accepted)
@@ -232,13 +273,13 @@ def site_weights(
 
 
 def _capped(weights: list[float], largest: float) -> list[float]:
-    """What some have above `largest` goes to the others, in proportion."""
+    """Shares of at most `largest`; what is above it goes to the other sites in proportion."""
     capped: set[int] = set()
     while True:
         free = sum(value for index, value in enumerate(weights) if index not in capped)
         room = 1 - largest * len(capped)
         scaled = [largest if i in capped else value * room / free if free else 0.0 for i, value in enumerate(weights)]
-        over = {index for index, value in enumerate(scaled) if value > largest + 1e-12}
+        over = {index for index, value in enumerate(scaled) if value > largest + CAP_TOLERANCE}
         if not over:
             return scaled
         capped |= over

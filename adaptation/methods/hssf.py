@@ -1,255 +1,172 @@
-"""HSSF: sites with networks of their own and no labels, who learn from predictions on public slices
+"""HSSF: sites without labels and with their own networks learn from predictions on public slices
 (Ma et al., IEEE TMI 2024, doi 10.1109/TMI.2023.3348982)."""
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...common.seeding import seed_of, seeded
-from ...errors import ConfigError, FederationError, NodeDataError
-from ..losses.hssf_losses import (
-    GRADES,
-    assessment_loss,
-    distillation,
-    grades,
-    perturbation_loss,
-    reliable_labels,
-    segmentation_loss,
-)
-from ..losses.partial_losses import partial_loss
+from ...errors import FederationError, NodeDataError
+from ..labels.candidate_labels import SiteSlices
+from ..losses.hssf_losses import GRADES, distillation, grades
 from ..networks.assessed_network import AssessedNetwork
-from ..networks.network_names import check_architecture
 from .catalogue import METHOD_CATALOGUE
-from .federated_method import FederatedMethod, MethodConfig, SiteContext, SiteRound, SiteUpdate, weighted_mean
-from .public_exchange import CONDENSATION, FUSION, Exchange, PublicBatch, PublicSlices, from_margins, to_margins
+from .method_config import MethodConfig
+from .option_checks import check_at_least, check_choice, check_fraction, check_positive
+from .public_exchange import (
+    CONDENSATION,
+    FUSION,
+    PublicBatch,
+    PublicPredictions,
+    PublicSlices,
+    from_margins,
+    to_margins,
+)
+from .public_slice_method import PublicSliceMethod, PublicSliceOptions, PublicSliceState, Teacher, Trainee
+from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
-ASSESSMENT_WEIGHT = 4.0
-DECAY = 0.02
-GRADED_AT_ONCE = 64  # slices
-LAST_RATE = 0.01  # share of the learning rate at the end
-CUT = 1 / 24  # of the side: the square that a strong view lacks
-NETWORK, OPTIMIZER, NAME = "network", "optimizer", "name"  # in what a site keeps
+STRIDES = (1, 2, 4)
+GRADING_BATCH = 64  # slices
+CONDENSATION_STREAM = 4  # number of the researcher's own sequence of random draws
 
 
 @dataclass(frozen=True, kw_only=True)
-class HSSFOptions:
-    """Raises: ConfigError if a value is out of range.
+class HSSFOptions(PublicSliceOptions):
+    """Settings of HSSF, beside those it shares with LSSL. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        alone: whether nothing is exchanged, to compare with.
-        network: of the researcher, and of sites that have not chosen any.
-        public_slices: how many there are; the researcher sets it.
-        public_epochs: passes over them in a round, at each end.
-        stride: predictions travel at the S-th part of the slices' side.
-        warmup: share of the rounds without distillation and without the sites' own slices.
-        distillation, temperature: weight of the teacher's KL, and its temperature.
-        grade: how predictions are compared; least_grade: of a teacher.
-        doubt: confidence below which a pixel's pseudo label is not believed.
-        least_confidence: mean over a slice, for it to teach; 0 asks for none.
-        unlabelled: weight of the sites' own slices.
-        perturbation: whether missing features are a view.
+        exchange: whether predictions are exchanged; without, every site trains by itself, as a baseline.
+        stride: predictions travel at 1 / stride of the slices' side.
+        distillation: weight of the Kullback-Leibler divergence from the teacher.
+        temperature: of the distillation.
+        grade: score by which predictions are compared, "dice" or "pixel_accuracy".
+        min_teacher_grade: grade above which a site's prediction is distilled into the researcher's network.
     """
 
-    alone: bool = False
-    network: str = "unet"
-    public_slices: int = 0
-    public_epochs: int = 4
+    exchange: bool = True
     stride: int = 2
-    warmup: float = 0.1
     distillation: float = 10.0
     temperature: float = 2.0
     grade: str = "dice"
-    least_grade: float = 0.5
-    doubt: float = 0.3
-    least_confidence: float = 0.75
-    unlabelled: float = 1.0
-    perturbation: bool = True
+    min_teacher_grade: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.grade not in GRADES:
-            raise ConfigError(f"grade is one of {', '.join(GRADES)}")
-        check_architecture(self.network)
-        if self.public_slices < 0 or self.public_epochs < 1 or self.stride not in (1, 2, 4):
-            raise ConfigError("public_slices must not be negative, public_epochs at least 1, stride 1, 2 or 4")
-        shares = (self.warmup, self.least_grade, self.doubt, self.least_confidence)
-        if not all(0 <= share <= 1 for share in shares):
-            raise ConfigError("warmup, least_grade, doubt and least_confidence are from 0 to 1")
-        if self.distillation < 0 or self.unlabelled < 0 or self.temperature <= 0:
-            raise ConfigError("distillation and unlabelled must not be negative, temperature must be positive")
+        super().__post_init__()
+        check_choice("grade", self.grade, GRADES)
+        check_choice("stride", self.stride, STRIDES)
+        check_fraction("min_teacher_grade", self.min_teacher_grade)
+        check_at_least("distillation", self.distillation, 0)
+        check_positive("temperature", self.temperature)
 
 
-class HSSF(FederatedMethod):
-    """The researcher's network takes from the best site, slice by slice (condensation); each site takes from the
-    researcher's where that is better (fusion), then teaches itself on its own slices where it trusts itself."""
+@dataclass(frozen=True, kw_only=True)
+class BestTeachers:
+    """The best site's prediction of every view of the public slices.
+
+    Attributes:
+        margins: (epochs, N, C - 1, s, s) float16, see `PublicPredictions`.
+        grade: (epochs, N) float64 in [0, 1].
+        site: (epochs, N) int64, index of the site.
+    """
+
+    margins: Tensor
+    grade: Tensor
+    site: Tensor
+
+
+class HSSF(PublicSliceMethod):
+    """The researcher's network learns from the best site, slice by slice (condensation). Every site learns from the
+    researcher's network where that is better (fusion), and from its own slices where it is confident."""
 
     description = METHOD_CATALOGUE["hssf"]
     Options = HSSFOptions
-    default_rate = 1e-3
+    has_average = False
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
-        self._server: tuple[AssessedNetwork, torch.optim.Optimizer] | None = None
+        self._server: Trainee | None = None
 
-    # What travels
+    # The model that travels
 
     def network(self) -> nn.Module:
         own = self.options
+        count = own.public_slices if own.exchange else 0
         side = self.config.size // own.stride
-        count = 0 if own.alone else own.public_slices
-        return Exchange(own.public_epochs, count, self.config.classes, side)
+        return PublicPredictions(own.public_epochs, count, classes=self.config.classes, side=side)
 
     def local_parameters(self, model: nn.Module) -> set[str]:
-        return set(model.state_dict()) if self.options.alone else set()
+        return set() if self.options.exchange else set(model.state_dict())
 
-    def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        """None: the site's network is not the model that travels, and keeps its optimizer with it."""
-        return {}
-
-    @property
-    def has_average(self) -> bool:
-        return False
-
-    def segmenter(self, model: nn.Module, context: SiteContext, kept: Mapping[str, Any] | None = None) -> nn.Module:
-        network = self._fresh(context.network)
-        if kept and NETWORK in kept:
-            network.load_state_dict(kept[NETWORK])
+    def segmenter(self, model: nn.Module, context: SiteContext, state: MethodState | None = None) -> nn.Module:
+        """The site's own network from its state, untrained without one; see `FederatedMethod.segmenter`."""
+        network = self.fresh_network(context.network)
+        if state is not None and (weights := cast(PublicSliceState, state).weights):
+            network.load_state_dict(weights)
         return network
 
     # At a site
 
-    def train_round(self, site_round: SiteRound) -> SiteUpdate:
-        """Fusion over the public slices, then the site's own slices, then predictions for the researcher.
+    def round_number(self, site_round: SiteRound) -> int:
+        """The researcher's number of the round, so that both ends draw the same views."""
+        return int(site_round.model.round) if self.options.exchange else site_round.number
 
-        Raises: NodeDataError if the public slices are missing or not those of the others.
-        """
-        public = self._public(site_round.public)
-        number = int(site_round.model.round) if self.predicts else site_round.number
-        network, optimizer = self._own(site_round)
-        self._set_rate(optimizer, number)
-        network.to(site_round.device).train()
-        with self.seeded_round(site_round):
-            losses, taught = self._fuse(site_round, network, optimizer, public, number)
-            own, accepted = self._teach_itself(site_round, network, optimizer, number)
-        site_round.kept |= {
-            NETWORK: {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
-            OPTIMIZER: copy.deepcopy(optimizer.state_dict()),
-        }
-        if self.predicts:
-            self._predict(network, public, site_round.model, number, CONDENSATION)
-        numbers = {"taught": taught, "accepted": accepted}
-        return SiteUpdate(len(site_round.data), float(np.mean(losses + own)), numbers)
+    def trainee_at(self, site_round: SiteRound) -> Trainee:
+        """The site's own network as the round before left it. Raises: NodeDataError for another architecture."""
+        state, name = cast(PublicSliceState, site_round.state), site_round.network or self.options.network
+        if state.network_name and state.network_name != name:
+            raise NodeDataError(
+                f"network is {name}; this site has trained a {state.network_name} in this experiment and must keep it"
+            )
+        state.network_name = name
+        network = self.segmenter(site_round.model, SiteContext(site=site_round.site, network=name), state)
+        return self.trainee_of(cast(AssessedNetwork, network), state.optimizer)
 
-    def _fuse(
-        self,
-        site_round: SiteRound,
-        network: AssessedNetwork,
-        optimizer: torch.optim.Optimizer,
-        public: PublicSlices,
-        number: int,
-    ) -> tuple[list[float], float]:
-        losses, taught = [], []
-        for epoch in range(self.options.public_epochs):
-            for batch in public.views(number, FUSION, epoch, self.config.batch_size):
-                teacher = gate = None
-                if self.predicts and not self.warming_up(number):
-                    teacher = from_margins(site_round.model.margins[epoch, batch.index], self.config.size)
-                    gate = site_round.model.grades[epoch, batch.index]
-                loss, used = self._public_loss(network, _to(batch, site_round.device), teacher, gate)
-                losses.append(self._update(network, optimizer, loss, number))
-                taught.append(used)
-        return losses, float(np.mean(taught))
+    def teacher_at(self, site_round: SiteRound, number: int) -> Callable[[int, PublicBatch], Teacher] | None:
+        """The researcher's network, by its predictions that travelled."""
+        if not self.options.exchange or self.warming_up(number):
+            return None
+        received = site_round.model
 
-    def _public_loss(
-        self, network: AssessedNetwork, batch: PublicBatch, teacher: Tensor | None, teacher_grade: Tensor | None
+        def teacher(epoch: int, batch: PublicBatch) -> Teacher:
+            logits = from_margins(received.margins[epoch, batch.index], self.config.size)
+            return Teacher(logits, received.grades[epoch, batch.index])
+
+        return teacher
+
+    def finish_round(self, site_round: SiteRound, trainee: Trainee, public: PublicSlices) -> None:
+        """Keep network and optimizer at the site, and predict the researcher's next views."""
+        super().finish_round(site_round, trainee, public)
+        state = cast(PublicSliceState, site_round.state)
+        state.weights = {name: value.detach().cpu().clone() for name, value in trainee.network.state_dict().items()}
+        if self.options.exchange:
+            number = self.round_number(site_round)
+            self._predict(trainee.network, public, into=site_round.model, number=number, phase=CONDENSATION)
+
+    def public_loss(
+        self, network: AssessedNetwork, batch: PublicBatch, teacher: Teacher | None
     ) -> tuple[Tensor, float]:
-        """Loss of labelled slices, and which share of them a teacher with a better grade has taught."""
-        logits, right, _ = network.assess(batch.images)
-        loss = segmentation_loss(logits, batch.truth)
-        loss = loss + ASSESSMENT_WEIGHT * assessment_loss(right, logits.argmax(1) == batch.truth)
+        """The supervised loss + distillation on the slices where the teacher has the better grade, a scalar; and the
+        share of these slices."""
+        loss, logits = self.supervised_loss(network, batch)
         if teacher is None:
             return loss, 0.0
-        gate = (teacher_grade.to(logits.device) > grades(logits, batch.truth, self.options.grade)).to(logits.dtype)
-        distilled = distillation(teacher.to(logits.device), logits, gate, self.options.temperature)
+        better = teacher.grade.to(logits.device) > grades(logits, batch.truth, self.options.grade)
+        gate = better.to(logits.dtype)
+        temperature = self.options.temperature
+        distilled = distillation(teacher.logits.to(logits.device), logits, gate, temperature=temperature)
         return loss + self.options.distillation * distilled, float(gate.mean())
 
-    def _teach_itself(
-        self, site_round: SiteRound, network: AssessedNetwork, optimizer: torch.optim.Optimizer, number: int
-    ) -> tuple[list[float], float]:
-        """Updates on the site's own slices: with whatever labels it has, and with its own pseudo labels."""
-        labelled_indices = site_round.data.labelled_indices
-        unlabelled_indices = np.setdiff1d(np.arange(len(site_round.data)), labelled_indices)
-        if self.warming_up(number) or not self.options.unlabelled:
-            unlabelled_indices = unlabelled_indices[:0]
-        updates = self.config.updates
-        labelled = self.draws(site_round, labelled_indices, updates) if len(labelled_indices) else [None] * updates
-        unlabelled = (
-            self.draws(site_round, unlabelled_indices, updates) if len(unlabelled_indices) else [None] * updates
-        )
-        losses, accepted = [], []
-        for with_labels, without in zip(labelled, unlabelled, strict=True):
-            loss = torch.zeros((), device=site_round.device)
-            if with_labels is not None:
-                images, allowed = self.batch(site_round, with_labels)
-                logits, right, _ = network.assess(images)
-                sure = allowed.sum(1) == 1
-                correct = allowed.gather(1, logits.argmax(1, keepdim=True))[:, 0]
-                loss = loss + partial_loss(logits, allowed)
-                if sure.any():
-                    loss = loss + ASSESSMENT_WEIGHT * assessment_loss(right[sure], correct[sure])
-            if without is not None:
-                weak, strong = self._two_views(site_round, without)
-                one, share = self.pseudo_loss(network, weak, strong)
-                loss = loss + self.options.unlabelled * one
-                accepted.append(share)
-            if loss.requires_grad:
-                losses.append(self._update(network, optimizer, loss, number))
-        return losses, float(np.mean(accepted)) if accepted else 0.0
-
-    def pseudo_loss(self, network: AssessedNetwork, weak: Tensor, strong: Tensor) -> tuple[Tensor, float]:
-        """Loss of two views (B, 1, S, S) of the same unlabelled slices, and the share of slices that taught."""
-        own = self.options
-        z_strong, strong_right, _ = network.assess(strong)
-        z_weak, weak_right, features = network.assess(weak)
-        labels, confidence = reliable_labels(
-            z_strong, torch.sigmoid(strong_right.detach()), z_weak, torch.sigmoid(weak_right.detach()), own.doubt
-        )
-        gate = (confidence.mean((1, 2)) > own.least_confidence).to(weak.dtype)
-        loss = segmentation_loss(z_weak, labels, gate) + segmentation_loss(z_strong, labels, gate)
-        if own.perturbation:
-            loss = loss + perturbation_loss(z_weak, network.perturbed(features))
-        return loss, float(gate.mean())
-
-    def _two_views(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The same geometry twice; the strong view also has another appearance, noise, and a square missing."""
-        one = self.geometry(data=site_round.data.images[chosen][:, None].astype(np.float32), seg=None)
-        weak = one["data"].astype(np.float32)
-        strong = self.appearance(data=weak.copy())["data"]
-        side = max(1, round(weak.shape[-1] * CUT))
-        for image in strong[:, 0]:
-            row, column = np.random.randint(0, weak.shape[-1] - side + 1, 2)
-            image[row : row + side, column : column + side] = 0.0
-        return tuple(torch.from_numpy(view).float().to(site_round.device) for view in (weak, strong))
-
-    def _own(self, site_round: SiteRound) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
-        """The site's network and optimizer, as it left them."""
-        name = site_round.network or self.options.network
-        if site_round.kept.setdefault(NAME, name) != name:
-            raise NodeDataError(f"this site has trained a {site_round.kept[NAME]} and now offers a {name}")
-        network = self.segmenter(site_round.model, SiteContext(site=site_round.site, network=name), site_round.kept)
-        optimizer = self._optimizer(network)
-        if OPTIMIZER in site_round.kept:
-            optimizer.load_state_dict(copy.deepcopy(site_round.kept[OPTIMIZER]))
-        return network, optimizer
-
     # At the researcher
+
+    @property
+    def server(self) -> nn.Module | None:
+        """The researcher's network; None before its first training."""
+        return self._server.network if self._server else None
 
     def aggregate(
         self,
@@ -257,166 +174,103 @@ class HSSF(FederatedMethod):
         sent: Callable[[int], Mapping[str, Tensor]],
         before: Mapping[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[int, float]]:
-        """Condensation. A site's share is that of the views which it was the best teacher of.
+        """Condensation: the researcher's network learns from the best sites and predicts the sites' next views; the
+        tensors by name are its predictions. A site's share is that of the views for which it was the best teacher.
 
-        Raises: FederationError for predictions that are no finite numbers.
+        Raises: FederationError for predictions that are NaN or infinite.
         """
-        if self.options.alone or not any(site_update.samples for site_update in site_updates.values()):
+        if not self.options.exchange or not any(site_update.samples for site_update in site_updates.values()):
             return dict(before), dict.fromkeys(site_updates, 0.0)
-        public = self._public(self.public)
+        public = self.public_views(self.public)
         number = int(before["round"])
-        teachers, best, chosen = self._best_teachers(site_updates, sent, public, number)
-        network, optimizer = self._server_network()
-        self._set_rate(optimizer, number)
-        network.train()
-        with seeded(seed_of(self.config.seed, len(self.description.name), number)):
-            for epoch in range(self.options.public_epochs):
-                for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
-                    teacher = grade = None
-                    if not self.warming_up(number):
-                        teacher = from_margins(teachers[epoch, batch.index], self.config.size)
-                        grade = best[epoch, batch.index]
-                        grade = torch.where(grade > self.options.least_grade, grade, 0.0)
-                    loss, _ = self._public_loss(network, batch, teacher, grade)
-                    self._update(network, optimizer, loss, number)
-        epochs, count = teachers.shape[:2]
-        after = Exchange(epochs, count, self.config.classes, teachers.shape[-1])
+        best = self._best_teachers(list(site_updates), sent, public=public, number=number)
+        if self._server is None:
+            self._server = self.trainee_of(self.fresh_network(self.options.network))
+        self.set_rate(self._server, number)
+        self._server.network.train()
+        teacher = None if self.warming_up(number) else self._teacher_from(best)
+        with seeded(seed_of(self.config.seed, CONDENSATION_STREAM, number)):
+            self.train_on_public_slices(self._server, public, number=number, phase=CONDENSATION, teacher=teacher)
+        epochs, count = best.grade.shape
+        side = best.margins.shape[-1]
+        after = PublicPredictions(epochs, count, classes=self.config.classes, side=side)
         after.round += number
-        self._predict(network, public, after, number + 1, FUSION)
-        shares = {site: float((chosen == site).double().mean()) for site in site_updates}
+        self._predict(self._server.network, public, into=after, number=number + 1, phase=FUSION)
+        shares = {site: float((best.site == site).double().mean()) for site in site_updates}
         return after.state_dict(), shares
 
-    @property
-    def server(self) -> nn.Module | None:
-        """The researcher's network, once it is trained."""
-        return self._server[0] if self._server else None
+    def _teacher_from(self, best: BestTeachers) -> Callable[[int, PublicBatch], Teacher]:
+        """The best sites as the teacher of the researcher's network."""
+
+        def teacher(epoch: int, batch: PublicBatch) -> Teacher:
+            grade = best.grade[epoch, batch.index]
+            grade = torch.where(grade > self.options.min_teacher_grade, grade, 0.0)
+            return Teacher(from_margins(best.margins[epoch, batch.index], self.config.size), grade)
+
+        return teacher
 
     def _best_teachers(
         self,
-        site_updates: Mapping[int, SiteUpdate],
+        sites: list[int],
         sent: Callable[[int], Mapping[str, Tensor]],
+        *,
         public: PublicSlices,
         number: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of every view, the margins of the site with the highest grade, that grade, and which site it is; ties go to
-        the first. One site's predictions are in memory at a time."""
-        teachers = best = chosen = None
-        size = self.config.size
-        truth = torch.zeros(self.options.public_epochs, len(public), size, size, dtype=torch.uint8)
-        for epoch, one in enumerate(truth):  # drawn once for all sites
-            for batch in public.views(number, CONDENSATION, epoch, self.config.batch_size):
-                one[batch.index] = batch.truth.to(torch.uint8)
-        for site in site_updates:
-            margins = sent(site)["margins"]
-            if not torch.isfinite(margins).all():
-                raise FederationError(f"site {site + 1} sent NaN or infinite predictions")
-            pairs = zip(
-                margins.flatten(0, 1).split(GRADED_AT_ONCE), truth.flatten(0, 1).split(GRADED_AT_ONCE), strict=True
-            )
-            kind = self.options.grade
-            grade = torch.cat([grades(from_margins(part, size), right.long(), kind) for part, right in pairs]).double()
-            grade = grade.view(margins.shape[:2])
+    ) -> BestTeachers:
+        """The site with the highest grade for every view; the first among equals. One site's predictions are in memory
+        at a time; `sent` returns them by name."""
+        margins = best = chosen = None
+        truth = self._truth_of_views(public, number)
+        for site in sites:
+            predicted = sent(site)["margins"]
+            if not torch.isfinite(predicted).all():
+                raise FederationError(f"site {site + 1} sent NaN or infinite predictions; choose a lower learning_rate")
+            grade = self._grades_of(predicted, truth)
             if best is None:
-                teachers, best, chosen = margins.clone(), grade, torch.full(grade.shape, site)
+                margins, best, chosen = predicted.clone(), grade, torch.full(grade.shape, site)
                 continue
             better = grade > best
-            teachers[better], best[better], chosen[better] = margins[better], grade[better], site
-        return teachers, best, chosen
+            margins[better], best[better], chosen[better] = predicted[better], grade[better], site
+        return BestTeachers(margins=margins, grade=best, site=chosen)
 
-    def _server_network(self) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
-        if self._server is None:
-            network = self._fresh(self.options.network)
-            self._server = network, self._optimizer(network)
-        return self._server
+    def _truth_of_views(self, public: PublicSlices, number: int) -> Tensor:
+        """(epochs, N, S, S) uint8 classes of the researcher's views of a round."""
+        size = self.config.size
+        truth = torch.zeros(self.options.public_epochs, len(public), size, size, dtype=torch.uint8)
+        for epoch, classes in enumerate(truth):
+            for batch in public.views(number, phase=CONDENSATION, epoch=epoch, batch_size=self.config.batch_size):
+                classes[batch.index] = batch.truth.to(torch.uint8)
+        return truth
+
+    def _grades_of(self, margins: Tensor, truth: Tensor) -> Tensor:
+        """(epochs, N) float64 grades of margins (epochs, N, C - 1, s, s), for classes (epochs, N, S, S)."""
+        kind, size = self.options.grade, self.config.size
+        pairs = zip(margins.flatten(0, 1).split(GRADING_BATCH), truth.flatten(0, 1).split(GRADING_BATCH), strict=True)
+        grade = torch.cat([grades(from_margins(part, size), classes.long(), kind) for part, classes in pairs])
+        return grade.double().view(margins.shape[:2])
 
     # At both ends
 
-    @property
-    def predicts(self) -> bool:
-        """Whether predictions travel."""
-        return not self.options.alone
-
-    def warming_up(self, number: int) -> bool:
-        return number <= self.options.warmup * self.config.rounds
-
     @torch.no_grad()
-    def _predict(self, network: AssessedNetwork, public: PublicSlices, into: Exchange, number: int, phase: int) -> None:
+    def _predict(
+        self, network: AssessedNetwork, public: PublicSlices, *, into: PublicPredictions, number: int, phase: int
+    ) -> None:
+        """Fill `into` with the network's predictions of the views of a round and phase, and with their grades."""
         network.eval()
         for epoch in range(self.options.public_epochs):
-            for batch in public.views(number, phase, epoch, self.config.batch_size):
+            for batch in public.views(number, phase=phase, epoch=epoch, batch_size=self.config.batch_size):
                 margins = to_margins(network(batch.images.to(into.margins.device)), self.options.stride)
                 into.margins[epoch, batch.index] = margins
                 # Graded is what is distilled: the margins that travel, not the logits they come from.
                 logits, truth = from_margins(margins, self.config.size), batch.truth.to(margins.device)
                 into.grades[epoch, batch.index] = grades(logits, truth, self.options.grade).float()
 
-    def _public(self, data: Any) -> PublicSlices:
-        if data is None:
-            raise NodeDataError("this site has no public slices; register its store with --public")
-        if self.predicts and len(data) != self.options.public_slices:
-            raise NodeDataError(f"{len(data)} public slices here, {self.options.public_slices} elsewhere")
-        return PublicSlices(data, self.geometry, self.appearance, self.config.seed)
-
-    def _fresh(self, architecture: str) -> AssessedNetwork:
-        with seeded(seed_of(self.config.seed)):
-            return AssessedNetwork(architecture or self.options.network, self.config.classes)
-
-    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(network.parameters(), self.rate, weight_decay=DECAY)
-
-    def _set_rate(self, optimizer: torch.optim.Optimizer, number: int) -> None:
-        """Half a cosine over the rounds; published is one over four times as many, which hardly falls."""
-        falling = (1 + math.cos(math.pi * (number - 1) / self.config.rounds)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate * (LAST_RATE + (1 - LAST_RATE) * falling)
-
-    def _update(self, network: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, number: int) -> float:
-        self.check(loss, number)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-
-class LSSL(HSSF):
-    """The same training of equal networks whose weights are averaged: the published variant for sites that can agree.
-
-    A method of its own, not an option: a site that approved the sending of predictions must not send weights.
-    """
-
-    description = METHOD_CATALOGUE["lssl"]
-
-    @property
-    def predicts(self) -> bool:
-        return False
-
-    @property
-    def has_average(self) -> bool:
-        return True
-
-    def network(self) -> nn.Module:
-        return AssessedNetwork(self.options.network, self.config.classes)
-
-    def segmenter(self, model: nn.Module, context: SiteContext, kept: Mapping[str, Any] | None = None) -> nn.Module:
-        return model
-
-    def aggregate(
-        self,
-        site_updates: Mapping[int, SiteUpdate],
-        sent: Callable[[int], Mapping[str, Tensor]],
-        before: Mapping[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[int, float]]:
-        """Sites count alike."""
-        active = [site for site, site_update in site_updates.items() if site_update.samples]
-        shares = {site: 1 / len(active) if site in active else 0.0 for site in site_updates}
-        return weighted_mean(sent, shares, before), shares
-
-    def _own(self, site_round: SiteRound) -> tuple[AssessedNetwork, torch.optim.Optimizer]:
-        optimizer = self._optimizer(site_round.model)
-        if OPTIMIZER in site_round.kept:
-            optimizer.load_state_dict(copy.deepcopy(site_round.kept[OPTIMIZER]))
-        return site_round.model, optimizer
-
-
-def _to(batch: PublicBatch, device: torch.device) -> PublicBatch:
-    return PublicBatch(batch.images.to(device), batch.truth.to(device), batch.index)
+    def public_views(self, data: SiteSlices | None) -> PublicSlices:
+        """The public slices with their views. Raises: NodeDataError if they are missing or differ in number from the
+        researcher's."""
+        public = super().public_views(data)
+        if self.options.exchange and len(public) != self.options.public_slices:
+            raise NodeDataError(
+                f"this site has {len(public)} public slices; it must have the researcher's {self.options.public_slices}"
+            )
+        return public

@@ -1,4 +1,4 @@
-"""What travels instead of weights: predictions on labelled slices that researcher and sites all have (HSSF)."""
+"""Predictions on public slices, which travel instead of weights (HSSF), and the public slices themselves."""
 
 from __future__ import annotations
 
@@ -14,31 +14,41 @@ from ...common.seeding import seed_of, seeded
 from ...errors import NodeDataError
 from ..labels.candidate_labels import SiteSlices, candidate_masks
 
-LARGEST = 10.0  # of a margin: what is surer tells more of the training slices than of the teacher
-FUSION, CONDENSATION = 0, 1  # what views are for
+MAX_MARGIN = 10.0  # a larger margin would reveal more of the training slices than of the teacher's knowledge
+FUSION, CONDENSATION = 0, 1  # phases of a round: sites learn from the researcher, the researcher from sites
 
 
 @dataclass(frozen=True)
 class PublicBatch:
-    """Slices (B, 1, S, S) in [-1, 1], their classes (B, S, S), and their indices among the public slices (B,)."""
+    """A batch of one random view of public slices.
+
+    Attributes:
+        images: (B, 1, S, S) float32 in [-1, 1].
+        truth: (B, S, S) int64, classes.
+        index: (B,) int64, indices among the public slices.
+    """
 
     images: Tensor
     truth: Tensor
     index: Tensor
 
+    def to(self, device: torch.device) -> PublicBatch:
+        """The batch with images and classes on `device`."""
+        return PublicBatch(self.images.to(device), self.truth.to(device), self.index)
 
-class Exchange(nn.Module):
+
+class PublicPredictions(nn.Module):
     """The "model" of an experiment in which no weights travel.
 
     Attributes:
-        margins: (epochs, N, C - 1, s, s) float16, logits of each structure minus background's: of the researcher's
-            network on the sites' next views when it comes, of the site's own on the researcher's next views when it
-            leaves.
-        grades: (epochs, N) of the researcher's predictions; 0 before there are any.
-        round: the number of the round, by which both ends draw the same views.
+        margins: (epochs, N, C - 1, s, s) float16 in [-10, 10], logits of each structure minus that of background.
+            On the way to a site: of the researcher's network on the sites' next views. On the way back: of the site's
+            network on the researcher's next views.
+        grades: (epochs, N) float32 in [0, 1], of these predictions; 0 before the first round.
+        round: () int64, number of the round, with which both ends draw the same views.
     """
 
-    def __init__(self, epochs: int, count: int, classes: int, side: int) -> None:
+    def __init__(self, epochs: int, count: int, *, classes: int, side: int) -> None:
         super().__init__()
         self.register_buffer("margins", torch.zeros(epochs, count, classes - 1, side, side, dtype=torch.float16))
         self.register_buffer("grades", torch.zeros(epochs, count))
@@ -46,47 +56,60 @@ class Exchange(nn.Module):
 
 
 class PublicSlices:
-    """The public slices with random views that depend on seed, round, phase and epoch alone.
+    """The public slices with random views that depend on seed, round, phase and epoch only.
+
+    Args:
+        data: the slices.
+        geometry: random geometry, see `FederatedMethod`.
+        appearance: random appearance, see `FederatedMethod`.
+        seed: of the views.
 
     Raises: NodeDataError if a slice is not densely labelled.
     """
 
-    def __init__(self, data: SiteSlices, geometry: object, appearance: object, seed: int) -> None:
-        if (data.kinds != "dense").any():
-            raise NodeDataError("public slices need dense labels")
+    def __init__(self, data: SiteSlices, *, geometry: object, appearance: object, seed: int) -> None:
+        if odd := int((data.kinds != "dense").sum()):
+            raise NodeDataError(f"{odd} of {len(data)} public slices lack dense labels; all need them")
         self.data, self.geometry, self.appearance, self.seed = data, geometry, appearance, seed
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def views(self, number: int, phase: int, epoch: int, batch_size: int) -> Iterator[PublicBatch]:
-        """All slices once, in an order of this epoch; the same at both ends."""
+    def views(self, number: int, *, phase: int, epoch: int, batch_size: int) -> Iterator[PublicBatch]:
+        """All slices once in random order, the same at the researcher and at all sites.
+
+        Args:
+            number: of the round.
+            phase: FUSION or CONDENSATION.
+            epoch: pass over the slices within the phase, from 0.
+            batch_size: slices in a batch; the last may be smaller.
+        """
         with seeded(seed_of(self.seed, number, phase, epoch)):
             order = np.random.permutation(len(self.data))
-            one = self.geometry(
+            pair = self.geometry(
                 data=self.data.images[order][:, None].astype(np.float32),
                 seg=self.data.candidates[order][:, None].astype(np.float32),
             )
-            one = self.appearance(**one)
-        candidates = torch.from_numpy(one["seg"][:, 0].astype(np.int64))
-        # Turned corners have no label; they are air, which is background.
+            pair = self.appearance(**pair)
+        candidates = torch.from_numpy(pair["seg"][:, 0].astype(np.int64))
+        # Corners that a rotation brings in have no label; they are air, which is background.
         truth = candidate_masks(candidates, self.data.classes).to(torch.uint8).argmax(1)
-        images, index = torch.from_numpy(one["data"]).float(), torch.from_numpy(order)
+        images, index = torch.from_numpy(pair["data"]).float(), torch.from_numpy(order)
         for start in range(0, len(order), batch_size):
             part = slice(start, start + batch_size)
             yield PublicBatch(images[part], truth[part], index[part])
 
 
 def to_margins(logits: Tensor, stride: int) -> Tensor:
-    """Logits (B, C, S, S) to margins (B, C - 1, S / stride, S / stride) in half precision.
+    """Logits (B, C, S, S) to margins (B, C - 1, S / stride, S / stride) float16 in [-10, 10].
 
-    Softmax at any temperature depends on margins alone: only the stride and the half precision lose anything.
+    Softmax at any temperature depends on margins only: nothing but the stride and the half precision loses anything.
     """
-    margins = (logits[:, 1:] - logits[:, :1]).clamp(-LARGEST, LARGEST)
+    margins = (logits[:, 1:] - logits[:, :1]).clamp(-MAX_MARGIN, MAX_MARGIN)
     return F.avg_pool2d(margins, stride).to(torch.float16)
 
 
 def from_margins(margins: Tensor, side: int) -> Tensor:
-    """Logits (B, C, side, side), background's 0."""
+    """Margins (B, C - 1, s, s) to logits (B, C, side, side) float32, those of background 0."""
     wide = F.interpolate(margins.float(), (side, side), mode="bilinear", align_corners=False)
     return torch.cat([torch.zeros_like(wide[:, :1]), wide], 1)

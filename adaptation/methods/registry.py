@@ -1,21 +1,17 @@
-"""The federated segmentation methods by name."""
+"""The classes of the federated segmentation methods by name."""
 
 from __future__ import annotations
 
 from .catalogue import describe
 from .cmc import CMC
-from .federated_method import (
-    FederatedAveraging,
-    FederatedMethod,
-    FederatedNorms,
-    FederatedProximal,
-    LocalTraining,
-    MethodConfig,
-)
+from .federated_averaging import FederatedAveraging, FederatedNorms, FederatedProximal, LocalTraining
+from .federated_method import FederatedMethod
 from .fedicra import FedICRA
 from .fedmix import FedMix
 from .gaze_supervision import GazeSupervision
-from .hssf import HSSF, LSSL
+from .hssf import HSSF
+from .lssl import LSSL
+from .method_config import MethodConfig
 
 METHODS: dict[str, type[FederatedMethod]] = {
     method.description.name: method
@@ -34,11 +30,9 @@ METHODS: dict[str, type[FederatedMethod]] = {
 }
 
 
-def method_named(name: str) -> type[FederatedMethod]:
-    """The class of the method called `name`. Raises: UsageError for an unknown name."""
-    return METHODS[describe(name).name]
-
-
 def make_method(config: MethodConfig) -> FederatedMethod:
-    """Raises: UsageError for an unknown name, ConfigError for options it does not have."""
-    return method_named(config.method)(config)
+    """The method that a configuration names.
+
+    Raises: UsageError for an unknown name, ConfigError for options that the method does not have.
+    """
+    return METHODS[describe(config.method).name](config)

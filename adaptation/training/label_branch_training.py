@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...common.progress import track
 from ...common.seeding import seeded
+from ...errors import ConfigError
 from ...generative.factory_file import TrainedFactory
 from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
@@ -22,13 +23,43 @@ from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.label_branch import BranchEnsemble, LabelBranch
 from ..segmenter import Segmenter
 from .latent_inversion import invert
+from .training_loop import Checkpoint
 
-RATE = 4e-3
-EVALUATIONS = 5  # at the branch while it is trained; the best of them are kept
-VALIDATION_SAMPLES = 64  # slices of a look
-LABELLINGS = ("synthesis", "inversion")
+LEARNING_RATE = 4e-3
+EVALUATIONS = 5  # of the branch during training
+VALIDATION_SLICES = 64  # of an evaluation
 
-Example = tuple[Synthesis, Tensor]  # slices and their labels (B, S, S)
+Batch = tuple[Synthesis, Tensor]  # synthetic slices with their feature maps, and their labels (B, S, S) integer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBranchConfig:
+    """How a label branch is trained. Raises: ConfigError if a value is out of range.
+
+    Attributes:
+        updates: optimizer steps.
+        batch_size: slices per update.
+        keep: number of best checkpoints; the mean of their branches gives the labels.
+        seed: of everything random.
+    """
+
+    updates: int = 250
+    batch_size: int = 16
+    keep: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "batch_size", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinnedSlices:
+    """Labelled slices with their height bins, (N,) integers."""
+
+    slices: LabelledSlices
+    z_bin: np.ndarray
 
 
 def train_label_branch(
@@ -37,149 +68,159 @@ def train_label_branch(
     robust: Segmenter,
     *,
     domain: str,
-    real: tuple[LabelledSlices, np.ndarray] | None = None,
-    held_out: tuple[LabelledSlices, np.ndarray] | None = None,
-    updates: int = 250,
-    batch_size: int = 16,
-    keep: int = 3,
-    seed: int = 0,
+    real: BinnedSlices | None = None,
+    held_out: BinnedSlices | None = None,
+    config: LabelBranchConfig | None = None,
 ) -> LabelledFactory:
-    """Teach the branch the labels of synthetic slices, and keep the best states of it.
+    """Train the branch on labels of synthetic slices, and keep its best checkpoints.
 
-    Without `real` a segmenter labels synthetic slices of the labelled domain, and states are judged by its labels of
-    slices that were never trained on. With `real` (published) the labelled site's own slices are inverted: the branch
-    learns their true labels from the features of the latents found, and is judged by `held_out` slices inverted alike.
+    Without `real`, the teacher labels synthetic slices of the labelled domain, and checkpoints are evaluated on its
+    labels of further synthetic slices. With `real` (published), the labelled site's own slices are inverted: the branch
+    is trained on their true labels and the feature maps of the latents found, and evaluated on `held_out` slices
+    inverted in the same way.
 
     Args:
-        teacher: trained on the labelled site's own slices.
+        factory: trained generator.
+        teacher: segmenter trained on the labelled site's own slices.
         robust: the same with random contrasts; kept in the labelled factory.
-        domain: the labelled domain.
-        real, held_out: slices of patients that train and of others, each with their height bins (N,).
-        keep: states of the branch whose mean gives the labels.
+        domain: name of the labelled domain.
+        real: labelled slices of the patients to train on.
+        held_out: labelled slices of other patients.
+        config: how to train; None for the defaults.
 
-    Returns: the labelled factory. Its card has the agreement of the kept branches' mean with the validation labels.
+    Returns: the labelled factory. Its card has the agreement of the branches' mean with the validation labels.
     """
+    config = config or LabelBranchConfig()
     generator, index = factory.generator, factory.config.domain_index(domain)
-    rng = torch.Generator().manual_seed(seed)
-    with seeded(seed):
+    rng = torch.Generator().manual_seed(config.seed)
+    with seeded(config.seed):
         branch = LabelBranch.for_generator(generator, teacher.classes).train()
     if real is None:
-        examples = _taught(generator, teacher, index, batch_size, rng)
-        validation = next(
-            _taught(generator, teacher, index, VALIDATION_SAMPLES, torch.Generator().manual_seed(seed + 1))
-        )
+        batches = _synthetic_batches(generator, teacher, index, size=config.batch_size, rng=rng)
+        other_rng = torch.Generator().manual_seed(config.seed + 1)
+        validation = next(_synthetic_batches(generator, teacher, index, size=VALIDATION_SLICES, rng=other_rng))
         validated_on = "fresh synthetic slices"
     else:
-        examples = _inverted(generator, real, index, batch_size, rng)
-        validation = next(_inverted(generator, held_out or real, index, VALIDATION_SAMPLES, rng))
+        batches = _inverted_batches(generator, real, index, size=config.batch_size, rng=rng)
+        validation = next(_inverted_batches(generator, held_out or real, index, size=VALIDATION_SLICES, rng=rng))
         validated_on = "validation cases" if held_out else "its own training slices"
-    states = _train(branch, examples, validation, updates, teacher.classes)
-    # What was judged by what it was trained on cannot be chosen by that: then the last state is taken.
-    states = sorted(states, key=lambda one: -np.nan_to_num(one[0]))[:keep] if not real or held_out else states[-1:]
+    checkpoints = _train(branch, batches, validation, updates=config.updates, classes=teacher.classes)
+    if real is None or held_out is not None:
+        chosen = sorted(checkpoints, key=lambda checkpoint: -np.nan_to_num(checkpoint.score))[: config.keep]
+    else:  # scores on the training slices cannot choose a checkpoint
+        chosen = checkpoints[-1:]
     branches = []
-    for _, state in states:
-        one = copy.deepcopy(branch).eval()
-        one.load_state_dict(state)
-        branches.append(one)
-    found = BranchEnsemble(branches).labels(validation[0])
+    for checkpoint in chosen:
+        trained = copy.deepcopy(branch).eval()
+        trained.load_state_dict(checkpoint.weights)
+        branches.append(trained)
+    predicted = BranchEnsemble(branches).labels(validation[0])
     card = LabelledFactoryCard(
         classes=teacher.classes,
         labelled_domain=domain,
-        agreement=foreground_dice(found, validation[1], teacher.classes),
+        agreement=foreground_dice(predicted, validation[1], teacher.classes),
         validated_on=validated_on,
         labels_from=dict.fromkeys(factory.config.domains, "view"),
     )
     labelled = LabelledFactory(factory, branches, robust, card)
-    return replace(labelled, card=replace(card, labels_from=choose_views(labelled, seed=seed)))
+    return replace(labelled, card=replace(card, labels_from=choose_views(labelled, seed=config.seed)))
 
 
 def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
-    """By domain, whose features give the labels: those of the labelled domain's "view" of the same latent, or the
-    domain's "own".
+    """Choose for every domain which feature maps give the labels of its synthetic slices.
 
-    Where domains share no anatomy, another view says nothing. Else the robust segmenter, which knows no contrast,
-    looks at slices of the domain: the labels that agree more with it are taken.
+    Where domains share no anatomy, another domain's view of a latent does not show the same structures. Otherwise the
+    robust segmenter, which does not depend on the contrast, segments slices of the domain: the feature maps whose
+    labels agree better with it are chosen.
+
+    Returns: by domain, "view" for the feature maps of the same latent in the labelled domain, or "own" for those in the
+        domain itself.
     """
-    config, generator, home = labelled.factory.config, labelled.factory.generator, labelled.card.labelled_domain
+    config, generator = labelled.factory.config, labelled.factory.generator
+    labelled_domain, classes = labelled.card.labelled_domain, labelled.card.classes
     chosen = dict.fromkeys(config.domains, "view")
-    if config.domain_enters == "head":  # the features are the same
+    if config.domain_enters == "head":  # the features are the same in all domains
         return chosen
     shared = shared_anatomy(generator)
     for domain in config.domains:
-        if domain == home:
+        if domain == labelled_domain:
             continue
-        score = next(value for pair, value in shared.items() if set(pair) == {domain, home})
-        shown, viewed = (
-            _draw(generator, config.domain_index(name), VALIDATION_SAMPLES, torch.Generator().manual_seed(seed))
-            for name in (domain, home)
+        score = next(value for pair, value in shared.items() if set(pair) == {domain, labelled_domain})
+        own, view = (
+            _draw(
+                generator,
+                config.domain_index(name),
+                size=VALIDATION_SLICES,
+                rng=torch.Generator().manual_seed(seed),
+            )
+            for name in (domain, labelled_domain)
         )
-        guess = labelled.robust.probabilities(shown.image).argmax(1)
-        own, view = (foreground_dice(labelled.labels(one), guess, labelled.card.classes) for one in (shown, viewed))
-        if score < MIN_SHARED_ANATOMY or own > view:
+        expected = labelled.robust.probabilities(own.image).argmax(1)
+        own_dice, view_dice = (foreground_dice(labelled.labels(drawn), expected, classes) for drawn in (own, view))
+        if score < MIN_SHARED_ANATOMY or own_dice > view_dice:
             chosen[domain] = "own"
     return chosen
 
 
 def _train(
-    branch: LabelBranch, examples: Iterator[Example], validation: Example, updates: int, classes: int
-) -> list[tuple[float, dict[str, Tensor]]]:
-    """Score and state of the branch at every look."""
-    optimizer = torch.optim.Adam(branch.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=updates)
+    branch: LabelBranch, batches: Iterator[Batch], validation: Batch, *, updates: int, classes: int
+) -> list[Checkpoint]:
+    """Train the branch with one-cycle Adam; a checkpoint of every evaluation, in their order."""
+    optimizer = torch.optim.Adam(branch.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=updates)
     loss_function = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    states = []
+    checkpoints = []
     for update in track(range(1, updates + 1), "training the label branch"):
-        synthesis, target = next(examples)
+        synthesis, target = next(batches)
         loss = loss_function(branch(synthesis), target[:, None])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         if update % max(1, updates // EVALUATIONS) == 0 or update == updates:
-            states.append((_validation_dice(branch, validation, classes), copy.deepcopy(branch.state_dict())))
-    return states
+            score = _validation_dice(branch, validation, classes)
+            weights = copy.deepcopy(branch.state_dict())
+            checkpoints.append(Checkpoint(update=update, score=score, weights=weights))
+    return checkpoints
 
 
 @torch.no_grad()
-def _validation_dice(branch: LabelBranch, validation: Example, classes: int) -> float:
-    found = branch.eval()(validation[0]).argmax(1)
+def _validation_dice(branch: LabelBranch, validation: Batch, classes: int) -> float:
+    synthesis, target = validation
+    predicted = branch.eval()(synthesis).argmax(1)
     branch.train()
-    return foreground_dice(found, validation[1], classes)
+    return foreground_dice(predicted, target, classes)
 
 
-def _taught(
-    generator: Generator, teacher: Segmenter, domain: int, batch: int, rng: torch.Generator
-) -> Iterator[Example]:
-    """Fresh synthetic slices, labelled by the teacher."""
+def _synthetic_batches(
+    generator: Generator, teacher: Segmenter, domain: int, *, size: int, rng: torch.Generator
+) -> Iterator[Batch]:
+    """New synthetic slices without end, labelled by the teacher."""
     while True:
-        synthesis = _draw(generator, domain, batch, rng)
+        synthesis = _draw(generator, domain, size=size, rng=rng)
         yield synthesis, teacher.probabilities(synthesis.image).argmax(1)
 
 
-def _inverted(
-    generator: Generator,
-    real: tuple[LabelledSlices, np.ndarray],
-    domain: int,
-    batch: int,
-    rng: torch.Generator,
-) -> Iterator[Example]:
-    """Real slices by their latents, with their true labels."""
-    data, z_bin = real
-    images = torch.from_numpy(data.images.astype(np.float32))[:, None]
-    style = invert(generator, images, torch.from_numpy(np.asarray(z_bin)), domain)
-    labels, noise = torch.from_numpy(data.labels.astype(np.int64)), generator.fixed_noise()
+def _inverted_batches(
+    generator: Generator, real: BinnedSlices, domain: int, *, size: int, rng: torch.Generator
+) -> Iterator[Batch]:
+    """Real slices without end, generated again from their latents, with their true labels."""
+    images = torch.from_numpy(real.slices.images.astype(np.float32))[:, None]
+    style = invert(generator, images, torch.from_numpy(np.asarray(real.z_bin)), domain=domain)
+    labels, noise = torch.from_numpy(real.slices.labels.astype(np.int64)), generator.fixed_noise()
     while True:
-        chosen = torch.randperm(len(images), generator=rng)[:batch]
-        one = Style(style.w[chosen], style.constant[chosen], style.domain[chosen])
+        chosen = torch.randperm(len(images), generator=rng)[:size]
+        chosen_style = Style(style.w[chosen], style.constant[chosen], style.domain[chosen])
         with torch.no_grad():
-            made = generator.synthesise(one, noise)
-        yield made, labels[chosen]
+            synthesis = generator.synthesise(chosen_style, noise)
+        yield synthesis, labels[chosen]
 
 
 @torch.no_grad()
-def _draw(generator: Generator, domain: int, batch: int, rng: torch.Generator) -> Synthesis:
+def _draw(generator: Generator, domain: int, *, size: int, rng: torch.Generator) -> Synthesis:
+    """Synthetic slices (size, 1, S, S) of a domain at random heights, with their feature maps."""
     config = generator.config
-    z = torch.randn(batch, config.latent_dim, generator=rng)
-    height = torch.rand(batch, generator=rng) * (config.z_bins - 1)
-    noise = generator.draw_noise(batch, rng)
-    return generator.synthesise(generator.style_at(z, height, torch.full((batch,), domain)), noise)
+    z = torch.randn(size, config.latent_dim, generator=rng)
+    height = torch.rand(size, generator=rng) * (config.z_bins - 1)
+    noise = generator.draw_noise(size, rng)
+    return generator.synthesise(generator.style_at(z, height, torch.full((size,), domain)), noise)

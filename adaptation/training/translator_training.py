@@ -1,10 +1,9 @@
-"""Training the translator: reconstruction within a role, translation to the other role and back."""
+"""Training the translator: reconstruction in an image's own role, translation to the other role and back."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 from ..segmenter import Segmenter
 from ..segmenter_card import TRANSLATOR, ChosenState, SegmenterCard, TrainingFacts, TranslatorDesign
-from .training_loop import Kept, Learner, LoopConfig, one_cycle, train
+from .training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 
-SSIM_WINDOW = 11
-VALIDATION_SAMPLES = 64  # slices of a look
+SSIM_WINDOW = 11  # pixels
+VALIDATION_SLICES = 64  # of an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +32,23 @@ class TranslatorConfig:
     """How a translator is trained. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        pretraining: updates on labelled source slices alone, which teach encoder and source branch.
-        updates: of the adaptation; every other one reconstructs, the others translate.
-        batch_size: half of it source slices; where target slices have labels, half of the rest are those.
-        learning_rate: of the encoder. head_learning_rate: of the label branches.
-        ramp: share of all updates after which the encoder's content has taken the place of the generator's maps.
-        l2_weight, ssim_weight: of the image loss. The published program adds the squared difference twice and
-            structural similarity never: 2 and 0 repeat that.
-        mask_weight: of cross entropy and Dice; 1 / classes repeats the published scale.
-        target_synthesis: synthetic slices of the site's domain, with the factory's labels, count as labelled target
-            slices. Without them nothing ties the site's grey levels to anatomy but reconstruction (the published way,
+        pretraining: updates on labelled source slices alone, which train the encoder and the source branch.
+        updates: of the adaptation, alternately reconstruction and translation.
+        batch_size: slices per update, half of them source slices; if target slices have labels, half of the target
+            slices are labelled ones.
+        learning_rate: of the encoder.
+        head_learning_rate: of the label branches.
+        ramp: share of all updates after which the encoder's content has fully replaced the generator's maps.
+        l2_weight: of the squared difference in the image loss; the published program has 2.
+        ssim_weight: of the structural similarity in the image loss; the published program has 0.
+        mask_weight: of cross entropy and Dice; 1 / classes gives the published scale.
+        target_synthesis: whether synthetic slices of the site's domain, with the factory's labels, are used as labelled
+            target slices. Without them only reconstruction relates the site's grey levels to anatomy (as published,
             where no target slice has labels).
-        encoder: its size.
-        mirror, rotation: of random flips and angles, as for a segmenter.
+        encoder: size of the encoder.
+        mirror: whether slices are flipped left to right at random.
+        rotation: largest random angle in the plane of the slice, radians.
+        seed: of everything random.
     """
 
     pretraining: int = 200
@@ -64,21 +67,46 @@ class TranslatorConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.updates < 2 or self.pretraining < 0 or self.batch_size < 4:
-            raise ConfigError("a translator needs at least two updates and four slices in a batch")
-        if min(self.learning_rate, self.head_learning_rate) <= 0 or not 0 < self.ramp <= 1:
-            raise ConfigError("learning rates must be positive, ramp above 0 and at most 1")
+        for name, least in (("updates", 2), ("pretraining", 0), ("batch_size", 4)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("learning_rate", "head_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 < self.ramp <= 1:
+            raise ConfigError(f"ramp is {self.ramp}; choose a share above 0, up to 1")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
         return asdict(self) | {"encoder": self.encoder.to_dict()}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Slices (B, 1, S, S), source first, then target; the first `labelled` of the target ones have labels.
+@dataclass(frozen=True, kw_only=True)
+class TranslatorData:
+    """Slices for the training of a translator.
 
     Attributes:
-        labels: (sources + labelled, 1, S, S).
+        source: labelled synthetic slices of the labelled domain.
+        validation: further ones that are not trained on, to choose checkpoints.
+        unlabelled: the site's slices, (N, S, S) in [-1, 1].
+        own_labelled: labelled slices of the site's domain, if there are any.
+    """
+
+    source: LabelledSlices
+    validation: LabelledSlices
+    unlabelled: np.ndarray
+    own_labelled: LabelledSlices | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Source slices, then labelled target slices, then unlabelled target slices.
+
+    Attributes:
+        images: (B, 1, S, S) in [-1, 1].
+        labels: of the source slices and the labelled target slices, (sources + labelled, 1, S, S) float.
+        sources: number of source slices.
+        labelled: number of labelled target slices.
     """
 
     images: Tensor
@@ -88,26 +116,35 @@ class Batch:
 
     @property
     def roles(self) -> Tensor:
+        """(B,) integers, SOURCE or TARGET."""
         role = torch.full((len(self.images),), TARGET, device=self.images.device)
         role[: self.sources] = SOURCE
         return role
 
 
-def detached(made: Synthesis) -> Synthesis:
-    """Features through which no gradient reaches the encoder."""
-    return Synthesis(made.image.detach(), made.anatomy.detach(), [one.detach() for one in made.features])
+def detached(synthesis: Synthesis) -> Synthesis:
+    """The same slices (B, 1, S, S) and feature maps, without gradients to the encoder."""
+    features = [layer.detach() for layer in synthesis.features]
+    return Synthesis(synthesis.image.detach(), synthesis.anatomy.detach(), features)
 
 
-def part_of(made: Synthesis, rows: slice) -> Synthesis:
-    return Synthesis(made.image[rows], made.anatomy[rows], [one[rows] for one in made.features])
+def part_of(synthesis: Synthesis, rows: slice) -> Synthesis:
+    """Some of the slices (B, 1, S, S) with their feature maps."""
+    features = [layer[rows] for layer in synthesis.features]
+    return Synthesis(synthesis.image[rows], synthesis.anatomy[rows], features)
 
 
 class TranslatorLosses:
-    """The two steps of the published training; which loss reaches which parameters is the spec's routing table.
+    """Losses of the two alternating steps of the published training (its Table 4.2: which loss trains what).
 
-    The source branch is trusted and shapes the encoder. The target branch begins untaught and must not: it learns from
-    translated source slices, whose labels are known, on features that are cut off. True labels of target slices are
-    trusted again.
+    The source branch is trained before, so that its losses train the encoder. The target branch starts without training
+    on the target domain, so that its losses must not train the encoder: it is trained on translated source slices,
+    whose labels are known, with detached features. Only after a full cycle do true labels of target slices train the
+    encoder through it.
+
+    Args:
+        translator: with a frozen generator.
+        config: weights of the losses.
     """
 
     def __init__(self, translator: Translator, config: TranslatorConfig) -> None:
@@ -118,82 +155,84 @@ class TranslatorLosses:
         self.dice_and_entropy = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 
     def intra(self, batch: Batch) -> dict[str, Tensor]:
-        """Every slice shown in its own role."""
-        translator, given = self.translator, self.translator.downsampled(batch.images)
-        made = translator.decode(given, batch.roles, self._noise(len(given)))
-        losses = {"reconstruction": self._image_loss(given, made)}
+        """Losses () of the reconstruction step, by name: every slice is decoded in its own role."""
+        translator, images = self.translator, self.translator.downsampled(batch.images)
+        reconstruction = translator.decode(images, batch.roles, self._noise(len(images)))
+        losses = {"reconstruction": self._image_loss(images, reconstruction)}
         n, m = batch.sources, batch.labelled
-        losses["source labels"] = self._mask_loss(SOURCE, part_of(made, slice(0, n)), batch.labels[:n])
+        losses["source labels"] = self._mask_loss(SOURCE, part_of(reconstruction, slice(0, n)), batch.labels[:n])
         if m:
-            own = detached(part_of(made, slice(n, n + m)))
-            losses["target labels"] = self._mask_loss(TARGET, own, batch.labels[n:])
+            target = detached(part_of(reconstruction, slice(n, n + m)))
+            losses["target labels"] = self._mask_loss(TARGET, target, batch.labels[n:])
         return losses
 
     def inter(self, batch: Batch) -> dict[str, Tensor]:
-        """Every slice translated to the other role, and the translation, cut off, back to its own."""
-        translator, given = self.translator, self.translator.downsampled(batch.images)
+        """Losses () of the translation step, by name: every slice is translated to the other role, and the translation,
+        without gradients, back to its own role."""
+        translator, images = self.translator, self.translator.downsampled(batch.images)
         n, m = batch.sources, batch.labelled
         other, losses = 1 - batch.roles, {}
         with torch.no_grad():
-            there = translator.decode(given, other, self._noise(len(given)))
-        losses["translated labels"] = self._mask_loss(TARGET, part_of(there, slice(0, n)), batch.labels[:n])
-        if m:  # the encoder must translate so that the source branch reads the known labels
+            translation = translator.decode(images, other, self._noise(len(images)))
+        losses["translated labels"] = self._mask_loss(TARGET, part_of(translation, slice(0, n)), batch.labels[:n])
+        if m:  # trains the encoder to translate so that the source branch predicts the known labels
             rows = slice(n, n + m)
-            known = translator.decode(given[rows], other[rows], self._noise(m))
-            losses["labels read in the source role"] = self._mask_loss(SOURCE, known, batch.labels[n:])
-        back = translator.decode(translator.downsampled(there.image), batch.roles, self._noise(len(given)))
-        losses["cycle"] = self._image_loss(given, back)
-        losses["labels after the cycle"] = self._mask_loss(SOURCE, part_of(back, slice(0, n)), batch.labels[:n])
+            in_source_role = translator.decode(images[rows], other[rows], self._noise(m))
+            losses["target labels in the source role"] = self._mask_loss(SOURCE, in_source_role, batch.labels[n:])
+        cycle = translator.decode(translator.downsampled(translation.image), batch.roles, self._noise(len(images)))
+        losses["cycle"] = self._image_loss(images, cycle)
+        losses["labels after the cycle"] = self._mask_loss(SOURCE, part_of(cycle, slice(0, n)), batch.labels[:n])
         if m:
-            losses["target labels after the cycle"] = self._mask_loss(
-                TARGET, part_of(back, slice(n, n + m)), batch.labels[n:]
-            )
+            target = part_of(cycle, slice(n, n + m))
+            losses["target labels after the cycle"] = self._mask_loss(TARGET, target, batch.labels[n:])
         return losses
 
     def _noise(self, batch: int) -> list[Tensor]:
+        """Unit normal noise maps of the generator, (batch, 1, r, r) each."""
         generator = self.translator.generator
         device = next(generator.parameters()).device
         return [torch.randn(batch, 1, side, side, device=device) for side in generator.noise_sides]
 
-    def _image_loss(self, given: Tensor, made: Synthesis) -> Tensor:
-        shown = self.translator.downsampled(made.image)
-        similar = self.ssim((shown + 1) / 2, (given + 1) / 2)
-        return self.config.l2_weight * F.mse_loss(shown, given) + self.config.ssim_weight * similar
+    def _image_loss(self, images: Tensor, synthesis: Synthesis) -> Tensor:
+        """Weighted sum () of squared difference and SSIM loss against downsampled images (B, 1, s, s) in [-1, 1]."""
+        decoded = self.translator.downsampled(synthesis.image)
+        dissimilarity = self.ssim((decoded + 1) / 2, (images + 1) / 2)
+        return self.config.l2_weight * F.mse_loss(decoded, images) + self.config.ssim_weight * dissimilarity
 
-    def _mask_loss(self, role: int, made: Synthesis, labels: Tensor) -> Tensor:
-        return self.config.mask_weight * self.dice_and_entropy(self.translator.heads[role](made), labels)
+    def _mask_loss(self, role: int, synthesis: Synthesis, labels: Tensor) -> Tensor:
+        """Weighted cross entropy and Dice () of a role's label branch against labels (B, 1, S, S)."""
+        return self.config.mask_weight * self.dice_and_entropy(self.translator.heads[role](synthesis), labels)
 
 
-class TranslatorLearner(Learner):
-    """Pre-training at the source, then adaptation; judged on source slices that were not trained on."""
+class TranslatorTrainer(Trainer):
+    """Pre-training on source slices, then adaptation; evaluated on source slices that are not trained on.
+
+    Args:
+        translator: on the device to train on.
+        config: how to train.
+        data: slices to train on.
+        facts: description of the data, part of the settings of the training.
+    """
 
     def __init__(
-        self,
-        translator: Translator,
-        config: TranslatorConfig,
-        *,
-        source: LabelledSlices,
-        validation: LabelledSlices,
-        own: np.ndarray,
-        few: LabelledSlices | None,
-        facts: dict[str, Any],
+        self, translator: Translator, config: TranslatorConfig, data: TranslatorData, *, facts: TrainingFacts
     ) -> None:
-        self.network, self.config, self.facts = translator, config, facts
+        self.network, self.config, self.data = translator, config, data
+        self.settings = {**asdict(facts), **config.to_dict()}
         self.device = next(translator.parameters()).device
-        self.source, self.validation, self.own, self.few = source, validation, own, few
         self.losses = TranslatorLosses(translator, config)
         self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0, rotation=config.rotation)
         total = config.pretraining + config.updates
         encoder = torch.optim.RAdam(translator.encoder.parameters(), config.learning_rate)
         heads = torch.optim.Adam(translator.heads.parameters(), config.head_learning_rate)
         self.optimizers = [(encoder, one_cycle(encoder, total)), (heads, None)]
-        self.total, self.done = total, 0
+        self.total, self.updates_done = total, 0
 
     def update(self, number: int) -> dict[str, float]:
         translator, config = self.network, self.config
         pretraining = number < config.pretraining
         if number == config.pretraining:
-            self.start_adaptation()
+            self._start_adaptation()
         translator.heads[SOURCE].requires_grad_(pretraining)
         translator.train()
         translator.phi.fill_(min(1.0, number / (config.ramp * self.total)))
@@ -210,11 +249,11 @@ class TranslatorLearner(Learner):
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-        self.done = number + 1
+        self.updates_done = number + 1
         return {name: float(value.detach()) for name, value in losses.items()}
 
-    def start_adaptation(self) -> None:
-        """The target role begins as the source role ended: norms and label branch."""
+    def _start_adaptation(self) -> None:
+        """Initialise the target role's norms and label branch with those of the source role."""
         for module in self.network.encoder.modules():
             if isinstance(module, RoleNorm):
                 module.copy_source_to_target()
@@ -222,93 +261,90 @@ class TranslatorLearner(Learner):
 
     @torch.no_grad()
     def score(self) -> float:
-        """Dice of source slices read in their own role, without any label of the site; -1 for a state of the
-        pre-training, which knows no target yet."""
-        if self.done <= self.config.pretraining:
+        """Dice of source slices decoded in their own role, which needs no label of the site; -1 during pre-training,
+        when the translator has not been trained on the target domain yet."""
+        if self.updates_done <= self.config.pretraining:
             return -1.0
-        translator = self.network.eval()
-        images = torch.from_numpy(self.validation.images[:VALIDATION_SAMPLES].astype(np.float32))[:, None].to(
-            self.device
-        )
-        labels = torch.from_numpy(self.validation.labels[:VALIDATION_SAMPLES].astype(np.int64))
-        made = translator.decode(translator.downsampled(images), torch.full((len(images),), SOURCE, device=self.device))
-        return foreground_dice(translator.heads[SOURCE](made).argmax(1).cpu(), labels, self.validation.classes)
+        translator, validation = self.network.eval(), self.data.validation
+        images = torch.from_numpy(validation.images[:VALIDATION_SLICES].astype(np.float32))[:, None].to(self.device)
+        labels = torch.from_numpy(validation.labels[:VALIDATION_SLICES].astype(np.int64))
+        roles = torch.full((len(images),), SOURCE, device=self.device)
+        synthesis = translator.decode(translator.downsampled(images), roles)
+        return foreground_dice(translator.heads[SOURCE](synthesis).argmax(1).cpu(), labels, validation.classes)
 
     def _batch(self, sources: int, targets: int) -> Batch:
-        labelled = targets // 2 if self.few is not None else 0
+        """Random augmented slices: source slices, and target slices of which half are labelled if there are labels."""
+        labelled = targets // 2 if self.data.own_labelled is not None else 0
         images, labels = [], []
-        for data, count in ((self.source, sources), (self.few, labelled)):
+        for data, count in ((self.data.source, sources), (self.data.own_labelled, labelled)):
             if count:
                 chosen = np.random.randint(0, len(data.images), count)
-                one = self.augment(
+                augmented = self.augment(
                     data=data.images[chosen].astype(np.float32)[:, None],
                     seg=data.labels[chosen].astype(np.float32)[:, None],
                 )
-                images.append(one["data"])
-                labels.append(one["seg"])
+                images.append(augmented["data"])
+                labels.append(augmented["seg"])
         if targets - labelled:
-            chosen = np.random.randint(0, len(self.own), targets - labelled)
-            shown = self.own[chosen].astype(np.float32)[:, None]
-            images.append(self.augment(data=shown, seg=np.zeros_like(shown))["data"])
-        found, known = (torch.from_numpy(np.concatenate(one)).float().to(self.device) for one in (images, labels))
-        return Batch(found, known, sources, labelled)
+            chosen = np.random.randint(0, len(self.data.unlabelled), targets - labelled)
+            unlabelled = self.data.unlabelled[chosen].astype(np.float32)[:, None]
+            images.append(self.augment(data=unlabelled, seg=np.zeros_like(unlabelled))["data"])
+        all_images, all_labels = (
+            torch.from_numpy(np.concatenate(arrays)).float().to(self.device) for arrays in (images, labels)
+        )
+        return Batch(images=all_images, labels=all_labels, sources=sources, labelled=labelled)
 
 
 def train_translator(
     labelled: LabelledFactory,
     domain: str,
     fmt: SliceFormat,
-    config: TranslatorConfig,
     *,
-    source: LabelledSlices,
-    validation: LabelledSlices,
-    own: np.ndarray,
-    few: LabelledSlices | None = None,
+    config: TranslatorConfig,
+    data: TranslatorData,
+    facts: TrainingFacts | None = None,
     loop: LoopConfig | None = None,
     device: str = "cpu",
-    facts: TrainingFacts | None = None,
 ) -> list[Segmenter]:
-    """Translators for a site's images, the best first.
+    """Translators for a site's images from the best checkpoints, the best first.
 
     Args:
-        labelled: factory whose generator decodes and whose first branch is where the source branch starts from.
-        domain: the site's. fmt: its slice format.
-        source: labelled synthetic slices of the labelled domain. validation: others, for choosing states.
-        own: the site's unlabelled slices (N, S, S). few: slices of the site with labels, if there are any.
-        facts: where the data came from, for the segmenter's card.
+        labelled: factory whose generator decodes; its first branch initialises both label branches.
+        domain: of the site.
+        fmt: slice format of the site.
+        config: how to train.
+        data: slices to train on.
+        facts: description of the data, for the segmenter's card.
+        loop: evaluations and checkpoints; None for the defaults.
+        device: to train on.
+
+    Raises: TrainingError if a loss becomes NaN or infinite.
     """
-    factory, home = labelled.factory, labelled.card.labelled_domain
-    domains = (factory.config.domain_index(home), factory.config.domain_index(domain))
+    factory, classes = labelled.factory, labelled.card.classes
+    domains = (factory.config.domain_index(labelled.card.labelled_domain), factory.config.domain_index(domain))
     with seeded(config.seed):
-        translator = Translator(copy.deepcopy(factory.generator), labelled.card.classes, domains, config=config.encoder)
+        translator = Translator(copy.deepcopy(factory.generator), classes, domains, config=config.encoder)
     for head in translator.heads:
         head.load_state_dict(labelled.branches[0].state_dict())
     translator.compute_mean_codes(config.seed)
     translator.to(device)
-    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(source.images))
-    learner = TranslatorLearner(
-        translator,
-        config,
-        source=source,
-        validation=validation,
-        own=own,
-        few=few,
-        facts={**asdict(facts), **config.to_dict()},
+    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.source.images))
+    trainer = TranslatorTrainer(translator, config, data, facts=facts)
+    checkpoints = train(
+        trainer, trainer.total, loop or LoopConfig(), title=f"translating to {domain}", seed=config.seed
     )
-    total = config.pretraining + config.updates
-    kept = train(learner, total, loop or LoopConfig(), title=f"translating to {domain}", seed=config.seed)
     card = SegmenterCard(
-        classes=labelled.card.classes,
+        classes=classes,
         network=TRANSLATOR,
         translator=TranslatorDesign(factory=factory.config, domains=domains, encoder=config.encoder),
         settings=config.to_dict(),
         training=facts,
     )
-    return [_segmenter(translator, state, fmt, card) for state in kept]
+    return [_segmenter(translator, checkpoint, fmt, card=card) for checkpoint in checkpoints]
 
 
-def _segmenter(translator: Translator, kept: Kept, fmt: SliceFormat, card: SegmenterCard) -> Segmenter:
+def _segmenter(translator: Translator, checkpoint: Checkpoint, fmt: SliceFormat, *, card: SegmenterCard) -> Segmenter:
     network = copy.deepcopy(translator).cpu()
-    network.load_state_dict(kept.weights)
-    chosen = ChosenState(update=kept.update, score=kept.score)
+    network.load_state_dict(checkpoint.weights)
+    chosen = ChosenState(update=checkpoint.update, score=checkpoint.score)
     return Segmenter(network.requires_grad_(False), fmt, replace(card, chosen=chosen))

@@ -1,1 +1,1 @@
-"""The factory's networks: generators, discriminators and the layers they are built of."""
+"""The factory's networks: generators, discriminators and the layers they consist of."""

@@ -1,4 +1,4 @@
-"""The networks that a configuration describes."""
+"""Building the networks that a configuration describes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .style_generator import StyleGenerator
 
 
 def make_generator(config: FactoryConfig) -> Generator:
-    """With fresh weights from PyTorch's global random state, in training mode."""
+    """The generator of a configuration, in training mode, initialised from PyTorch's global random state."""
     return PaletteGenerator(config) if config.head == "palette" else StyleGenerator(config)
 
 
 def make_discriminator(config: FactoryConfig) -> Discriminator:
-    """The one that fits the configuration's generator, with fresh weights, in training mode."""
+    """The discriminator that fits the configuration's generator, in training mode, initialised alike."""
     return ProjectionDiscriminator(config) if config.head == "palette" else StyleDiscriminator(config)

@@ -1,4 +1,4 @@
-"""Scores how much a slice looks like a real one of its domain and height."""
+"""Scores how realistic a slice is for its domain and height."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ STATISTIC_GROUP = 4
 def minibatch_statistic(x: Tensor) -> Tensor:
     """Append one channel with the standard deviation over groups of the batch (Karras et al. 2018).
 
-    x: (B, c, H, W). The group size is the largest divisor of B that is at most 4; sample n is in group n mod
-    (B / size). Returns (B, c + 1, H, W).
+    The group size is the largest divisor of B that is at most 4; sample n is in group n mod (B / size).
+
+    Args:
+        x: (B, c, H, W) features.
+
+    Returns: (B, c + 1, H, W).
     """
     batch, _, height, width = x.shape
     size = next(n for n in range(min(STATISTIC_GROUP, batch), 0, -1) if batch % n == 0)
@@ -39,6 +43,7 @@ class ResidualBlock(nn.Module):
         self.skip = EqualisedConv(c_in, c_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) to (B, c_out, H/2, W/2)."""
         u = activate(self.conv2(F.avg_pool2d(activate(self.conv1(x)), 2)))
         return (u + self.skip(F.avg_pool2d(x, 2))) / math.sqrt(2)
 
@@ -51,7 +56,10 @@ class Discriminator(nn.Module, ABC):
         """Scores (B, 1), unbounded.
 
         Args:
-            image: (B, 1, S, S) about [-1, 1]. z_bin, domain: (B,) integers. encoding: (B, encoding_dim) or None.
+            image: (B, 1, S, S), about [-1, 1].
+            z_bin: (B,) integers, the height bins.
+            domain: (B,) integers, the domain indices.
+            encoding: (B, encoding_dim), mean image embeddings, or None.
         """
 
 
@@ -75,6 +83,7 @@ class ProjectionDiscriminator(Discriminator):
         self.bin_embedding = nn.Parameter(torch.randn(config.z_bins, last))
 
     def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
+        """Scores (B, 1), see `Discriminator.forward`."""
         x = activate(self.stem(image))
         for block in self.blocks:
             x = block(x)

@@ -1,4 +1,4 @@
-"""What every generator of the factory can do, whatever its architecture."""
+"""The interface of all generators of the factory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Edit = Callable[[Tensor], Tensor]  # of a feature map (B, c, r, r) on its way to
 
 @dataclass(frozen=True)
 class Style:
-    """What a synthesis pass starts from.
+    """The input of a synthesis pass.
 
     Attributes:
         w: (B, n_latent, latent_dim), one latent per styled layer (the space called W+).
@@ -48,12 +48,12 @@ class Style:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """What one synthesis pass makes.
+    """The result of a synthesis pass.
 
     Attributes:
         image: (B, 1, S, S), about [-1, 1].
-        anatomy: (B, maps, S, S), soft tissue maps shared by all domains, summing to one; no maps without a palette.
-        features: feature maps (B, c, r, r), coarse to fine, as many and as wide as `Generator.feature_channels` says.
+        anatomy: (B, maps, S, S), soft tissue maps shared by all domains, which sum to 1; no maps without a palette.
+        features: feature maps (B, c, r, r), coarse to fine, with the widths in `Generator.feature_channels`.
     """
 
     image: Tensor
@@ -62,13 +62,14 @@ class Synthesis:
 
 
 class Generator(nn.Module, ABC):
-    """Noise, slice height and domain to a slice.
+    """Network from latent, layer noise, height bin and domain to a slice.
 
     Attributes:
-        config: the factory's description.
+        config: the factory's configuration.
         n_latent: number of styled layers.
         num_maps: channels of `Synthesis.anatomy`.
-        grain: whether noise is the scanner's grain, new in every slice, or part of the anatomy, one draw a volume.
+        grain: True if noise is the scanner's grain, drawn for every slice; False if it is part of the anatomy, drawn
+            once per volume.
     """
 
     config: FactoryConfig
@@ -78,13 +79,24 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
-        """z: (B, latent_dim) unit normal; z_bin, domain: (B,) integers; encoding: (B, encoding_dim) or None."""
+        """The styles of a batch.
+
+        Args:
+            z: (B, latent_dim), unit normal latents.
+            z_bin: (B,) integers, the height bins.
+            domain: (B,) integers, the domain indices.
+            encoding: (B, encoding_dim), mean image embeddings, or None.
+        """
 
     @abstractmethod
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
-        """Slices of a style; `noise` as `draw_noise` or `fixed_noise` give it.
+        """Slices of a batch of styles.
 
-        `edit` changes what leaves a resolution, before it is enlarged; the features that are handed out are unchanged.
+        Args:
+            style: as returned by `style_of`.
+            noise: maps (B or 1, 1, r, r), as returned by `draw_noise` or `fixed_noise`.
+            edit: changes the features of each resolution before they are enlarged; the returned features are
+                unchanged.
         """
 
     @property
@@ -94,7 +106,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def fixed_noise(self) -> list[Tensor]:
-        """The maps that belong to the network, (1, 1, r, r) each: the same slices for the same style."""
+        """The noise maps stored in the network, (1, 1, r, r) each, which give equal slices for equal styles."""
 
     @property
     @abstractmethod
@@ -115,5 +127,5 @@ class Generator(nn.Module, ABC):
     def forward(
         self, z: Tensor, z_bin: Tensor, domain: Tensor, *, noise: list[Tensor], encoding: Tensor | None = None
     ) -> Tensor:
-        """Slices (B, 1, S, S)."""
+        """Slices (B, 1, S, S), about [-1, 1]; arguments as for `style_of`, and noise as for `synthesise`."""
         return self.synthesise(self.style_of(z, z_bin, domain, encoding=encoding), noise).image

@@ -30,7 +30,7 @@ class MixedPrecision:
 
 
 def activate(x: Tensor) -> Tensor:
-    """sqrt(2) * leaky ReLU with slope 0.2: keeps the variance of a unit normal input near one."""
+    """sqrt(2) * leaky ReLU with slope 0.2, of any shape (...,): a unit normal input keeps a variance near 1."""
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
 
@@ -42,14 +42,15 @@ class BiasActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c, H, W), same shape."""
         x = x + self.bias[:, None, None].to(x.dtype)
-        # Without gradients in place: fresh memory for a large map costs as much as what is done to it.
+        # In place without gradients: new memory for a large map takes as long as the computation.
         x = activate(x) if torch.is_grad_enabled() else F.leaky_relu_(x, 0.2).mul_(math.sqrt(2))
         return x.clamp(-HALF_LIMIT, HALF_LIMIT) if x.dtype == torch.float16 else x
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """x divided by its root mean square over dimension 1."""
+    """x, (B, c) or (B, c, H, W), divided by its root mean square over dimension 1."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
@@ -63,6 +64,7 @@ class EqualisedLinear(nn.Module):
         self.scale, self.lr_multiplier = lr_multiplier / math.sqrt(n_in), lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, n_in) to (B, n_out)."""
         return F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
 
 
@@ -76,6 +78,7 @@ class EqualisedConv(nn.Module):
         self.scale, self.padding = 1 / math.sqrt(c_in * kernel**2), kernel // 2
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) to (B, c_out, H, W)."""
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
@@ -86,6 +89,10 @@ class ModulatedConv(nn.Module):
     sample, without the grouped convolution.
 
     Args:
+        c_in: input channels.
+        c_out: output channels.
+        kernel: side of the kernel, odd.
+        style_dim: length of the style vector.
         demodulate: divide by the expected standard deviation of the output.
         upsample: double the side, by a transposed convolution of stride 2 and a low-pass filter.
     """
@@ -100,7 +107,7 @@ class ModulatedConv(nn.Module):
         self.demodulate, self.upsample = demodulate, upsample
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x: (B, c_in, H, W); w: (B, style_dim). Returns (B, c_out, H, W), or twice the side; no bias."""
+        """x (B, c_in, H, W) and w (B, style_dim) to (B, c_out, H, W), or twice the side; no bias."""
         style = self.modulation(w)  # (B, c_in)
         weight = self.weight * self.scale
         x = x * style[:, :, None, None].to(x.dtype)
@@ -116,5 +123,5 @@ class ModulatedConv(nn.Module):
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the side, linear between pixels: the (1, 3, 3, 1) filter of StyleGAN2 away from the border."""
+    """(B, c, H, W) to (B, c, 2 H, 2 W), bilinear: StyleGAN2's (1, 3, 3, 1) filter except at the border."""
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""The anatomy bottleneck: every domain paints the same soft tissue maps with its own few grey levels.
+"""The palette generator: every domain paints the same soft tissue maps with grey levels of its own.
 
-A published generator that knows the domain everywhere may put different tissue under the same outline, and then
-labels do not carry over from one domain to another. Here no domain enters before this head, so one latent is one
-anatomy in every domain.
+If the domain enters everywhere, as in the published generator, the same outline may show different tissue in two
+domains, and then labels do not carry over. Here the domain enters in this head alone, so a latent has the same anatomy
+in every domain.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ ROW_CORRELATION = 0.2
 
 
 def palette_table(num_domains: int, generator: torch.Generator) -> Tensor:
-    """Initial grey levels, (num_domains, maps); map 0 is background, -1 everywhere.
+    """Initial grey levels of the tissue maps; map 0 is background, -1 in every domain.
 
-    Up to three domains get every combination of three levels, so that any pair of polarities exists from the
-    start: two rows that begin correlated keep the same polarity through training and labels then fail to carry
-    over. For more domains, balanced random rows are drawn until no two correlate beyond 0.2.
+    Up to three domains get every combination of three levels, so that any pair of polarities exists from the start:
+    two rows that are correlated at first keep the same polarity through training, and then labels do not carry over.
+    For more domains, balanced random rows are drawn until no two have a correlation above 0.2.
 
+    Args:
+        num_domains: number of domains.
+        generator: source of the random rows.
+
+    Returns: (num_domains, maps) in [-1, 1].
     Raises: ConfigError if no such table was found.
     """
     if num_domains <= FACTORIAL_DOMAINS:
@@ -39,6 +44,7 @@ def palette_table(num_domains: int, generator: torch.Generator) -> Tensor:
 
 
 def _uncorrelated_rows(num_domains: int, generator: torch.Generator) -> Tensor:
+    """Random grey levels (num_domains, maps) whose rows are nearly uncorrelated."""
     repeats = 3 * num_domains  # 9 maps a domain: wide enough for low correlations to exist
     balanced = torch.tensor(LEVELS).repeat(repeats)
     rows: list[Tensor] = []
@@ -48,7 +54,7 @@ def _uncorrelated_rows(num_domains: int, generator: torch.Generator) -> Tensor:
             rows.append(row)
         if len(rows) == num_domains:
             return torch.stack(rows)
-    raise ConfigError(f"no palette found for {num_domains} domains; train fewer domains together")
+    raise ConfigError(f"no palette found for {num_domains} domains; use fewer domains, or head 'image'")
 
 
 class PaletteHead(nn.Module):
@@ -64,11 +70,20 @@ class PaletteHead(nn.Module):
         self.shade = EqualisedLinear(latent_dim, self.num_maps)
 
     def anatomy(self, logits: Tensor) -> Tensor:
-        """(B, maps, H, W) logits to soft tissue maps that sum to one over dimension 1."""
+        """Logits (B, maps, H, W) to soft tissue maps of the same shape that sum to 1 over dimension 1."""
         return torch.softmax(2 * logits + self.bias[:, None, None], dim=1)
 
     def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, *, noise: Tensor) -> Tensor:
-        """(B, maps, H, W), (B, latent), (B,) integer, (B, 1, H, W) -> slices (B, 1, H, W), about [-1, 1]."""
+        """Slices of tissue maps.
+
+        Args:
+            anatomy: (B, maps, H, W), tissue maps that sum to 1.
+            w: (B, latent_dim), the style.
+            domain: (B,) integers, the domain indices.
+            noise: (B, 1, H, W) or (1, 1, H, W), unit normal.
+
+        Returns: (B, 1, H, W), about [-1, 1].
+        """
         level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
         image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
         return image + self.log_sigma[domain].exp()[:, None, None, None] * noise
@@ -83,11 +98,12 @@ class StyledLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (B, c_in, H, W) and w (B, style_dim) to (B, c_out, H, W)."""
         return self.conv(x, w) + self.bias[:, None, None]
 
 
 class PaletteGenerator(Generator):
-    """A small StyleGAN2 synthesis network with one learnt constant per slice height and a palette head."""
+    """A small StyleGAN2 synthesis network with one learned constant per height bin and a palette head."""
 
     grain = True
 
@@ -109,7 +125,7 @@ class PaletteGenerator(Generator):
         pairs = list(itertools.pairwise(widths))
         self.grow = nn.ModuleList(StyledLayer(wide, narrow, 3, style_dim=d) for wide, narrow in pairs)
         self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, style_dim=d) for _, narrow in pairs)
-        # The palette's own generator: adding a layer above must not change which palette a seed gives.
+        # An own random generator: adding a layer above must not change the palette.
         self.head = PaletteHead(len(config.domains), d, torch.Generator().manual_seed(len(config.domains)))
         self.to_logits = nn.ModuleList(
             StyledLayer(width, self.head.num_maps, 1, style_dim=d, demodulate=False) for width in widths
@@ -120,7 +136,10 @@ class PaletteGenerator(Generator):
         self.num_maps = self.head.num_maps
 
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
-        """The encoding is not read; nor is the domain, unless the configuration says so: one z is one anatomy."""
+        """See `Generator.style_of`; the encoding is not used, and z (B, latent_dim) alone gives the anatomy.
+
+        The domain is used only if the configuration lets it enter the mapping network.
+        """
         entering = [pixel_norm(z), pixel_norm(self.bin_embedding[z_bin])]
         if self.domain_embedding is not None:
             entering.append(pixel_norm(self.domain_embedding[domain]))
@@ -130,6 +149,7 @@ class PaletteGenerator(Generator):
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.constant[z_bin], domain)
 
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
+        """See `Generator.synthesise`; noise is one map (B or 1, 1, S, S)."""
         w = style.w.unbind(dim=1)
         x = activate(self.first(style.constant, w[0]))
         features, logits = [x], self.to_logits[0](x, w[1])
@@ -140,7 +160,7 @@ class PaletteGenerator(Generator):
             logits = upsample(logits) + to_logits(x, w[2 * block + 3])
         anatomy = self.head.anatomy(logits)
         image = self.head.paint(anatomy, w[-1], style.domain, noise=noise[0])
-        if self.texture is not None:  # bounded: it may shade tissue, not turn one into another
+        if self.texture is not None:  # bounded: it may shade a tissue, but not change it into another
             image = image + self.config.texture * torch.tanh(self.texture(x, w[-1]))
         return Synthesis(image, anatomy, features)
 
@@ -153,5 +173,6 @@ class PaletteGenerator(Generator):
         return [self.config.image_size]
 
     def fixed_noise(self) -> list[Tensor]:
+        """One map of zeros (1, 1, S, S)."""
         side = self.config.image_size
         return [torch.zeros(1, 1, side, side, device=self.constant.device)]

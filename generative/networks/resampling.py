@@ -1,7 +1,7 @@
 """Resampling with finite impulse responses (StyleGAN2's "upfirdn"), out of standard PyTorch operators.
 
-`resample` is the general operator; the others are the four cases that the networks use, each in the cheapest form
-that gives the same numbers. All of them can be differentiated twice.
+`resample` is the general operator; the others are the cases that the networks use, each in the cheapest form that gives
+the same numbers. All can be differentiated twice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TAPS = (1.0, 3.0, 3.0, 1.0)  # binomial filter of every resampling in the networks; they divide its sum out
+TAPS = (1.0, 3.0, 3.0, 1.0)  # binomial filter of every resampling in the networks, used after division by its sum
 
 
 def resample(
@@ -43,10 +43,14 @@ def resample(
 
 
 def blur(x: Tensor, *, pad: int, gain: float = 1.0) -> Tensor:
-    """The (1, 3, 3, 1) filter with `pad` zeros on all sides: (B, C, H, W) to side H + 2 pad - 3.
+    """The (1, 3, 3, 1) filter.
 
     Args:
-        gain: 1 keeps the mean; 4 makes up for inserted zeros.
+        x: (B, C, H, W).
+        pad: zeros added on all sides.
+        gain: sum of the filter; 1 preserves the mean, 4 compensates for inserted zeros.
+
+    Returns: (B, C, H + 2 pad - 3, W + 2 pad - 3).
     """
     return _depthwise(x, gain, pad=pad, stride=1)
 
@@ -66,7 +70,7 @@ def double(x: Tensor) -> Tensor:
 
 
 def _depthwise(x: Tensor, gain: float, *, pad: int, stride: int) -> Tensor:
-    """One 4 x 4 convolution per channel: on CPUs faster than rows, then columns, although it multiplies more."""
+    """One 4 x 4 convolution per channel of (B, C, H, W); on CPUs this is faster than rows, then columns."""
     taps = torch.tensor(TAPS, dtype=x.dtype, device=x.device) / sum(TAPS)
     kernel = torch.outer(taps, taps) * gain
     channels = x.shape[1]

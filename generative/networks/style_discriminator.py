@@ -1,5 +1,4 @@
-"""The published discriminator (RobustMedSeg, after StyleGAN2): residual blocks, and a score that is a product of
-image, condition and embedding.
+"""The published discriminator (RobustMedSeg, after StyleGAN2): the score multiplies image, condition and embedding.
 
 Module names give the state-dict keys of the published files.
 """
@@ -28,6 +27,7 @@ class ScaledConv(nn.Module):
         self.scale, self.stride, self.padding = 1 / math.sqrt(c_in * kernel**2), stride, padding
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) to (B, c_out, H', W')."""
         return conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
 
 
@@ -35,13 +35,15 @@ class Blur(nn.Module):
     """Low-pass before the convolution of stride 2."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) to (B, c, H + 1, W + 1)."""
         return blur(x, pad=2)
 
 
 class Halve(nn.Module):
-    """Low-pass and every second sample: the 1 x 1 convolution of stride 2 that follows needs no others."""
+    """Low-pass and every second sample: the 1 x 1 convolution of stride 2 that follows needs only these."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c, H, W) to (B, c, H/2, W/2)."""
         return halve(x)
 
 
@@ -55,6 +57,7 @@ class DownBlock(nn.Module):
         self.skip = nn.Sequential(Halve(), ScaledConv(c_in, c_out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) to (B, c_out, H/2, W/2)."""
         return (self.conv2(self.conv1(x)) + self.skip(x)) / math.sqrt(2)
 
 
@@ -75,6 +78,7 @@ class StyleDiscriminator(MixedPrecision, Discriminator):
         self.final_linear = nn.Sequential(EqualisedLinear(last * SMALLEST_MAP**2, d), EqualisedLinear(d, d))
 
     def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
+        """Scores (B, 1), see `Discriminator.forward`."""
         x, largest = image, self.config.image_size
         for layer, side in zip(self.convs, (largest, *self.config.resolutions[:0:-1]), strict=True):
             with self.precision_at(side, largest, x.device):

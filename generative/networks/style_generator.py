@@ -20,13 +20,14 @@ ENCODING_SHARE = 0.8  # weight of the embedding against domain and height, in th
 
 
 class NoiseStrength(nn.Module):
-    """One learnt factor for the noise of a layer."""
+    """One learned factor for the noise of a layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """x (B, c, r, r) plus noise (B or 1, 1, r, r) times the factor."""
         noise = (self.weight * noise).to(x.dtype)
         return x + noise if torch.is_grad_enabled() else x.add_(noise)
 
@@ -41,6 +42,7 @@ class StyledConv(nn.Module):
         self.activate = BiasActivation(c_out)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
+        """x (B, c_in, r, r), w (B, style_dim), noise (B or 1, 1, R, R) to (B, c_out, R, R), R = r or 2 r."""
         return self.activate(self.noise(self.conv(x, w), noise))
 
 
@@ -53,6 +55,7 @@ class ImageBranch(nn.Module):
         self.conv = ModulatedConv(c_in, 1, 1, style_dim=style_dim, demodulate=False)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (B, c_in, r, r) and w (B, style_dim) to (B, 1, r, r)."""
         return self.conv(x, w) + self.bias
 
 
@@ -64,6 +67,7 @@ class LearntConstant(nn.Module):
         self.input = nn.Parameter(torch.randn(1, channels, side, side))
 
     def forward(self, batch: int) -> Tensor:
+        """(batch, c, s, s)."""
         return self.input.expand(batch, -1, -1, -1)
 
 
@@ -99,7 +103,7 @@ class StyleGenerator(MixedPrecision, Generator):
             self.noises.register_buffer(f"noise_{layer}", torch.randn(1, 1, side, side))
 
     def mapping(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
-        """(B, latent_dim), one latent for all layers; arguments as for `style_of`.
+        """Styles w (B, latent_dim), the same for all layers; arguments as for `style_of`.
 
         An embedding that is zero in every row counts as absent, as in the published program.
         """
@@ -115,10 +119,12 @@ class StyleGenerator(MixedPrecision, Generator):
         return w
 
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
+        """See `Generator.style_of`; w is (B, n_latent, latent_dim) with equal layers."""
         w = self.mapping(z, z_bin, domain, encoding=encoding)
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.input(len(z)), domain)
 
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
+        """See `Generator.synthesise`; noise is one map (B or 1, 1, r, r) per styled convolution."""
         w, largest = style.w.unbind(dim=1), self.config.image_size
         x = self.conv1(style.constant, w[0], noise[0])
         features, image = [style.constant, x], self.to_rgb1(x, w[1])
@@ -142,4 +148,5 @@ class StyleGenerator(MixedPrecision, Generator):
         return [side for side in self.config.resolutions for _ in range(2)][1:]
 
     def fixed_noise(self) -> list[Tensor]:
+        """The stored maps, (1, 1, r, r) each."""
         return [getattr(self.noises, f"noise_{layer}") for layer in range(self.n_latent - 1)]

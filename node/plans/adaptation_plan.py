@@ -1,9 +1,11 @@
-"""Phase two through Fed-BioMed: a site adapts alone, for a researcher who has no other access to it."""
+"""Phase two through Fed-BioMed: a site trains its own segmenter at the request of a researcher."""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,16 @@ from ...errors import NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_adaptation import Adaptation, adapt_site
 from ..store.slice_store import SliceStore
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
 
-FOLDER = ".segmenters"  # behind the store's name: where the site finds what was made
-MOST_VOLUMES, MOST_UPDATES = 1000, 200_000  # a researcher may ask a site for
+SEGMENTERS_SUFFIX = ".segmenters"  # after the store's name: folder of the segmenters that the site keeps
+MAX_VOLUMES = 1000  # synthetic subjects that a site draws at the request of a researcher
+MAX_UPDATES = 200_000  # of a training at the request of a researcher
 
 
 class LabelledFactoryNetworks(nn.Module):
-    """A labelled factory's networks under one roof, for the framework to carry."""
+    """The networks of a labelled factory as one module, which the framework can send."""
 
     def __init__(self, labelled: LabelledFactory) -> None:
         super().__init__()
@@ -36,34 +39,79 @@ class LabelledFactoryNetworks(nn.Module):
 
 
 class AdaptationDataset(SliceDataset):
-    """The site's slices; phase two reads no embedding."""
+    """The site's slices without image embeddings, which phase two does not use."""
 
     def _read_embedding(self) -> None:
         self.encoding = self.guide = None
 
 
-class AdaptationTrainingPlan(PersistentOptimizerPlan):
-    """Phase two at a site: from a labelled factory that comes to the site's own segmenter, which stays.
-
-    model_args: {"card": of the labelled factory, "adaptation": `Adaptation` as a dict}. The factory's weights come as
-    the model's. Nothing of it is changed, and no weight goes back.
+@dataclass(frozen=True, kw_only=True)
+class AdaptationReport:
+    """All that the researcher learns from an adaptation.
 
     Attributes:
-        sends_weights: False; a researcher's side refuses any that come nevertheless.
+        domain: of the site.
+        slices: number of the site's training slices.
+        labelled_slices: number of the site's labelled slices that were trained on.
+        synthetic_slices: number of slices in the training set.
+        alarms: number of problems that the site found.
+        seconds: duration of the training.
+        explained_adapted: see `SiteAssessment`, in [0, 1].
+        explained_first_guess: see `SiteAssessment`, in [0, 1].
+        quality_distance: see `SiteQuality`.
+        quality_layout: see `SiteQuality`.
+        quality_contrast: see `SiteQuality`.
+        test_dice: mean foreground Dice on the site's labelled test cases; None without any.
+        test_cases: number of these cases.
+    """
+
+    domain: str
+    slices: int
+    labelled_slices: int
+    synthetic_slices: int
+    alarms: int
+    seconds: float
+    explained_adapted: float
+    explained_first_guess: float
+    quality_distance: float
+    quality_layout: float
+    quality_contrast: float
+    test_dice: float | None = None
+    test_cases: int = 0
+
+    def to_dict(self) -> dict[str, str | float]:
+        """The values; those of the test cases only where there are any."""
+        values = asdict(self)
+        return values if self.test_cases else {k: v for k, v in values.items() if not k.startswith("test_")}
+
+
+class AdaptationTrainingPlan(PersistentOptimizerPlan):
+    """Phase two at a site: from a received labelled factory to the site's own segmenter, which stays at the site.
+
+    The weights of the factory arrive as those of the model. They are not changed, and no weight is sent back.
+
+    model_args has these entries:
+        card: of the labelled factory.
+        adaptation: `Adaptation` as a dict.
+
+    Attributes:
+        sends_weights: False; the researcher's side refuses weights that are sent nevertheless.
     """
 
     sends_weights = False
 
-    def init_model(self, model_args: dict[str, Any]) -> LabelledFactoryNetworks:
+    def init_model(self, model_args: Mapping[str, Any]) -> LabelledFactoryNetworks:
         try:
             self.labelled = LabelledFactory.from_dict(model_args["card"])
         except UsageError as error:
-            raise NodeDataError(f"the labelled factory cannot be used: {error}") from None
+            raise NodeDataError(f"the labelled factory cannot be used ({error}); send another one") from None
         self.adaptation = Adaptation.from_dict(model_args["adaptation"])
-        asked = self.adaptation
-        updates = max(asked.segmenter.updates, asked.translator.updates + asked.translator.pretraining)
-        if asked.volumes > MOST_VOLUMES or updates > MOST_UPDATES:
-            raise NodeDataError(f"a site makes at most {MOST_VOLUMES} volumes and {MOST_UPDATES} updates")
+        segmenter, translator = self.adaptation.segmenter, self.adaptation.translator
+        updates = max(segmenter.updates, translator.updates + translator.pretraining)
+        if self.adaptation.volumes > MAX_VOLUMES:
+            raise NodeDataError(f"volumes is {self.adaptation.volumes}; a site draws at most {MAX_VOLUMES}")
+        if updates > MAX_UPDATES:
+            raise NodeDataError(f"updates is {updates}; a site makes at most {MAX_UPDATES}")
         return LabelledFactoryNetworks(self.labelled)
 
     def make_optimizers(self, model: LabelledFactoryNetworks) -> dict[str, torch.optim.Optimizer]:
@@ -75,61 +123,65 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         return DataManager(self.dataset, shuffle=True, drop_last=True)
 
     def training_step(self, data: Any, target: Any) -> None:
-        raise NotImplementedError("a site's segmenter is trained by `training_routine`")
+        raise NotImplementedError("adaptation is no loop over batches of the site; use `training_routine`")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
-        """Train the site's segmenter and keep it beside the store. Returns the number of the site's slices."""
+        """Train the site's segmenter and write it beside the store. Returns the number of the site's slices."""
         started, store = time.monotonic(), self.dataset.store
         self.model().eval()
-        made = adapt_site(
+        segmenter = adapt_site(
             store.path, segmenter_file(store, self.model()), factory_file=self.labelled, adaptation=self.adaptation
         )
-        training, assessment = made.card.training, made.card.assessment
-        self._summary = {
-            "domain": store.domain,
-            "slices": len(self.dataset),
-            "labelled_slices": training.labelled_slices,
-            "synthetic_slices": training.slices,
-            "alarms": len(assessment.alarms),
-            "seconds": round(time.monotonic() - started, 1),
-            **{f"explained_{name}": value for name, value in assessment.explained.items()},
+        training, assessment = segmenter.card.training, segmenter.card.assessment
+        dice, cases = _held_out_dice(store, segmenter)
+        self._report = AdaptationReport(
+            domain=store.domain,
+            slices=len(self.dataset),
+            labelled_slices=training.labelled_slices,
+            synthetic_slices=training.slices,
+            alarms=len(assessment.alarms),
+            seconds=round(time.monotonic() - started, 1),
+            explained_adapted=assessment.explained["adapted"],
+            explained_first_guess=assessment.explained["first_guess"],
             **{f"quality_{name}": value for name, value in assessment.quality.items()},
-            **_held_out_dice(store, made),
-        }
+            test_dice=dice,
+            test_cases=cases,
+        )
         return len(self.dataset)
 
-    @guarded
+    @redact_errors
     def after_training_params(self, flatten: bool = False) -> dict[str, Tensor] | list[float]:
-        """At a site: nothing. At the researcher: the factory that is sent."""
-        if self.node_id() is None or not hasattr(self, "_summary"):
+        """At a site after training: nothing. At the researcher: the labelled factory that is sent, as tensors of the
+        parameters' own shapes or, with `flatten`, as a list of numbers."""
+        if self.node_id() is None or not hasattr(self, "_report"):
             return super().after_training_params(flatten)
         return [] if flatten else {}
 
-    def optimizer_args(self) -> dict[str, Any]:
-        """All that the researcher learns: counts, seconds, and how well classes and synthetic slices fit the site's;
-        Dice where the site has labelled cases that it keeps for testing."""
-        return {**super().optimizer_args(), **getattr(self, "_summary", {})}
+    def optimizer_args(self) -> dict[str, object]:
+        """All that the researcher learns, see `AdaptationReport`."""
+        report = self._report.to_dict() if hasattr(self, "_report") else {}
+        return {**super().optimizer_args(), **report}
 
 
 def segmenter_file(store: SliceStore, networks: nn.Module) -> Path:
-    """Where a site keeps the segmenter made by a factory: the same factory again takes its own one's place."""
+    """File of the segmenter made with a factory; training again with the same factory overwrites it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(networks.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    folder = store.path.with_name(store.path.name + FOLDER)
+    folder = store.path.with_name(store.path.name + SEGMENTERS_SUFFIX)
     return folder / f"{store.domain}_{digest.hexdigest()[:12]}.safetensors"
 
 
-def _held_out_dice(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
-    """Mean foreground Dice on labelled test cases; nothing where there are none, or labels of another kind."""
+def _held_out_dice(store: SliceStore, segmenter: Segmenter) -> tuple[float | None, int]:
+    """Mean foreground Dice on densely labelled test cases, and their number; (None, 0) without such cases."""
     cases = [case for case in store.cases if case.split == "test" and case.label_kind == "dense"]
     if not cases or store.classes != segmenter.classes:
-        return {}
+        return None, 0
     scores = []
     for case in cases:
         chosen = slice(case.first, case.first + case.count)
         images = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
         truth = torch.from_numpy(store.labels[chosen].astype(np.int64))
         scores.append(foreground_dice(segmenter.probabilities(images).argmax(1), truth, store.classes))
-    return {"test_dice": float(np.nanmean(scores)), "test_cases": len(cases)}
+    return float(np.nanmean(scores)), len(cases)

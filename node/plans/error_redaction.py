@@ -1,4 +1,4 @@
-"""What a node may say about an error. Fed-BioMed sends the text of an exception to the researcher."""
+"""Keeps file names and patients' data out of the errors that Fed-BioMed sends from a node to the researcher."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from ...errors import ConfigError, NodeDataError, TrainingError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-HARMLESS = (NodeDataError, TrainingError, ConfigError)  # ours, of counts, settings and terms alone
+# Errors whose text holds counts, settings and names of losses only. All others may quote a path or a patient's name.
+SAFE_ERRORS = (NodeDataError, TrainingError, ConfigError)
 
 
-def guarded(call: Callable[P, R]) -> Callable[P, R]:
-    """Replace any exception but our own by one that names only its kind; its text stays in the node's log."""
+def redact_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: an unsafe exception is replaced by one that names its type only; its text goes to the node's log."""
 
-    @functools.wraps(call)
-    def inner(*arguments: P.args, **options: P.kwargs) -> R:
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return call(*arguments, **options)
-        except HARMLESS:
+            return function(*args, **kwargs)
+        except SAFE_ERRORS:
             raise
         except Exception as error:
             logger.error(f"fedfactory: {traceback.format_exc()}")
-            raise NodeDataError(f"{type(error).__name__} at this site; its text is in the node's log") from None
+            kind = type(error).__name__
+            raise NodeDataError(f"{kind} at this site; its text is in the node's log, use that") from None
 
-    return inner
+    return wrapper

@@ -12,22 +12,25 @@ from ...errors import FedFactoryError, NodeDataError
 from ...generative.config import FactoryConfig
 from ..store.embedding import load_guide, site_embedding
 from ..store.slice_store import SliceStore
-from .error_redaction import guarded
+from .error_redaction import redact_errors
 
 
 class SliceDataset(CustomDataset):
     """The training slices of one site. Set `config` on the instance before the framework calls `read`.
 
-    With `config.encoding_dim` the site's mean embedding is `encoding`, with `config.clip_weight` its encoder `guide`.
-
-    Items: {"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64}.
+    Attributes:
+        config: of the factory.
+        store: the site's slice store.
+        chosen: (N,) int64 numbers of the training slices.
+        encoding: (encoding_dim,) mean image embedding of the site; None if `config.encoding_dim` is 0.
+        guide: image encoder and embedding for the guidance; None if `config.clip_weight` is 0.
     """
 
     config: FactoryConfig
 
-    @guarded
+    @redact_errors
     def read(self) -> None:
-        """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
+        """Open the store. Raises: NodeDataError with a text that may leave the site; details go to the site's log."""
         try:
             self.store = SliceStore(self.path)
             self.store.require(size=self.config.image_size, z_bins=self.config.z_bins)
@@ -39,13 +42,15 @@ class SliceDataset(CustomDataset):
             ) from None
         if self.store.domain not in self.config.domains:
             raise NodeDataError(
-                f"this site's domain '{self.store.domain}' is not among the experiment's: "
+                f"domain is '{self.store.domain}' at this site; it must be one of the experiment's, "
                 f"{', '.join(self.config.domains)}"
             )
         self._read_embedding()
         self.chosen = self.store.slices("train")
         if len(self.chosen) < self.config.batch_size:
-            raise NodeDataError(f"{len(self.chosen)} slices are fewer than one batch of {self.config.batch_size}")
+            raise NodeDataError(
+                f"this site has {len(self.chosen)} training slices; a batch needs at least {self.config.batch_size}"
+            )
 
     def _read_embedding(self) -> None:
         config = self.config
@@ -55,14 +60,16 @@ class SliceDataset(CustomDataset):
         except FedFactoryError as error:
             logger.error(f"fedfactory: {error}")
             raise NodeDataError(
-                "the experiment uses image embeddings, and this site's store has none that fits; see the node's log"
+                f"encoding_dim is {config.encoding_dim} and clip_weight {config.clip_weight}; this site's store needs "
+                "image embeddings that fit, see the node's log"
             ) from None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @guarded
+    @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
+        """{"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64} of one slice."""
         number = self.chosen[index]
         image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]
         return {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}

@@ -13,20 +13,23 @@ from fedbiomed.common.logger import logger
 from torch import Tensor, nn
 
 from ...adaptation.labels.candidate_labels import SiteSlices
-from ...adaptation.methods.federated_method import FederatedMethod, MethodConfig, SiteContext, SiteRound, SiteUpdate
+from ...adaptation.methods.federated_method import FederatedMethod
+from ...adaptation.methods.method_config import MethodConfig
 from ...adaptation.methods.registry import make_method
+from ...adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.segmenter import Segmenter
 from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
-from .adaptation_plan import FOLDER
-from .error_redaction import guarded
+from .adaptation_plan import SEGMENTERS_SUFFIX
+from .error_redaction import redact_errors
 from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
-MOST_UPDATES = 10_000  # a researcher may ask of a round
+MAX_UPDATES = 10_000  # in a round
+SHOWN_NUMBERS = ("loss", "global_", "own_", "accepted", "adopted", "distilled")  # prefixes, for TensorBoard
 
 
 class SegmentationDataset(CustomDataset):
@@ -40,7 +43,7 @@ class SegmentationDataset(CustomDataset):
     config: MethodConfig
     site_settings: SiteSettings
 
-    @guarded
+    @redact_errors
     def read(self) -> None:
         """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
         try:
@@ -70,7 +73,9 @@ class SegmentationDataset(CustomDataset):
         if expected is None:
             return None
         if self.public_store is None:
-            raise NodeDataError("this site has no public slices; register its store with --public")
+            raise NodeDataError(
+                "this site has no public slices; register its store again with `fedfactory site add ... --public STORE`"
+            )
         if digest(self.public_store) != expected:
             raise NodeDataError("this site's public slices are not the researcher's")
         return site_slices(self.public_store, self.config.classes)
@@ -78,7 +83,7 @@ class SegmentationDataset(CustomDataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    @guarded
+    @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
         return {"image": torch.from_numpy(self.data.images[index])[None]}
 
@@ -89,13 +94,15 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     model_args: {"config": MethodConfig as a dict, "train": False for a round in which the average is only scored}.
     aggregator_args, by site: `SiteSettings` as a dict.
 
-    Kept at the site, between rounds too: optimizer states, and what the method keeps there.
+    Kept at the site between rounds: the optimizers' states, the number of rounds and the method's own state.
 
     Attributes:
-        method: the one that the site approved; another one is refused.
+        method_name: the method that the site approved; a configuration with another method is refused.
+        config: of the method.
+        method: made from the configuration.
     """
 
-    method = ""
+    method_name = ""
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
         self._site_settings = SiteSettings.from_dict(aggregator_args or {})
@@ -103,24 +110,26 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
 
     def init_model(self, model_args: dict[str, Any]) -> nn.Module:
         self.config = MethodConfig.from_dict(model_args["config"])
-        if self.config.method != self.method:
-            # Settings are not part of what a site approves; which method, and so what leaves it, must be.
-            raise NodeDataError(f"this plan was approved for '{self.method}', not for '{self.config.method}'")
-        if self.config.updates > MOST_UPDATES:
-            raise NodeDataError(f"a site makes at most {MOST_UPDATES} updates in a round")
+        if self.config.method != self.method_name:
+            # Settings are not part of what a site approves; the method, and with it what leaves the site, is.
+            raise NodeDataError(
+                f"method is '{self.config.method}'; this plan was approved for '{self.method_name}' only"
+            )
+        if self.config.updates > MAX_UPDATES:
+            raise NodeDataError(f"updates is {self.config.updates}; a site makes at most {MAX_UPDATES} in a round")
         try:
-            self.rules: FederatedMethod = make_method(self.config)
+            self.method: FederatedMethod = make_method(self.config)
         except UsageError as error:
             raise NodeDataError(str(error)) from None
-        model = self.rules.build()
-        self._kept_names = self.rules.local_parameters(model)
+        model = self.method.build()
+        self._local_names = self.method.local_parameters(model)
         return model
 
     def make_optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
-        return self.rules.optimizers(model)
+        return self.method.optimizers(model)
 
     def tag_parameters(self, name: str) -> set[str]:
-        return {"local", "persistent"} if name in self._kept_names else set()
+        return {"local", "persistent"} if name in self._local_names else set()
 
     def training_data(self) -> DataManager:
         self.dataset = SegmentationDataset()
@@ -128,27 +137,18 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         return DataManager(self.dataset, shuffle=False)
 
     def training_step(self, data: Any, target: Any) -> None:
-        raise NotImplementedError("a method has rounds of its own, see `training_routine`")
+        raise NotImplementedError("methods have their own rounds; see `training_routine`")
 
-    @guarded
+    @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
-        """Score the average that came, train, score the site's own model and keep it. Returns the number of slices."""
+        """Score the received average, train, then score the site's own model. Returns the number of slices."""
         started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
         self.enter_training(node_args)
-        model, kept = self.model(), self.optimizers().extra
-        kept.setdefault("rounds", 0)
-        kept.setdefault("method", {})
-        average = self._score(site, "global") if self.rules.has_average else {}
+        average = self._score(site, "global") if self.method.has_average else {}
         report, own = SiteUpdate(0, math.nan), {}
         if self.model_args().get("train", True):
-            kept["rounds"] += 1
-            data = self.dataset
-            site_round = SiteRound(
-                model, self.optimizers().optimizer, data.data, site, kept["rounds"], kept["method"],
-                network=data.choices.network, public=data.public, modalities=data.modalities,
-            )  # fmt: skip
-            report = self.rules.train_round(site_round)
-            own = self._score(site, "own")
+            report, state = self._train(site)
+            own = self._score(site, "own", state)
         self._summary = {
             "domain": store.domain,
             **report.to_dict(),
@@ -161,17 +161,46 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         self.leave_training()
         return len(self.dataset)
 
+    def _train(self, site: int) -> tuple[SiteUpdate, MethodState]:
+        """The next round of the method at this site; its state goes to what the framework keeps between rounds."""
+        kept, data = self.optimizers().extra, self.dataset
+        state = self.method.State.from_dict(kept["method"]) if "method" in kept else self.method.new_state()
+        number = kept.get("rounds", 0) + 1
+        site_round = SiteRound(
+            model=self.model(),
+            optimizers=self.optimizers().optimizer,
+            data=data.data,
+            site=site,
+            number=number,
+            state=state,
+            network=data.choices.network,
+            public=data.public,
+            modalities=data.modalities,
+        )
+        report = self.method.train_round(site_round)
+        kept |= {"rounds": number, "method": state.to_dict()}
+        return report, state
+
     def optimizer_args(self) -> dict[str, Any]:
         """What the researcher learns besides weights: domain, counts of slices by kind of label, losses, seconds, and
         scores of the average and of the site's own model where the site has densely labelled test cases."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
-    def _score(self, site: int, which: str) -> dict[str, float]:
+    def _score(self, site: int, which: str, state: MethodState | None = None) -> dict[str, float]:
         """Scores on the site's test cases, in evaluation mode, of every modality and their means; the segmenters are
-        written beside the store."""
-        stores = self.dataset.stores if self.rules.description.needs_modalities else {"": self.dataset.store}
-        found = {name: self._score_modality(site, which, name, store) for name, store in stores.items()}
-        if not self.rules.description.needs_modalities:
+        written beside the store.
+
+        Args:
+            site: index of the site.
+            which: "global" for the average, "own" for the site's own model.
+            state: of the method at the site, for the own model.
+        """
+        stores = self.dataset.stores if self.method.description.needs_modalities else {"": self.dataset.store}
+        found = {}
+        for name, store in stores.items():
+            context = SiteContext(site=site, network=self.dataset.choices.network, modality=name)
+            found[name] = self._score_modality(context, store, which=which, state=state)
+        if not self.method.description.needs_modalities:
             return found[""]
         row: dict[str, float] = {}
         for measure in ("dice", "hd95"):
@@ -179,9 +208,10 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             row |= {measure: sum(values) / len(values)} if values else {}
         return row | {f"{name}_{key}": value for name, scores in found.items() for key, value in scores.items()}
 
-    def _score_modality(self, site: int, which: str, modality: str, store: SliceStore) -> dict[str, float]:
-        model, kept = self.model(), self.optimizers().extra["method"] if which == "own" else None
-        context = SiteContext(site=site, network=self.dataset.choices.network, modality=modality)
+    def _score_modality(
+        self, context: SiteContext, store: SliceStore, *, which: str, state: MethodState | None
+    ) -> dict[str, float]:
+        model = self.model()
         card = SegmenterCard(
             classes=self.config.classes,
             network=FEDERATED,
@@ -189,9 +219,9 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             training=TrainingFacts(domain=store.domain),
         )
         device, was = next(iter(model.state_dict().values())).device, model.training
-        segmenter = Segmenter(self.rules.segmenter(model, context, kept).cpu(), store.format, card)
-        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + FOLDER)
-        parts = (store.domain, modality, self.method, which)
+        segmenter = Segmenter(self.method.segmenter(model, context, state).cpu(), store.format, card)
+        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + SEGMENTERS_SUFFIX)
+        parts = (store.domain, context.modality, self.method_name, which)
         segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
         scores = held_out_scores(store, segmenter)
         model.to(device).train(was)
@@ -202,7 +232,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         metric = {
             name: float(value)
             for name, value in self._summary.items()
-            if name.startswith(("loss", "global_", "own_", "accepted", "taken", "taught")) and math.isfinite(value)
+            if name.startswith(SHOWN_NUMBERS) and math.isfinite(value)
         }
         if monitor is None or not metric:
             return

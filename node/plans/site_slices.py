@@ -1,4 +1,4 @@
-"""A store's training slices with labels of whatever kind, and the scores of a segmenter on its test cases."""
+"""A store's training slices as candidate labels, and the scores of a segmenter on its test cases."""
 
 from __future__ import annotations
 
@@ -23,22 +23,27 @@ from ..store.slice_store import Case, SliceStore
 
 
 def site_slices(store: SliceStore, classes: int) -> SiteSlices:
-    """The training slices. Raises: NodeDataError for labels that are no class of the method, or no slice at all."""
+    """The training slices with their candidate labels.
+
+    Raises: NodeDataError for labels that are not below `classes`, and for a store without training slices.
+    """
     parts = [(case, *_candidates_of(store, case, classes)) for case in store.cases if case.split == "train"]
     if not any(case.count for case, *_ in parts):
-        raise NodeDataError("this site has no training slices")
+        raise NodeDataError("this site has no training slices; it needs at least 1")
     return SiteSlices(
         images=np.concatenate([store.images[case.span] for case, *_ in parts]).astype(np.float32),
-        candidates=np.concatenate([sets for _, sets, _ in parts]),
+        candidates=np.concatenate([candidates for _, candidates, _ in parts]),
         kinds=np.concatenate([np.repeat(kind, case.count) for case, _, kind in parts]),
         classes=classes,
     )
 
 
 def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
-    """Mean Dice and HD95 (mm) over the densely labelled test cases, of each class and of all; and their number.
+    """Mean Dice and HD95 (mm) over the densely labelled test cases, for each class and over all classes.
 
-    A case counts for a class that either label map shows; distances where both do.
+    A case counts for a class that occurs in one of the two label maps, and for its distance if it occurs in both.
+
+    Returns: "test_cases", "dice", "hd95", and "dice_LABEL", "hd95_LABEL" for each label; empty without test cases.
     """
     scores, cases = [], [case for case in store.cases if case.split == "test" and case.label_kind == "dense"]
     for case in cases:
@@ -46,7 +51,7 @@ def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]
         found = segmenter.probabilities(images).argmax(1).numpy().astype(np.uint8)
         between = store.format.slice_spacing or case.facts.spacing[2]
         affine = np.diag([store.format.spacing, store.format.spacing, between, 1.0])
-        pair = (Volume(np.moveaxis(one, 0, -1), affine) for one in (found, store.labels[case.span]))
+        pair = (Volume(np.moveaxis(labels, 0, -1), affine) for labels in (found, store.labels[case.span]))
         scores += score_case(case.name, *pair)
     if not scores:
         return {}
@@ -64,22 +69,23 @@ def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]
 
 
 def _candidates_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str]:
-    """Sets of a case's slices, and the kind they count as."""
+    """Candidate labels (N, S, S) of a case's slices, unsigned integers, and the kind of its labels."""
     size, kind = store.format.size, case.label_kind
     if kind == "gaze":
         try:
             found = gaze_candidates(store)[case.span]
         except StoreError as error:
             logger.error(f"fedfactory: {error}")
-            raise NodeDataError("this site has not read its fixations; run `fedfactory gaze STORE` there") from None
+            raise NodeDataError(
+                "this site has gaze labels without gaze maps; run `fedfactory gaze STORE` there"
+            ) from None
         return candidates_of_all_structures(found, classes), kind
     if kind == "none":
-        return np.full(
-            (case.count, size, size), UNKNOWN, candidates_from_labels(np.zeros(1, np.uint8), classes).dtype
-        ), "none"
+        dtype = candidates_from_labels(np.zeros(1, np.uint8), classes).dtype
+        return np.full((case.count, size, size), UNKNOWN, dtype), kind
     if kind == "image":
         return candidates_from_presence(store.presence[case.span], size, classes), kind
     labels = np.asarray(store.labels[case.span])
     if kind == "box":
-        return np.stack([candidates_from_boxes(one, classes) for one in labels]), kind
+        return np.stack([candidates_from_boxes(label, classes) for label in labels]), kind
     return candidates_from_labels(labels, classes), kind

@@ -1,42 +1,56 @@
-"""How weights travel from a site: as they are, or as the change a site made, in half precision."""
+"""How weights are sent from a site: as they are, or as their change in the round, in half precision."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line reads TRANSPORTS without PyTorch
+    from torch import Tensor
 
 TRANSPORTS = ("float32", "float16")
-CHANGE = "change."  # prefix of tensors that are a change of the weights, not the weights
+CHANGE = "change."  # prefix of the names of tensors that are changes of weights
 
 
 def pack(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], transport: str) -> dict[str, Tensor]:
     """What a site sends.
 
-    As float16 the *change* of a round travels, not the weights: changes are small, so the error is at most 2**-11 of a
-    change's value (plus 2**-25), where half-precision weights would lose 2**-11 of their own.
+    With "float16", the *changes* of the round are sent instead of the weights. Changes are small: their error is at
+    most 2**-11 of a change (plus 2**-25), while half-precision weights would lose 2**-11 of the weight itself.
 
     Args:
-        weights, before: name to tensor, after and before the round.
+        weights: name to tensor of any shape, after the round.
+        before: the same before the round.
         transport: one of TRANSPORTS.
+
+    Returns: name to tensor of the same shape; with "float16", names of changes begin with CHANGE.
     """
     if transport == "float32":
         return dict(weights)
-    return {
-        f"{CHANGE}{name}" if tensor.is_floating_point() else name: (
-            (tensor - before[name]).to(torch.float16) if tensor.is_floating_point() else tensor
-        )
-        for name, tensor in weights.items()
-    }
+    packed = {}
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            packed[f"{CHANGE}{name}"] = (tensor - before[name]).half()
+        else:
+            packed[name] = tensor
+    return packed
 
 
 def restore(sent: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights a site means. Raises KeyError for a change of a tensor that does not exist."""
-    return {
-        name.removeprefix(CHANGE): before[name.removeprefix(CHANGE)]
-        + tensor.to(before[name.removeprefix(CHANGE)].dtype)
-        if name.startswith(CHANGE)
-        else tensor
-        for name, tensor in sent.items()
-    }
+    """The site's weights: the inverse of `pack`.
+
+    Args:
+        sent: name to tensor of any shape, from `pack`.
+        before: name to tensor before the round.
+
+    Returns: name to tensor of the same shape.
+    Raises: KeyError for a change of a tensor that does not exist.
+    """
+    weights = {}
+    for name, tensor in sent.items():
+        if name.startswith(CHANGE):
+            original = name.removeprefix(CHANGE)
+            weights[original] = before[original] + tensor.to(before[original].dtype)
+        else:
+            weights[name] = tensor
+    return weights

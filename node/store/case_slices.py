@@ -167,7 +167,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
     image = read_volume(case.image)
-    grid = SliceGrid(seen.shape, seen.affine, seen.box, fmt)
+    grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt)
     slices = grid.image_slices(image)
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)
@@ -200,7 +200,7 @@ def _patient(case: CaseFiles, pattern: str | None) -> str:
 
 def _read_label(case: CaseFiles, image: Volume, config: PrepareConfig) -> Volume:
     if case.label.suffix == ".csv":
-        raise UsageError(f"{case.label}: a table, but label_kind '{config.label_kind}' needs a label map")
+        raise UsageError(f"{case.label}: is a table, but label_kind is '{config.label_kind}'; give a label map")
     return _on_grid_of(image, read_volume(case.label, integer=True), case.label)
 
 
@@ -298,7 +298,7 @@ def _read_presence(path: Path, seen: Survey, grid: SliceGrid) -> np.ndarray:
 def _read_gaze(case: CaseFiles, grid: SliceGrid, seen: Survey) -> np.ndarray:
     """Fixations in slices: X and Y are shares of the first and second stored axis, SLICE a place on the third."""
     if case.label.suffix != ".csv":
-        raise UsageError(f"{case.label}: label_kind 'gaze' needs a table of fixations, .csv")
+        raise UsageError(f"{case.label}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     rows = _read_table(case.label, GAZE_COLUMNS)
     if len(rows) and (rows[:, 3].min() < 0 or abs(rows[:, :2]).max() > 1e6):
         raise VolumeError(f"{case.label}: fixations with negative durations or places far outside the image")

@@ -57,7 +57,7 @@ def read_gaze(
     """
     store, config = SliceStore(store_dir), config or GazeConfig()
     if store.gaze is None:
-        raise UsageError(f"{store.path}: no fixations here; prepare with --label-kind gaze")
+        raise UsageError(f"{store.path}: no fixations here; run `fedfactory prepare ... --label-kind gaze`")
     candidates = np.zeros(store.images.shape, np.uint8)
     fixated = np.unique(store.gaze[:, 0]).astype(int).tolist()
 

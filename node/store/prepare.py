@@ -161,7 +161,7 @@ class _Run:
             except FedFactoryError as error:
                 return error
             except MemoryError:
-                return VolumeError(f"{case.files[0]}: does not fit into memory; try fewer --workers")
+                return VolumeError(f"{case.files[0]}: does not fit into memory; use fewer workers")
 
         results: dict[str, R] = {}
         for case, result in self._parallel(cases, guarded, title):
@@ -234,7 +234,9 @@ class _Run:
         facts = [part.facts for part in parts]
         low, high = min(fact.low for fact in facts), max(fact.high for fact in facts)
         if not high > low:
-            raise StoreError(f"all voxels are {low} after resampling; choose a smaller spacing or a larger size")
+            raise StoreError(
+                f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
+            )
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
         for _, one in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
             counts += one

@@ -91,64 +91,58 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         if not self.domain.strip():
-            raise UsageError(f"domain is '{self.domain}'; it must not be empty")
-        self._check_choices()
+            raise UsageError(f"domain is '{self.domain}'; give the name of the site's scanner, modality or organ")
+        for name, choices in (
+            ("label_kind", LABEL_KINDS),
+            ("plane", PLANES),
+            ("crop", CROPS),
+            ("compatibility", COMPATIBILITY),
+        ):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        if self.split not in (None, *SPLITS):
+            raise UsageError(f"split is '{self.split}'; choose one of {', '.join(SPLITS)}, or none to draw it")
         self._check_numbers()
         self._check_labels()
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:
-            raise UsageError(f"patient_pattern is '{self.patient_pattern}' ({error}); give a valid one") from None
-
-    def _check_choices(self) -> None:
-        """Raises: UsageError for a word that is not among those to choose from."""
-        for name, known in (
-            ("label_kind", LABEL_KINDS),
-            ("plane", PLANES),
-            ("crop", CROPS),
-            ("compatibility", COMPATIBILITY),
-            ("split", (None, *SPLITS)),
-        ):
-            value = getattr(self, name)
-            if value not in known:
-                raise UsageError(f"{name} is '{value}'; choose one of {', '.join(filter(None, known))}")
+            raise UsageError(
+                f"patient_pattern is '{self.patient_pattern}'; it must be a regular expression ({error})"
+            ) from None
 
     def _check_numbers(self) -> None:
-        """Raises: ConfigError for a number out of range."""
         for name in ("size", "z_bins"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("spacing", "slice_spacing"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0 mm")
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 mm")
         for name in ("validation_share", "test_share"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.validation_share + self.test_share >= 1:
             raise ConfigError(
-                f"validation_share is {self.validation_share} and test_share is {self.test_share}; their sum must be "
-                "below 1, to leave patients for training"
+                f"validation_share is {self.validation_share} and test_share {self.test_share}; choose them so that "
+                "patients remain for training"
             )
         if self.classes is not None and not 2 <= self.classes <= 255:
             raise ConfigError(f"classes is {self.classes}; choose 2 to 255, background included")
 
     def _check_labels(self) -> None:
-        """Raises: UsageError for settings of the labels that contradict each other."""
         if self.label_kind in NEEDS_UNLABELLED and self.unlabelled_value is None:
             raise UsageError(
-                f"label_kind is '{self.label_kind}' and unlabelled_value is None; give the unlabelled_value, which "
-                "marks the voxels that nobody annotated"
+                f"label_kind is '{self.label_kind}'; give unlabelled_value, the value of pixels that nobody annotated"
             )
         if self.unlabelled_value is not None and not self.sparse:
             raise UsageError(
-                f"unlabelled_value is {self.unlabelled_value}, but label_kind '{self.label_kind}' has none; give none"
+                f"unlabelled_value is {self.unlabelled_value}, but label_kind is '{self.label_kind}', which has no "
+                "unlabelled value; leave it out"
             )
-        if self.mask_as_class and (self.mask_key is None or self.label_kind != "dense"):
-            raise UsageError(
-                f"mask_as_class is True, mask_key is {self.mask_key} and label_kind is '{self.label_kind}'; "
-                "mask_as_class needs a mask and dense labels"
-            )
+        if self.mask_as_class and self.mask_key is None:
+            raise UsageError("mask_as_class is True, but there is no mask; give mask_key too")
+        if self.mask_as_class and self.label_kind != "dense":
+            raise UsageError(f"mask_as_class is True, but label_kind is '{self.label_kind}'; it must be dense")
 
     @property
     def sparse(self) -> bool:
@@ -189,8 +183,6 @@ class PrepareConfig:
             for name in ("spacing", "slice_spacing", "window")
             if getattr(self, name) is not None
         ]
-        other = [
-            f"{name.replace('_', ' ')} is {there}, not {wanted}" for name, wanted, there in pairs if wanted != there
-        ]
+        other = [f"{name} is {there}, not {wanted}" for name, wanted, there in pairs if wanted != there]
         if other:
-            raise UsageError(f"{where}: was prepared otherwise ({'; '.join(other)}); choose another --out")
+            raise UsageError(f"{where}: was prepared otherwise ({'; '.join(other)}); choose another folder")

@@ -263,7 +263,7 @@ class SliceStore:
 
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
-        return SliceGrid(case.shape, np.array(case.affine), case.box, self.format)
+        return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format)
 
     def require(self, *, size: int, z_bins: int) -> None:
         """Raises StoreError if the slices do not fit a network of this size and number of bins."""

@@ -39,8 +39,8 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
     if len(cases) > 1 and len({case.patient for case in cases}) == 1:
         sentences.append(
-            f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; give a "
-            "patient_pattern, which finds the patient in a case's name"
+            f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; run "
+            "`fedfactory prepare` with a --patient-pattern that finds the patient in a case's name"
         )
     return sentences + _unused_classes(cases, classes)
 

@@ -13,7 +13,7 @@ class LocalPlan(SegmentationTrainingPlan):
     beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "local"
+    method_name = "local"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -32,7 +32,7 @@ class FedAvgPlan(SegmentationTrainingPlan):
     segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedavg"
+    method_name = "fedavg"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -51,7 +51,7 @@ class FedProxPlan(SegmentationTrainingPlan):
     segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedprox"
+    method_name = "fedprox"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -71,7 +71,7 @@ class FedBNPlan(SegmentationTrainingPlan):
     store's name and the ending `.segmenters`.
     """
 
-    method = "fedbn"
+    method_name = "fedbn"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -91,7 +91,7 @@ class FedICRAPlan(SegmentationTrainingPlan):
     in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedicra"
+    method_name = "fedicra"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -111,7 +111,7 @@ class FedMixPlan(SegmentationTrainingPlan):
     folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "fedmix"
+    method_name = "fedmix"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -131,7 +131,7 @@ class GazePlan(SegmentationTrainingPlan):
     `.segmenters`.
     """
 
-    method = "gaze"
+    method_name = "gaze"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -153,7 +153,7 @@ class HSSFPlan(SegmentationTrainingPlan):
     `.segmenters`.
     """
 
-    method = "hssf"
+    method_name = "hssf"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -172,7 +172,7 @@ class LSSLPlan(SegmentationTrainingPlan):
     segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
     """
 
-    method = "lssl"
+    method_name = "lssl"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -192,7 +192,7 @@ class CMCPlan(SegmentationTrainingPlan):
     with the store's name and the ending `.segmenters`.
     """
 
-    method = "cmc"
+    method_name = "cmc"
 
     def init_dependencies(self) -> list[str]:
         return [
@@ -203,7 +203,7 @@ class CMCPlan(SegmentationTrainingPlan):
 
 
 PLANS = {
-    plan.method: plan
+    plan.method_name: plan
     for plan in (
         LocalPlan,
         FedAvgPlan,

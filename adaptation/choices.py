@@ -1,0 +1,11 @@
+"""The values that settings of this room can take by name; importable without PyTorch, for the command line."""
+
+from __future__ import annotations
+
+ENGINES = ("segmenter", "translator")  # of the adaptation
+LABELLINGS = ("synthesis", "inversion")  # how a factory's labels are made
+# Gradients vanish in float16 unless the loss is scaled, which only the factory's trainer does.
+UNSCALED_PRECISIONS = ("float32", "bfloat16")
+REFINEMENTS = ("crf", "none")  # of gaze maps
+WEAK_LABEL_KINDS = ("point", "scribble", "block", "box")  # what dense labels can be turned into
+LAYOUTS = ("nifti", "nnunet", "slices", "legacy-slices")  # of synthetic volumes

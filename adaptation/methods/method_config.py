@@ -1,0 +1,74 @@
+"""The settings that all sites of a federated segmentation share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from ...errors import ConfigError
+from ..augmentation import ROTATION
+from ..labels.candidate_labels import check_classes
+from ..networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
+from .option_checks import check_at_least, check_choice, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """A federated segmentation. Raises: ConfigError if a value is out of range.
+
+    Attributes:
+        method: name of the method, see `fedfactory.adaptation.methods.catalogue`.
+        classes: number of label values, background included.
+        size: pixels per side of the slices.
+        sites: number of sites.
+        rounds: number of rounds.
+        updates: optimizer steps of a site in a round.
+        batch_size: slices in an update.
+        width: channels of the network's first level.
+        norm: normalisation, "group", or "batch" as FedAvg, FedBN and FedICRA were published with; FedMix and gaze
+            supervision always use "group".
+        learning_rate: of all optimizers; None takes the method's default.
+        mirror: whether the augmentation flips slices.
+        rotation: largest random angle of the augmentation, radians.
+        seed: of all random numbers.
+        options: the method's own settings, read-only; see the `Options` record of the method.
+    """
+
+    method: str
+    classes: int
+    size: int
+    sites: int
+    rounds: int
+    updates: int = 20
+    batch_size: int = 12
+    width: int = 16
+    norm: str = "group"
+    learning_rate: float | None = None
+    mirror: bool = True
+    rotation: float = ROTATION
+    seed: int = 0
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes)
+        for name in ("sites", "rounds", "updates", "batch_size"):
+            check_at_least(name, getattr(self, name), 1)
+        if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
+            raise ConfigError(f"size is {self.size}; choose a multiple of {SIDE_MULTIPLE} from {2 * SIDE_MULTIPLE}")
+        check_choice("norm", self.norm, NORMS)
+        if self.width < GROUPS or self.width % GROUPS:
+            raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")
+        if self.learning_rate is not None:
+            check_positive("learning_rate", self.learning_rate)
+
+    def to_dict(self) -> dict[str, object]:
+        """All settings by name, JSON-able."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> MethodConfig:
+        """The configuration that `to_dict` described. Raises: ConfigError for unknown or impossible settings."""
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ConfigError(f"these settings of a method are not usable ({error}); see `MethodConfig`") from None

@@ -1,0 +1,31 @@
+"""Range checks of methods' settings: one rule each, with the value received and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from ...errors import ConfigError
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raises: ConfigError if `value` is below `least` or NaN."""
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises: ConfigError if `value` is not above 0."""
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}; it must be positive")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raises: ConfigError if `value` is not in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} is {value}; choose from 0 to 1")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Raises: ConfigError if `value` is not among `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{name} is '{value}'; choose one of {', '.join(map(str, choices))}")

@@ -1,0 +1,24 @@
+"""Logits of classes from the sigmoid logits of structures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class StructureLogits(nn.Module):
+    """Adds a background logit of 0 to a network with one sigmoid output per structure, so that a structure wins where
+    its sigmoid is above one half and above that of all other structures.
+
+    Args:
+        network: slices (B, 1, S, S) to logits of structures (B, structures, S, S).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) in [-1, 1] to logits (B, structures + 1, S, S)."""
+        logits = self.network(x)
+        return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)

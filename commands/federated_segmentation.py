@@ -1,0 +1,178 @@
+"""What the study lead types for segmenters that sites train: federated methods, and adaptation at distant sites."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from ..adaptation.methods.catalogue import METHOD_CATALOGUE, describe
+from ..common.files import refuse_existing, write_json
+from ..errors import UsageError
+from ..researcher.node_selection import NodeSelection
+from .options import (
+    ApprovalTimeout,
+    Engine,
+    LabelledFactoryFile,
+    MinNodes,
+    Network,
+    NodeTimeout,
+    OneTargetSlice,
+    Researcher,
+    Rounds,
+    RoundTimeout,
+    Seed,
+    Tag,
+    Updates,
+    UpdatesPerRound,
+    Volumes,
+)
+from .terminal import Commands, console, key_and_value, quiet_framework
+
+if TYPE_CHECKING:
+    from ..researcher.segmentation import SegmentationResult
+
+commands = Commands()
+
+
+@commands.command()
+def methods() -> None:
+    """List the methods of federated segmentation, and what leaves a site with each."""
+    table = Table("method", "", "")
+    for name, description in METHOD_CATALOGUE.items():
+        table.add_row(f"[bold]{name}[/bold]", "for", description.summary)
+        table.add_row("", "leaves", description.leaves)
+        table.add_row("", "stays", description.stays)
+        table.add_row("", "needs", description.needs)
+        table.add_row("", "choose", f"when {description.choose}", end_section=True)
+    console.print(table)
+
+
+@commands.command("train-segmenter")
+def train_segmenter(
+    method: Annotated[str, typer.Option(help="Name of the method, see `fedfactory methods`.")],
+    researcher: Researcher,
+    tag: Tag,
+    out: Annotated[Path, typer.Option(help="New folder for scores, history and the averaged weights.")],
+    rounds: Rounds = 60,
+    updates_per_round: UpdatesPerRound = 10,
+    min_nodes: MinNodes = None,
+    round_timeout: RoundTimeout = None,
+    node_timeout: NodeTimeout = 60,
+    approval_timeout: ApprovalTimeout = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of slices in an optimizer step.")] = 12,
+    width: Annotated[int, typer.Option(min=4, help="Channels of the network's first level, a multiple of 4.")] = 16,
+    norm: Annotated[
+        str, typer.Option(help="Normalisation layers: group, or batch as in some of the publications.")
+    ] = "group",
+    rotation: Annotated[
+        float,
+        typer.Option(min=0, help="Largest random rotation in degrees; 180 for scans without a common orientation."),
+    ] = 8.6,
+    mirror: Annotated[
+        bool, typer.Option(help="Random left-right flips; not for organs with a left and a right.")
+    ] = True,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, a setting of the method itself; may be repeated.")
+    ] = None,
+    public: Annotated[Path | None, typer.Option(help="For hssf and lssl: slice store that all sites have too.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Train segmenters at the sites by a federated method.
+
+    Size of the slices and number of classes are those of the sites' stores.
+    """
+    description = describe(method)
+    if public is not None and not description.needs_public:
+        raise UsageError(f"public is '{public}', but {method} trains without public slices; leave it out")
+    if public is None and description.needs_public:
+        raise UsageError(f"public is missing; {method} needs a slice store that all sites have, too")
+    options = _options(option or [])
+    nodes = NodeSelection(
+        tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,
+        round_timeout=round_timeout,
+    )  # fmt: skip
+    refuse_existing(out)
+
+    from ..researcher.segmentation import train_method  # only now: slow to import
+
+    quiet_framework()
+    result = train_method(
+        method, out, researcher=researcher, nodes=nodes, rounds=rounds, updates=updates_per_round,
+        batch_size=batch_size, width=width, norm=norm, mirror=mirror, rotation=math.radians(rotation),
+        options=options, public=public, seed=seed,
+    )  # fmt: skip
+    _print_scores(result)
+    console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")
+
+
+@commands.command("adapt-remote")
+def adapt_remote(
+    factory_file: LabelledFactoryFile,
+    researcher: Researcher,
+    tag: Tag,
+    out: Annotated[Path, typer.Option(help="JSON file for the sites' reports.")],
+    domains: Annotated[
+        list[str] | None,
+        typer.Option("--domain", help="Domain of a site that adapts; may be repeated; default: all connected sites."),
+    ] = None,
+    engine: Engine = "segmenter",
+    network: Network = "unet",
+    updates: Updates = None,
+    volumes: Volumes = 90,
+    one_target_slice: OneTargetSlice = False,
+    node_timeout: NodeTimeout = 60,
+    approval_timeout: ApprovalTimeout = 0,
+    round_timeout: RoundTimeout = None,
+    seed: Seed = 0,
+) -> None:
+    """Let sites adapt that only Fed-BioMed reaches (phase two); each site's segmenter stays there."""
+    nodes = NodeSelection(
+        tag=tag, node_timeout=node_timeout, approval_timeout=approval_timeout, round_timeout=round_timeout
+    )
+    refuse_existing(out)
+
+    from ..adaptation.training.segmenter_training import SegmenterConfig  # only now: slow to import
+    from ..adaptation.training.translator_training import TranslatorConfig
+    from ..node.site_adaptation import Adaptation
+    from ..researcher.remote_adaptation import adapt_remotely
+
+    quiet_framework()
+    given = {"seed": seed, **({"updates": updates} if updates else {})}
+    adaptation = Adaptation(
+        engine=engine, segmenter=SegmenterConfig(network=network, **given), translator=TranslatorConfig(**given),
+        volumes=volumes, one_target_slice=one_target_slice,
+    )  # fmt: skip
+    site_updates = adapt_remotely(
+        factory_file, researcher=researcher, nodes=nodes, domains=domains, adaptation=adaptation
+    )
+    write_json(out, {name: {"domain": update.domain, **update.numbers} for name, update in site_updates.items()})
+    for name, update in site_updates.items():
+        alarms, slices = update.numbers["alarms"], update.numbers["slices"]
+        alarmed = f", {alarms} alarms" if alarms else ""
+        console.print(f"{name}: a segmenter from {slices} own slices{alarmed}; it stays there")
+
+
+def _options(words: list[str]) -> dict[str, object]:
+    """Settings typed as NAME=VALUE: the value of JSON where it is valid JSON, text otherwise."""
+    found: dict[str, object] = {}
+    for word in words:
+        name, value = key_and_value("option", word, "NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _print_scores(result: SegmentationResult) -> None:
+    from ..researcher.segmentation import score_table
+
+    table = Table("site", "labels", "own Dice", "own HD95 (mm)", "average Dice", "average HD95 (mm)")
+    for row in score_table(result):
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,118 @@
+"""Options that several commands share, each described once; their values are checked before PyTorch is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..adaptation.choices import ENGINES
+from ..adaptation.networks.network_names import NETWORKS
+from ..errors import ConfigError
+
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+
+
+def listed(choices: Collection[str]) -> str:
+    """The choices as "a, b or c"."""
+    *first, last = choices
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def one_of(choices: Collection[str]) -> Callable[[typer.CallbackParam, str | None], str | None]:
+    """A callback of an option that accepts these names alone; an option that was left out stays as it is."""
+
+    def check(param: typer.CallbackParam, value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise ConfigError(f"{param.name} is '{value}'; choose {listed([name for name in choices if name])}")
+        return value
+
+    return check
+
+
+def more_than(lowest: float) -> Callable[[typer.CallbackParam, float | None], float | None]:
+    """A callback of an option whose number must be above `lowest`."""
+
+    def check(param: typer.CallbackParam, value: float | None) -> float | None:
+        if value is not None and not value > lowest:
+            raise ConfigError(f"{param.name} is {value}; choose a number above {lowest:g}")
+        return value
+
+    return check
+
+
+def _check_device(value: str) -> str:
+    if not DEVICE.fullmatch(value):
+        raise ConfigError(f"device is '{value}'; choose cpu, cuda, or cuda:N for the GPU with number N")
+    return value
+
+
+# What every kind of command has.
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all random draws; the same seed repeats a run.")]
+Device = Annotated[str, typer.Option(callback=_check_device, help="Device that computes: cpu, cuda, or cuda:N.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Number of cases that are processed at once; default: one per core.")
+]
+
+# The slice store of a site.
+Store = Annotated[Path, typer.Option(help="The site's slice store, made by `fedfactory prepare`.")]
+NewStore = Annotated[Path, typer.Option(help="Slice store: a new folder, or a store that is extended.")]
+DomainOfStore = Annotated[str, typer.Option(help="Name of the site's domain: its scanner, modality or organ.")]
+ZBins = Annotated[int, typer.Option(min=1, help="Number of height bins; the same as that of the factory.")]
+PatientPattern = Annotated[
+    str | None, typer.Option(help="Regular expression that finds the patient's identifier in the name of a case.")
+]
+LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
+
+# The nodes of a federation.
+Researcher = Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher component.")]
+NodeFolder = Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")]
+Tag = Annotated[str, typer.Option(help="Tag under which the sites registered their data.")]
+MinNodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of nodes to wait for, and of answers that a round needs. "
+        "Default of `train`: one node per domain, and two answers; of `train-segmenter`: one.",
+    ),
+]
+NodeTimeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' nodes to connect.")]
+ApprovalTimeout = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for the sites' administrators to approve the training plan.")
+]
+RoundTimeout = Annotated[
+    float | None,
+    typer.Option(min=0, help="Seconds after which a round ends without the sites that have not answered."),
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Number of rounds: how often the sites' weights are averaged.")]
+UpdatesPerRound = Annotated[int, typer.Option(min=1, help="Optimizer steps of a site in each round.")]
+
+# The factory.
+FactoryOut = Annotated[Path, typer.Option(help="Factory file to write, .safetensors.")]
+LabelledFactoryFile = Annotated[Path, typer.Option("--factory", help="Labelled factory, made by `fedfactory label`.")]
+Classes = Annotated[int | None, typer.Option(help="Number of label values, background included; only checked.")]
+Encoder = Annotated[
+    str, typer.Option(help="Image encoder: the name of an open_clip architecture, local-dir:FOLDER, or timm:NAME.")
+]
+
+# The adaptation of a segmenter.
+Engine = Annotated[
+    str,
+    typer.Option(
+        callback=one_of(ENGINES), help="What is trained: a segmenter, or a translator (published; needs the factory)."
+    ),
+]
+Network = Annotated[
+    str,
+    typer.Option(
+        callback=one_of(NETWORKS), help=f"Network of the segmenter: {listed(NETWORKS)}; those with 3d read volumes."
+    ),
+]
+Updates = Annotated[int | None, typer.Option(min=1, help="Number of optimizer steps; default: as the engine needs.")]
+Volumes = Annotated[int, typer.Option(min=1, help="Number of synthetic subjects that are drawn from the factory.")]
+OneTargetSlice = Annotated[
+    bool, typer.Option("--one-target-slice", help="Train also on one labelled slice of each labelled case of the site.")
+]
