@@ -12,7 +12,6 @@ from torch import nn
 from ...errors import NodeDataError
 from ..labels.candidate_labels import SiteSlices
 
-
 State = TypeVar("State", bound="MethodState")
 
 
