@@ -88,7 +88,7 @@ def train_segmenter(
     """
     description = describe(method)
     if public is not None and not description.needs_public:
-        raise UsageError(f"public is '{public}', but {method} trains without public slices; leave it out")
+        raise UsageError(f"public is '{public}', but {method} uses no public slices; it must be left out")
     if public is None and description.needs_public:
         raise UsageError(f"public is missing; {method} needs a slice store that all sites have, too")
     options = _options(option or [])

@@ -118,7 +118,7 @@ def _factory_config(domains: str, preset: str, file: Path | None, *, clip_weight
     try:
         return FactoryConfig.from_dict({**json.loads(file.read_text(encoding="utf-8")), **changes})
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{file}: not readable as a JSON configuration ({error})") from None
+        raise UsageError(f"{file}: not readable ({error}); choose a JSON file with a configuration") from None
 
 
 def _print_round(state: RunState) -> None:

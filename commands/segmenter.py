@@ -113,7 +113,7 @@ def generate_volumes(
     require_one_of(factory=factory, ckpt_dir=ckpt_dir)
     require_one_of(domain=domain, label=label)
     if out is None:
-        raise UsageError("out is missing; give a new folder")
+        raise UsageError(f"out is {out}; give a new folder")
     refuse_existing(out)
 
     from ..adaptation.adapt import MANIFEST
@@ -211,7 +211,7 @@ def adapt(
     """Train the site's own segmenter (phase two)."""
     require_one_of(factory_file=factory_file, synthetic=synthetic)
     if engine == "translator" and factory_file is None:
-        raise UsageError("engine is 'translator'; give `factory_file`, synthetic volumes are not enough")
+        raise UsageError(f"engine is '{engine}'; give `factory_file`, synthetic volumes are not enough")
 
     from ..adaptation.training.segmenter_training import SegmenterConfig
     from ..adaptation.training.translator_training import TranslatorConfig

@@ -10,7 +10,8 @@ import numpy as np
 from ..errors import ConfigError, VolumeError
 from .compatibility import COMPATIBILITY
 from .cropping import CROPS
-from .volumes import PLANES
+
+PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")  # see `fedfactory.imaging.volumes.orientation`
 
 BACKGROUND = -1.0  # value of padding, the darkest of the [-1, 1] scale
 UNLABELLED = 255  # label of pixels that nobody annotated

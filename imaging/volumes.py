@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
-PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")
 MAX_VOXELS = 2**30  # a header that claims more is damaged or hostile
 
 

@@ -259,7 +259,7 @@ def method_experiment(
     It has one round more than the configuration, in which the sites score the last average.
 
     Args:
-        config: configuration of the method.
+        method: with its configuration.
         tag: tag under which the sites registered their data.
         facts: node id to the site's facts, see `agreed_facts`.
         public: slice store that all sites have too; None without one.

@@ -140,7 +140,7 @@ def test_the_researcher_configures_cmc_from_what_sites_announce():
     }
     config = agreed_config(describe("cmc"), sites, None, rounds=2, options={"start": 0.5})
     assert config.options == {"start": 0.5, "modalities": ["ct", "mri"]} and config.classes == 3
-    with pytest.raises(FederationError, match="n2: registered without a modality"):
+    with pytest.raises(FederationError, match="n2: no modality registered"):
         agreed_config(describe("cmc"), {**sites, "n2": site_facts(classes=1)}, None, rounds=2)
-    with pytest.raises(UsageError, match="all sites have ct alone"):
+    with pytest.raises(UsageError, match="all sites have ct only"):
         agreed_config(describe("cmc"), {"n2": sites["n2"]}, None, rounds=2)

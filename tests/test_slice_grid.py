@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError
 from fedfactory.imaging.cropping import crop_box
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_format import PLANES, UNLABELLED, SliceFormat
 from fedfactory.imaging.slice_grid import SliceGrid
-from fedfactory.imaging.volumes import PLANES, Volume, orientation, turned_back
+from fedfactory.imaging.volumes import Volume, orientation, turned_back
 from helpers import ball_volume, oriented
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -11,8 +11,7 @@ from typing import Any
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
-from ...imaging.slice_format import SliceFormat
-from ...imaging.volumes import PLANES
+from ...imaging.slice_format import PLANES, SliceFormat
 from .patient_split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
