@@ -23,7 +23,8 @@ from .training.segmenter_training import SegmenterConfig, SegmenterData, train_s
 from .training.training_loop import LoopConfig
 
 MANIFEST = "manifest.json"
-FAMILIAR = 0.25  # Dice on synthetic slices: .09 and .20 where another site's segmenter failed, .5 and more elsewhere
+# Dice on synthetic slices: 0.09 and 0.20 where another site's segmenter failed, at least 0.5 elsewhere.
+MIN_AGREEMENT = 0.25
 
 
 def adapt(
@@ -40,10 +41,10 @@ def adapt(
 
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
-        domain: of the site.
+        domain: the site's domain.
         data: slices to train on; the labelled ones are as a rule synthetic slices of the site's domain, see
             `draw_slices` and `read_synthetic`.
-        config: how to train.
+        config: of the training.
         facts: where the data came from; kept in the segmenter's card.
         loop: evaluations and checkpoints; None evaluates at the end alone.
         device: to train on.
@@ -52,7 +53,7 @@ def adapt(
     """
     images = data.labelled.images
     if images.shape[1] != fmt.size:
-        raise StoreError(f"synthetic slices are {images.shape[1]} px, the site's store has {fmt.size} px")
+        raise StoreError(f"synthetic slices are {images.shape[1]} px; they must be {fmt.size} px as in the store")
     facts = replace(facts or TrainingFacts(), domain=domain, slices=len(images))
     title = f"adapting to {domain}"
     return train_segmenters(data, fmt, config, title=title, facts=facts, loop=loop, device=device)
@@ -62,24 +63,31 @@ def training_set(
     images: np.ndarray,
     drawn: LabelledSlices,
     robust: Segmenter,
+    *,
     fmt: SliceFormat,
     domain: str,
     config: SegmenterConfig,
     volume: np.ndarray | None = None,
 ) -> LabelledSlices:
-    """What a site learns from: as a rule half labelled synthetic slices of its domain, half its own slices (N, S, S)
+    """The training set of a site: usually half labelled synthetic slices of its domain, and half the site's own slices
     with the labels of the labelled site's robust segmenter.
 
-    Where that does not even find what the synthetic slices show, one of the two is wrong. A segmenter of the synthetic
-    slices is trained too. If its classes explain more of the site's grey levels, it labels the site's own slices; if
-    not, the synthetic slices are left out.
+    If that segmenter does not agree with the labels of the synthetic slices, one of the two is wrong. Then a segmenter
+    is trained on the synthetic slices alone. If its classes explain more of the grey levels of the site's images, it
+    labels the site's own slices; if not, the synthetic slices are left out.
 
     Args:
-        drawn: labelled synthetic slices of the domain. volume: (N,) which volume a slice belongs to.
+        images: (N, S, S) in [-1, 1], the site's own slices.
+        drawn: labelled synthetic slices of the domain.
+        robust: the labelled site's segmenter.
+        fmt: the site's slice format.
+        domain: the site's domain.
+        config: of the segmenter that may be trained.
+        volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
     """
     images, shown = images.astype(np.float32), torch.from_numpy(drawn.images.astype(np.float32))[:, None]
     found = robust.probabilities(shown, drawn.volume).argmax(1)
-    if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= FAMILIAR:
+    if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= MIN_AGREEMENT:
         return mix(drawn, pseudo_label(images, robust, volume))
     (alone,) = adapt(fmt, domain, SegmenterData(labelled=drawn), config=config)
     theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
@@ -102,7 +110,7 @@ def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
     """
     if synthetic.images.shape[1] != own.images.shape[1]:
         raise StoreError(
-            f"synthetic slices are {synthetic.images.shape[1]} px, the site's are {own.images.shape[1]} px"
+            f"synthetic slices are {synthetic.images.shape[1]} px; they must be {own.images.shape[1]} px as the site's"
         )
     longer = max(len(synthetic.images), len(own.images))
     parts = [part for one in (synthetic, own) for part in [one] * max(1, round(longer / len(one.images)))]
@@ -139,11 +147,14 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         names = [str(case["name"]) for case in cases]
         layout = manifest["layout"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged)") from None
+        raise UsageError(
+            f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged); give a folder written by "
+            "`fedfactory generate-volumes`"
+        ) from None
     if layout != "nifti":
         raise UsageError(f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`")
     if shown != domain:
-        raise UsageError(f"{folder}: shows domain '{shown}', the store is of '{domain}'")
+        raise UsageError(f"{folder}: shows domain '{shown}'; it must be the store's domain, '{domain}'")
     images, labels = [], []
     for name in track(names, "reading synthetic volumes"):
         if Path(name).name != name or name in ("", ".", ".."):

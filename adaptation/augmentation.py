@@ -17,14 +17,15 @@ KNOTS = 3  # of the random contrast curve: air, middle, bright; more bends were 
 class ContrastRemapTransform(AbstractTransform):
     """Replace the grey scale of a slice by a random piecewise linear curve, not necessarily rising.
 
-    The darkest value stays dark: air is dark in every scanner. What a sceptic would try before any adaptation:
-    a network trained so must find anatomy by shape alone.
+    The darkest value stays dark: air is dark in every scanner. This is a baseline without any adaptation:
+    a network trained in this way must find anatomy by shape alone.
     """
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
     def __call__(self, **batch: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch {"data": (B, 1, S, S), "seg": (B, 1, S, S)}, whose data is changed in place."""
         places = np.linspace(-1, 1, KNOTS)
         for image in batch["data"]:
             if np.random.uniform() < self.probability:
@@ -48,7 +49,7 @@ def augmentation(*, mirror: bool, remap_contrast: float, rotation: float = ROTAT
 
 
 def geometry(*, mirror: bool, rotation: float = ROTATION, dimensions: int = 2) -> Compose:
-    """Where things are: rotations in the slice's plane, small changes of size, flips. 3-D: (B, 1, D, S, S)."""
+    """Changes of position: rotations in the slice's plane, small changes of size, flips. 3-D: (B, 1, D, S, S)."""
     transforms: list[AbstractTransform] = [
         SpatialTransform(
             None,
@@ -71,7 +72,7 @@ def geometry(*, mirror: bool, rotation: float = ROTATION, dimensions: int = 2) -
 
 
 def appearance(*, remap_contrast: float = 0.0) -> Compose:
-    """How things look: contrast, brightness, noise."""
+    """Changes of grey values: contrast, brightness, noise."""
     transforms: list[AbstractTransform] = [
         GammaTransform((0.7, 1.5), retain_stats=False, p_per_sample=0.5),
         _AboveBackground(BrightnessMultiplicativeTransform((0.85, 1.15), p_per_sample=0.5)),
@@ -87,6 +88,7 @@ class _AboveBackground(AbstractTransform):
         self.transform = transform
 
     def __call__(self, **batch: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch {"data": (B, 1, S, S), "seg": (B, 1, S, S)}."""
         batch["data"] = batch["data"] - BACKGROUND
         batch = self.transform(**batch)
         batch["data"] = batch["data"] + BACKGROUND

@@ -87,7 +87,7 @@ def evaluate(predictions: str | Path, references: str | Path, out: str | Path | 
             writer = csv.DictWriter(file, [field.name for field in fields(Score)])
             writer.writeheader()
             writer.writerows(asdict(score) for score in scores)
-        _write_page(Path(out).with_suffix(".html"), scores, predicted, reference)
+        _write_page(Path(out).with_suffix(".html"), scores, predicted=predicted, reference=reference)
     return scores
 
 
@@ -111,14 +111,14 @@ def summarise(scores: list[Score], *, seed: int = 0) -> list[Summary]:
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    """Of the defined ones; NaN if there are none."""
+    """Mean of the finite values (N,); NaN if there are none."""
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else float("nan")
 
 
 def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
-    """2.5 and 97.5 % of means of cases drawn with replacement; NaN for fewer than two cases."""
+    """Bootstrap percentiles 2.5 and 97.5 % of the mean of values (N,); NaN for fewer than two."""
     if len(values) < 2:
         return float("nan"), float("nan")
     means = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
@@ -126,7 +126,7 @@ def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _write_page(path: Path, scores: list[Score], predicted: dict[str, Path], reference: dict[str, Path]) -> None:
+def _write_page(path: Path, scores: list[Score], *, predicted: dict[str, Path], reference: dict[str, Path]) -> None:
     rows = []
     for one in summarise(scores):
         name = f"class {one.label}" if one.label else "mean of classes"
@@ -152,13 +152,15 @@ def _write_page(path: Path, scores: list[Score], predicted: dict[str, Path], ref
 def score_case(case: str, predicted: Volume, reference: Volume) -> list[Score]:
     """Scores of every class that is in either label map; background is left out."""
     classes = [int(v) for v in np.union1d(np.unique(predicted.data), np.unique(reference.data)) if v > 0]
-    scores = []
-    for label in classes:
-        scores.append(_score_class(case, label, predicted.data == label, reference.data == label, reference.spacing))
-    return scores
+    spacing = reference.spacing
+    return [
+        _class_scores(case, label, ours=predicted.data == label, theirs=reference.data == label, spacing=spacing)
+        for label in classes
+    ]
 
 
-def _score_class(case: str, label: int, ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray) -> Score:
+def _class_scores(case: str, label: int, *, ours: np.ndarray, theirs: np.ndarray, spacing: np.ndarray) -> Score:
+    """Scores of one class, from its masks (X, Y, Z) bool and the voxels' spacing (3,) in millimetres."""
     pair = [torch.from_numpy(mask)[None, None].float() for mask in (ours, theirs)]
     options = {"include_background": True, "spacing": spacing.tolist()}
     both, nan = ours.any() and theirs.any(), float("nan")
@@ -182,5 +184,5 @@ def mean_dice(scores: list[Score]) -> float:
     for score in scores:
         by_case.setdefault(score.case, []).append(score.dice)
     if not by_case:
-        raise UsageError("no foreground in any case: there is nothing to score")
+        raise UsageError("there are 0 scores, for no case has foreground; give at least one labelled case")
     return float(np.mean([np.mean(values) for values in by_case.values()]))

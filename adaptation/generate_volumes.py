@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from ..generative.image_encoder import read_embedding
 from ..generative.synthesis import between_latents, slice_heights
 from .adapt import MANIFEST
 from .labelled_factory import LabelledFactory
-from .volume_formats import WRITERS, finish, name_of
+from .volume_formats import WRITERS, SyntheticVolume, finish
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
 ATTEMPTS = 50  # draws of a volume before least_share counts as too high
@@ -35,15 +34,15 @@ class Drawing:
     """What is drawn; volume n depends on this and on n alone.
 
     Attributes:
-        domain: whose look the images have.
-        volumes: how many.
+        domain: the domain that the images belong to.
+        volumes: number of volumes, at least 1.
         slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
         z_depth: height bins to walk from the lowest up; None walks all.
         largest_component: keep only each class's largest 26-connected part.
         truncation: 1 draws all the variety the factory has, lower values fewer unusual subjects.
-        least_share: of a volume's voxels that every class must have; a draw with less is thrown away.
-        between: volumes between every two drawn subjects, on the way from one to the other.
-        seed: repeats a run.
+        least_share: share of a volume's voxels that every class must have, in [0, 1); a draw with less is discarded.
+        between: number of volumes between every two drawn subjects, interpolated between their latents.
+        seed: of all random numbers.
     """
 
     domain: str
@@ -57,16 +56,34 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.volumes < 1 or self.slices_per_bin < 1:
-            raise UsageError("the number of volumes and of slices per bin must be at least 1")
-        if not 0 <= self.truncation <= 1 or not 0 <= self.least_share < 1:
-            raise UsageError("truncation goes from 0 to 1, the least share of a class from 0 to below 1")
-        if self.between < 0:
-            raise UsageError("the number of volumes between two subjects must not be negative")
-        if (
-            self.between and self.least_share
-        ):  # a subject drawn again would no longer be the end of its neighbours' ways
-            raise UsageError("volumes between subjects cannot be drawn again; leave the least share out")
+        for name, lowest in (("volumes", 1), ("slices_per_bin", 1), ("between", 0)):
+            if getattr(self, name) < lowest:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if not 0 <= self.truncation <= 1:
+            raise UsageError(f"truncation is {self.truncation}; it must be from 0 to 1")
+        if not 0 <= self.least_share < 1:
+            raise UsageError(f"least_share is {self.least_share}; it must be at least 0 and below 1")
+        # A subject that is drawn again would no longer be the end of the interpolations towards its neighbours.
+        if self.between and self.least_share:
+            raise UsageError(
+                f"least_share is {self.least_share} and between is {self.between}: volumes between subjects cannot be "
+                "drawn again; use only one of the two"
+            )
+
+
+@dataclass(frozen=True)
+class ManifestEntry:
+    """One volume in the manifest.
+
+    Attributes:
+        name: of the synthetic subject.
+        attempt: number of the draw that was kept, from 0.
+        shares: share of the voxels of every class, background first.
+    """
+
+    name: str
+    attempt: int
+    shares: list[float]
 
 
 def generate_volumes(
@@ -95,34 +112,38 @@ def generate_volumes(
         for an unusable file.
     """
     refuse_existing(out)
-    if workers < 1 or layout not in WRITERS:
-        raise UsageError(f"workers must be at least 1, the layout one of {', '.join(WRITERS)}")
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; it must be at least 1")
+    if layout not in WRITERS:
+        raise UsageError(f"layout is '{layout}'; choose one of {', '.join(WRITERS)}")
     numbers = range(drawing.volumes) if only is None else sorted(set(only))
     if not numbers or not 0 <= numbers[0] <= numbers[-1] < drawing.volumes:
-        raise UsageError(f"only {list(numbers)}: the drawing has volumes 0 to {drawing.volumes - 1}")
+        raise UsageError(f"only is {list(numbers)}; choose from the volumes 0 to {drawing.volumes - 1}")
     labelled = LabelledFactory.load(factory_file)
     config, classes = labelled.factory.config, labelled.card.classes
     config.domain_index(drawing.domain)
     encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
     heights = slice_heights(config.z_bins if drawing.z_depth is None else drawing.z_depth, drawing.slices_per_bin)
     if heights.max() > config.z_bins - 1:
-        raise UsageError(f"z_depth is {drawing.z_depth}, this factory has {config.z_bins} bins")
+        raise UsageError(f"z_depth is {drawing.z_depth}; this factory has {config.z_bins} bins, choose at most as many")
     _move(labelled, device)
     extent = labelled.factory.height * float(heights.max()) / (config.z_bins - 1)
-    affine = _affine(config.image_size, labelled.factory.spacing, extent / len(heights), len(heights))
+    thickness = extent / len(heights)
+    affine = _affine(config.image_size, len(heights), spacing=labelled.factory.spacing, thickness=thickness)
     latents = _Latents(drawing, config.latent_dim)
 
-    def make(number: int, folder: Path) -> dict[str, Any]:
-        images, labels, attempt = _draw(labelled, latents, number, heights, encoding)
-        WRITERS[layout](folder, number, images, labels, affine, classes)
+    def make(number: int, folder: Path) -> ManifestEntry:
+        images, labels, attempt = _draw(labelled, latents, number, heights=heights, encoding=encoding)
+        volume = SyntheticVolume(number=number, images=images, labels=labels, affine=affine, classes=classes)
+        WRITERS[layout](folder, volume)
         shares = np.bincount(labels.ravel(), minlength=classes) / labels.size
-        return {"name": name_of(number), "attempt": attempt, "shares": [round(float(one), 5) for one in shares]}
+        return ManifestEntry(volume.name, attempt, [round(float(share), 5) for share in shares])
 
     with atomic_folder(out) as folder, _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         made = pool.map(lambda number: make(number, folder), numbers)
         entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
-        finish(folder, layout, drawing.domain, len(numbers), classes)
-        drawn = [latents.of(number, entry["attempt"]) for number, entry in zip(numbers, entries, strict=True)]
+        finish(folder, layout=layout, domain=drawing.domain, volumes=len(numbers), classes=classes)
+        drawn = [latents.of(number, entry.attempt) for number, entry in zip(numbers, entries, strict=True)]
         np.save(folder / LATENTS, torch.cat(drawn).numpy(), allow_pickle=False)
         manifest = {
             "made_by": f"fedfactory {__version__}",
@@ -134,10 +155,10 @@ def generate_volumes(
             **asdict(drawing),
             "z_depth": int(heights.max()) + 1,
             "alarms": [text for text in labelled.factory.facts.alarms if text.startswith(f"{drawing.domain}:")],
-            "volumes": entries,
+            "volumes": [asdict(entry) for entry in entries],
         }
         write_json(folder / MANIFEST, manifest)
-    return [entry["name"] for entry in entries]
+    return [entry.name for entry in entries]
 
 
 class _Latents:
@@ -160,9 +181,14 @@ class _Latents:
 
 
 def _draw(
-    labelled: LabelledFactory, latents: _Latents, number: int, heights: Tensor, encoding: Tensor | None
+    labelled: LabelledFactory, latents: _Latents, number: int, *, heights: Tensor, encoding: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images, labels and number of the attempt that had enough of every class."""
+    """Images (N, S, S) float32 in [-1, 1], labels (N, S, S) uint8, and the number of the attempt that was kept.
+
+    Args:
+        heights: (N,) in [0, z_bins - 1].
+        encoding: (encoding_dim,), or None.
+    """
     drawing, classes = latents.drawing, labelled.card.classes
     keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
     for attempt in range(ATTEMPTS if drawing.least_share else 1):
@@ -179,7 +205,8 @@ def _draw(
         if np.bincount(labels.ravel(), minlength=classes).min() >= drawing.least_share * labels.size:
             return images, labels, attempt
     raise UsageError(
-        f"none of {ATTEMPTS} draws of volume {number} has {drawing.least_share:.2%} of every class; ask for less"
+        f"least_share is {drawing.least_share}, but none of {ATTEMPTS} draws of volume {number} has that much of every "
+        "class; choose a lower value"
     )
 
 
@@ -235,7 +262,7 @@ def find_factory_file(folder: str | Path) -> Path:
     """The only labelled factory in a folder, as the original program expects it. Raises UsageError otherwise."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+        raise UsageError(f"{folder}: no such folder; give the folder of a labelled factory")
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise UsageError(f"{folder}: holds {len(found)} .safetensors files, expected one labelled factory")
@@ -243,9 +270,10 @@ def find_factory_file(folder: str | Path) -> Path:
 
 
 def _mean_embedding(path: Path, width: int) -> torch.Tensor:
+    """(width,), read from an array file."""
     mean = read_embedding(path)
     if len(mean) != width:
-        raise UsageError(f"{path}: has {len(mean)} numbers, this factory takes {width}")
+        raise UsageError(f"{path}: has {len(mean)} numbers; it must have {width} for this factory")
     return mean
 
 
@@ -258,8 +286,8 @@ def _move(labelled: LabelledFactory, device: str) -> None:
         ) from None
 
 
-def _affine(size: int, spacing: float, thickness: float, slices: int) -> np.ndarray:
-    """Right-anterior-superior axes, origin in the middle of the volume."""
+def _affine(size: int, slices: int, *, spacing: float, thickness: float) -> np.ndarray:
+    """(4, 4), millimetres. Right-anterior-superior axes, origin in the middle of the volume."""
     affine = np.diag([spacing, spacing, thickness, 1.0])
     affine[:3, 3] = -affine.diagonal()[:3] * (np.array([size, size, slices]) - 1) / 2
     return affine

@@ -61,15 +61,16 @@ def segment(
     outputs, cases = outputs or Outputs(), [case for image in images for case in _cases(Path(image))]
     names = [name for name, _ in cases]
     if not cases or not models:
-        raise UsageError("give at least one image and one model")
+        raise UsageError(f"there are {len(cases)} images and {len(models)} models; give at least one of each")
     if len(set(names)) != len(names):
-        raise UsageError("two images have the same name; segment them into different folders")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
     refuse_existing(out)
     segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(one.format, one.classes) for one in segmenters}) > 1:
-        raise CheckpointError("the models of an ensemble must share slice format and classes")
+        raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
     if outputs.flips and not all(one.card.mirrored for one in segmenters):
-        raise UsageError("these models were not trained with mirrored images; leave flips out")
+        raise UsageError("flips is True, but not all models were trained with mirrored images; choose flips=False")
     with atomic_folder(out) as folder:
         for name, source in track(cases, "segmenting"):
             volume = read_volume(source)
@@ -83,7 +84,7 @@ def segment(
                 whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), volume.affine)
                 write_volume(folder / f"{name}{PROBABILITIES}.nii.gz", whole)
             if outputs.pictures:
-                _picture(folder / f"{name}.png", volume, labels, grid)
+                _picture(folder / f"{name}.png", volume, labels, grid=grid)
     return [Path(out) / f"{name}.nii.gz" for name in names]
 
 
@@ -97,6 +98,7 @@ def slice_probabilities(
     slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
 
     def once(given: Tensor) -> Tensor:
+        """Slices (N, 1, S, S) to mean probabilities (N, classes, S, S)."""
         return torch.stack([one.probabilities(given) for one in segmenters]).mean(0)
 
     found = once(slices)
@@ -122,7 +124,7 @@ def _cases(path: Path) -> list[tuple[str, Path | tuple[Path, ...]]]:
     return [(case.name.replace("/", "_"), case.image) for case in found.cases]
 
 
-def _picture(path: Path, volume: Volume, labels: Volume, grid: SliceGrid) -> None:
+def _picture(path: Path, volume: Volume, labels: Volume, *, grid: SliceGrid) -> None:
     import matplotlib.image
 
     image, found = (one.turned(grid.fmt.plane).data for one in (volume, labels))

@@ -15,6 +15,7 @@ class LabelledSlices:
     Attributes:
         images: (N, S, S) float in [-1, 1].
         labels: (N, S, S) integer below `classes`.
+        classes: number of label values, background included.
         volume: (N,) integer, which volume a slice belongs to; a volume's slices follow each other in order. None
             where that is not known: then no 3-D network can be trained on them.
     """
@@ -25,6 +26,7 @@ class LabelledSlices:
     volume: np.ndarray | None = None
 
     def part(self, chosen: np.ndarray) -> LabelledSlices:
+        """The chosen slices: indices (n,) or a mask (N,) bool."""
         volume = None if self.volume is None else self.volume[chosen]
         return LabelledSlices(self.images[chosen], self.labels[chosen], self.classes, volume)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,31 @@ from ..common.files import write_json
 from ..imaging.volume_files import write_volume
 from ..imaging.volumes import Volume
 
-Writer = Callable[[Path, int, np.ndarray, np.ndarray, np.ndarray, int], None]
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticVolume:
+    """One labelled synthetic subject.
+
+    Attributes:
+        number: of the subject, from 0.
+        images: (N, S, S) float32 in [-1, 1].
+        labels: (N, S, S) uint8, below `classes`.
+        affine: (4, 4), of the volume (S, S, N) in right-anterior-superior axes, millimetres.
+        classes: number of label values, background included.
+    """
+
+    number: int
+    images: np.ndarray
+    labels: np.ndarray
+    affine: np.ndarray
+    classes: int
+
+    @property
+    def name(self) -> str:
+        return name_of(self.number)
+
+
+Writer = Callable[[Path, SyntheticVolume], None]
 
 
 def name_of(number: int) -> str:
@@ -20,42 +44,34 @@ def name_of(number: int) -> str:
     return f"synthetic_{number:04d}"
 
 
-def write_pair(
-    folder: Path, number: int, images: np.ndarray, labels: np.ndarray, affine: np.ndarray, classes: int
-) -> None:
-    """`<name>/{image,label}/<name>.nii.gz`, Fed-BioMed's medical-folder layout. Arrays are (N, S, S)."""
-    name = name_of(number)
-    write_volume(folder / name / "image" / f"{name}.nii.gz", _volume(images, affine))
-    write_volume(folder / name / "label" / f"{name}.nii.gz", _volume(labels, affine))
+def write_pair(folder: Path, volume: SyntheticVolume) -> None:
+    """`<name>/{image,label}/<name>.nii.gz`, Fed-BioMed's medical-folder layout."""
+    name = volume.name
+    write_volume(folder / name / "image" / f"{name}.nii.gz", _volume(volume.images, volume.affine))
+    write_volume(folder / name / "label" / f"{name}.nii.gz", _volume(volume.labels, volume.affine))
 
 
-def write_nnunet(
-    folder: Path, number: int, images: np.ndarray, labels: np.ndarray, affine: np.ndarray, classes: int
-) -> None:
+def write_nnunet(folder: Path, volume: SyntheticVolume) -> None:
     """`imagesTr/<name>_0000.nii.gz` and `labelsTr/<name>.nii.gz`."""
-    name = name_of(number)
-    write_volume(folder / "imagesTr" / f"{name}_0000.nii.gz", _volume(images, affine))
-    write_volume(folder / "labelsTr" / f"{name}.nii.gz", _volume(labels, affine))
+    name = volume.name
+    write_volume(folder / "imagesTr" / f"{name}_0000.nii.gz", _volume(volume.images, volume.affine))
+    write_volume(folder / "labelsTr" / f"{name}.nii.gz", _volume(volume.labels, volume.affine))
 
 
-def write_slices(
-    folder: Path, number: int, images: np.ndarray, labels: np.ndarray, affine: np.ndarray, classes: int
-) -> None:
+def write_slices(folder: Path, volume: SyntheticVolume) -> None:
     """`fakeVolume<n>_slice<NNN>.npz` with the published fields as plain arrays: no pickle."""
-    for position, record in enumerate(_records(images, labels, classes)):
-        np.savez(folder / f"fakeVolume{number}_slice{position:03d}.npz", **record)
+    for position, record in enumerate(_records(volume)):
+        np.savez(folder / f"fakeVolume{volume.number}_slice{position:03d}.npz", **record)
 
 
-def write_legacy_slices(
-    folder: Path, number: int, images: np.ndarray, labels: np.ndarray, affine: np.ndarray, classes: int
-) -> None:
+def write_legacy_slices(folder: Path, volume: SyntheticVolume) -> None:
     """`fakeVolume<n>_slice<NNN>.npy` as the published program wrote and reads them: pickled dictionaries."""
-    for position, record in enumerate(_records(images, labels, classes)):
-        path = folder / f"fakeVolume{number}_slice{position:03d}.npy"
+    for position, record in enumerate(_records(volume)):
+        path = folder / f"fakeVolume{volume.number}_slice{position:03d}.npy"
         np.save(path, np.array({**record, "weight": None}, dtype=object))
 
 
-def nnunet_description(domain: str, volumes: int, classes: int) -> dict[str, Any]:
+def nnunet_description(domain: str, volumes: int, classes: int) -> dict[str, object]:
     """`dataset.json` of nnU-Net version 2."""
     labels = {"background": 0, **{f"class {value}": value for value in range(1, classes)}}
     return {
@@ -76,19 +92,21 @@ WRITERS: dict[str, Writer] = {
 }
 
 
-def finish(folder: Path, layout: str, domain: str, volumes: int, classes: int) -> None:
-    """What a layout needs besides its volumes."""
+def finish(folder: Path, *, layout: str, domain: str, volumes: int, classes: int) -> None:
+    """Write the files that a layout needs beside its volumes."""
     if layout == "nnunet":
         write_json(folder / "dataset.json", nnunet_description(domain, volumes, classes))
 
 
 def _volume(slices: np.ndarray, affine: np.ndarray) -> Volume:
+    """Slices (N, S, S) as a volume (S, S, N)."""
     return Volume(np.ascontiguousarray(np.moveaxis(slices, 0, 2)), affine)
 
 
-def _records(images: np.ndarray, labels: np.ndarray, classes: int) -> list[dict[str, np.ndarray]]:
-    values = np.arange(classes)
+def _records(volume: SyntheticVolume) -> list[dict[str, np.ndarray]]:
+    """By slice: "data" (S, S, 1) float32 in [-1, 1] and "mask" (S, S, classes) bool."""
+    values = np.arange(volume.classes)
     return [
         {"data": image[..., None].astype(np.float32), "mask": label[..., None] == values}
-        for image, label in zip(images, labels, strict=True)
+        for image, label in zip(volume.images, volume.labels, strict=True)
     ]

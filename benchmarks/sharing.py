@@ -210,7 +210,7 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
         (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=segmenters)
-        taught = training_set(images, drawn, robust, store.format, domain, segmenters)
+        taught = training_set(images, drawn, robust, fmt=store.format, domain=domain, config=segmenters)
         (both,) = adapt(store.format, domain, SegmenterData(labelled=taught), config=segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}

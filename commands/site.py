@@ -39,7 +39,7 @@ def site_add(
     ] = None,
 ) -> None:
     """Register a slice store with a Fed-BioMed node."""
-    others = {}
+    others: dict[str, str] = {}
     for word in other or []:
         name, path = key_and_value("other", word, "MODALITY=STORE")
         if name in (modality, *others):

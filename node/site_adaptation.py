@@ -231,8 +231,15 @@ def _draw_training_set(
         slices = max(2, round(float(np.median([case.count for case in store.cases]))))
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     own = _own_slices(store, drawn.classes)
-    where = (store.format, store.domain, adaptation.segmenter)
-    data = training_set(own.images, drawn, labelled.robust, *where, own.volume)
+    data = training_set(
+        own.images,
+        drawn,
+        labelled.robust,
+        fmt=store.format,
+        domain=store.domain,
+        config=adaptation.segmenter,
+        volume=own.volume,
+    )
     if not adaptation.validates:
         return data, None
     seed += VALIDATION_SEED_OFFSET

@@ -180,7 +180,7 @@ def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
     before = copy.deepcopy(site_round.model.state_dict())
     report = method.train_round(site_round)
     assert report.samples == 12 * len(held) and math.isfinite(report.loss)
-    assert report.numbers == {f"slices_of_{name}": 12.0 for name in held}
+    assert report.numbers == {f"modality_slices_{name}": 12.0 for name in held}
     moved = {name for name, value in site_round.model.state_dict().items() if not torch.equal(before[name], value)}
     assert {modality_of(name) for name in moved} - {None} == set(held)
 
@@ -198,8 +198,8 @@ def test_each_modality_is_averaged_over_the_sites_that_have_it():
     before = method.build().state_dict()
     sent = {n: {name: torch.full_like(value, float(n + 1)) for name, value in before.items()} for n in range(3)}
     site_updates = {
-        0: SiteUpdate(20, 1.0, {"slices_of_ct": 10.0, "slices_of_mri": 10.0}),
-        1: SiteUpdate(30, 1.0, {"slices_of_ct": 30.0}),
+        0: SiteUpdate(20, 1.0, {"modality_slices_ct": 10.0, "modality_slices_mri": 10.0}),
+        1: SiteUpdate(30, 1.0, {"modality_slices_ct": 30.0}),
         2: SiteUpdate(0, math.nan),
     }
     after, shares = method.aggregate(site_updates, sent.__getitem__, before)

@@ -141,7 +141,7 @@ def test_draws_without_enough_of_a_class_are_thrown_away(labelled_file, tmp_path
     manifest = json.loads((tmp_path / "enough" / "manifest.json").read_text())
     assert all(min(volume["shares"]) >= least - 1e-5 for volume in manifest["volumes"])
     assert any(volume["attempt"] > 0 for volume in manifest["volumes"])
-    with pytest.raises(UsageError, match="ask for less"):
+    with pytest.raises(UsageError, match="choose a lower value"):
         generate_volumes(labelled_file, tmp_path / "never", replace(DARK, volumes=2, least_share=0.9))
     assert not (tmp_path / "never").exists()
 
@@ -216,7 +216,7 @@ def test_unusable_requests_say_so_and_leave_nothing(labelled_file, tmp_path):
     for call, error, message in [
         (lambda: Drawing(domain="dark", volumes=0), UsageError, "at least 1"),
         (lambda: Drawing(domain="dark", truncation=1.5), UsageError, "truncation"),
-        (lambda: Drawing(domain="dark", between=-1), UsageError, "negative"),
+        (lambda: Drawing(domain="dark", between=-1), UsageError, "at least 0"),
         (lambda: Drawing(domain="dark", between=1, least_share=0.1), UsageError, "drawn again"),
         (lambda: generate_volumes(labelled_file, out, replace(DARK, domain="x")), ConfigError, "unknown domain"),
         (lambda: generate_volumes(labelled_file, out, replace(DARK, z_depth=9)), UsageError, "4 bins"),
@@ -233,10 +233,10 @@ def test_unusable_requests_say_so_and_leave_nothing(labelled_file, tmp_path):
 def test_a_failure_in_the_middle_leaves_no_half_written_volume(labelled_file, tmp_path, monkeypatch):
     from fedfactory.adaptation import volume_formats
 
-    def full(folder, number, *rest):
-        if number == 2:
+    def full(folder, volume):
+        if volume.number == 2:
             raise OSError(28, "No space left on device")
-        volume_formats.write_pair(folder, number, *rest)
+        volume_formats.write_pair(folder, volume)
 
     monkeypatch.setitem(volume_formats.WRITERS, "nifti", full)
     with pytest.raises(OSError, match="No space"):
@@ -261,7 +261,7 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
     generate_volumes(file, tmp_path / "embedded", one, clip_mean=tmp_path / "mean.npy")
     assert np.abs(image_of(tmp_path / "plain", 0) - image_of(tmp_path / "embedded", 0)).max() > 1e-3
     np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
-    with pytest.raises(UsageError, match="takes 6"):
+    with pytest.raises(UsageError, match="must have 6"):
         generate_volumes(file, tmp_path / "wide", one, clip_mean=tmp_path / "wide.npy")
     assert not (tmp_path / "wide").exists()
 

@@ -147,14 +147,14 @@ def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labe
     bare = prepare(site, tmp_path / "bare", unlabelled).store
     out = tmp_path / "out.safetensors"
     for call, error, message in [
-        (lambda: label_factory(factory, foreign.path, out), ConfigError, "knows bright, dark"),
+        (lambda: label_factory(factory, foreign.path, out), ConfigError, "bright, dark"),
         (lambda: label_factory(factory, small.path, out), StoreError, "--size 16"),
         (lambda: label_factory(factory, bare.path, out), StoreError, "no case"),
         (lambda: label_factory(factory, store.path, out, classes=4), UsageError, "3 values"),
         (lambda: label_factory(labelled_file, store.path, out), CheckpointError, "expected a factory"),
         (lambda: adapt_site(foreign.path, out, factory_file=labelled_file), ConfigError, "unknown domain"),
         (lambda: adapt_site(small.path, out, factory_file=labelled_file), StoreError, "--size 16"),
-        (lambda: adapt_site(store.path, out), UsageError, "either"),
+        (lambda: adapt_site(store.path, out), UsageError, "exactly one"),
         (lambda: adapt_site(store.path, out, synthetic=tmp_path), UsageError, "manifest"),
     ]:
         with pytest.raises(error, match=message):

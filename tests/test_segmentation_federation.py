@@ -126,7 +126,7 @@ def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
     for row in result["sites"].values():
         assert 0 <= row["own_dice"] <= 1 and ("global_dice" in row) == averaged
         if name == "cmc":
-            held = {key for key in row if key.startswith("held_")}
+            held = {key for key in row if key.startswith("modality_slices_")}
             assert len(held) == 1 + ("slices_box" in row)
         else:
             assert row["own_test_cases"] == 1

@@ -218,20 +218,20 @@ def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypat
     (good,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
     own = volumes_of([10], seed=5)
-    where = (FORMAT, "dark", config)
+    where = {"fmt": FORMAT, "domain": "dark", "config": config}
     blind = pseudo_label(-own.images, good).labels
 
     def own_part(lessons):  # the smaller set is repeated, at the end
         return lessons.labels[-len(own.images) :]
 
-    taught = training_set(-own.images, inverted, good, *where)
+    taught = training_set(-own.images, inverted, good, **where)
     assert len(taught.images) > len(inverted.images)  # both kinds of slices
     right = [(found == own.labels)[own.labels > 0].mean() for found in (own_part(taught), blind)]
     assert right[0] > right[1] + 0.2
     wrong = LabelledSlices(-data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
-    assert wrong_is_left_out(training_set(own.images, wrong, good, *where), own, good)
+    assert wrong_is_left_out(training_set(own.images, wrong, good, **where), own, good)
     monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)  # nothing is trained where the guess is fair
-    taught = training_set(own.images, data, good, *where)
+    taught = training_set(own.images, data, good, **where)
     np.testing.assert_array_equal(own_part(taught), pseudo_label(own.images, good).labels)
 
 

@@ -104,7 +104,7 @@ def test_a_store_holds_cases_with_labels_of_different_kinds(site, tmp_path):
     ):
         store.labelled_slices("test")
     assert (store.labels[8:24] == UNLABELLED).all() and store.presence[8:16].any() and not store.presence[16:].any()
-    with pytest.raises(UsageError, match="begins with cases to train with"):
+    with pytest.raises(UsageError, match="needs training cases first"):
         prepare(site, tmp_path / "other", replace(CONFIG, split="test"))
     assert not (tmp_path / "other").exists()
     again = of(0, label_kind="image", split="train")  # the same files, read otherwise

@@ -23,7 +23,7 @@ from .option_checks import check_at_least, check_choice, check_fraction
 from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 RAMPS = ("up", "down")
-SLICES_OF = "slices_of_"  # prefix of a modality's name in a site's numbers: how many slices of it the site has
+SLICES_OF = "modality_slices_"  # prefix of a modality's name in a site's numbers: how many slices of it the site has
 RAMP_STEEPNESS = 5.0  # of the ramp exp(-5 (1 - t)^2)
 WEIGHT_DECAY = 1e-5
 

@@ -49,7 +49,7 @@ def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]
     for case in cases:
         images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
         found = segmenter.probabilities(images).argmax(1).numpy().astype(np.uint8)
-        between = store.format.slice_spacing or case.facts["spacing"][2]
+        between = store.format.slice_spacing or case.facts.spacing[2]
         affine = np.diag([store.format.spacing, store.format.spacing, between, 1.0])
         pair = (Volume(np.moveaxis(labels, 0, -1), affine) for labels in (found, store.labels[case.span]))
         scores += score_case(case.name, *pair)

@@ -6,9 +6,8 @@ import csv
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 from .prepare_config import PrepareConfig
 
-MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 says that nobody annotated
+MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter ones are no fixations (spec gaze 1)
 GAZE_COLUMNS = ("CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION")
@@ -66,23 +65,43 @@ class Survey:
         return np.array([stop - start for start, stop in self.box]) * self.spacing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class LabelFacts:
+    """What is known of a case's labels beside the labels themselves.
+
+    Attributes:
+        marks: whether they mark anything.
+        highest_label: highest label value; 0 without labels.
+        label_volumes: millilitres by label value.
+        label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
+    """
+
+    marks: bool = False
+    highest_label: int = 0
+    label_volumes: dict[str, float] = field(default_factory=dict)
+    label_loss: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaseSlices:
     """A case cut into slices.
 
     Attributes:
         standardised: (n, size, size) float32, NaN outside the volume.
-        labels: (n, size, size) uint8, or None. presence: (n, classes present anywhere) uint8, for image-level labels.
+        labels: (n, size, size) uint8, 255 where nobody annotated; or None.
+        presence: (n, C) uint8, 1 where a slice shows the class, for image-level labels; C is one more than the highest
+            label of the case. Or None.
         gaze: (m, 4) float32: slice, row, column, milliseconds; or None.
-        facts: JSON-able: extent along the slices in mm, highest label, whether the labels mark anything, label volumes
-            in ml, share of the annotated voxels that lie outside the slices.
+        height: millimetres along the slice axis.
+        facts: what is known of the labels.
     """
 
     standardised: np.ndarray
-    labels: np.ndarray | None
-    presence: np.ndarray | None
-    gaze: np.ndarray | None
-    facts: dict[str, Any]
+    labels: np.ndarray | None = None
+    presence: np.ndarray | None = None
+    gaze: np.ndarray | None = None
+    height: float
+    facts: LabelFacts
 
 
 def digest_of(case: CaseFiles) -> str:
@@ -90,11 +109,11 @@ def digest_of(case: CaseFiles) -> str:
     whole = hashlib.sha256()
     for path in case.files:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise VolumeError(f"{path}: no such file, or no regular one")
+            raise VolumeError(f"{path}: no such file, or no regular one; give an ordinary file")
         try:
             whole.update(sha256_of(path).encode())
         except OSError as error:
-            raise VolumeError(f"{path}: cannot be read ({error.strerror})") from None
+            raise VolumeError(f"{path}: cannot be read ({error.strerror}); use a readable file") from None
     return whole.hexdigest()
 
 
@@ -117,12 +136,12 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     turned = image.turned(config.plane)
     box = crop_box(turned.data, config.crop, published=published)
     if case.mask is not None:
-        box = (*box[:2], _mask_ends(case, image, config, box[2]))
+        box = (*box[:2], _mask_ends(case, image, config, ends=box[2]))
     kept = turned.data[tuple(slice(*ends) for ends in box)]
     try:
         mean, deviation = mean_and_deviation(kept)
     except VolumeError as error:
-        raise VolumeError(f"{case.files[0]}: {error}") from None
+        raise VolumeError(f"{case.files[0]}: {error}; give an image with contrast") from None
     low, high = float(kept.min()), float(kept.max())
     return Survey(
         digest=digest,
@@ -142,7 +161,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     )
 
 
-def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) -> CaseSlices:
+def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
     """The slices of a case; `fmt` needs no window yet.
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
@@ -153,14 +172,13 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)
     labels = presence = gaze = None
-    facts: dict[str, Any] = {"height": grid.height, **label_facts(None, voxel=0.0, lost=0.0)}
+    facts = LabelFacts()
     if case.label is not None and config.label_kind == "gaze":
         gaze = _read_gaze(case, grid, seen)
-        facts["marks"] = len(gaze) > 0
+        facts = LabelFacts(marks=len(gaze) > 0)
     elif case.label is not None and config.label_kind == "image" and case.label.suffix == ".csv":
         presence = _read_presence(case.label, seen, grid)
-        facts["highest_label"] = presence.shape[1] - 1
-        facts["marks"] = presence.shape[1] > 1
+        facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.label is not None:
         label = _read_label(case, image, config)
         if config.mask_as_class:
@@ -168,10 +186,10 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) 
         label = _with_unlabelled(case.label, label, config)
         labels = grid.sparse_label_slices(label) if config.sparse else grid.label_slices(label)
         voxel = abs(float(np.linalg.det(label.affine[:3, :3])))
-        facts |= label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label))
+        facts = label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label))
         if config.label_kind == "image":
-            presence, labels = _presence(labels, facts["highest_label"] + 1), None
-    return CaseSlices(slices, labels, presence, gaze, facts)
+            presence, labels = _presence(labels, facts.highest_label + 1), None
+    return CaseSlices(standardised=slices, labels=labels, presence=presence, gaze=gaze, height=grid.height, facts=facts)
 
 
 def _patient(case: CaseFiles, pattern: str | None) -> str:
@@ -190,13 +208,13 @@ def _on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
     """`other` in the stored axis order of the image. Raises VolumeError if it is of another grid."""
     other = other.ordered_like(image)
     if other.data.shape != image.data.shape:
-        raise VolumeError(f"{path}: shape {other.data.shape}, but its image has {image.data.shape}")
+        raise VolumeError(f"{path}: shape is {other.data.shape}; it must be that of its image, {image.data.shape}")
     if not np.allclose(other.affine, image.affine, atol=AFFINE_TOLERANCE):
-        raise VolumeError(f"{path}: its affine differs from that of its image")
+        raise VolumeError(f"{path}: its affine differs from that of its image; both must be equal")
     return other
 
 
-def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, ends: tuple[int, int]) -> tuple[int, int]:
+def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, *, ends: tuple[int, int]) -> tuple[int, int]:
     """First and last slice that touch the mask. An empty mask keeps all; as published, the last one is lost."""
     mask = _on_grid_of(image, read_volume(case.mask, integer=True), case.mask).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
@@ -230,18 +248,18 @@ def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume
     return Volume(data, label.affine)
 
 
-def label_facts(labels: np.ndarray | None, *, voxel: float, lost: float) -> dict[str, Any]:
-    """What is kept about labels beside them.
+def label_facts(labels: np.ndarray, *, voxel: float, lost: float) -> LabelFacts:
+    """Highest label and volumes of a label map.
 
     Args:
-        labels: label map or slices, 255 where nobody annotated; None for a case without.
-        voxel: cubic millimetres of each value. lost: share of the annotated voxels that lie outside the slices.
+        labels: label map (X, Y, Z) or slices (n, S, S), uint8, 255 where nobody annotated.
+        voxel: cubic millimetres of each value.
+        lost: share of the annotated voxels that lie outside the slices.
     """
-    counts = np.bincount(labels.ravel(order="K"), minlength=2) if labels is not None else np.zeros(2, dtype=int)
-    counts = counts[:UNLABELLED]
+    counts = np.bincount(labels.ravel(order="K"), minlength=2)[:UNLABELLED]
     volumes = {str(k): float(n * voxel / 1000) for k, n in enumerate(counts) if k and n}
     highest = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
-    return {"marks": bool(volumes), "highest_label": highest, "label_volumes": volumes, "label_loss": lost}
+    return LabelFacts(marks=bool(volumes), highest_label=highest, label_volumes=volumes, label_loss=lost)
 
 
 def _share_outside(grid: SliceGrid, label: Volume) -> float:
@@ -300,12 +318,12 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> np.ndarray:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                raise VolumeError(f"{path}: lacks the column {missing[0]}")
+                raise VolumeError(f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}")
             rows = np.array([[float(row[name]) for name in columns] for row in reader], dtype=np.float64)
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise VolumeError(f"{path}: not readable as a table of numbers ({error})") from None
+        raise VolumeError(f"{path}: not readable as a table of numbers ({error}); use comma-separated values") from None
     if not np.isfinite(rows).all():
-        raise VolumeError(f"{path}: holds NaN or infinite numbers")
+        raise VolumeError(f"{path}: holds NaN or infinite numbers; all must be finite")
     return rows.reshape(-1, len(columns))
 
 

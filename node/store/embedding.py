@@ -48,7 +48,7 @@ def site_embedding(store: SliceStore, width: int) -> Tensor:
         raise StoreError(f"{store.path}: holds no mean embedding; make it with `fedfactory embed`")
     mean = read_embedding(store.path / EMBEDDING)
     if len(mean) != width:
-        raise StoreError(f"{store.path}: its embedding has {len(mean)} numbers, the factory takes {width}")
+        raise StoreError(f"{store.path}: its embedding has {len(mean)} numbers; the factory needs {width}")
     return mean
 
 

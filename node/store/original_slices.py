@@ -15,13 +15,13 @@ import numpy as np
 from ...errors import UsageError, VolumeError
 from ...imaging.cases import CaseFiles, Found, printable
 from ...imaging.slice_format import UNLABELLED, SliceFormat
-from .case_slices import CaseSlices, Survey, digest_of, digest_of_array, histogram, label_facts, patient_of
+from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, digest_of_array, histogram, label_facts, patient_of
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig
 
 HEADERS = Lock()  # numpy reads them by `ast`, which fails now and then where several threads do it
 NAME = re.compile(r"(?P<case>.+)_slice(?P<number>\d{3,})\.npy")
-MOST_BYTES = 1 << 28  # of one file
+MAX_BYTES = 1 << 28  # of one file
 ARRAY_PARTS = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
     ("numpy", "ndarray"),
@@ -70,11 +70,11 @@ def import_slices(
             counts=histogram(data, low, high),
         )
 
-    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, config: PrepareConfig) -> CaseSlices:
+    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
         data, labels = _read_case(case, config.size)
-        facts: dict[str, Any] = {"height": len(data) * slice_spacing}
-        facts |= label_facts(labels, voxel=float(np.prod(seen.spacing)), lost=0.0)
-        return CaseSlices(data, labels, None, None, facts)
+        voxel = float(np.prod(seen.spacing))
+        facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)
+        return CaseSlices(standardised=data, labels=labels, height=len(data) * slice_spacing, facts=facts)
 
     return prepare_cases(found, out, config, workers=workers, survey=survey, cut=cut)
 
@@ -85,7 +85,7 @@ def _find(source: Path) -> Found:
         if match := NAME.fullmatch(path.name):
             files[printable(match["case"])][int(match["number"])] = path
     if not files:
-        raise UsageError(f"{source}: holds no slices named CASE_slice000.npy")
+        raise UsageError(f"{source}: holds no slices; their names must be CASE_slice000.npy and so on")
     found = Found()
     for case, parts in files.items():
         if sorted(parts) == list(range(len(parts))):
@@ -113,7 +113,7 @@ def _read_case(case: CaseFiles, size: int) -> tuple[np.ndarray, np.ndarray | Non
         record = _read_record(path)
         data, mask, weight = record["data"], record.get("mask"), record.get("weight")
         if data.shape != (size, size, 1) or not np.isfinite(data).all() or np.abs(data).max() > 1 + 1e-4:
-            raise VolumeError(f"{path}: its image is no ({size}, {size}, 1) array of values from -1 to 1")
+            raise VolumeError(f"{path}: its image is {data.shape}; it must be ({size}, {size}, 1), from -1 to 1")
         images.append(data[..., 0].astype(np.float32))
         if mask is not None:
             if mask.ndim != 3 or mask.shape[:2] != (size, size) or not 1 <= mask.shape[2] < UNLABELLED:
@@ -130,27 +130,28 @@ def _read_case(case: CaseFiles, size: int) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _read_record(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a slice: "data" (S, S, 1), and where they exist "mask" (S, S, C) and "weight" (S, S, 1)."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise VolumeError(f"{path}: larger than any slice")
+        if path.stat().st_size > MAX_BYTES:
+            raise VolumeError(f"{path}: has more than {MAX_BYTES} bytes; give a slice of the published program")
         with path.open("rb") as file:
             major = np.lib.format.read_magic(file)[0]
             header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
             with HEADERS:
                 shape, _, dtype = header(file)
             if shape != () or not dtype.hasobject:
-                raise VolumeError(f"{path}: a plain array; slices of the published program are dictionaries")
+                raise VolumeError(f"{path}: a plain array; it must be a dictionary, as the published program writes it")
             record = _ArraysOnly(file).load()
         record = record.item() if isinstance(record, np.ndarray) and record.shape == () else record
         arrays = {key: value for key, value in record.items() if value is not None}
         if "data" not in arrays or not all(_is_plain(value) for value in arrays.values()):
-            raise VolumeError(f"{path}: not a slice of the published program")
+            raise VolumeError(f"{path}: not a slice of the published program; it must hold 'data', and arrays only")
         return arrays
     except VolumeError:
         raise
     except Exception as error:  # unpickling raises whatever the bytes lead to
         reason = (str(error) or type(error).__name__).splitlines()[0][:150]
-        raise VolumeError(f"{path}: cannot be read as a slice ({reason})") from None
+        raise VolumeError(f"{path}: cannot be read as a slice ({reason}); give one that is readable") from None
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,9 +11,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -28,14 +28,14 @@ from .case_slices import cut as cut_volume
 from .case_slices import survey as survey_volume
 from .patient_split import split_patients
 from .prepare_config import PrepareConfig
-from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, checksum
+from .slice_store import FORMAT_VERSION, INDEX, Case, CaseFacts, SliceStore, StoreIndex, checksum
 from .store_warnings import store_warnings
-from .store_writer import CutCase, StoreArrays, commit, tidy, working_folder
+from .store_writer import CutCase, CutFacts, StoreArrays, commit, tidy, working_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
 Surveyor = Callable[[CaseFiles, PrepareConfig], Survey]
-Cutter = Callable[[CaseFiles, Survey, SliceFormat, PrepareConfig], CaseSlices]
+Cutter = Callable[..., CaseSlices]  # see `case_slices.cut`
 
 
 @dataclass
@@ -96,24 +96,24 @@ def prepare_cases(
         survey, cut: what a case is, and its slices; default: of volumes.
     """
     if workers < 1:
-        raise UsageError(f"workers is {workers}; at least one is needed")
+        raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     found.cases = [case for case in found.cases if case.name not in config.exclude]
     with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
-        return _Run(out, work, config, workers, survey, cut).extend(found)
+        return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found)
 
 
 class _Run:
     """One run of `prepare` on one store."""
 
     def __init__(
-        self, out: Path, work: Path, config: PrepareConfig, workers: int, survey: Surveyor, cut: Cutter
+        self, out: Path, work: Path, config: PrepareConfig, *, workers: int, survey: Surveyor, cut: Cutter
     ) -> None:
         self.out, self.work, self.config, self.workers = out, work, config, workers
         self.survey, self.cut = survey, cut
         self.store = SliceStore(out) if (out / INDEX).exists() else None
         if self.store is None and config.split == "test":
-            raise UsageError("a store begins with cases to train with: they set its format; prepare these afterwards")
+            raise UsageError("split is 'test', but a new store needs training cases first, which set its format")
         if self.store is not None:
             config.refuse_other(self.store.format, self.store.site, out)
         self.failed: dict[str, str] = {}
@@ -140,7 +140,7 @@ class _Run:
             fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
             fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
             kept = {name: case for name, case in old.items() if name not in parts}
-            self._write(fmt, fresh_cases, kept, split, found.without_image)
+            self._write(fmt, fresh_cases, kept=kept, split=split, without_image=found.without_image)
         store = SliceStore(self.out)
         tidy(self.out, store)
         return Preparation(
@@ -220,19 +220,19 @@ class _Run:
 
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        settings = {**fmt.to_dict(), "window": None, "z_bins": None, **self.config.of_the_site()}
+        settings = {**fmt.to_dict(), "window": None, "z_bins": None, **asdict(self.config.site)}
         labels = [self.config.label_kind, self.config.unlabelled_value, self.config.classes]
         text = json.dumps([__version__, seen.digest, settings, labels])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
-            part.write(self.cut(case, seen, fmt, self.config))
+            part.write(self.cut(case, seen, fmt, config=self.config))
         return part
 
     def _with_window(self, fmt: SliceFormat, parts: list[CutCase]) -> SliceFormat:
         if self.store or self.config.window:
             return fmt
         facts = [part.facts for part in parts]
-        low, high = min(f["low"] for f in facts), max(f["high"] for f in facts)
+        low, high = min(fact.low for fact in facts), max(fact.high for fact in facts)
         if not high > low:
             raise StoreError(
                 f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
@@ -246,18 +246,19 @@ class _Run:
         self,
         fmt: SliceFormat,
         fresh: Mapping[str, tuple[Survey, CutCase]],
+        *,
         kept: Mapping[str, Case],
         split: Mapping[str, str],
         without_image: list[str],
     ) -> None:
         names = sorted([*fresh, *kept])
-        counts = [kept[name].count if name in kept else fresh[name][1].facts["count"] for name in names]
+        counts = [kept[name].count if name in kept else fresh[name][1].facts.count for name in names]
         firsts = dict(zip(names, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
         known = self.store.classes if self.store else 0
-        classes = max([known, *(part.facts["classes"] for _, part in fresh.values())])
-        kinds = {kind for _, part in fresh.values() for kind in part.facts["kinds"]}
+        classes = max([known, *(part.facts.classes for _, part in fresh.values())])
+        kinds = {kind for _, part in fresh.values() for kind in part.facts.kinds}
         kinds |= {"images", *(self.store.files if self.store else ())}
-        arrays = StoreArrays(self.work, sum(counts), fmt.size, classes, kinds)
+        arrays = StoreArrays(self.work, sum(counts), fmt.size, classes=classes, kinds=kinds)
 
         def write_one(name: str) -> Case:
             if name in kept:
@@ -270,24 +271,33 @@ class _Run:
                 values, clipped = part.scaled(fmt)
                 kind = self.config.label_kind if seen.labelled else "none"
                 digest = checksum(values)
-                case = _describe(name, seen, part.facts, kind, split[seen.patient], firsts[name], clipped, digest)
+                case = _describe(
+                    name,
+                    seen,
+                    part.facts,
+                    label_kind=kind,
+                    split=split[seen.patient],
+                    first=firsts[name],
+                    clipped=clipped,
+                    digest=digest,
+                )
             arrays.put(case, values)
             return case
 
         cases = [case for _, case in self._parallel(names, write_one, "writing")]
-        index = {
-            "version": FORMAT_VERSION,
-            "made_by": f"fedfactory {__version__}",
-            "domain": self.config.domain,
-            "classes": classes,
-            "height": float(np.median([case.height for case in cases])),
-            "site": self.config.of_the_site(),
-            "format": fmt.to_dict(),
-            "arrays": arrays.close(cases),
-            "warnings": store_warnings(cases, fmt, classes, without_image),
-            "cases": [case.to_dict() for case in cases],
-            "z_bin": [int(b) for case in cases for b in z_bins_of(case.count, fmt.z_bins)],
-        }
+        index = StoreIndex(
+            version=FORMAT_VERSION,
+            made_by=f"fedfactory {__version__}",
+            domain=self.config.domain,
+            classes=classes,
+            height=float(np.median([case.height for case in cases])),
+            site=self.config.site,
+            format=fmt,
+            arrays=arrays.close(cases),
+            warnings=tuple(store_warnings(cases, fmt, classes=classes, without_image=without_image)),
+            cases=tuple(cases),
+            z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
+        )
         commit(self.out, self.work, index)
 
 
@@ -296,33 +306,42 @@ def _one_line(text: str) -> str:
 
 
 def _describe(
-    name: str, seen: Survey, facts: dict[str, Any], kind: str, split: str, first: int, clipped: float, digest: str
+    name: str,
+    seen: Survey,
+    cut: CutFacts,
+    *,
+    label_kind: str,
+    split: str,
+    first: int,
+    clipped: float,
+    digest: str,
 ) -> Case:
+    """The entry of a case in the store's index."""
     return Case(
         name=name,
         patient=seen.patient,
         split=split,
         first=first,
-        count=facts["count"],
-        label_kind=kind,
+        count=cut.count,
+        label_kind=label_kind,
         shape=tuple(seen.shape),
         affine=tuple(tuple(row) for row in seen.affine.tolist()),
         box=seen.box,
         mean=seen.mean,
         deviation=seen.deviation,
-        height=facts["height"],
+        height=cut.height,
         digest=seen.digest,
         voxels=seen.voxels,
         checksum=digest,
-        facts={
-            "spacing": seen.spacing.tolist(),
-            "blank": seen.blank,
-            "low": seen.low,
-            "high": seen.high,
-            "counts": seen.counts.tolist(),
-            "clipped": clipped,
-            "label_volumes": facts["label_volumes"],
-            "label_loss": facts["label_loss"],
-            "marks": facts["marks"],
-        },
+        facts=CaseFacts(
+            spacing=tuple(seen.spacing.tolist()),
+            blank=seen.blank,
+            low=seen.low,
+            high=seen.high,
+            counts=tuple(seen.counts.tolist()),
+            clipped=clipped,
+            label_volumes=cut.labels.label_volumes,
+            label_loss=cut.labels.label_loss,
+            marks=cut.labels.marks,
+        ),
     )

@@ -1,12 +1,11 @@
-"""What a site may choose when it prepares its volumes, and taking over another site's choices."""
+"""The settings of a site's preparation, and how another site's slice format is adopted."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.compatibility import COMPATIBILITY
@@ -19,7 +18,21 @@ NEEDS_UNLABELLED = ("scribble", "point", "block")
 FORMAT_FILE = "format.json"
 # Two stores may be mixed, or one extended, only where these agree.
 AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
-OF_THE_SITE = ("domain", "mask_key", "mask_as_class")  # one run may bring dense labels, the next scribbles
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSettings:
+    """Settings of a store beside its slice format; the kind of labels is not among them, for runs may differ in it.
+
+    Attributes:
+        domain: name of the site's scanner, modality or organ.
+        mask_key: modality folder of the masks; None without masks.
+        mask_as_class: whether label 1 is the mask.
+    """
+
+    domain: str
+    mask_key: str | None
+    mask_as_class: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +48,18 @@ class PrepareConfig:
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
         window: standardised intensities shown as -1 and 1; default: 0.1 % and 99.9 % of the site's voxels.
-        compatibility: "published" prepares as the published program did, its slips included.
-        image_key, label_key, mask_key: modality folders; an nnU-Net data set has channel numbers instead.
+        compatibility: "published" prepares as the published program did, its errors included.
+        image_key: modality folder of the images; a channel number for an nnU-Net data set.
+        label_key: modality folder of the labels.
+        mask_key: modality folder of the masks.
         mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
         label_kind: one of LABEL_KINDS; "none" does not read labels.
         unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
         classes: label values including background; higher ones are refused. Default: up to 254.
         patient_pattern: regular expression that finds the patient in a case's name; default: its beginning up to the
             first digits, or what DICOM headers say.
-        validation_share, test_share: of the patients; the rest trains.
+        validation_share: share of the patients held out for validation, in [0, 1).
+        test_share: share of the patients held out for testing, in [0, 1); the other patients are for training.
         exclude: names of cases to leave out.
         split: part of the split that all patients of this run belong to; default: drawn by the shares.
         seed: of the split.
@@ -129,7 +145,7 @@ class PrepareConfig:
 
     @property
     def sparse(self) -> bool:
-        """Whether label maps have voxels that nobody annotated. A box without such a value says all it knows."""
+        """Whether label maps have voxels that nobody annotated. A box without such a value annotates every voxel."""
         return self.label_kind in NEEDS_UNLABELLED or (self.label_kind == "box" and self.unlabelled_value is not None)
 
     def like(self, path: str | Path) -> PrepareConfig:
@@ -148,18 +164,19 @@ class PrepareConfig:
             content = json.loads(path.read_text(encoding="utf-8"))
             fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-            raise StoreError(f"{path}: not a slice format ({error})") from None
-        agreed: dict[str, Any] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
+            raise StoreError(f"{path}: not a slice format ({error}); give the {FORMAT_FILE} of a store") from None
+        agreed: dict[str, object] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
         return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
 
-    def of_the_site(self) -> dict[str, Any]:
-        """What a store remembers besides the slice format, JSON-able."""
-        return {name: getattr(self, name) for name in OF_THE_SITE}
+    @property
+    def site(self) -> SiteSettings:
+        """What a store records besides the slice format."""
+        return SiteSettings(domain=self.domain, mask_key=self.mask_key, mask_as_class=self.mask_as_class)
 
-    def refuse_other(self, fmt: SliceFormat, site: dict[str, Any], where: Path) -> None:
+    def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
-        pairs += [(name, getattr(self, name), site.get(name)) for name in OF_THE_SITE]
+        pairs += [(name, getattr(self, name), value) for name, value in asdict(site).items()]
         pairs += [
             (name, getattr(self, name), getattr(fmt, name))
             for name in ("spacing", "slice_spacing", "window")

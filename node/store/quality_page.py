@@ -86,7 +86,7 @@ def _histograms(store: SliceStore) -> Figure:
 
     figure, (before, after) = plt.subplots(1, 2, figsize=(10, 3))
     for case in store.cases:
-        counts, edges = np.array(case.facts["counts"]), np.linspace(case.facts["low"], case.facts["high"], 65)
+        counts, edges = np.array(case.facts.counts), np.linspace(case.facts.low, case.facts.high, 65)
         before.plot(edges[:-1], counts / counts.sum(), color="tab:blue", alpha=0.3, linewidth=0.8)
     sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
     counts, edges = np.histogram(sample, HISTOGRAM_BINS, (-1, 1))
@@ -99,7 +99,7 @@ def _histograms(store: SliceStore) -> Figure:
 
 
 def _cases(store: SliceStore) -> str:
-    values = sorted({int(v) for case in store.cases for v in case.facts["label_volumes"]})[:12]
+    values = sorted({int(v) for case in store.cases for v in case.facts.label_volumes})[:12]
     head = [
         "case",
         "patient",
@@ -116,19 +116,19 @@ def _cases(store: SliceStore) -> str:
 
 
 def _row(case: Case, values: list[int]) -> list[str]:
-    volumes = case.facts["label_volumes"]
+    volumes = case.facts.label_volumes
     return [
         case.name,
         case.patient,
         case.split,
         " x ".join(str(n) for n in case.shape),
-        " x ".join(f"{mm:.3g}" for mm in case.facts["spacing"]),
+        " x ".join(f"{mm:.3g}" for mm in case.facts.spacing),
         str(case.count),
-        f"{case.facts['clipped']:.1%}",
+        f"{case.facts.clipped:.1%}",
         *(f"{volumes[str(v)]:.3g}" if str(v) in volumes else ("" if case.labelled else "-") for v in values),
     ]
 
 
 def _spread(total: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` indices from first to last."""
+    """(n,) indices from first to last, at most `wanted`."""
     return np.unique(np.linspace(0, total - 1, min(total, wanted)).round().astype(int))

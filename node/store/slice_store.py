@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...common.progress import track
+from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import SliceGrid
 from .patient_split import SPLITS
-from .prepare_config import LABEL_KINDS
+from .prepare_config import LABEL_KINDS, SiteSettings
 
 INDEX = "store.json"
 FORMAT_VERSION = 3
@@ -25,17 +25,52 @@ DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze"
 
 
 @dataclass(frozen=True, kw_only=True)
+class CaseFacts:
+    """What the quality page and the warnings show of a case.
+
+    Attributes:
+        spacing: millimetres along the turned axes.
+        blank: number of slices in which all voxels are equal.
+        low: lowest intensity.
+        high: highest intensity.
+        counts: histogram of the intensities, in 64 equal bins from `low` to `high`.
+        clipped: share of the voxels far outside the intensity window, in [0, 1].
+        label_volumes: millilitres by label value.
+        label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
+        marks: whether the labels mark anything.
+    """
+
+    spacing: tuple[float, float, float]
+    blank: int
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    clipped: float
+    label_volumes: dict[str, float]
+    label_loss: float
+    marks: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One volume of a store.
 
     Attributes:
-        name: of the case at this site. patient: equal for all volumes of one patient. split: "train", ...
-        first, count: its slices are first .. first + count - 1.
+        name: of the case at this site.
+        patient: equal for all volumes of one patient.
+        split: "train", "validation" or "test".
+        first: index of its first slice.
+        count: number of its slices.
         label_kind: of its labels; "none" without any.
-        shape, affine: of the stored volume. box: what was kept of it, along the turned axes.
-        mean, deviation: the intensities v became (v - mean) / deviation.
+        shape: of the stored volume.
+        affine: (4, 4) of the stored volume.
+        box: first and last + 1 index of the part that was kept, along the turned axes.
+        mean: intensities v became (v - mean) / deviation.
+        deviation: see `mean`.
         height: millimetres along the slice axis.
-        digest: SHA-256 over its files. voxels: over its voxels. checksum: over its slices and labels in the store.
+        digest: SHA-256 over its files.
+        voxels: SHA-256 over its voxels.
+        checksum: SHA-256 over its slices and labels in the store.
         facts: what the quality page shows.
     """
 
@@ -54,7 +89,7 @@ class Case:
     digest: str
     voxels: str
     checksum: str
-    facts: dict[str, Any]
+    facts: CaseFacts
 
     @property
     def labelled(self) -> bool:
@@ -64,21 +99,49 @@ class Case:
     def span(self) -> slice:
         return slice(self.first, self.first + self.count)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def __post_init__(self) -> None:
+        for name, known in (("split", SPLITS), ("label_kind", LABEL_KINDS)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise ConfigError(f"{name} of case {self.name!r} is '{value}'; choose one of {', '.join(known)}")
+        for name in ("first", "count"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} of case {self.name!r} is {getattr(self, name)}; it must not be negative")
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Case:
-        case = cls(**{field.name: values[field.name] for field in fields(cls)})
-        if (
-            case.split not in SPLITS
-            or case.label_kind not in LABEL_KINDS
-            or case.count < 0
-            or case.first < 0
-            or len(case.shape) != 3
-        ):
-            raise ValueError(f"case {case.name!r} is not described properly")
-        return case
+
+@dataclass(frozen=True, kw_only=True)
+class StoreIndex:
+    """The content of `store.json`.
+
+    Attributes:
+        version: of the store's layout, see FORMAT_VERSION.
+        made_by: program and version.
+        domain: see `SliceStore`.
+        classes: see `SliceStore`.
+        height: see `SliceStore`.
+        site: see `SliceStore`.
+        format: see `SliceStore`.
+        arrays: file names by kind of array.
+        warnings: what is unusual about the volumes, one sentence each.
+        cases: sorted by name.
+        z_bin: height bin of each slice.
+    """
+
+    version: int
+    made_by: str
+    domain: str
+    classes: int
+    height: float
+    site: SiteSettings
+    format: SliceFormat
+    arrays: dict[str, str]
+    warnings: tuple[str, ...]
+    cases: tuple[Case, ...]
+    z_bin: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able."""
+        return record_to_dict(self)
 
 
 class SliceStore:
@@ -93,6 +156,8 @@ class SliceStore:
         height: median extent of the volumes along the slice axis, millimetres.
         cases: the volumes, sorted by name.
         site: settings of this store beside the slice format.
+        warnings: what is unusual about the volumes, one sentence each.
+        files: file names by kind of array.
         images: (N, S, S) float16 memory map, in [-1, 1].
         labels: (N, S, S) uint8 memory map, 255 where nobody annotated; or None.
         presence: (N, classes) uint8 memory map, 1 where a slice shows the class, for image-level labels; or None.
@@ -111,23 +176,19 @@ class SliceStore:
                 f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
             )
         try:
-            index = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
-            if index["version"] != FORMAT_VERSION:
+            content = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+            if content["version"] != FORMAT_VERSION:
                 raise StoreError(
-                    f"{self.path}: store version {index['version']}, this program reads {FORMAT_VERSION}; run "
+                    f"{self.path}: store version {content['version']}, this program reads {FORMAT_VERSION}; run "
                     "`fedfactory prepare` again"
                 )
-            self.domain: str = index["domain"]
-            self.classes: int = index["classes"]
-            self.height: float = index["height"]
-            self.site: dict[str, Any] = index["site"]
-            self.warnings: list[str] = index["warnings"]
-            self.format = SliceFormat.from_dict(index["format"])
-            self.cases = [Case.from_dict(case) for case in index["cases"]]
+            index = read_record(StoreIndex, content)
+            self.domain, self.classes, self.height = index.domain, index.classes, index.height
+            self.site, self.format, self.files = index.site, index.format, index.arrays
+            self.cases, self.warnings = list(index.cases), list(index.warnings)
             self.label_kind = _common_kind(self.cases)
-            self.files: dict[str, str] = index["arrays"]
             arrays = {kind: self._open(kind) for kind in DTYPES}
-            self.z_bin = np.asarray(index["z_bin"], dtype=np.int64)
+            self.z_bin = np.asarray(index.z_bin, dtype=np.int64)
             self.images, self.labels = arrays["images"], arrays["labels"]
             self.presence, self.gaze = arrays["presence"], arrays["gaze"]
             self._check()
@@ -135,6 +196,7 @@ class SliceStore:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
 
     def _open(self, kind: str) -> np.ndarray | None:
+        """The array of a kind as a memory map, shaped as the attributes of the class; None if there is none."""
         name = self.files.get(kind)
         if name is None:
             return None
@@ -142,7 +204,7 @@ class SliceStore:
             raise ValueError(f"{kind} lie in {name!r}")
         array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
         if array.dtype != DTYPES[kind]:
-            raise ValueError(f"{kind} are {array.dtype}")
+            raise ValueError(f"{kind} are {array.dtype}; they must be {np.dtype(DTYPES[kind])}")
         return array
 
     def _check(self) -> None:
@@ -158,9 +220,11 @@ class SliceStore:
             and all(case.first == start for case, start in zip(self.cases, starts, strict=True))
         )
         if not ok:
-            raise ValueError("arrays and index disagree")
+            raise ValueError(f"the arrays do not have the shapes of {total} slices that the index must describe")
         if total and not 0 <= self.z_bin.min() <= self.z_bin.max() < self.format.z_bins:
-            raise ValueError(f"a slice height lies outside of the {self.format.z_bins} bins")
+            raise ValueError(
+                f"z_bin is {self.z_bin.min()} to {self.z_bin.max()}; it must be 0 to {self.format.z_bins - 1}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -199,8 +263,7 @@ class SliceStore:
 
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
-        box = tuple(tuple(ends) for ends in case.box)
-        return SliceGrid(case.shape, np.array(case.affine), box=box, fmt=self.format)
+        return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format)
 
     def require(self, *, size: int, z_bins: int) -> None:
         """Raises StoreError if the slices do not fit a network of this size and number of bins."""
@@ -217,7 +280,10 @@ class SliceStore:
                 raise StoreError(f"{self.path}: the slices of case {case.name} have changed since they were prepared")
 
     def parts(self, case: Case) -> dict[str, np.ndarray]:
-        """The arrays of one case, by kind; of its labels only if it has some. Slices of `gaze` count from its first."""
+        """The arrays of one case by kind, shaped as the attributes of the class; labels only if it has some.
+
+        Slice numbers in "gaze" count from the first slice of the case.
+        """
         found = {"images": self.images[case.span]}
         array = ARRAY_OF.get(case.label_kind, "labels")
         if case.labelled and array == "labels":
@@ -237,7 +303,7 @@ def _common_kind(cases: list[Case]) -> str:
 
 
 def checksum(parts: dict[str, np.ndarray]) -> str:
-    """SHA-256 over the arrays of a case. Classes that no case had when it was prepared do not count."""
+    """SHA-256 over the arrays (n, ...) of a case; columns of "presence" without a 1 do not count."""
     digest = hashlib.sha256()
     for kind in sorted(parts):
         array = parts[kind]

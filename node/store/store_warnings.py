@@ -18,22 +18,22 @@ CUT_OFF = 0.01  # share of a volume's width that does not fit into the slices
 NAMES = 5  # cases named in one sentence
 
 
-def store_warnings(cases: list[Case], fmt: SliceFormat, classes: int, without_image: list[str]) -> list[str]:
+def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without_image: list[str]) -> list[str]:
     """One sentence per kind of oddity. Names stay at the site."""
-    median = np.median([case.facts["spacing"] for case in cases], axis=0)
+    median = np.median([case.facts.spacing for case in cases], axis=0)
     findings = [
         ("of one volume, under several names", _duplicates(cases)),
         (f"with more than {CLIPPED:.0%} of the voxels far outside the intensity window", _names(
-            case for case in cases if case.facts["clipped"] > CLIPPED)),
-        ("with slices in which all voxels are equal", _names(case for case in cases if case.facts["blank"])),
+            case for case in cases if case.facts.clipped > CLIPPED)),
+        ("with slices in which all voxels are equal", _names(case for case in cases if case.facts.blank)),
         ("with a voxel size far from the others' or from any scanner's", _names(
-            case for case in cases if _odd(np.array(case.facts["spacing"]), median))),
+            case for case in cases if _odd(np.array(case.facts.spacing), median))),
         ("with a single slice", _names(case for case in cases if case.count == 1)),
         ("wider than the slices; their rims are cut off", _names(case for case in cases if _too_wide(case, fmt))),
         ("with a label file that marks nothing", _names(
-            case for case in cases if case.labelled and not case.facts["marks"])),
+            case for case in cases if case.labelled and not case.facts.marks)),
         (f"with more than {LOST_LABELS:.0%} of the annotation outside the slices", _names(
-            case for case in cases if case.facts["label_loss"] > LOST_LABELS)),
+            case for case in cases if case.facts.label_loss > LOST_LABELS)),
         ("without an image", without_image),
     ]  # fmt: skip
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
@@ -61,18 +61,19 @@ def _duplicates(cases: list[Case]) -> list[str]:
 
 
 def _odd(spacing: np.ndarray, median: np.ndarray) -> bool:
+    """Whether spacing (3,) in mm is far from the site's median (3,), or from any scanner's."""
     far = (spacing > ODD_SPACING * median) | (spacing * ODD_SPACING < median)
     low, high = PLAUSIBLE_SPACING
     return bool(far.any() or (spacing < low).any() or (spacing > high).any())
 
 
 def _too_wide(case: Case, fmt: SliceFormat) -> bool:
-    widths = [(stop - start) * mm for (start, stop), mm in zip(case.box[:2], case.facts["spacing"][:2], strict=True)]
+    widths = [(stop - start) * mm for (start, stop), mm in zip(case.box[:2], case.facts.spacing[:2], strict=True)]
     return max(widths) > fmt.size * fmt.spacing * (1 + CUT_OFF)
 
 
 def _unused_classes(cases: list[Case], classes: int) -> list[str]:
-    seen = {int(value) for case in cases for value in case.facts["label_volumes"]}
+    seen = {int(value) for case in cases for value in case.facts.label_volumes}
     missing = [value for value in range(1, classes) if value not in seen] if seen else []
     if not missing:
         return []

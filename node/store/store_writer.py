@@ -10,20 +10,21 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
 from ...common.files import refuse_existing, write_json
+from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
-from .case_slices import CaseSlices
+from .case_slices import CaseSlices, LabelFacts
 from .prepare_config import FORMAT_FILE
 from .quality_page import QUALITY_PAGE, write_quality_page
-from .slice_store import DTYPES, INDEX, Case, SliceStore
+from .slice_store import DTYPES, INDEX, Case, SliceStore, StoreIndex
 
 WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
@@ -63,6 +64,29 @@ def working_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutFacts:
+    """What is known of a case in the working folder beside its arrays.
+
+    Attributes:
+        height: millimetres along the slice axis.
+        labels: what is known of its labels.
+        count: number of slices.
+        low: lowest standardised intensity.
+        high: highest standardised intensity.
+        kinds: of the label arrays it has.
+        classes: number of label values, background included; 0 without labels.
+    """
+
+    height: float
+    labels: LabelFacts
+    count: int
+    low: float
+    high: float
+    kinds: tuple[str, ...]
+    classes: int
+
+
 class CutCase:
     """One case's standardised slices and labels in the working folder; complete once its facts are there."""
 
@@ -74,40 +98,42 @@ class CutCase:
         return self._path("facts.json").exists()
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return json.loads(self._path("facts.json").read_text(encoding="utf-8"))
+    def facts(self) -> CutFacts:
+        return read_record(CutFacts, json.loads(self._path("facts.json").read_text(encoding="utf-8")))
 
     def write(self, slices: CaseSlices) -> None:
         arrays = {"labels": slices.labels, "presence": slices.presence, "gaze": slices.gaze}
         arrays = {kind: array for kind, array in arrays.items() if array is not None}
         tensors = {"standardised": slices.standardised, **arrays}
         self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
-        facts = {
-            **slices.facts,
-            "count": len(slices.standardised),
-            "low": float(np.nanmin(slices.standardised)),
-            "high": float(np.nanmax(slices.standardised)),
-            "kinds": list(arrays),
-            "classes": slices.facts["highest_label"] + 1 if arrays else 0,
-        }
-        write_json(self._path("facts.json"), facts)
+        facts = CutFacts(
+            height=slices.height,
+            labels=slices.facts,
+            count=len(slices.standardised),
+            low=float(np.nanmin(slices.standardised)),
+            high=float(np.nanmax(slices.standardised)),
+            kinds=tuple(arrays),
+            classes=slices.facts.highest_label + 1 if arrays else 0,
+        )
+        write_json(self._path("facts.json"), write_record(facts))
 
     def standardised(self) -> np.ndarray:
         """(n, S, S) float32, NaN outside the volume."""
         return self._load("standardised")
 
     def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
-        """The arrays as the store has them, and the share of voxels that lie far outside of the window."""
+        """The arrays (n, ...) as the store has them, and the share of voxels that lie far outside of the window."""
         raw = self.standardised()
         finite = np.isfinite(raw).sum()
         low, high = fmt.window
         slack = FAR_OUTSIDE * (high - low)  # air a little darker than the site's darkest loses nothing
         cut = (raw < low - slack).sum() + (raw > high + slack).sum()
         arrays = {"images": fmt.scale(raw).astype(np.float16)}
-        arrays |= {kind: self._load(kind) for kind in self.facts["kinds"]}
+        arrays |= {kind: self._load(kind) for kind in self.facts.kinds}
         return arrays, float(cut / max(1, finite))
 
     def _load(self, kind: str) -> np.ndarray:
+        """An array of the case, shaped (n, ...) as in `CaseSlices`."""
         # Not from `.npy`: its header is parsed by `ast`, which fails now and then where several threads do it.
         with safe_open(self._path("safetensors"), "np") as file:
             return file.get_tensor(kind)
@@ -124,7 +150,7 @@ class StoreArrays:
         kinds: which arrays there are.
     """
 
-    def __init__(self, work: Path, count: int, size: int, classes: int, kinds: Iterable[str]) -> None:
+    def __init__(self, work: Path, count: int, size: int, *, classes: int, kinds: Iterable[str]) -> None:
         self.staged = work / STAGED
         shutil.rmtree(self.staged, ignore_errors=True)  # of a killed run
         self.staged.mkdir()
@@ -136,7 +162,7 @@ class StoreArrays:
         return self.staged / f"{kind}{content and '-'}{content}.npy"
 
     def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
-        """Arrays of a case; where it has no labels, nobody annotated."""
+        """Write the arrays (n, ...) of a case; pixels without labels become unlabelled."""
         for kind, file in self.files.items():
             filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
             if kind in values:
@@ -176,6 +202,7 @@ class _ArrayFile:
             os.posix_fallocate(self.file.fileno(), 0, self.start + shape[0] * self.row_bytes)
 
     def write(self, first: int, rows: np.ndarray) -> None:
+        """Write rows (n, ...) from row number `first` on."""
         left, place = memoryview(np.ascontiguousarray(rows)).cast("B"), self.start + first * self.row_bytes
         while left:
             written = os.pwrite(self.file.fileno(), left, place)
@@ -186,15 +213,16 @@ class _ArrayFile:
         self.file.close()
 
 
-def commit(out: Path, work: Path, index: dict[str, Any]) -> None:
+def commit(out: Path, work: Path, index: StoreIndex) -> None:
     """Make the staged arrays and `index` the store. Until the index is renamed, the old store is complete."""
     staged = work / STAGED
-    write_json(staged / INDEX, index)
-    write_json(staged / FORMAT_FILE, {key: index[key] for key in ("made_by", "domain", "format")})
+    content = index.to_dict()
+    write_json(staged / INDEX, content)
+    write_json(staged / FORMAT_FILE, {name: content[name] for name in ("made_by", "domain", "format")})
     write_quality_page(SliceStore(staged), staged / QUALITY_PAGE)
     for name in OF_EARLIER_SLICES:
         (out / name).unlink(missing_ok=True)
-    for name in (*index["arrays"].values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
+    for name in (*index.arrays.values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
         os.replace(staged / name, out / name)
 
 
