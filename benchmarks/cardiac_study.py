@@ -1,14 +1,15 @@
-"""Phase two on the cardiac sites: no adaptation, translator, segmenter and oracle, Dice and HD95 by structure.
+"""Phase two on the cardiac sites: Dice and HD95 by structure for no adaptation, translator, segmenter and oracle.
 
-    uv run python benchmarks/sharing.py --data cardiac --times 3 --folder cardiac --variants default \\
+    uv run python benchmarks/shared_anatomy.py --data cardiac --times 3 --folder cardiac --variants default \\
         --seeds 0 1 2 --work study
     uv run python benchmarks/cardiac_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/cardiac_study.json
 
-`site_a` has labels; `site_b` (inverted contrast, bias field, noise) and `site_c` (gamma, blur, noise) have none that
-are used, but for the oracle. Takes stores and factories that the first command left in --work. Test cases are the
-folder's own, segmented from their files onto their own grid and scored there. Finished sites are not repeated. Beside
-the JSON: a picture per site, reference and every method, of the first test case.
+`site_a` has labels. `site_b` (inverted contrast, bias field, noise) and `site_c` (gamma, blur, noise) have labels too,
+but only the oracle uses them. The first command makes the stores and factories that the second command needs. The test
+cases of the folder are segmented on their own grid and scored there. Finished sites are not repeated. For every site, a
+picture of its first test case with the reference and all methods is written next to the JSON file. Each command takes
+about 50 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -48,28 +49,30 @@ METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "ora
 STRUCTURES = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
 SETTINGS = {"rotation": math.pi, "mirror": False}  # these scans have no common orientation
 SEGMENTER = SegmenterConfig(updates=800, **SETTINGS)
-ENCODED = 32  # pixels per side that the translator's encoder sees
+ENCODER_SIZE = 32  # pixels per side of the images that the translator's encoder receives
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
-    parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks/sharing.py")
+    parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks/shared_anatomy.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="sites side by side, one thread each")
     parser.add_argument("--out", type=Path, help="JSON file; pictures go beside it")
     arguments = parser.parse_args()
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
-            (seed, site): pool.submit(kept, arguments, seed, site) for seed in arguments.seeds for site in ("b", "c")
+            (seed, site): pool.submit(finished_site, arguments, seed, site)
+            for seed in arguments.seeds
+            for site in ("b", "c")
         }
         seeds = {seed: {site: jobs[seed, site].result() for site in ("b", "c")} for seed in arguments.seeds}
     content: dict[str, Any] = {"machine": machine("cpu"), "seeds": seeds, "mean": {}}
     for site in ("b", "c"):
-        rows = {method: [one[site][method] for one in seeds.values()] for method in METHODS}
+        rows = {method: [scores[site][method] for scores in seeds.values()] for method in METHODS}
         content["mean"][site] = {
-            method: {key: round(float(np.nanmean([one[key] for one in found])), 4) for key in found[0]}
-            for method, found in rows.items()
+            method: {key: round(float(np.nanmean([row[key] for row in by_seed])), 4) for key in by_seed[0]}
+            for method, by_seed in rows.items()
         }
         for method in METHODS:
             print(site, method, content["mean"][site][method])
@@ -79,26 +82,27 @@ def main() -> None:
             draw(arguments, site, arguments.out.with_name(f"{arguments.out.stem}_site_{site}.png"))
 
 
-def kept(arguments: argparse.Namespace, seed: int, site: str) -> dict[str, Any]:
+def finished_site(arguments: argparse.Namespace, seed: int, site: str) -> dict[str, Any]:
+    """The scores of one site and seed: read from their file, or computed and written to it if there is none."""
     torch.set_num_threads(1)
     work = arguments.work / f"cardiac_{seed}"
     file = work / f"cardiac_study_{site}.json"
     if not file.is_file():
-        write_json(file, run_site(arguments, work, site, seed))
+        write_json(file, run_site(arguments, work, site, seed=seed))
     return json.loads(file.read_text())
 
 
-def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) -> dict[str, dict[str, float]]:
-    """By method: Dice and HD95 by structure and on average, seconds of training."""
+def run_site(arguments: argparse.Namespace, work: Path, site: str, *, seed: int) -> dict[str, dict[str, float]]:
+    """By method: Dice and HD95 (mm) of each structure and their means, and the seconds of training."""
     store, home = SliceStore(work / f"{site}.store"), SliceStore(work / "a.store")
     config = replace(SEGMENTER, seed=seed)
-    labelled = work / f"labelled_{site}.safetensors"  # sites run side by side, and know nothing of each other
+    labelled = work / f"labelled_{site}.safetensors"  # one file per site, because sites run in parallel
     if not labelled.is_file():
         label_factory(work / "default.factory.safetensors", home.path, labelled, config=config)
-    encoder = EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=max(1, store.format.size // ENCODED))
+    encoder = EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=max(1, store.format.size // ENCODER_SIZE))
     translator = TranslatorConfig(pretraining=200, updates=400, encoder=encoder, seed=seed, **SETTINGS)
     adaptation = {"volumes": 60, "segmenter": config, "translator": translator}
-    made = {
+    models = {
         "no_adaptation": lambda: Segmenter.load(work / "plain.safetensors"),
         "augmentation_only": lambda: Segmenter.load(work / "robust.safetensors"),
         "oracle": lambda: train_on_store(store, config),
@@ -116,9 +120,9 @@ def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) ->
     rows = {}
     for method in METHODS:
         began = time.monotonic()
-        model = made[method]()
+        model = models[method]()
         seconds = round(time.monotonic() - began)
-        # The network may be another site's; the window that scales images is the applying site's own.
+        # The network may come from another site; images are scaled by the intensity window of the site that applies it.
         Segmenter(model.network, store.format, model.card).save(work / f"{method}_{site}.safetensors")
         out = work / f"predictions_{site}" / method
         shutil.rmtree(out, ignore_errors=True)
@@ -129,6 +133,7 @@ def run_site(arguments: argparse.Namespace, work: Path, site: str, seed: int) ->
 
 
 def summary(predicted: Path, tests: Path) -> dict[str, float]:
+    """Mean Dice and HD95 (mm) of the predicted label maps, by structure and over structures."""
     scores = evaluate(predicted, tests)
     row: dict[str, float] = {}
     for measure in ("dice", "hd95"):
@@ -140,12 +145,12 @@ def summary(predicted: Path, tests: Path) -> dict[str, float]:
 
 
 def draw(arguments: argparse.Namespace, site: str, path: Path) -> None:
-    """Reference and every method on the first test case of a site, for the first seed."""
+    """Write a picture of the reference and every method on the first test case of a site, for the first seed."""
     work = arguments.work / f"cardiac_{arguments.seeds[0]}"
     case = sorted((arguments.folder / f"site_{site}" / "test").iterdir())[0]
     image, label = (next((case / kind).glob("*.nii.gz")) for kind in ("image", "label"))
     maps = [label, *(work / f"predictions_{site}" / method / f"{case.name}.nii.gz" for method in METHODS)]
-    turned = [read_volume(one, integer=True).turned("axial").data for one in maps]
+    turned = [read_volume(file, integer=True).turned("axial").data for file in maps]
     matplotlib.image.imsave(path, strip(read_volume(image).turned("axial").data, *turned))
 
 

@@ -1,9 +1,10 @@
-"""One site trains a factory alone for some minutes; the distance to its held-out slices, and pictures, over time.
+"""Training of a factory at a single site: distance to the site's held-out slices, and pictures, over time.
 
     uv run python benchmarks/factory_training.py --store STORE --minutes 20 --out hippocampus-run
 
-STORE is a slice store made by `fedfactory prepare`. Every fifth case is held out. Writes `training.json`,
-`distance.png` and a grid of the average generator's slices at every look.
+STORE is a slice store made by `fedfactory prepare`. Every fifth case is held out. The script writes `training.json`,
+`distance.png`, and at every evaluation a grid of slices of the moving-average generator. It takes --minutes minutes of
+training and the time of 13 evaluations.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.config import PRESETS
 from fedfactory.generative.metrics.quality import kernel_distance, random_features
+from fedfactory.generative.networks.generator import Generator
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.generative.trainer_state import mean_losses
 from fedfactory.node.store.slice_store import SliceStore
@@ -49,16 +51,16 @@ def main() -> None:
     reference = random_features(images_of(store, held_out[torch.randperm(len(held_out), generator=rng)[:SAMPLES]]))
     own = random_features(images_of(store, training[torch.randperm(len(training), generator=rng)[:SAMPLES]]))
     floor = kernel_distance(reference, own)
-    rows, steps, started, looking = [], [], time.monotonic(), 0.0
+    rows, steps, started, evaluation_seconds = [], [], time.monotonic(), 0.0
     budget = arguments.minutes * 60
-    for look in range(EVALUATIONS + 1):
-        while time.monotonic() - started - looking < budget * look / EVALUATIONS:
+    for evaluation in range(EVALUATIONS + 1):
+        while time.monotonic() - started - evaluation_seconds < budget * evaluation / EVALUATIONS:
             chosen = training[torch.randint(len(training), (config.batch_size,), generator=rng)]
             z_bin = torch.from_numpy(store.z_bin[chosen.numpy()])
             steps.append(trainer.train_step(images_of(store, chosen), z_bin, torch.zeros_like(z_bin)))
         before = time.monotonic()
         distance = kernel_distance(reference, random_features(draw(ema, store, held_out)))
-        seconds = before - started - looking
+        seconds = before - started - evaluation_seconds
         rows.append(
             {
                 "seconds": seconds,
@@ -69,23 +71,23 @@ def main() -> None:
             }
         )
         steps = []
-        save_grid(ema, store, arguments.out / f"slices_{look:02d}.png")
+        save_grid(ema, store, arguments.out / f"slices_{evaluation:02d}.png")
         print(f"{seconds:6.0f} s, {trainer.state.updates_done} updates, distance {distance:.3f}", flush=True)
-        looking += time.monotonic() - before
+        evaluation_seconds += time.monotonic() - before
     content = {
         "machine": machine("cpu"),
         "seed": arguments.seed,
         "config": config.to_dict(),
         "slices": {"training": len(training), "held_out": len(held_out)},
         "distance_of_real_training_slices": floor,
-        "looks": rows,
+        "evaluations": rows,
     }
     write_json(arguments.out / "training.json", content)
     plot(rows, floor, arguments.out / "distance.png")
 
 
 def configuration(store: SliceStore, head: str) -> FactoryConfig:
-    """The small preset; with the published networks it starts at 4 x 4 and has their regularisation."""
+    """The small preset; the head "image" selects the published networks, which start at 4 x 4, and their penalties."""
     small = PRESETS["small"]
     options = {"image_size": store.format.size, "z_bins": store.format.z_bins, "mirror": False}
     if head == "image":
@@ -95,7 +97,7 @@ def configuration(store: SliceStore, head: str) -> FactoryConfig:
 
 
 def split(store: SliceStore) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slice numbers of training and held-out cases."""
+    """Slice numbers of the training cases (N,) and of the held-out cases (M,)."""
     parts: tuple[list[int], list[int]] = ([], [])
     for number, case in enumerate(store.cases):
         parts[number % 5 == 0].extend(range(case.first, case.first + case.count))
@@ -103,14 +105,15 @@ def split(store: SliceStore) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def images_of(store: SliceStore, chosen: torch.Tensor) -> torch.Tensor:
+    """Slices (N, 1, S, S) in [-1, 1] by their numbers (N,)."""
     return torch.from_numpy(np.asarray(store.images[chosen.numpy()], np.float32))[:, None]
 
 
 @torch.no_grad()
-def draw(generator, store: SliceStore, like: torch.Tensor) -> torch.Tensor:
-    """As many slices as the reference has, at the heights of real ones."""
+def draw(generator: Generator, store: SliceStore, held_out: torch.Tensor) -> torch.Tensor:
+    """Synthetic slices (SAMPLES, 1, S, S) in [-1, 1] at the heights of real slices with the numbers `held_out` (M,)."""
     rng = torch.Generator().manual_seed(1)
-    chosen = like[torch.randint(len(like), (SAMPLES,), generator=rng)]
+    chosen = held_out[torch.randint(len(held_out), (SAMPLES,), generator=rng)]
     parts = []
     for z_bin in torch.from_numpy(store.z_bin[chosen.numpy()]).split(50):
         z = torch.randn(len(z_bin), generator.config.latent_dim, generator=rng)
@@ -119,8 +122,8 @@ def draw(generator, store: SliceStore, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def save_grid(generator, store: SliceStore, path: Path) -> None:
-    """Rows: one latent each, columns: rising heights; the last row shows real slices."""
+def save_grid(generator: Generator, store: SliceStore, path: Path) -> None:
+    """Write a picture: each row shows one latent at increasing heights, the last row real slices."""
     import matplotlib.image
 
     rng = torch.Generator().manual_seed(2)
@@ -128,16 +131,17 @@ def save_grid(generator, store: SliceStore, path: Path) -> None:
     rows = []
     for _ in range(GRID - 1):
         z = torch.randn(1, generator.config.latent_dim, generator=rng).expand(GRID, -1)
-        noise = [one.expand(GRID, -1, -1, -1) for one in generator.draw_noise(1, rng)]
+        noise = [layer.expand(GRID, -1, -1, -1) for layer in generator.draw_noise(1, rng)]
         rows.append(generator(z, z_bin, torch.zeros_like(z_bin), noise=noise))
     case = store.cases[0]
     real = torch.linspace(case.first, case.first + case.count - 1, GRID).round().long()
     rows.append(images_of(store, real))
-    picture = np.concatenate([np.concatenate([np.rot90(one[0]) for one in row.numpy()], axis=1) for row in rows])
+    picture = np.concatenate([np.concatenate([np.rot90(image[0]) for image in row.numpy()], axis=1) for row in rows])
     matplotlib.image.imsave(path, picture, cmap="gray", vmin=-1, vmax=1)
 
 
 def plot(rows: list[dict], floor: float, path: Path) -> None:
+    """Write the curve of the distance over time, with the distance between two groups of real slices."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,20 +1,23 @@
-"""Do sites with other networks, or other modalities, gain by training together? HSSF and CMC on the cardiac sites.
+"""HSSF and CMC on the cardiac sites: do sites with different networks, or modalities, gain by training together?
 
     uv run python benchmarks/heterogeneous_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/heterogeneous_study.json
 
-Simulated in one process with the rounds and sums that real nodes and the researcher run.
+The federations are simulated in a single process, with the training rounds and the aggregation of the package.
 
-*hssf*: no site has labels. Half of `site_a`'s training patients are the public slices; sites a (the other half), b and
-c train a UNet, a DynUNet and a SegResNet. Beside it: public slices and each site's own, without exchange (*local*);
-public slices alone; equal networks whose weights are averaged (LSSL).
+*hssf*: no site has labels. Half of the training patients of `site_a` are the public slices. Sites a (the other half), b
+and c train a UNet, a DynUNet and a SegResNet. It is compared with training on the public slices and the site's own
+slices without exchange (*local*), with training on the public slices alone, and with equal networks whose weights are
+averaged (LSSL).
 
-*cmc*: two modalities, `site_a`'s contrast and its inversion (inside the body, gamma .7, as `site_b`'s was made). Site 1
-has both of a's patients, the second turned by 20 degrees and moved by 15 mm so that pairs are misaligned; site 2 has
-b's inverted scans alone, site 3 c's alone. Three of ten patients a site have labels. Beside it: each modality by
-itself, semi-supervised; CMC without labels' consistency; without each of its terms.
+*cmc*: there are two modalities, the contrast of `site_a` and its inversion (inside the body, gamma 0.7, as `site_b` was
+made). Site 1 has both modalities of the patients of a; the second is rotated by 20 degrees and shifted by 15 mm, so
+that the pairs are misaligned. Site 2 has the inverted scans of b, site 3 the scans of c. Three of ten patients per site
+have labels. It is compared with semi-supervised training of each modality by itself, with CMC without the consistency
+of labels, and with CMC without each of its terms.
 
-Dice on the folders' test patients. Intervals are over seeds and sites. Finished runs in --work are not repeated.
+Scores are Dice on the test patients of the folder, with intervals over seeds and sites. Finished runs in --work are not
+repeated. Three seeds take about 130 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -45,19 +48,19 @@ from simulated_methods import (
     SITES,
     SIZE,
     SimulatedSite,
-    federation,
-    kept,
+    cached_result,
     make_cardiac_stores,
     make_store,
     result_file,
+    run_federation,
     study_parser,
     table,
 )
 
-TURN, SHIFT = 20.0, 10.0  # degrees, pixels of 1.5 mm
-LABELLED = 3  # patients of a site, in the study of modalities
+ROTATION, SHIFT = 20.0, 10.0  # degrees, pixels of 1.5 mm
+LABELLED_PATIENTS = 3  # of each site, in the study of modalities
 HSSF = {"public_epochs": 3}
-# name: options, and which modalities take part
+# name: options of the method, names of the modalities that take part
 RUNS: dict[str, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "hssf": {
         "public slices alone": ({**HSSF, "exchange": False, "unlabelled": 0.0}, ()),
@@ -86,13 +89,13 @@ def main() -> None:
     make_inverted_store(arguments.folder, arguments.work)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
-            (study, name, seed): pool.submit(one, arguments, study, name, seed)
+            (study, name, seed): pool.submit(finished_run, arguments, study, name, seed=seed)
             for seed in arguments.seeds
             for study in arguments.studies
             for name in RUNS[study]
         }
-        found = {key: job.result() for key, job in jobs.items()}
-    found = {key: value for key, value in found.items() if value is not None}
+        results = {key: job.result() for key, job in jobs.items()}
+    results = {key: value for key, value in results.items() if value is not None}
     content = {
         "machine": machine("cpu"),
         "size": SIZE,
@@ -100,9 +103,9 @@ def main() -> None:
         "updates": arguments.updates,
         "runs": [
             {"study": s, "name": n, "seed": seed, **{key: value[key] for key in ("mean", "scores", "seconds")}}
-            for (s, n, seed), value in found.items()
+            for (s, n, seed), value in results.items()
         ],
-        "table": [row for study in RUNS for row in rows_of(study, found)],
+        "table": [row for study in RUNS for row in rows_of(study, results)],
     }
     for row in content["table"]:
         print("{study:5s} {name:24s} {which:7s} {dice:.3f} ({low:.3f} to {high:.3f}) {by_site}".format(**row))
@@ -110,9 +113,9 @@ def main() -> None:
         write_json(arguments.out, content)
 
 
-def rows_of(study: str, found: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
-    """`table`, and of the modalities each by itself a row as if they were one federation."""
-    own = {key: value for key, value in found.items() if key[0] == study}
+def rows_of(study: str, results: dict[tuple[str, str, int], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `table`; the runs with a single modality each are merged into one row of their own."""
+    own = {key: value for key, value in results.items() if key[0] == study}
     alone = [name for name in RUNS[study] if name.endswith(" alone") and study == "cmc"]
     rows = table({key: value for key, value in own.items() if key[1] not in alone}, len(SITES))
     for seed in sorted({seed for _, name, seed in own if name in alone}):
@@ -122,7 +125,7 @@ def rows_of(study: str, found: dict[tuple[str, str, int], dict[str, Any]]) -> li
 
 
 def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Scores of federations of one modality each, by site: the mean over those that the site takes part in."""
+    """Merge runs with a single modality each: a site's score is the mean over the runs in which it takes part."""
     scores: dict[str, list[dict[str, Any]]] = {}
     for which in runs[0]["scores"]:
         scores[which] = []
@@ -133,7 +136,8 @@ def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"scores": scores, "bytes_per_round": sum(run["bytes_per_round"] for run in runs)}
 
 
-def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
+def finished_run(arguments: argparse.Namespace, study: str, name: str, *, seed: int) -> dict[str, Any] | None:
+    """The result of a run, from its file if it is finished; None if it is not and `--gather` is given."""
     options, modalities = RUNS[study][name]
     config = MethodConfig(
         method="lssl" if name == "averaged weights" else study, classes=4, size=SIZE, sites=len(SITES),
@@ -143,10 +147,11 @@ def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict
     run = partial(run_hssf, config, arguments.work) if study == "hssf" else partial(
         run_cmc, config, arguments.work, modalities
     )  # fmt: skip
-    return kept(result_file(arguments, study, name, seed), run, arguments.gather)
+    return cached_result(result_file(arguments, study, name, seed=seed), run, arguments.gather)
 
 
 def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
+    """One federation of sites with different networks and a shared set of public slices."""
     stores = [SliceStore(work / f"{site}_dense.store") for site in SITES]
     full = [site_slices(store, 4) for store in stores]
     patients = patient_of(stores[0])
@@ -155,7 +160,7 @@ def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
     own = [part(full[0], ~half), *full[1:]]
     method = make_method(replace(config, options={**config.options, "public_slices": len(public)}))
     method.public = public
-    return federation(
+    return run_federation(
         method,
         [
             SimulatedSite(without_labels(data, np.zeros(len(data), bool)), {"": store}, network, public)
@@ -165,43 +170,46 @@ def run_hssf(config: MethodConfig, work: Path) -> dict[str, Any]:
 
 
 def run_cmc(config: MethodConfig, work: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """One federation of sites with different modalities, of which those in `names` take part."""
     a, b, c = (SliceStore(work / f"{site}_dense.store") for site in SITES)
     inverted = SliceStore(work / "a_inverted.store")
     holdings = [{"cine": a, "inverted": inverted}, {"inverted": b}, {"cine": c}]
     config = replace(config, options={**config.options, "modalities": names})
     sites, indices = [], []
     for index, holding in enumerate(holdings):
-        held = {name: store for name, store in holding.items() if name in names}
-        if not held:
+        stores = {name: store for name, store in holding.items() if name in names}
+        if not stores:
             continue
         modalities = {}
-        for name, store in held.items():
+        for name, store in stores.items():
             patients = patient_of(store)
             rng = np.random.default_rng((config.seed, index))
-            chosen = rng.choice(np.unique(patients), LABELLED, replace=False)
+            chosen = rng.choice(np.unique(patients), LABELLED_PATIENTS, replace=False)
             modalities[name] = without_labels(site_slices(store, 4), np.isin(patients, chosen))
         first = next(iter(modalities.values()))
-        sites.append(SimulatedSite(first, held, modalities=modalities))
+        sites.append(SimulatedSite(first, stores, modalities=modalities))
         indices.append(index)
-    return {**federation(make_method(config), sites), "sites": indices}
+    return {**run_federation(make_method(config), sites), "sites": indices}
 
 
 def patient_of(store: SliceStore) -> np.ndarray:
-    """(N,) of the training slices."""
+    """Patient of every training slice, (N,)."""
     return np.concatenate([np.repeat(case.patient, case.count) for case in store.cases if case.split == "train"])
 
 
 def part(data: SiteSlices, chosen: np.ndarray) -> SiteSlices:
+    """The slices for which `chosen` (N,) is true."""
     return SiteSlices(data.images[chosen], data.candidates[chosen], data.kinds[chosen], data.classes)
 
 
-def without_labels(data: SiteSlices, keep: np.ndarray) -> SiteSlices:
-    sets = np.where(keep[:, None, None], data.candidates, np.array(UNKNOWN, data.candidates.dtype))
-    return SiteSlices(data.images, sets, np.where(keep, data.kinds, "none"), data.classes)
+def without_labels(data: SiteSlices, labelled: np.ndarray) -> SiteSlices:
+    """The same slices; only those for which `labelled` (N,) is true keep their labels."""
+    candidates = np.where(labelled[:, None, None], data.candidates, np.array(UNKNOWN, data.candidates.dtype))
+    return SiteSlices(data.images, candidates, np.where(labelled, data.kinds, "none"), data.classes)
 
 
 def make_inverted_store(folder: Path, work: Path) -> None:
-    """a's patients in the other contrast, turned and moved."""
+    """Make a store of the patients of site a with inverted contrast, rotated and shifted."""
     source = work / "a_inverted"
     if not (work / "a_inverted.store" / "store.json").is_file():
         for name in ("train", "test"):
@@ -216,7 +224,8 @@ def make_inverted_store(folder: Path, work: Path) -> None:
 
 
 def moved(data: np.ndarray, like: Volume, *, order: int) -> Volume:
-    turned = ndimage.rotate(data, TURN, axes=(0, 1), reshape=False, order=order, mode="constant")
+    """Rotate and shift a volume (X, Y, Z) in its plane; `like` gives the affine, `order` the order of the spline."""
+    turned = ndimage.rotate(data, ROTATION, axes=(0, 1), reshape=False, order=order, mode="constant")
     return Volume(ndimage.shift(turned, (SHIFT, 0, 0), order=order).astype(data.dtype), like.affine)
 
 

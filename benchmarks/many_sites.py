@@ -1,9 +1,10 @@
-"""Time and memory of a round's aggregation with many sites, against keeping all of them in memory, in the same run.
+"""Time and memory of aggregating a round with many sites, compared with holding all replies in memory.
 
     uv run python benchmarks/many_sites.py --sites 4 20 100 --million 5 --out benchmarks/results/many_sites.json
 
-The replies are made here, decoded as the transport would hand them over; collector, strategy and aggregator are those
-of a real run. Each measurement is a process of its own.
+The replies are random tensors in the form in which the transport delivers them. Collector, strategy and aggregator are
+those of a real run. Each measurement has a process of its own. No data are needed. This takes about 2 minutes on two
+CPU cores.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import os
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,7 @@ DOMAINS = ("a", "b", "c")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sites", type=int, nargs="+", default=[4, 20, 100])
-    parser.add_argument("--million", type=float, default=5, help="parameters")
+    parser.add_argument("--million", type=float, default=5, help="million parameters of the model")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     rows = []
@@ -42,11 +44,13 @@ def main() -> None:
 
 
 def measure(variant: str, sites: int, parameters: int) -> dict:
+    """`run` in a new process, with a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        return in_own_process(run, variant, sites, parameters, folder)
+        return in_own_process(run, variant=variant, sites=sites, parameters=parameters, folder=folder)
 
 
-def run(variant: str, sites: int, parameters: int, folder: str, sender) -> None:
+def run(*, variant: str, sites: int, parameters: int, folder: str, sender: Connection) -> None:
+    """Send the seconds and the additional peak memory (MiB) of one round's aggregation."""
     os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = str(Path(folder) / "researcher")
     from fedfactory.generative import FactoryConfig
     from fedfactory.researcher.aggregator import FactoryAverage
@@ -69,8 +73,13 @@ def run(variant: str, sites: int, parameters: int, folder: str, sender) -> None:
         if variant == "streaming":
             collector.take(node, reply)
         seconds += time.perf_counter() - began
-        told = {"domain": DOMAINS[number % len(DOMAINS)]}
-        replies[node] = {"success": True, "sample_size": 10 + number, "params": reply.params, "optimizer_args": told}
+        site_fields = {"domain": DOMAINS[number % len(DOMAINS)]}
+        replies[node] = {
+            "success": True,
+            "sample_size": 10 + number,
+            "params": reply.params,
+            "optimizer_args": site_fields,
+        }
         del params, reply
     began = time.perf_counter()
     chosen, shares, _, _ = strategy.refine(replies, 0)

@@ -1,4 +1,4 @@
-"""What the benchmarks have in common: interleaved timing, the machine's matrix rate, memory, JSON."""
+"""Functions that several benchmarks share: interleaved timing, matrix product rate, memory, machine description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from torch.utils.flop_counter import flop_registry
 
 
 def interleaved(variants: dict[str, Callable[[], Any]], *, repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each callable, in turns: a busy moment of the machine hits all alike. Warm up before."""
+    """Median seconds of each function. They run in turns, so that other load on the machine affects all of them alike.
+
+    The caller runs each function once beforehand, as a warm-up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, run in variants.items():
@@ -33,7 +36,7 @@ def interleaved(variants: dict[str, Callable[[], Any]], *, repeats: int, device:
 class FlopCounter(TorchDispatchMode):
     """Floating point operations of convolutions and matrix products, backward passes included.
 
-    PyTorch's own FlopCounterMode also follows modules, and cannot do so through `torch.autograd.grad`.
+    PyTorch's own FlopCounterMode also tracks modules, which fails with `torch.autograd.grad`.
     """
 
     def __init__(self) -> None:
@@ -49,12 +52,13 @@ class FlopCounter(TorchDispatchMode):
 
 
 def synchronise(device: str) -> None:
+    """Wait until the GPU has finished, so that wall time can be read."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def matmul_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 1536) -> float:
-    """Measured floating point operations a second of a square matrix product: the machine's roof."""
+    """Measured floating point operations per second of a square matrix product, the upper limit in a roofline."""
     if device == "cuda":
         side = 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -64,26 +68,30 @@ def matmul_rate(device: str, dtype: torch.dtype = torch.float32, side: int = 153
 
 
 def peak_resident_mib() -> float:
-    """Largest resident memory of this process so far. Not `ru_maxrss`: a child begins with its parent's."""
+    """Largest resident memory of this process so far. `ru_maxrss` is not used: a child inherits its parent's value."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 2**10
     return float("nan")
 
 
-def in_own_process(target: Callable, *arguments: Any) -> Any:
-    """What `target(*arguments, sender)` sends, from a new process: its peak memory is its own."""
+def in_own_process(target: Callable, **arguments: Any) -> Any:
+    """Run `target(**arguments, sender=...)` in a new process, so that its peak memory can be measured.
+
+    Returns: the object that `target` sends through `sender`.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=target, args=(*arguments, sender))
+    process = context.Process(target=target, kwargs={**arguments, "sender": sender})
     process.start()
-    sender.close()  # or a child that dies would be waited for
+    sender.close()  # otherwise receiving would not end when the child dies
     result = receiver.recv()
     process.join()
     return result
 
 
 def machine(device: str) -> dict[str, Any]:
+    """Description of the machine and the versions of the software, for the JSON files."""
     return {
         "processor": platform.machine(),
         "cores": os.cpu_count(),

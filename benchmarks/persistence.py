@@ -1,11 +1,11 @@
-"""Does it pay that sites keep moments of Adam and strength of augmentation between rounds? At equal updates.
+"""Effect of keeping optimizer moments and augmentation strength at the sites between rounds, at equal updates.
 
     uv run python benchmarks/persistence.py --out benchmarks/results/persistence.json
 
-Two simulated sites with few subjects (MNI152, two contrasts) and the demo's factory with adaptive augmentation.
-"forgetful" makes optimizers and counters anew in every round, as the published program does; discriminators stay in
-both. Reported: kernel distance of the average generator's slices to held-out subjects, per domain and seed; smaller is
-better.
+Two simulated sites with few subjects (MNI152, two contrasts) train the demo's factory with adaptive augmentation. The
+variant "forgetful" makes new optimizers and counters in every round, as the published program does; both variants keep
+the discriminators. The measure is the kernel distance between slices of the moving-average generator and held-out
+subjects, by domain and seed; smaller is better. No data are needed.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=40)
-    # As many as lie between two gradient penalties: who forgets the counter has no more of them than who does not.
+    # Equal to the interval between two R1 penalties: a variant that restarts its counter does not have more of them.
     parser.add_argument("--updates", type=int, default=16, help="per round and site")
-    parser.add_argument("--looks", type=int, default=3, help="how often the distance is measured, evenly spaced")
+    parser.add_argument(
+        "--evaluations", type=int, default=3, help="number of times that the distance is measured, evenly spaced"
+    )
     parser.add_argument("--subjects", type=int, default=12, help="per site, half of them held out")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     config = FactoryConfig.preset("tiny", DOMAINS, augment=True, augment_length=2000)
     runs = []
     with tempfile.TemporaryDirectory() as name:
-        stores = {domain: site(Path(name), domain, config, arguments.subjects) for domain in DOMAINS}
+        stores = {domain: site(Path(name), domain, config, subjects=arguments.subjects) for domain in DOMAINS}
         for seed in arguments.seeds:
             for variant, persistent in VARIANTS.items():
                 federation = SimulatedFederation(config, stores, seed, persistent=persistent)
-                runs.append({"seed": seed, "variant": variant, "looks": train(federation, arguments)})
+                runs.append({"seed": seed, "variant": variant, "evaluations": train(federation, arguments)})
                 print(runs[-1], flush=True)
-    last = {v: [list(r["looks"][-1]["distance"].values()) for r in runs if r["variant"] == v] for v in VARIANTS}
+    last = {v: [list(r["evaluations"][-1]["distance"].values()) for r in runs if r["variant"] == v] for v in VARIANTS}
     content = {
         "machine": machine("cpu"),
         "config": config.to_dict(),
@@ -61,7 +63,8 @@ def main() -> None:
     print(json.dumps(content["mean_last_distance"]))
 
 
-def site(folder: Path, domain: str, config: FactoryConfig, subjects: int) -> SliceStore:
+def site(folder: Path, domain: str, config: FactoryConfig, *, subjects: int) -> SliceStore:
+    """The slice store of a simulated site, half of whose subjects are held out."""
     seed = 100 * DOMAINS.index(domain)
     simulate_site(folder / domain, CONTRASTS[domain], subjects, size=config.image_size, seed=seed, prefix="s")
     settings = PrepareConfig(
@@ -72,17 +75,18 @@ def site(folder: Path, domain: str, config: FactoryConfig, subjects: int) -> Sli
 
 
 def train(federation: SimulatedFederation, arguments: argparse.Namespace) -> list[dict]:
-    looks = []
+    """Run all rounds; distance and strength of augmentation by domain at every evaluation."""
+    evaluations = []
     for number in range(1, arguments.rounds + 1):
         federation.run_round(arguments.updates)
-        if number % max(1, arguments.rounds // arguments.looks) == 0:
+        if number % max(1, arguments.rounds // arguments.evaluations) == 0:
             distance = {
-                d: round(distance_to_real(federation.generator, store, n, "test"), 3)
+                d: round(distance_to_real(federation.generator, store, domain=n, split="test"), 3)
                 for n, (d, store) in enumerate(federation.stores.items())
             }
             strength = {d: round(float(state.augmentation.p), 3) for d, state in federation.states.items()}
-            looks.append({"round": number, "distance": distance, "augmentation": strength})
-    return looks
+            evaluations.append({"round": number, "distance": distance, "augmentation": strength})
+    return evaluations
 
 
 if __name__ == "__main__":

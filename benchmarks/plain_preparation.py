@@ -1,4 +1,4 @@
-"""The published preparation as a textbook would write it: one process, one volume after the other, SciPy's splines."""
+"""The published preparation in plain form, for comparison: a single process, one volume at a time, SciPy splines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import ndimage
 
 
 def prepare_plainly(source: Path, out: Path, *, size: int, z_bins: int) -> int:
-    """Slices of `source` (SUBJECT/image, SUBJECT/label) as one array file each, as published but unpickled.
+    """Write every slice of `source` (SUBJECT/image, SUBJECT/label) as an array file: as published, but not pickled.
 
     Returns: number of slices.
     """
@@ -29,9 +29,9 @@ def prepare_plainly(source: Path, out: Path, *, size: int, z_bins: int) -> int:
     low, high = np.inf, -np.inf
     for subject in subjects:
         data, spacing, box = _read(subject)
-        kept = tuple(slice(*ends) for ends in box)
-        data = data[kept]
-        label = np.asarray(nib.load(next((subject / "label").iterdir())).dataobj)[kept]
+        crop = tuple(slice(*ends) for ends in box)
+        data = data[crop]
+        label = np.asarray(nib.load(next((subject / "label").iterdir())).dataobj)[crop]
         shape = np.round(spacing / target * data.shape).astype(int)
         if tuple(shape) != data.shape:
             zoom = shape / np.array(data.shape)
@@ -60,17 +60,18 @@ def prepare_plainly(source: Path, out: Path, *, size: int, z_bins: int) -> int:
         image = 2 * (np.clip(image, first, last) - first) / (last - first) - 1
         for number in range(image.shape[2]):
             around = [((size - n) // 2, size - n - (size - n) // 2) for n in image.shape[:2]]
-            one = np.pad(image[:, :, number], around, constant_values=-1).astype(np.float32)
+            padded = np.pad(image[:, :, number], around, constant_values=-1).astype(np.float32)
             label = np.pad(labels[:, :, number], around)
             mask = np.stack([label == value for value in range(3)], axis=2)
             height = z_bins * number // image.shape[2]
-            np.save(out / f"{name}_slice{number:03d}.npy", one[..., None])
+            np.save(out / f"{name}_slice{number:03d}.npy", padded[..., None])
             np.save(out / f"{name}_mask{number:03d}_{height:02d}.npy", mask)
             total += 1
     return total
 
 
 def _read(subject: Path) -> tuple[np.ndarray, np.ndarray, tuple]:
+    """The image (X, Y, Z), its voxel spacing (3,) in mm, and the crop box: (start, stop) for each axis."""
     image = nib.load(next((subject / "image").iterdir()))
     data = np.asarray(image.dataobj, dtype=np.float64)
     return data, np.array(image.header.get_zooms()), crop_box(data, "air", published=True)

@@ -1,7 +1,7 @@
-"""The published networks written the textbook way, to compare with: same weights, same numbers, no short cuts.
+"""The published networks in textbook form, for comparison: equal weights and equal results, without optimizations.
 
-Every sample gets its own modulated kernels in one grouped convolution; every resampling inserts its zeros, filters
-the whole map with the 4 x 4 kernel and drops what it does not need; memory is in the default order.
+Every sample has its own modulated kernels in a grouped convolution. Every resampling inserts its zeros, filters the
+whole map with the 4 x 4 kernel and discards the values that are not needed. Tensors have the default memory format.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ KERNEL = torch.outer(TAPS, TAPS) / 64
 
 
 def plain_resample(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)) -> Tensor:
-    """Zero insertion, padding, correlation with the turned kernel over single-channel images, decimation."""
+    """Insert zeros, pad, correlate each channel with the flipped kernel, and decimate.
+
+    x is (B, C, H, W), the kernel (4, 4), the result (B, C, H', W').
+    """
     batch, channels, height, width = x.shape
     x = x.reshape(batch * channels, 1, height, 1, width, 1)
     x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(batch * channels, 1, height * up, width * up)
@@ -32,7 +35,7 @@ def plain_resample(x: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, pad
 
 
 class PlainModulatedConv(ModulatedConv):
-    """One kernel per sample, one group per sample."""
+    """A modulated convolution with a kernel and a group for each sample."""
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         batch, c_in, height, width = x.shape
@@ -50,6 +53,8 @@ class PlainModulatedConv(ModulatedConv):
 
 
 class PlainGenerator(StyleGenerator):
+    """The published generator with plain resampling."""
+
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
         w = style.w.unbind(dim=1)
         x = self.conv1(style.constant, w[0], noise[0])
@@ -64,6 +69,8 @@ class PlainGenerator(StyleGenerator):
 
 
 class PlainDownBlock(DownBlock):
+    """The published residual block with plain resampling."""
+
     def forward(self, x: Tensor) -> Tensor:
         u = self.conv1(x)
         u = plain_resample(u, KERNEL, pad=(2, 2))
@@ -74,6 +81,8 @@ class PlainDownBlock(DownBlock):
 
 
 class PlainDiscriminator(StyleDiscriminator):
+    """The published discriminator, its projection written out with one-hot vectors."""
+
     def forward(self, image: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Tensor:
         x = self.final_conv(minibatch_statistic(self.convs(image)))
         x = self.final_linear[1](activate(self.final_linear[0](x.flatten(1))))

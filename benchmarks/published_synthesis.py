@@ -1,9 +1,9 @@
-"""The published way of drawing labelled volumes, written the plain way: what `benchmarks/synthesis.py` compares with.
+"""The published way of drawing labelled volumes, in plain form: `benchmarks/synthesis.py` compares the package with it.
 
-One volume: latents of a few height bins at a time (the slices made on the way are thrown away), straight lines between
-neighbours, slices in micro-batches with fresh noise; then every micro-batch is encoded again, decoded and labelled by
-five members, each read from its file anew; arrays in double precision grow by concatenation; labels become one-hot by
-rows of the identity matrix; one pickled file per slice.
+For a volume, it computes the latents of a few height bins at a time (and discards the slices made on the way),
+interpolates linearly between neighbours, and draws the slices in small batches with new noise. Every batch is encoded
+again, decoded and labelled by five members, each of which is read from its file. Arrays in double precision grow by
+concatenation, labels become one-hot by rows of the identity matrix, and each slice is written to a pickled file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class PublishedSynthesis:
-    """Five members in files; arguments carry the published program's names."""
+    """Drawing by five ensemble members in files; arguments have the names of the published program."""
 
     def __init__(self, generator: Generator, network: Translator, files: list[Path], *, domain: int) -> None:
         self.generator, self.network, self.files, self.domain = generator, network, files, domain
@@ -51,41 +51,49 @@ class PublishedSynthesis:
             np.save(out / f"fakeVolume{number}_slice{position:03d}.npy", np.array(record, dtype=object))
 
     def latents(self, z: Tensor, bins: Tensor) -> Tensor:
-        """(n, n_latent, latent_dim), by a whole pass whose slices are not used."""
-        many = z.expand(len(bins), -1)
+        """Styles (n, n_latent, latent_dim) of height bins (n,) for a latent (1, latent_dim).
+
+        As in the published program, a full pass of the generator is made and its slices are discarded.
+        """
+        latents = z.expand(len(bins), -1)
         domains = torch.full((len(bins),), self.domain)
-        style = self.generator.style_of(many, bins, domains)
-        self.generator.synthesise(style, self.fresh_noise(len(bins)))
+        style = self.generator.style_of(latents, bins, domains)
+        self.generator.synthesise(style, self.new_noise(len(bins)))
         return style.w
 
     @staticmethod
     def between(w: Tensor, steps: int) -> Tensor:
-        """Straight lines between neighbours; the last pair lacks its last step, and the last latent follows."""
-        found = []
+        """Linear interpolation between neighbouring latents (n, n_latent, latent_dim), `steps` per pair.
+
+        The last pair has one step less and is followed by the last latent itself.
+        """
+        points = []
         for k in range(len(w) - 1):
             last = k == len(w) - 2
-            found += [w[k] + j / steps * (w[k + 1] - w[k]) for j in range(steps - 1 if last else steps)]
-        return torch.stack([*found, w[-1]])
+            points += [w[k] + j / steps * (w[k + 1] - w[k]) for j in range(steps - 1 if last else steps)]
+        return torch.stack([*points, w[-1]])
 
     def draw(self, w: Tensor) -> Synthesis:
+        """Slices with new noise for styles (n, n_latent, latent_dim)."""
         domains = torch.full((len(w),), self.domain)
-        return self.generator.synthesise(Style(w, self.generator.input(len(w)), domains), self.fresh_noise(len(w)))
+        return self.generator.synthesise(Style(w, self.generator.input(len(w)), domains), self.new_noise(len(w)))
 
-    def fresh_noise(self, batch: int) -> list[Tensor]:
+    def new_noise(self, batch: int) -> list[Tensor]:
+        """Noise (B, 1, side, side) for each layer."""
         return [torch.randn(batch, 1, side, side) for side in self.generator.noise_sides]
 
     def mask(self, images: Tensor) -> Tensor:
-        """(B, S, S): every member is read from disk, encodes the slices and labels what it decodes."""
+        """Labels (B, S, S) of slices (B, 1, S, S): every member is read from disk, encodes, decodes and labels them."""
         total, small = 0, F.avg_pool2d(images, 2)
         roles = torch.full((len(images),), SOURCE)
         for file in self.files:
             self.network.load_state_dict(torch.load(file, weights_only=True))
-            made = self.network.decode(small, roles, self.fresh_noise(len(images)))
+            made = self.network.decode(small, roles, self.new_noise(len(images)))
             total = total + torch.softmax(self.network.heads[SOURCE](made), dim=1)
         return (total / len(self.files)).argmax(1)
 
     def labels_of(self, made: Synthesis) -> Tensor:
-        """(B, S, S): the members' labels of features that are given, without encoding: to compare with ours."""
+        """Labels (B, S, S) of given features, without encoding them, for the comparison with our labels."""
         total = 0
         for file in self.files:
             self.network.load_state_dict(torch.load(file, weights_only=True))

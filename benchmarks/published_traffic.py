@@ -1,4 +1,4 @@
-"""A training plan whose traffic is the published program's: generator, discriminator and moving average travel."""
+"""A training plan that sends as much as the published program: generator, discriminator and moving average."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedfactory.node.plans.factory_plan import FactoryTrainingPlan
 
 
 class EverythingTravels(FactoryTrainingPlan):
-    """Nothing is local; the moving average is a third network in the model, which training leaves alone."""
+    """No parameter is local; the moving average is a third network of the model, which is not trained."""
 
     def init_dependencies(self):
         return [

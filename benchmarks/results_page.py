@@ -1,4 +1,4 @@
-"""The results page: tables made of the JSON files that benchmarks write, and of nothing else."""
+"""The results page: tables made from the JSON files that the benchmarks write."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 METHODS = {"no_adaptation": "none", "augmentation_only": "random contrasts", "adapted": "adapted", "oracle": "oracle"}
-OF_A_SITE = ("synthetic_only", "adapted")
+SITE_METHODS = ("synthetic_only", "adapted")
 
 
 def page(folder: Path) -> str:
-    """Markdown, a section for each result that the folder holds."""
+    """The page in Markdown, with a section for each result file in the folder."""
     parts = [
         "# All tables\n",
         "Made by `benchmarks/study.py --page` of the JSON files in `benchmarks/results`, which also hold machine,",
@@ -31,12 +31,13 @@ def page(folder: Path) -> str:
 
 
 def table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    """Lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """As the documentation writes shares: .123."""
+    """A number as the documentation writes shares, such as .123; nothing for None."""
     if value is None:
         return ""
     text = f"{value:.{digits}f}"
@@ -51,8 +52,8 @@ def demo(content: dict[str, Any]) -> list[str]:
     return [*table(["domain", *METHODS.values()], rows), "", f"Mean (seeds {_seeds(content['seeds'])}); {seconds} s."]
 
 
-def sharing(content: dict[str, Any]) -> list[str]:
-    """Per variant and unlabelled site, over seeds; then what does without a factory."""
+def shared_anatomy(content: dict[str, Any]) -> list[str]:
+    """Mean Dice of every variant at every unlabelled site, and then of the methods without a factory."""
     seeds = content["seeds"]
     labelled, *sites = list(seeds[0]["baselines"]["dice"])
     rows = []
@@ -64,14 +65,14 @@ def sharing(content: dict[str, Any]) -> list[str]:
             all(run["dice"][site]["adapted"] > base[site]["augmentation_only"] for site in sites) for run, base in runs
         )
         cells = [
-            " / ".join(number(np.mean([run["dice"][site][key] for run, _ in runs]), 2) for key in OF_A_SITE)
+            " / ".join(number(np.mean([run["dice"][site][key] for run, _ in runs]), 2) for key in SITE_METHODS)
             for site in sites
         ]
         share = np.mean([run["dice"][site]["adapted"] / base[site]["oracle"] for run, base in runs for site in sites])
         shared = [
             value
             for run, _ in runs
-            for pair, value in run["looks"][-1]["shared"].items()
+            for pair, value in run["evaluations"][-1]["shared"].items()
             if labelled in pair.split("/")
         ]
         anatomy = f"{number(min(shared), 2)} to {number(max(shared), 2)}"
@@ -200,8 +201,8 @@ def sites(content: dict[str, Any]) -> list[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "demo_seeds": ("The demo", demo),
-    "sharing": ("Do labels carry over? Simulated brains", sharing),
-    "sharing_cardiac": ("Do labels carry over? Cardiac sites", sharing),
+    "shared_anatomy": ("Do labels carry over? Simulated brains", shared_anatomy),
+    "shared_anatomy_cardiac": ("Do labels carry over? Cardiac sites", shared_anatomy),
     "cardiac_study": ("Phase two on the cardiac sites", cardiac),
     "segmentation_study": ("Federated segmentation with uneven labels", federated),
     "heterogeneous_study": ("Other networks, other modalities", federated),

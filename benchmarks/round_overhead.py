@@ -1,10 +1,11 @@
-"""Seconds and bytes of a round beside its training, with real nodes: the published way against ours, in one run.
+"""Seconds and bytes of a round without its training, with real nodes: the published traffic compared with ours.
 
     uv run python benchmarks/round_overhead.py --million 25 --nodes 4 --out benchmarks/results/round_overhead.json
 
-Published: generator, discriminator and moving average travel, and the framework's own strategy and average are used.
-Ours: the generator alone, collected on disk and averaged one site at a time; also with changes in half precision.
-All plans train one update of nearly nothing, so that what is left is the round's overhead.
+Published: generator, discriminator and moving average are sent, and the strategy and average of Fed-BioMed are used.
+Ours: only the generator is sent; the replies are collected on disk and averaged site by site. A third variant also
+sends the changes in half precision. All plans train a single, very small update, so that the overhead of the round
+remains. No data are needed; the published variant needs more than 6 GiB of memory at 25 million parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 
 TAG = "overhead"
-SIZE = 16  # pixels: many parameters, little to compute
+SIZE = 16  # pixels per side; small, so that a round is mostly communication
 VARIANTS = ("ours", "ours_half", "published")
 
 
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--researcher-of", help=argparse.SUPPRESS)  # this program as the researcher's process
+    parser.add_argument("--researcher-of", help=argparse.SUPPRESS)  # runs this script as the process of the researcher
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.researcher_of:
@@ -48,7 +49,7 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as name, LocalFederation(Path(name), names) as federation:
         environment = {**federation._environment(), "PYTHONPATH": str(Path(__file__).parent)}
-        os.environ["PYTHONPATH"] = environment["PYTHONPATH"]  # the published plan lies here
+        os.environ["PYTHONPATH"] = environment["PYTHONPATH"]  # folder of published_traffic.py
         federation.begin()
         stores = make_stores(Path(name), names, SIZE)
         federation.wait_for("create")
@@ -66,7 +67,7 @@ def main() -> None:
             }
             if variant != "ours_half":  # the plan is that of "ours"
                 federation.run_together(f"approve-{variant}", approve)
-            # The published way needs so much memory that the system may end the researcher; that is a result too.
+            # The published variant may exhaust the memory; that the system kills the researcher is a result too.
             code = child.wait()
             rows[variant] = json.loads(out.read_text()) if code == 0 else {"exit_code": code}
             print(variant, rows[variant], flush=True)
@@ -75,6 +76,7 @@ def main() -> None:
 
 
 def make_stores(folder: Path, names: list[str], size: int = 64) -> dict[str, Path]:
+    """Paths of small slice stores of random images, by node; size: pixels per side."""
     import nibabel as nib
     import numpy as np
 
@@ -91,7 +93,7 @@ def make_stores(folder: Path, names: list[str], size: int = 64) -> dict[str, Pat
 
 
 def configuration(domains: tuple[str, ...], million: float) -> FactoryConfig:
-    """The published networks, as wide as gives about that many parameters."""
+    """The published networks, with the width that gives about `million` million parameters."""
     width = int((million * 1e6 / 45) ** 0.5)  # five 3 x 3 layers of equal width hold nearly all of them
     return FactoryConfig.preset(
         "tiny", domains, image_size=SIZE, z_bins=4, head="image", start_size=4, channels=(width,) * 3, batch_size=1,
@@ -100,7 +102,7 @@ def configuration(domains: tuple[str, ...], million: float) -> FactoryConfig:
 
 
 def run_rounds(arguments: argparse.Namespace) -> None:
-    """One variant's experiment; writes what a round takes beside training."""
+    """Run one variant's experiment and write seconds and memory of a round, without its training."""
     from fedfactory.researcher.experiment import (
         factory_experiment,
         guarded,
@@ -129,21 +131,21 @@ def run_rounds(arguments: argparse.Namespace) -> None:
             round_limit=arguments.rounds,
             retain_full_history=False,
         )
-        one_round = lambda: guarded(experiment.run_once, "round")  # noqa: E731
+        run_next_round = lambda: guarded(experiment.run_once, "round")  # noqa: E731
     else:
         transport = "float16" if arguments.researcher_of == "ours_half" else "float32"
         experiment = factory_experiment(
             config, tag=TAG, rounds=arguments.rounds, updates_per_round=1, transport=transport
         )
-        one_round = lambda: run_round(experiment)  # noqa: E731
+        run_next_round = lambda: run_round(experiment)  # noqa: E731
     request_approval(experiment, 120)
     seconds = []
     for number in range(arguments.rounds):
         started = time.monotonic()
-        one_round()
-        whole = time.monotonic() - started
+        run_next_round()
+        round_seconds = time.monotonic() - started
         replies = experiment.training_replies()[number]
-        seconds.append(whole - max(reply["timing"]["rtime_training"] for reply in replies.values()))
+        seconds.append(round_seconds - max(reply["timing"]["rtime_training"] for reply in replies.values()))
     plan = experiment.training_plan()
     down = sum(t.nbytes for t in plan.get_model_params(local_params=plan.local_params).values())
     up = down // 2 if arguments.researcher_of == "ours_half" else down

@@ -1,14 +1,14 @@
-"""Which method trains the best segmenters when sites have labels of different kinds? On the cardiac sites.
+"""Comparison of methods for training segmenters when the sites have labels of different kinds, on the cardiac sites.
 
     uv run python benchmarks/segmentation_study.py --folder cardiac --work study --seeds 0 1 2 \\
         --out benchmarks/results/segmentation_study.json
 
-Three federations of `site_a`, `site_b` and `site_c`, simulated in one process with the rounds and weights that real
-nodes and the researcher run. *weak*: the experts' scribbles at a, points at b, boxes at c. *mixed*: dense labels at a,
+Three federations of `site_a`, `site_b` and `site_c` are simulated in a single process, with the training rounds and the
+aggregation of the package. *weak*: the experts' scribbles at a, points at b, boxes at c. *mixed*: dense labels at a,
 boxes at b, image labels at c. *gaze*: simulated fixations on the whole heart at all sites. Points, boxes, image labels
-and fixations are made from the dense labels. Every method makes as many updates at every site; Dice and HD95 on the
-folders' test patients, of each site's own model and of the average. Intervals are over seeds and sites. Finished runs
-in --work are not repeated.
+and fixations are made from the dense labels. All methods make equally many updates at every site. Scores are Dice and
+HD95 on the test patients of the folder, of each site's own model and of the average, with intervals over seeds and
+sites. Finished runs in --work are not repeated. Three seeds take about 130 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from simulated_methods import (
     SITES,
     SIZE,
     SimulatedSite,
-    federation,
-    kept,
+    cached_result,
     make_cardiac_stores,
     result_file,
+    run_federation,
     study_parser,
     table,
 )
 
 WEAK, MIXED = ("scribble", "point", "box"), ("dense", "box", "image")
-DENSE, FIRST, GAZE, WIDE = ("dense",) * 3, ("dense", "none", "none"), ("gaze",) * 3, ("wide gaze",) * 3
-# How sites read fixations: as published, or blurred until the share that becomes target is that of the hearts (19 %).
-READINGS = {"gaze": GazeConfig(stride=2), "wide gaze": GazeConfig(sigma=0.16, stride=2)}
+DENSE, FIRST_SITE, GAZE, WIDE_GAZE = ("dense",) * 3, ("dense", "none", "none"), ("gaze",) * 3, ("wide gaze",) * 3
+# Blur of the fixations: as published, or such that the share of target pixels is that of the hearts (19 %).
+GAZE_CONFIGS = {"gaze": GazeConfig(stride=2), "wide gaze": GazeConfig(sigma=0.16, stride=2)}
 FEDICRA = {"embedding": 32, "body_updates": 14, "dice_weight": 1.0, "adaptive_from": 4}
 FEDMIX = {"agreement": 0.8}
 RATES = {"fedicra": 3e-3}  # of 1e-3, 3e-3 and the published 1e-2, which is meant for a hundred times as many updates
@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
         "dense labels everywhere": ("fedavg", {}, DENSE),
     },
     "mixed": {
-        "fedavg, dense site alone": ("fedavg", {}, FIRST),
+        "fedavg, dense site alone": ("fedavg", {}, FIRST_SITE),
         "fedavg, all labels": ("fedavg", {}, MIXED),
         "fedmix": ("fedmix", FEDMIX, MIXED),
         "fedmix, counts alone": ("fedmix", {**FEDMIX, "loss_weight": 0.0}, MIXED),
@@ -78,7 +78,7 @@ RUNS: dict[str, dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
     },
     "gaze": {
         "gaze": ("gaze", {}, GAZE),
-        "gaze, blur by known size": ("gaze", {}, WIDE),
+        "gaze, blur by known size": ("gaze", {}, WIDE_GAZE),
         "gaze, no consistency": ("gaze", {"consistency": 0.0}, GAZE),
         "fedavg of gaze": ("fedavg", {}, GAZE),
         "dense masks": ("gaze", {}, DENSE),
@@ -92,17 +92,17 @@ def main() -> None:
     make_cardiac_stores(arguments.folder, arguments.work)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {
-            (study, name, seed): pool.submit(one, arguments, study, name, seed)
+            (study, name, seed): pool.submit(finished_run, arguments, study, name, seed=seed)
             for ablation in (False, True)  # methods of all seeds first
             for seed in arguments.seeds
             for study, runs in RUNS.items()
             for name in runs
             if (", no" in name or "counts" in name) == ablation
         }
-        found = {key: job.result() for key, job in jobs.items()}
-    found = {key: value for key, value in found.items() if value is not None}
+        results = {key: job.result() for key, job in jobs.items()}
+    results = {key: value for key, value in results.items() if value is not None}
     order = [(study, name) for study, runs in RUNS.items() for name in runs]
-    found = dict(sorted(found.items(), key=lambda item: (order.index(item[0][:2]), item[0][2])))
+    results = dict(sorted(results.items(), key=lambda item: (order.index(item[0][:2]), item[0][2])))
     content: dict[str, Any] = {
         "machine": machine("cpu"),
         "size": SIZE,
@@ -110,9 +110,9 @@ def main() -> None:
         "updates": arguments.updates,
         "runs": [
             {"study": s, "name": n, "seed": seed, **{key: value[key] for key in ("mean", "scores", "seconds")}}
-            for (s, n, seed), value in found.items()
+            for (s, n, seed), value in results.items()
         ],
-        "table": table(found, len(SITES)),
+        "table": table(results, len(SITES)),
     }
     for row in content["table"]:
         print("{study:6s} {name:34s} {which:7s} {dice:.3f} ({low:.3f} to {high:.3f}) {by_site}".format(**row))
@@ -120,30 +120,32 @@ def main() -> None:
         write_json(arguments.out, content)
 
 
-def one(arguments: argparse.Namespace, study: str, name: str, seed: int) -> dict[str, Any] | None:
+def finished_run(arguments: argparse.Namespace, study: str, name: str, *, seed: int) -> dict[str, Any] | None:
+    """The result of a run, from its file if it is finished; None if it is not and `--gather` is given."""
     method, options, kinds = RUNS[study][name]
     config = MethodConfig(
         method=method, classes=2 if study == "gaze" else 4, size=SIZE, sites=len(SITES), rounds=arguments.rounds,
         updates=arguments.updates, batch_size=12, width=8, mirror=False, rotation=math.pi, seed=seed,
         options=dict(options), learning_rate=RATES.get(method),
     )  # fmt: skip
-    return kept(
-        result_file(arguments, study, name, seed), partial(run, config, arguments.work, kinds), arguments.gather
+    return cached_result(
+        result_file(arguments, study, name, seed=seed), partial(run, config, arguments.work, kinds), arguments.gather
     )
 
 
 def run(config: MethodConfig, work: Path, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """One federation; kinds: kind of labels of each site."""
     kind = "dense" if config.classes > 2 else "heart"
     stores = [SliceStore(work / f"{site}_{kind}.store") for site in SITES]
     sites = [
-        SimulatedSite(slices_of(work, store, kind, config.seed), {"": store})
+        SimulatedSite(slices_of(work, store, kind, seed=config.seed), {"": store})
         for store, kind in zip(stores, kinds, strict=True)
     ]
-    return federation(make_method(config), sites)
+    return run_federation(make_method(config), sites)
 
 
-def slices_of(work: Path, store: SliceStore, kind: str, seed: int) -> SiteSlices:
-    """A site's training slices with labels of a kind, made from the dense ones where nobody drew them."""
+def slices_of(work: Path, store: SliceStore, kind: str, *, seed: int) -> SiteSlices:
+    """A site's training slices with labels of one kind: experts' scribbles, or labels made from the dense labels."""
     if kind == "scribble":
         return site_slices(SliceStore(work / f"{store.domain}_scribble.store"), 4)
     dense = site_slices(store, store.classes)
@@ -152,25 +154,25 @@ def slices_of(work: Path, store: SliceStore, kind: str, seed: int) -> SiteSlices
     labels = np.concatenate([store.labels[case.span] for case in store.cases if case.split == "train"])
     if kind == "image":
         presence = np.stack([(labels == value).any(axis=(1, 2)) for value in range(4)], axis=1)
-        sets = candidates_from_presence(presence, SIZE, 4)
+        candidates = candidates_from_presence(presence, SIZE, 4)
     elif kind == "none":
-        sets = np.zeros_like(dense.candidates)
-    elif kind in READINGS:
-        rng, config = np.random.default_rng(seed), READINGS[kind]
+        candidates = np.zeros_like(dense.candidates)
+    elif kind in GAZE_CONFIGS:
+        rng, config = np.random.default_rng(seed), GAZE_CONFIGS[kind]
         pairs = zip(labels, dense.images, strict=True)
-        sets = np.stack(
-            [candidates_from_fixations(simulate_fixations(one > 0, rng), image, config) for one, image in pairs]
+        candidates = np.stack(
+            [candidates_from_fixations(simulate_fixations(label > 0, rng), image, config) for label, image in pairs]
         )
         kind = "gaze"
     else:
         rng = np.random.default_rng(seed)
-        weak = np.stack([CONVERTERS[kind](one, rng) for one in labels])
-        sets = (
-            np.stack([candidates_from_boxes(one, 4) for one in weak])
+        weak = np.stack([CONVERTERS[kind](label, rng) for label in labels])
+        candidates = (
+            np.stack([candidates_from_boxes(boxes, 4) for boxes in weak])
             if kind == "box"
             else candidates_from_labels(weak, 4)
         )
-    return SiteSlices(dense.images, sets, np.repeat(kind, len(labels)), store.classes)
+    return SiteSlices(dense.images, candidates, np.repeat(kind, len(labels)), store.classes)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The set-up of docs/federation.md on hosts that reach each other only as there: a run across network namespaces.
+"""The guide of docs/federation.md on separate hosts: a run across network namespaces.
 
     sudo python benchmarks/separate_hosts.py --out benchmarks/results/separate_hosts.json     (Linux, as root)
 
-Four hosts, each with its own network, host names and component folder: a researcher, a router, hospital-a that is
-routed to the researcher, and hospital-b that is not: like behind NAT, its connections are passed on by the router, and
-no address of its network is known at the researcher. Reported: rounds, and who listened where while they ran.
+There are four hosts, each with its own network, host names and component folder: a researcher, a router, hospital-a and
+hospital-b. The router routes hospital-a to the researcher. It forwards the connections of hospital-b, as NAT does: the
+researcher does not know any address of that network. The JSON file has the rounds, and the ports on which each host
+listened during the run. No data are needed. Three rounds take a few minutes.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ NODES = ("hospital-a", "hospital-b")
 NAME, PORT = "researcher.example.org", 50051
 ADDRESS = {"researcher": "10.77.0.2", "hospital-a": "10.77.1.2", "hospital-b": "10.77.2.2"}
 GATEWAY = {host: address[:-1] + "1" for host, address in ADDRESS.items()}
-SEEN = {"researcher": "127.0.0.1", "hospital-a": ADDRESS["researcher"], "hospital-b": GATEWAY["hospital-b"]}
+RESEARCHER_ADDRESS = {
+    "researcher": "127.0.0.1",
+    "hospital-a": ADDRESS["researcher"],
+    "hospital-b": GATEWAY["hospital-b"],
+}
 ROUNDS = 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--relay", action="store_true", help=argparse.SUPPRESS)  # this program as hospital-b's NAT
+    parser.add_argument(
+        "--relay", action="store_true", help=argparse.SUPPRESS
+    )  # runs this script as the NAT of hospital-b
     arguments = parser.parse_args()
     if arguments.relay:
         asyncio.run(relay(GATEWAY["hospital-b"], ADDRESS["researcher"]))
@@ -54,7 +61,11 @@ def main() -> None:
 
 
 class Hosts:
-    """Network namespaces around a router; each with a line in its own /etc/hosts."""
+    """Network namespaces around a router. Each has its own /etc/hosts with the address of the researcher.
+
+    Args:
+        folder: for the logs of the processes.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.running = folder, []
@@ -65,16 +76,17 @@ class Hosts:
             ip("netns", "add", f"ff-{host}")
             ip("link", "add", f"ffa{number}", "netns", f"ff-{host}", "type", "veth",
                "peer", "name", f"ffb{number}", "netns", "ff-router")  # fmt: skip
-            for where, link, own in ((host, f"ffa{number}", address), ("router", f"ffb{number}", GATEWAY[host])):
-                inside(where, "ip", "addr", "add", f"{own}/24", "dev", link)
-                inside(where, "ip", "link", "set", link, "up")
+            for namespace, link, own in ((host, f"ffa{number}", address), ("router", f"ffb{number}", GATEWAY[host])):
+                inside(namespace, "ip", "addr", "add", f"{own}/24", "dev", link)
+                inside(namespace, "ip", "link", "set", link, "up")
             inside(host, "ip", "link", "set", "lo", "up")
             Path(f"/etc/netns/ff-{host}").mkdir(parents=True)
-            Path(f"/etc/netns/ff-{host}/hosts").write_text(f"127.0.0.1 localhost\n{SEEN[host]} {NAME}\n")
+            Path(f"/etc/netns/ff-{host}/hosts").write_text(f"127.0.0.1 localhost\n{RESEARCHER_ADDRESS[host]} {NAME}\n")
         inside("hospital-a", "ip", "route", "add", "default", "via", GATEWAY["hospital-a"])
         inside("researcher", "ip", "route", "add", "10.77.1.0/24", "via", GATEWAY["researcher"])
 
     def start(self, host: str, name: str, words: list, **environment: str) -> subprocess.Popen:
+        """Start a command on a host; `name` is the name of its log."""
         log = (self.folder / f"{name}.log").open("wb")
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **environment}
         command = ["ip", "netns", "exec", f"ff-{host}", *map(str, words)]
@@ -83,10 +95,12 @@ class Hosts:
         return child
 
     def finish(self, child: subprocess.Popen, name: str, seconds: float = 180) -> None:
+        """Wait for a command; end with the last part of its log if it failed."""
         if child.wait(seconds):
             raise SystemExit(f"{name} failed:\n" + (self.folder / f"{name}.log").read_text(errors="replace")[-3000:])
 
     def remove(self) -> None:
+        """Stop all processes and remove the namespaces."""
         for child in self.running:
             if child.poll() is None:
                 os.killpg(child.pid, 15)
@@ -101,6 +115,7 @@ class Hosts:
 
 
 def run(hosts: Hosts, folder: Path) -> dict:
+    """Set up all hosts as the guide describes, train, and return what happened."""
     fedbiomed = [sys.executable, "-m", "fedbiomed.cli", "component", "create"]
     fedfactory = [sys.executable, "-c", "from fedfactory.cli import main; main()"]
     approval = {"FBM_SECURITY_TRAINING_PLAN_APPROVAL": "True", "FBM_SECURITY_ALLOW_DEFAULT_TRAINING_PLANS": "False"}
@@ -134,7 +149,9 @@ def run(hosts: Hosts, folder: Path) -> dict:
         words = [*fedfactory, "site", "approve", folder / node, "--yes", "--wait", "120"]
         hosts.finish(hosts.start(node, f"approve-{node}", words), f"approve-{node}")
     listening = {host: listeners(host) for host in ADDRESS}
-    unknown = ip("netns", "exec", "ff-researcher", "ip", "route", "get", ADDRESS["hospital-b"], check=False).returncode
+    route_exit_code = ip(
+        "netns", "exec", "ff-researcher", "ip", "route", "get", ADDRESS["hospital-b"], check=False
+    ).returncode
     hosts.finish(train, "train", 300)
     state = RunState.load(folder / "run")
     return {
@@ -142,24 +159,24 @@ def run(hosts: Hosts, folder: Path) -> dict:
         "sites": sorted(update.node_name for update in state.site_updates.values()),
         "events": [event.to_dict() for event in state.events],
         "listening": listening,
-        "researcher_has_a_route_to_hospital_b": unknown == 0,
+        "researcher_has_a_route_to_hospital_b": route_exit_code == 0,
     }
 
 
 def listeners(host: str) -> list[str]:
-    """Local addresses on which something in a host accepts TCP connections."""
-    found = []
+    """Ports on which a process of the host accepts TCP connections."""
+    ports = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         text = inside(host, "cat", table).stdout.decode()
         for row in text.splitlines()[1:]:
             local, _, state = row.split()[1:4]
             if state == "0A":  # LISTEN
-                found.append(f"port {int(local.rpartition(':')[2], 16)}")
-    return sorted(set(found))
+                ports.append(f"port {int(local.rpartition(':')[2], 16)}")
+    return sorted(set(ports))
 
 
-async def relay(listen: str, onward: str) -> None:
-    """Pass connections on, as NAT does for its inside: the other end sees the router's address."""
+async def relay(listen: str, target: str) -> None:
+    """Forward connections as NAT does: the researcher receives them from the address of the router."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -169,15 +186,15 @@ async def relay(listen: str, onward: str) -> None:
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there = await asyncio.open_connection(onward, PORT)
+            connection = await asyncio.open_connection(target, PORT)
         except OSError:
             writer.close()
             return
-        await asyncio.gather(copy(reader, there[1]), copy(there[0], writer), return_exceptions=True)
+        await asyncio.gather(copy(reader, connection[1]), copy(connection[0], writer), return_exceptions=True)
 
-    while True:  # NAT passes a refused connection on; so nothing listens here before something does there
+    while True:  # NAT forwards refusals too, so the relay starts to listen only when the researcher listens
         try:
-            (await asyncio.open_connection(onward, PORT))[1].close()
+            (await asyncio.open_connection(target, PORT))[1].close()
             break
         except OSError:
             await asyncio.sleep(0.5)
@@ -186,10 +203,12 @@ async def relay(listen: str, onward: str) -> None:
 
 
 def ip(*words: str, check: bool = True) -> subprocess.CompletedProcess:
+    """Run the command `ip`."""
     return subprocess.run(["ip", *words], check=check, capture_output=True)
 
 
 def inside(host: str, *words: str) -> subprocess.CompletedProcess:
+    """Run a command in the network namespace of a host."""
     return ip("netns", "exec", f"ff-{host}", *words)
 
 

@@ -1,4 +1,4 @@
-"""Phase one in one process, for studies: the nodes' trainer and the researcher's aggregator, without sockets."""
+"""Phase one in a single process, for studies: the nodes' trainer and the researcher's aggregator, without sockets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ PREFIX = "generator."
 
 
 class SimulatedFederation:
-    """Sites that take part in every round, in turn.
+    """A federation whose sites all take part in every round, one after the other.
 
     Args:
-        stores: by domain, one store.
+        config: of the factory.
+        stores: the store of each domain.
         seed: of the initial weights and of every site's draws.
-        persistent: sites keep moments, strengths and counters between rounds; otherwise they lose them at every one.
+        persistent: whether sites keep optimizer moments, augmentation strength and counters between rounds.
         momentum: of the server (FedAvgM, Hsu et al. 2019); 0 is federated averaging.
-        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all else.
+        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all other parameters.
 
     Attributes:
-        generator: the moving average that the researcher keeps.
+        generator: the moving average of the shared generator, as the researcher has it.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SimulatedFederation:
         self.aggregator = FactoryAverage(config)
 
     def run_round(self, updates: int) -> None:
-        """Every site trains for `updates`, then their weights are averaged by numbers of slices."""
+        """Every site makes `updates` updates; then the weights are averaged in proportion to the numbers of slices."""
         self.aggregator.updates_per_round = updates
         for domain in self.stores:
             self._train(domain, updates)
@@ -77,8 +78,8 @@ class SimulatedFederation:
         )
         if self.momentum:
             for name, tensor in self.shared.items():
-                kept = self.velocity.get(name, torch.zeros_like(tensor))
-                self.velocity[name] = self.momentum * kept + tensor - before[name]
+                previous = self.velocity.get(name, torch.zeros_like(tensor))
+                self.velocity[name] = self.momentum * previous + tensor - before[name]
                 self.shared[name] = before[name] + self.velocity[name]
         for site in self.sites.values():
             site.load_state_dict(self.shared, strict=False)
@@ -100,7 +101,7 @@ class SimulatedFederation:
         made = make_optimizers(site)
         if self.grey_rate != 1.0:
             (group,), grey = made["generator"].param_groups, site.generator.head.grey
-            group["params"] = [one for one in group["params"] if one is not grey]
+            group["params"] = [parameter for parameter in group["params"] if parameter is not grey]
             made["generator"].add_param_group({"params": [grey], "lr": self.grey_rate * group["lr"]})
         return made
 
@@ -115,12 +116,12 @@ def slices_of(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def distance_to_real(generator: Generator, store: SliceStore, domain: int, part: str, samples: int = 400) -> float:
-    """Kernel distance of synthetic slices to real ones of a part of the store, under equal heights."""
+def distance_to_real(generator: Generator, store: SliceStore, *, domain: int, split: str, samples: int = 400) -> float:
+    """Kernel distance between synthetic slices and real slices of a split of the store, at equal heights."""
     from fedfactory.generative.metrics.quality import kernel_distance, random_features
 
     rng = torch.Generator().manual_seed(7)
-    chosen = store.slices(part)
+    chosen = store.slices(split)
     chosen = chosen[torch.randint(len(chosen), (samples,), generator=rng).numpy()]
     z_bin = torch.from_numpy(store.z_bin[chosen])
     z = torch.randn(samples, generator.config.latent_dim, generator=rng)

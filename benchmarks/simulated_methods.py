@@ -1,4 +1,4 @@
-"""Federated segmentation in one process: the rounds and sums that real nodes and the researcher run."""
+"""Federated segmentation in a single process, with the training rounds and the aggregation of the package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fedfactory.adaptation.methods.interface.site_round import MethodState, Site
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
+from fedfactory.imaging.cases import CaseFiles, find_cases
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.plans.site_slices import held_out_scores
@@ -52,8 +54,8 @@ class SimulatedSite:
     modalities: dict[str, SiteSlices] = field(default_factory=dict)
 
 
-def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str, Any]:
-    """Run all rounds; scores of every site's own model, and of the last average for methods that have one."""
+def run_federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str, Any]:
+    """Run all rounds; returns the scores of every site's own model and, if the method has one, of the last average."""
     torch.set_num_threads(1)
     began = time.monotonic()
     models = [method.build() for _ in sites]
@@ -82,7 +84,9 @@ def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str,
             site_updates[index] = method.train_round(site_round)
             sent[index] = {k: value.detach().clone() for k, value in model.state_dict().items() if k not in local_names}
         shared, shares = method.aggregate(site_updates, sent.__getitem__, shared)
-        history.append([{**_dictionary(report), "share": shares[index]} for index, report in site_updates.items()])
+        history.append(
+            [{**_dictionary(site_update), "share": shares[index]} for index, site_update in site_updates.items()]
+        )
     scores = {"own": _scores(method, sites, models, states=states)}
     if method.has_average:
         for model in models:
@@ -94,8 +98,10 @@ def federation(method: FederatedMethod, sites: list[SimulatedSite]) -> dict[str,
 
 
 def make_cardiac_stores(folder: Path, work: Path) -> None:
-    """Stores of every site with dense labels and with the whole heart, and of site a with the experts' scribbles; the
-    test patients are those of the folder."""
+    """Make stores of every site with dense labels and with the whole heart, and of site a with the experts' scribbles.
+
+    The test patients are those of the folder.
+    """
     for site in SITES:
         if not (work / f"{site}_heart.store").is_dir():
             for case, part in _cases(folder, site):
@@ -109,6 +115,7 @@ def make_cardiac_stores(folder: Path, work: Path) -> None:
 
 
 def make_store(folder: Path, store: Path, site: str, **labels: str) -> None:
+    """Prepare a store if it does not exist; labels: settings of the training labels."""
     if (store / "store.json").is_file():
         return
     common = PrepareConfig(domain=site, size=SIZE, spacing=SIDE / SIZE, z_bins=6, patient_pattern=r"patient\d+")
@@ -119,17 +126,17 @@ def make_store(folder: Path, store: Path, site: str, **labels: str) -> None:
 
 
 def interval(values: list[float]) -> dict[str, float]:
-    """Mean, and its 95 % interval by bootstrap."""
+    """The mean Dice and its 95 % interval by bootstrap (2000 draws)."""
     draws = np.random.default_rng(0).choice(values, (2000, len(values))).mean(axis=1)
     low, high = np.percentile(draws, (2.5, 97.5))
     return {"dice": round(float(np.mean(values)), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
 
 
-def table(found: dict[tuple[str, str, int], dict[str, Any]], sites: int) -> list[dict[str, Any]]:
-    """Per run, of the site's own models and of the average: mean Dice with its 95 % interval over seeds and sites."""
+def table(results: dict[tuple[str, str, int], dict[str, Any]], sites: int) -> list[dict[str, Any]]:
+    """For each run: mean Dice of the sites' own models and of the average, with 95 % intervals over seeds and sites."""
     rows = []
-    for study, name in dict.fromkeys((study, name) for study, name, _ in found):
-        values = [value for (s, n, _), value in found.items() if (s, n) == (study, name)]
+    for study, name in dict.fromkeys((study, name) for study, name, _ in results):
+        values = [value for (s, n, _), value in results.items() if (s, n) == (study, name)]
         for which in values[0]["scores"]:
             cells = [row for value in values for row in value["scores"][which]]
             dice = [row["dice"] for row in cells]
@@ -150,21 +157,23 @@ def study_parser(text: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--updates", type=int, default=15, help="of a site in a round, beside those on public slices")
+    parser.add_argument(
+        "--updates", type=int, default=15, help="updates of a site in a round, in addition to those on public slices"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
-    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
+    parser.add_argument("--gather", action="store_true", help="report the finished runs only, start none")
     parser.add_argument("--out", type=Path, help="JSON file")
     return parser
 
 
-def result_file(arguments: argparse.Namespace, study: str, name: str, seed: int) -> Path:
-    """Where a finished run is kept."""
+def result_file(arguments: argparse.Namespace, study: str, name: str, *, seed: int) -> Path:
+    """Path of the JSON file with the result of a run."""
     words = [study, name, str(seed), str(arguments.rounds), str(arguments.updates)]
     return arguments.work / ("_".join(words).replace(" ", "-").replace(",", "") + ".json")
 
 
-def kept(file: Path, run: Any, gather: bool) -> dict[str, Any] | None:
-    """A finished run from its file; else what `run()` gives, written there; None with `gather`."""
+def cached_result(file: Path, run: Callable[[], dict[str, Any]], gather: bool) -> dict[str, Any] | None:
+    """The result in `file`. If it does not exist, `run()` computes it; with `gather` None is returned instead."""
     if not file.is_file():
         if gather:
             return None
@@ -176,26 +185,26 @@ def kept(file: Path, run: Any, gather: bool) -> dict[str, Any] | None:
 def _scores(
     method: FederatedMethod, sites: list[SimulatedSite], models: list, *, states: list[MethodState] | None
 ) -> list[dict]:
-    """Scores of every site: of its own segmenter with `states`, of the average without."""
+    """Scores at every site: of its own model if `states` are given, of the average otherwise."""
     rows = []
     for index, (site, model) in enumerate(zip(sites, models, strict=True)):
-        found = []
+        by_modality = []
         for modality, store in site.tests.items():
             context = SiteContext(site=index, network=site.network, modality=modality)
             network = method.segmenter(copy.deepcopy(model), context, states[index] if states else None)
             card = SegmenterCard(classes=method.config.classes, network=FEDERATED)
-            found.append(held_out_scores(store, Segmenter(network, store.format, card)))
-        row = {key: float(np.mean([scores[key] for scores in found])) for key in ("dice", "hd95")}
-        by_modality = zip(site.tests, found, strict=True)
-        rows.append(row | {f"{name}_dice": scores["dice"] for name, scores in by_modality if name})
+            by_modality.append(held_out_scores(store, Segmenter(network, store.format, card)))
+        row = {key: float(np.mean([scores[key] for scores in by_modality])) for key in ("dice", "hd95")}
+        named = zip(site.tests, by_modality, strict=True)
+        rows.append(row | {f"{name}_dice": scores["dice"] for name, scores in named if name})
     return [{key: value if math.isfinite(value) else None for key, value in row.items()} for row in rows]
 
 
-def _dictionary(report: SiteUpdate) -> dict[str, float | None]:
-    return {key: value if math.isfinite(value) else None for key, value in report.to_dict().items()}
+def _dictionary(site_update: SiteUpdate) -> dict[str, float | None]:
+    """The fields of a site update; None for values that are not finite, which JSON does not have."""
+    return {key: value if math.isfinite(value) else None for key, value in site_update.to_dict().items()}
 
 
-def _cases(folder: Path, site: str) -> list[tuple[Any, str]]:
-    from fedfactory.imaging.cases import find_cases
-
+def _cases(folder: Path, site: str) -> list[tuple[CaseFiles, str]]:
+    """All cases of a site, each with the name of its split."""
     return [(case, part) for part in ("train", "test") for case in find_cases(folder / f"site_{site}" / part).cases]

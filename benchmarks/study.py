@@ -1,13 +1,13 @@
-"""Rerun every result table of the documentation, stage by stage, and write the results page.
+"""All result tables of the documentation: run their benchmarks one after the other and write the results page.
 
     uv run python benchmarks/study.py --data ../shared/data --work study
     uv run python benchmarks/study.py --small --work study-small          # eleven minutes on two cores
-    uv run python benchmarks/study.py --page docs/results.md              # the page of what is in benchmarks/results
+    uv run python benchmarks/study.py --page docs/results.md              # the page of the files in benchmarks/results
 
-A stage is one of the scripts beside this one. Finished stages are not repeated, and most scripts go on within a stage
-too, so that the same command continues after an interruption. Stages that need data which --data does not hold are left
-out and named. Where a GPU is, those scripts that can use one do. The full study takes about 16 hours on two cores: the
-sum of its stages' times, which were run one by one.
+A stage is a script in this folder. Finished stages are not repeated, and most scripts can resume within a stage, so the
+same command continues after an interruption. Stages whose data --data does not hold are left out and named. If there is
+a GPU, the scripts that can use it do. The full study takes about 16 hours on two cores (the sum of the times of its
+stages, which were run separately).
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ SHORT = ["--seeds", "0", "--rounds", "2", "--updates", "3"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One script.
+    """A script with its arguments.
 
     Attributes:
-        result: name of its JSON file. script: without `.py`. full, small: arguments; None leaves the stage out.
-        minutes: on two cores, of the full stage. data: folder it needs. gpu: whether it has `--device cuda`.
-        out: whether it takes --out; work: a shared folder of data and finished runs, and stages may need others'.
+        result: name of its JSON file, without `.json`.
+        script: name of the script, without `.py`.
+        full: arguments in the full study.
+        minutes: duration of the full stage on two CPU cores.
+        small: arguments in the small study; None leaves the stage out of it.
+        data: folder below --data that the script needs; "" if it needs none.
+        gpu: whether the script can use `--device cuda`.
+        work: folder below --work for data and finished runs; stages with the same folder use each other's results.
     """
 
     result: str
@@ -61,12 +66,12 @@ STAGES = [
     ),
     Stage("many_sites", "many_sites", [], 2),
     Stage(
-        "sharing", "sharing", ["--seeds", "0", "1", "2", "3", "4", "10", "11", "12", "13", "14"], 480, work="brains"
+        "shared_anatomy", "shared_anatomy", ["--seeds", *"01234", "10", "11", "12", "13", "14"], 480, work="brains",
     ),
     Stage("label_agreement", "label_agreement", [], 15, work="brains"),
     Stage("demo_seeds", "demo_seeds", [], 22, work="demos"),
     Stage(
-        "sharing_cardiac", "sharing",
+        "shared_anatomy_cardiac", "shared_anatomy",
         ["--data", "cardiac", "--times", "3", "--variants", "default", "--seeds", "0", "1", "2"],
         50, data="cardiac", work="cardiac",
     ),
@@ -79,10 +84,14 @@ STAGES = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder that holds `cardiac`")
-    parser.add_argument("--work", type=Path, help="folder for results, logs and what the stages keep")
-    parser.add_argument("--small", action="store_true", help="short versions of those stages that have one")
-    parser.add_argument("--only", nargs="+", choices=[stage.result for stage in STAGES], help="these stages alone")
-    parser.add_argument("--page", type=Path, help="write the page of benchmarks/results and end")
+    parser.add_argument("--work", type=Path, help="folder for results, logs and the stages' data and finished runs")
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="run the short versions of the stages; stages without a short version are left out",
+    )
+    parser.add_argument("--only", nargs="+", choices=[stage.result for stage in STAGES], help="run only these stages")
+    parser.add_argument("--page", type=Path, help="write the page of benchmarks/results and run nothing")
     arguments = parser.parse_args()
     if arguments.page:
         arguments.page.write_text(page(HERE / "results"), encoding="utf-8")
@@ -104,14 +113,14 @@ def main() -> None:
         (arguments.work / "results.md").write_text(page(results), encoding="utf-8")
     demo = arguments.work / "demos" / "seed0"
     if (demo / "report.html").is_file():
-        made = [sys.executable, str(HERE / "gallery.py"), str(demo), "--page", str(arguments.work / "gallery.md")]
-        subprocess.run(made, check=True)
+        command = [sys.executable, str(HERE / "gallery.py"), str(demo), "--page", str(arguments.work / "gallery.md")]
+        subprocess.run(command, check=True)
     print(f"{arguments.work / 'results.md'}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     sys.exit(1 if failed else 0)
 
 
 def run(stage: Stage, arguments: argparse.Namespace, results: Path) -> bool:
-    """Whether the stage ended well; its output goes to a log."""
+    """Run a stage with its output in a log; returns whether it succeeded."""
     words = list(stage.small if arguments.small else stage.full)
     if stage.data:
         words += ["--folder", str((arguments.data / stage.data).resolve())]
@@ -130,11 +139,11 @@ def run(stage: Stage, arguments: argparse.Namespace, results: Path) -> bool:
             stderr=file,
             check=False,
         )
-    said = "done" if done.returncode == 0 else f"failed with code {done.returncode}"
-    print(f"{stage.result}: {said} after {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    outcome = "done" if done.returncode == 0 else f"failed with code {done.returncode}"
+    print(f"{stage.result}: {outcome} after {(time.monotonic() - began) / 60:.1f} min", flush=True)
     times = arguments.work / "minutes.json"
-    known = json.loads(times.read_text()) if times.is_file() else {}
-    times.write_text(json.dumps({**known, stage.result: round((time.monotonic() - began) / 60, 1)}, indent=2))
+    finished = json.loads(times.read_text()) if times.is_file() else {}
+    times.write_text(json.dumps({**finished, stage.result: round((time.monotonic() - began) / 60, 1)}, indent=2))
     return done.returncode == 0
 
 

@@ -1,11 +1,12 @@
-"""Labelled volumes a second and peak memory of `generate_volumes`, against the published way, in one run.
+"""Speed and peak memory of `generate_volumes`, compared with the published way of drawing in the same run.
 
     uv run python benchmarks/synthesis.py --out benchmarks/results/synthesis_cpu.json
 
-Both draw with the same published generator, label with the same five branches and write one file per slice. The
-published way encodes every slice again and reads five checkpoints for every micro-batch (`published_synthesis.py`);
-its volumes take long, so fewer are drawn and the rates compared. First the labels of equal features are compared.
-Weights are untrained: speed does not depend on them. Every side runs in a process of its own, one after the other.
+Both draw with the same published generator, label with the same five branches and write a file per slice. The published
+way encodes every slice again and reads five checkpoints for every small batch (`published_synthesis.py`). Its volumes
+take long, so fewer of them are drawn, and the rates are compared. First, the labels of equal features are compared. The
+weights are untrained, because speed does not depend on them. Each way has a process of its own. No data are needed.
+This takes about 6 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import os
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,12 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Compare the labels, and measure both ways of drawing in processes of their own."""
     write_members(arguments, folder)
     equal = equal_labels(arguments, folder)
-    few = in_own_process(draw_ours, arguments, folder, arguments.few_volumes)
-    ours = in_own_process(draw_ours, arguments, folder, arguments.volumes)
-    published = in_own_process(draw_published, arguments, folder)
+    few = in_own_process(draw_ours, arguments=arguments, folder=folder, volumes=arguments.few_volumes)
+    ours = in_own_process(draw_ours, arguments=arguments, folder=folder, volumes=arguments.volumes)
+    published = in_own_process(draw_published, arguments=arguments, folder=folder)
     config = configuration(arguments.size, arguments.batch, arguments.limit)
     return {
         "machine": machine("cpu"),
@@ -89,7 +92,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def write_members(arguments: argparse.Namespace, folder: Path) -> None:
-    """The same generator and branches as one labelled factory and as five checkpoints."""
+    """Write the same generator and label branches twice: as a labelled factory, and as five published checkpoints."""
     torch.manual_seed(SEED)
     config = configuration(arguments.size, arguments.batch, arguments.limit)
     factory = Factory(config)
@@ -116,13 +119,14 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:
-    """As wide, relative to the published one, as the generator is."""
+    """A translator that is narrowed by the same factor as the generator."""
     width = max(1, 64 * arguments.limit // 512)
     network = Translator(factory.generator, CLASSES, (0, 1), config=EncoderConfig(width=width)).eval()
     return network.requires_grad_(False)
 
 
 def published(arguments: argparse.Namespace, folder: Path) -> PublishedSynthesis:
+    """The published program with the five checkpoints in `folder`."""
     labelled = LabelledFactory.load(folder / "labelled.safetensors")
     torch.manual_seed(SEED)
     factory = Factory(labelled.factory.config)
@@ -134,15 +138,16 @@ def published(arguments: argparse.Namespace, folder: Path) -> PublishedSynthesis
 
 @torch.no_grad()
 def equal_labels(arguments: argparse.Namespace, folder: Path) -> bool:
-    """Whether both label the same features alike."""
+    """Whether our labels and the published ones are equal for the same features."""
     labelled, other = LabelledFactory.load(folder / "labelled.safetensors"), published(arguments, folder)
     z, bins = torch.randn(4, labelled.factory.config.latent_dim), torch.arange(4)
     style = labelled.factory.generator.style_of(z, bins, torch.zeros(4, dtype=torch.long))
-    made: Synthesis = labelled.factory.generator.synthesise(style, labelled.factory.generator.fixed_noise())
-    return torch.equal(labelled.labels(made).long(), other.labels_of(made))
+    synthesis: Synthesis = labelled.factory.generator.synthesise(style, labelled.factory.generator.fixed_noise())
+    return torch.equal(labelled.labels(synthesis).long(), other.labels_of(synthesis))
 
 
-def draw_ours(arguments: argparse.Namespace, folder: Path, volumes: int, sender: Any) -> None:
+def draw_ours(*, arguments: argparse.Namespace, folder: Path, volumes: int, sender: Connection) -> None:
+    """Draw labelled volumes with the package and send the time and the memory."""
     drawing = Drawing(domain=DOMAIN, volumes=volumes, slices_per_bin=arguments.slices_per_bin, seed=SEED)
     start = time.perf_counter()
     generate_volumes(
@@ -151,7 +156,8 @@ def draw_ours(arguments: argparse.Namespace, folder: Path, volumes: int, sender:
     send(sender, volumes, time.perf_counter() - start)
 
 
-def draw_published(arguments: argparse.Namespace, folder: Path, sender: Any) -> None:
+def draw_published(*, arguments: argparse.Namespace, folder: Path, sender: Connection) -> None:
+    """Draw labelled volumes in the published way and send the time and the memory."""
     program, out = published(arguments, folder), folder / "published"
     out.mkdir()
     start = time.perf_counter()
@@ -163,7 +169,8 @@ def draw_published(arguments: argparse.Namespace, folder: Path, sender: Any) -> 
     send(sender, arguments.published_volumes, time.perf_counter() - start)
 
 
-def send(sender: Any, volumes: int, seconds: float) -> None:
+def send(sender: Connection, volumes: int, seconds: float) -> None:
+    """Send the rate and the peak memory (MiB) of this process."""
     sender.send(
         {
             "volumes": volumes,

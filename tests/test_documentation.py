@@ -124,8 +124,8 @@ def claims() -> list[tuple[str, str]]:
     for row in [row for row in rows if row["which"] == "own" or row["study"] == "cmc"]:
         dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
         found.append((f"{row['study']}.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
-    for name in ("sharing", "sharing_cardiac"):
-        found += [("sharing.md", row) for row in results_page.sharing(result(name)) if row.startswith("| ")]
+    for name in ("shared_anatomy", "shared_anatomy_cardiac"):
+        found += [("sharing.md", row) for row in results_page.shared_anatomy(result(name)) if row.startswith("| ")]
     content = result("cardiac_study")
     for site, methods in content["mean"].items():
         for method, row in methods.items():
@@ -146,6 +146,6 @@ def test_the_alarms_table_adds_up_to_the_study():
     counted = {"sites that failed": [0, 0], "good sites": [0, 0]}
     for kind, *cells in rows:
         counted[kind] = [a + int(b) for a, b in zip(counted[kind], cells, strict=True)]
-    alarm = result("sharing")["alarm"]
+    alarm = result("shared_anatomy")["alarm"]
     assert counted["sites that failed"] == [alarm["failed, alarm"], alarm["failed, silent"]]
     assert counted["good sites"] == [alarm["good, alarm"], alarm["good, silent"]]

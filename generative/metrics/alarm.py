@@ -1,6 +1,6 @@
 """When a factory's labels should not be trusted: thresholds for measurements that need no label.
 
-They were set on some runs of a study and evaluated on the others (`benchmarks/sharing.py`, docs/sharing.md).
+They were set on some runs of a study and evaluated on the others (`benchmarks/shared_anatomy.py`, docs/sharing.md).
 """
 
 from __future__ import annotations

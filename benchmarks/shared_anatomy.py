@@ -1,15 +1,18 @@
-"""Which way of training the factory carries labels from one site to the others, every time?
+"""Which way of training the factory carries labels from the labelled site to the others, in every run?
 
-    uv run python benchmarks/sharing.py --seeds 0 1 2 3 4 --work study --out benchmarks/results/sharing.json
-    uv run python benchmarks/sharing.py --variants default --seeds 10 11 12 13 14 --work study --out ...final.json
-    uv run python benchmarks/sharing.py --data cardiac --folder ../shared/data/cardiac --times 3 --seeds 0 1 2 ...
+    uv run python benchmarks/shared_anatomy.py --seeds 0 1 2 3 4 --work study \\
+        --out benchmarks/results/shared_anatomy.json
+    uv run python benchmarks/shared_anatomy.py --variants default --seeds 10 11 12 13 14 --work study --out final.json
+    uv run python benchmarks/shared_anatomy.py --data cardiac --folder ../shared/data/cardiac --times 3 \\
+        --seeds 0 1 2 --variants default --work study --out benchmarks/results/shared_anatomy_cardiac.json
 
-Simulated federation in one process, with the nodes' trainer and the researcher's aggregator. Three sites, of which the
-first has labels; every seed has subjects of its own. Every variant makes as many updates at every site. After training:
-label branch at the first site, a segmenter for each of the others (a) from synthetic slices alone, (b) as `fedfactory
-adapt` does; mean foreground Dice on held-out subjects, beside no adaptation, random contrasts alone and the oracle, all
-with the same network and number of updates. During training: what the alarm looks at. Finished runs in --work are not
-repeated.
+The federation is simulated in a single process, with the nodes' trainer and the researcher's aggregator. There are
+three sites, of which the first has labels; every seed has subjects of its own. All variants make equally many updates
+at every site. After training, the label branch is trained at the first site. Each of the other sites then trains a
+segmenter (a) on synthetic slices alone and (b) as `fedfactory adapt` does. The score is the mean foreground Dice on
+held-out subjects, compared with no adaptation, random contrasts alone and the oracle, all with the same network and
+number of updates. During training, the measures that the alarm uses are evaluated. Finished runs in --work are not
+repeated. A run of the brains takes about eight minutes on one CPU core; brains need no data.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import json
 import math
 import os
 import time
-from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
@@ -38,7 +41,7 @@ from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, S
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
-from fedfactory.generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
+from fedfactory.generative.metrics.alarm import alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
@@ -61,14 +64,14 @@ SEGMENTERS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of training.
+    """A way of training the factory.
 
     Attributes:
-        changes: of the configuration.
-        schedule: (rounds, updates per round), one stage after the other; UPDATES in total.
-        palette: "" as shipped, or "random": six maps with random levels, as a first study had them.
+        changes: settings that differ from the preset.
+        schedule: (rounds, updates per round) of each stage; UPDATES updates in total.
+        palette: "" for the shipped palette, or "random" for six maps with random grey levels.
         momentum: of the server (FedAvgM, Hsu et al. 2019).
-        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all else.
+        grey_rate: learning rate of the palette's grey levels, as a multiple of that of all other parameters.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -90,21 +93,23 @@ VARIANTS = {
     "texture": Variant({"texture": 0.1}),
     "fast_palette": Variant(grey_rate=4.0),
     "server_momentum": Variant(momentum=0.5),
-    "twice_as_long": Variant(schedule=((100, 10),)),  # not at equal updates: what more training gives
+    "twice_as_long": Variant(schedule=((100, 10),)),  # more updates than the others: the effect of longer training
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("brains", "cardiac"), default="brains")
-    parser.add_argument("--folder", type=Path, help="of the cardiac sites: site_a, site_b, site_c with train and test")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the cardiac sites: site_a, site_b, site_c with train and test"
+    )
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
-    parser.add_argument("--times", type=int, default=1, help="rounds of every variant, multiplied")
+    parser.add_argument("--times", type=int, default=1, help="factor for the number of rounds of every variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--jobs", type=int, default=2, help="seeds side by side, one thread each")
     parser.add_argument("--work", type=Path, required=True, help="folder for data and finished runs")
-    parser.add_argument("--gather", action="store_true", help="run nothing more: report what is finished")
+    parser.add_argument("--gather", action="store_true", help="report the finished runs only, start none")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -126,29 +131,31 @@ def main() -> None:
 
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Baselines and all variants of one seed."""
+    """Scores of the baselines and all variants for one seed."""
     torch.set_num_threads(1)
     work = arguments.work / f"{arguments.data}_{seed}"
     size = arguments.size
     stores = brains(work, seed, size) if arguments.data == "brains" else cardiac(work, arguments.folder, size)
     config = replace(SEGMENTERS[arguments.data], seed=seed)
-    baselines = kept(work / "baselines.json", lambda: score_baselines(work, stores, config))
+    baselines = cached(work / "baselines.json", lambda: score_baselines(work, stores, config))
     runs = {}
     for name in arguments.variants:
         if arguments.gather and not (work / f"{name}.json").is_file():
             continue
-        runs[name] = kept(work / f"{name}.json", lambda name=name: run(stores, name, config, arguments.times))
+        runs[name] = cached(work / f"{name}.json", lambda name=name: run(stores, name, config, times=arguments.times))
         print(arguments.data, seed, name, runs[name]["dice"], flush=True)
     return {"seed": seed, "baselines": baselines, "runs": runs}
 
 
-def kept(path: Path, make: Any) -> dict[str, Any]:
+def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The content of a JSON file, which `make` computes if it does not exist."""
     if not path.is_file():
         write_json(path, make())
     return json.loads(path.read_text())
 
 
 def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
+    """Stores of the simulated brain sites, by domain."""
     stores = {}
     for number, (domain, contrast) in enumerate(CONTRASTS.items()):
         if not (work / f"{domain}.store").is_dir():
@@ -164,7 +171,7 @@ def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
 
 
 def cardiac(work: Path, folder: Path, size: int) -> dict[str, SliceStore]:
-    """The sites' training cases, split again by patient: the test cases of the folder stay untouched."""
+    """Stores of the sites' training cases, split again by patient. The test cases of the folder are not used."""
     stores = {}
     for domain in ("a", "b", "c"):
         if not (work / f"{domain}.store").is_dir():
@@ -178,7 +185,7 @@ def cardiac(work: Path, folder: Path, size: int) -> dict[str, SliceStore]:
 
 
 def score_baselines(work: Path, stores: dict[str, SliceStore], config: SegmenterConfig) -> dict[str, Any]:
-    """Without a factory; segmenters are kept for the variants."""
+    """Scores of the methods without a factory; the labelled site's segmenters are saved for the variants."""
     first = next(iter(stores.values()))
     plain, robust = train_on_store(first, config), train_on_store(first, replace(config, remap_contrast=1.0))
     plain.save(work / "plain.safetensors")
@@ -193,11 +200,11 @@ def score_baselines(work: Path, stores: dict[str, SliceStore], config: Segmenter
     return rows
 
 
-def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, times: int) -> dict[str, Any]:
-    """One factory, and the other sites' segmenters by it."""
+def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, *, times: int) -> dict[str, Any]:
+    """Train one factory and, with it, the segmenters of the other sites; returns their scores and the measures."""
     seed = segmenters.seed
     work, first = next(iter(stores.values())).path.parent, next(iter(stores))
-    one = kept(work / f"{name}.training.json", lambda: train_factory(stores, name, seed, times))
+    result = cached(work / f"{name}.training.json", lambda: train_factory(stores, name, seed=seed, times=times))
     began = time.monotonic()
     teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
     with palette(VARIANTS[name].palette, seed):
@@ -210,77 +217,78 @@ def run(stores: dict[str, SliceStore], name: str, segmenters: SegmenterConfig, t
         drawn = draw_slices(labelled, domain, volumes=60, seed=seed)
         images = store.images[store.slices("train")]
         (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=segmenters)
-        taught = training_set(images, drawn, robust, fmt=store.format, domain=domain, config=segmenters)
-        (both,) = adapt(store.format, domain, SegmenterData(labelled=taught), config=segmenters)
+        combined = training_set(images, drawn, robust, fmt=store.format, domain=domain, config=segmenters)
+        (both,) = adapt(store.format, domain, SegmenterData(labelled=combined), config=segmenters)
         scores[domain] = {"synthetic_only": dice(alone, store), "adapted": dice(both, store)}
         shares[domain] = {"synthetic_only": explained(alone, store), "adapted": explained(both, store)}
-    one |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}
-    one |= {"phase_two_seconds": round(time.monotonic() - began)}
-    return {"dice": scores, "explained": shares, **one}
+    result |= {"agreement": labelled.card.agreement, "labels_from": labelled.card.labels_from}
+    result |= {"phase_two_seconds": round(time.monotonic() - began)}
+    return {"dice": scores, "explained": shares, **result}
 
 
-def train_factory(stores: dict[str, SliceStore], name: str, seed: int, times: int) -> dict[str, Any]:
-    """Phase one; the factory's file lies beside the stores."""
+def train_factory(stores: dict[str, SliceStore], name: str, *, seed: int, times: int) -> dict[str, Any]:
+    """Phase one: train a factory and write it into the folder of the stores; returns the evaluations."""
     variant, work, fmt = VARIANTS[name], next(iter(stores.values())).path.parent, next(iter(stores.values())).format
     widths = variant.changes.get("channels", (48, 32, 16))
     while variant.changes.get("start_size", 8) * 2 ** (len(widths) - 1) < fmt.size:
         widths = (widths[0], *widths)
     changes = {**variant.changes, "channels": widths, "image_size": fmt.size, "z_bins": fmt.z_bins}
-    if "a" in stores:  # hearts have a left and a right
+    if "a" in stores:  # the heart is not symmetric
         changes["mirror"] = False
     config = FactoryConfig.preset("tiny", tuple(stores), **changes)
     began = time.monotonic()
     with palette(variant.palette, seed):
         federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum, grey_rate=variant.grey_rate)
     schedule = [(count * times, updates) for count, updates in variant.schedule]
-    looks, rounds, number = [], sum(count for count, _ in schedule), 0
+    evaluations, rounds, number = [], sum(count for count, _ in schedule), 0
     for count, updates in schedule:
         for _ in range(count):
             federation.run_round(updates)
             number += 1
             if number % max(1, rounds // EVALUATIONS) == 0:
-                looks.append({"round": number, **look(federation)})
+                evaluations.append({"round": number, **evaluate(federation)})
     generator = federation.generator
     TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0).save(
         work / f"{name}.factory.safetensors"
     )
-    return {"looks": looks, "phase_one_seconds": round(time.monotonic() - began)}
+    return {"evaluations": evaluations, "phase_one_seconds": round(time.monotonic() - began)}
 
 
-def look(federation: SimulatedFederation) -> dict[str, Any]:
-    """What an alarm could look at: the average generator, at the researcher and at every site."""
+def evaluate(federation: SimulatedFederation) -> dict[str, Any]:
+    """Measures of the average generator that the alarm uses: at the researcher, and at every site."""
     quality = {}
     for index, (domain, store) in enumerate(federation.stores.items()):
         chosen = store.slices("train")
         z_bin = torch.from_numpy(store.z_bin[chosen])
-        found = site_quality(federation.generator, slices_of(store, chosen), z_bin, domain=index)
-        quality[domain] = {key: round(value, 4) for key, value in found.to_dict().items()}
+        measures = site_quality(federation.generator, slices_of(store, chosen), z_bin, domain=index)
+        quality[domain] = {key: round(value, 4) for key, value in measures.to_dict().items()}
     shared = shared_anatomy(federation.generator)
     return {"quality": quality, "shared": {f"{a}/{b}": round(value, 4) for (a, b), value in shared.items()}}
 
 
 def dice(segmenter: Segmenter, store: SliceStore) -> float:
-    """Mean over held-out cases and foreground classes."""
+    """Mean Dice over held-out cases and foreground classes."""
     chosen = store.slices("test")
     images, labels = slices_of(store, chosen), torch.from_numpy(store.labels[chosen].astype(np.int64))
-    found = torch.cat([segmenter.probabilities(part).argmax(1) for part in images.split(64)])
+    label_maps = torch.cat([segmenter.probabilities(part).argmax(1) for part in images.split(64)])
     values = []
     for case in (case for case in store.cases if case.split == "test"):
-        mine = torch.from_numpy((chosen >= case.first) & (chosen < case.first + case.count))
+        in_case = torch.from_numpy((chosen >= case.first) & (chosen < case.first + case.count))
         for value in range(1, store.classes):
-            ours, truth = found[mine] == value, labels[mine] == value
-            total = int(ours.sum() + truth.sum())
+            predicted, truth = label_maps[in_case] == value, labels[in_case] == value
+            total = int(predicted.sum() + truth.sum())
             if total:
-                values.append(2 * int((ours & truth).sum()) / total)
+                values.append(2 * int((predicted & truth).sum()) / total)
     return round(float(np.mean(values)), 4)
 
 
 def explained(segmenter: Segmenter, store: SliceStore) -> float:
+    """Share of the variance of the training images that the segmenter's classes explain, in [0, 1]."""
     return round(explained_intensity(store.images[store.slices("train")], segmenter), 4)
 
 
 def draw(content: dict[str, Any], path: Path) -> None:
-    """Held-out Dice of every variant and seed at the sites without labels, beside the baselines' means."""
+    """Write a figure: Dice of every variant and seed at the unlabelled sites, with the means of the baselines."""
     import matplotlib.pyplot as plt
 
     names = [name for name in content["variants"] if any(name in row["runs"] for row in content["seeds"])]
@@ -302,7 +310,12 @@ def draw(content: dict[str, Any], path: Path) -> None:
 
 
 class palette:
-    """Inside, new generators begin with another palette."""
+    """Context in which new generators start with another palette.
+
+    Args:
+        kind: "" for the shipped palette, "random" for random grey levels.
+        seed: of the random grey levels.
+    """
 
     def __init__(self, kind: str, seed: int) -> None:
         self.kind, self.seed = kind, seed
@@ -320,14 +333,18 @@ class palette:
         module.palette_table = self.table
 
     def random_table(self, num_domains: int, generator: torch.Generator) -> torch.Tensor:
+        """Grey levels (num_domains, 6): -1 for the first map, normal random numbers for the others."""
         rng = torch.Generator().manual_seed(self.seed)
         return torch.cat([torch.full((num_domains, 1), -1.0), torch.randn(num_domains, 5, generator=rng)], dim=1)
 
 
 def report(content: dict[str, Any]) -> None:
-    """A line per variant, and how the alarm did. A site has failed if it is not above random contrasts, or if synthetic
-    slices alone give less than half of what random contrasts add: then labels do not carry over, and what the site
-    gains it gains from its own slices."""
+    """Print a line per variant, and count correct and wrong alarms.
+
+    A site has failed if its adapted segmenter does not exceed random contrasts, or if synthetic slices alone give less
+    than half of what random contrasts add to no adaptation: then labels do not carry over between domains, and any gain
+    comes from the site's own slices.
+    """
     confusion = {"failed, alarm": 0, "failed, silent": 0, "good, alarm": 0, "good, silent": 0}
     for name in content["variants"]:
         above, shares, seeds = 0, [], [row for row in content["seeds"] if name in row["runs"]]
@@ -340,35 +357,30 @@ def report(content: dict[str, Any]) -> None:
             good = {d: gained[d] and carried[d] for d in dice}
             above += all(gained.values())
             shares += [dice[d]["adapted"] / base[d]["oracle"] for d in dice]
-            for domain, one in good.items():
-                found = alarms_of(row, name, domain)
-                confusion[f"{'good' if one else 'failed'}, {'alarm' if found else 'silent'}"] += 1
+            for domain, is_good in good.items():
+                raised = alarms_of(row, name, domain)
+                confusion[f"{'good' if is_good else 'failed'}, {'alarm' if raised else 'silent'}"] += 1
         print(f"{name:24s} above in {above} of {len(seeds)} seeds, {np.mean(shares):.0%} of the oracle")
     content["alarm"] = confusion
     print(confusion)
 
 
-def labels_of_old_runs(name: str, shared: float) -> defaultdict[str, str]:
-    """Runs of before this was written down: with the domain in the mapping, little sharing meant the own view."""
-    mapping = VARIANTS[name].changes.get("head") == "image" or "conditioning" in VARIANTS[name].changes
-    return defaultdict(lambda: "own" if mapping and shared < MIN_SHARED_ANATOMY else "view")
-
-
 def halfway(base: dict[str, float]) -> float:
+    """The mean of the Dice without adaptation and the Dice with random contrasts."""
     return (base["no_adaptation"] + base["augmentation_only"]) / 2
 
 
 def alarms_of(row: dict[str, Any], name: str, domain: str) -> list[str]:
-    """What `fedfactory adapt` would have said at a site, from a run's measurements."""
-    one, home = row["runs"][name], next(iter(row["baselines"]["dice"]))
-    last = one["looks"][-1]
-    shared = next(score for pair, score in last["shared"].items() if set(pair.split("/")) == {home, domain})
-    if one.get("labels_from", labels_of_old_runs(name, shared))[domain] == "own":
+    """The alarms that `fedfactory adapt` raises at a site with the measures of a run."""
+    result, labelled_domain = row["runs"][name], next(iter(row["baselines"]["dice"]))
+    last = result["evaluations"][-1]
+    shared = next(score for pair, score in last["shared"].items() if set(pair.split("/")) == {labelled_domain, domain})
+    if result["labels_from"][domain] == "own":
         shared = None
-    found = alarms(domain, SiteQuality(**last["quality"][domain]), shared)
-    if one["explained"][domain]["adapted"] < MIN_EXPLAINED_RATIO * row["baselines"]["explained"][domain]:
-        found.append("explains less")
-    return found
+    raised = alarms(domain, SiteQuality(**last["quality"][domain]), shared)
+    if result["explained"][domain]["adapted"] < MIN_EXPLAINED_RATIO * row["baselines"]["explained"][domain]:
+        raised.append("explains less")
+    return raised
 
 
 if __name__ == "__main__":
