@@ -18,10 +18,10 @@ import torch
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.labels.fixations import simulate_fixations
-from fedfactory.adaptation.methods.federated_method import FederatedMethod
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.federated_method import FederatedMethod
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.site_round import SiteRound
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.methods.site_round import SiteRound
 from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter

@@ -227,7 +227,7 @@ def test_the_original_flags_of_generate_volumes_work_as_a_script(labelled_file, 
         (["--label", 1, "--n_segmentation_labels", 5], "draws 3"),
         (["--label", 1, "--clip_mean", "m.npy"], "without CLIP"),
         (["--label", 1, "--domain", "dark"], "either --domain or --label"),
-        (["--domain", "grey"], "knows bright, dark"),
+        (["--domain", "grey"], "bright, dark"),
         (["--label", 1, "--z_depth", 5], "4 bins"),
     ],
 )
@@ -283,7 +283,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["site", "add", tmp_path / "empty", "--store", tmp_path / "empty", "--tag", "abc"], 2, "no slice store"),
         (["site", "approve", tmp_path / "empty"], 2, "no Fed-BioMed node"),
         (["train", "--researcher", tmp_path / "empty", "--tag", "abc", "--domains", "a,b", *out], 2, "researcher here"),
-        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "domains is '' and config is None"),
+        (["train", "--researcher", tmp_path, "--tag", "abc", *out], 2, "give either --domains or --config"),
         (["train", "--researcher", tmp_path, "--tag", "abc", "--domains", "a", "--preset", "xl", *out], 2, "preset"),
         (["demo", "--out", tmp_path], 2, "not empty"),
     ]:

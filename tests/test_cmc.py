@@ -17,8 +17,8 @@ from fedfactory.adaptation.losses.cmc_losses import (
     contrast,
     prototype_agreement,
 )
+from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.methods.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.networks.modality_network import ChannelAttention, ModalityUNet, modality_of
 from fedfactory.errors import ConfigError, NodeDataError
 from helpers import CONFIG, site, site_round_of

@@ -18,7 +18,7 @@ from fedfactory.adaptation.labels.fixations import (
     simulate_fixations,
 )
 from fedfactory.adaptation.methods.gaze_supervision import LevelPair, masked_entropy, propagate
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fedfactory
 import pytest
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import METHODS
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError

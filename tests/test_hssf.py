@@ -18,10 +18,10 @@ from fedfactory.adaptation.losses.hssf_losses import (
     reliable_labels,
     segmentation_loss,
 )
+from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.methods.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
 from fedfactory.adaptation.methods.public_slice_method import Teacher
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.methods.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
 from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.errors import ConfigError, FederationError, NodeDataError

@@ -14,9 +14,9 @@ import torch
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices, candidate_masks, candidates_from_labels
 from fedfactory.adaptation.methods.catalogue import METHOD_CATALOGUE, describe
 from fedfactory.adaptation.methods.fedmix import PseudoLabels, agreement, site_weights, soft_dice_loss
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.methods.registry import METHODS, make_method
-from fedfactory.adaptation.methods.site_round import SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard

@@ -12,9 +12,9 @@ import torch
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory.adaptation.methods.catalogue import describe
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.site_round import SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.methods.site_round import SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.cli import main

@@ -14,10 +14,10 @@ from fedbiomed.common.logger import logger
 from torch import Tensor, nn
 
 from ...adaptation.labels.candidate_labels import SiteSlices
-from ...adaptation.methods.federated_method import FederatedMethod
-from ...adaptation.methods.method_config import MethodConfig
+from ...adaptation.methods.interface.federated_method import FederatedMethod
+from ...adaptation.methods.interface.method_config import MethodConfig
+from ...adaptation.methods.interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.methods.registry import make_method
-from ...adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.segmenter import Segmenter
 from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ...errors import NodeDataError
-from ..labels.candidate_labels import SiteSlices
+from ....errors import NodeDataError
+from ...labels.candidate_labels import SiteSlices
 
 State = TypeVar("State", bound="MethodState")
 
