@@ -8,8 +8,8 @@ from typing import Any
 from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
-from .methods.method_config import MethodConfig
-from .methods.site_round import SiteContext
+from .methods.interface.method_config import MethodConfig
+from .methods.interface.site_round import SiteContext
 from .networks.network_names import NETWORKS
 from .networks.translator_network import EncoderConfig
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.common.files import write_json

@@ -30,7 +30,7 @@ from fedfactory.adaptation.labels.candidate_labels import (
 )
 from fedfactory.adaptation.labels.fixations import GazeConfig, candidates_from_fixations, simulate_fixations
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS
-from fedfactory.adaptation.methods.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.common.files import write_json
 from fedfactory.node.plans.site_slices import site_slices

@@ -17,8 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices
-from fedfactory.adaptation.methods.federated_method import FederatedMethod
-from fedfactory.adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from fedfactory.adaptation.methods.interface.federated_method import FederatedMethod
+from fedfactory.adaptation.methods.interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json

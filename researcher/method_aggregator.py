@@ -8,8 +8,8 @@ from typing import Any
 from fedbiomed.researcher.aggregators import Aggregator
 from torch import Tensor
 
-from ..adaptation.methods.federated_method import FederatedMethod
-from ..adaptation.methods.site_round import SiteUpdate
+from ..adaptation.methods.interface.federated_method import FederatedMethod
+from ..adaptation.methods.interface.site_round import SiteUpdate
 from ..node.plans.site_settings import SiteSettings
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..adaptation.methods.catalogue import MethodDescription, describe
-from ..adaptation.methods.federated_method import FederatedMethod
-from ..adaptation.methods.method_config import MethodConfig
+from ..adaptation.methods.interface.federated_method import FederatedMethod
+from ..adaptation.methods.interface.method_config import MethodConfig
+from ..adaptation.methods.interface.site_round import SiteContext
 from ..adaptation.methods.registry import make_method
-from ..adaptation.methods.site_round import SiteContext
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ..common.files import atomic_file, refuse_existing, write_json

@@ -79,9 +79,9 @@ def test_augmentation_keeps_background_dark_and_labels_whole():
 
 def test_the_same_latent_has_the_same_labels_in_every_domain(labelled):
     heights = slice_heights(4, 2)
-    bright, one = labelled.draw_volume("bright", heights, seed=7)
-    dark, two = labelled.draw_volume("dark", heights, seed=7)
-    np.testing.assert_array_equal(one, two)
+    bright, bright_labels = labelled.draw_volume("bright", heights, seed=7)
+    dark, dark_labels = labelled.draw_volume("dark", heights, seed=7)
+    np.testing.assert_array_equal(bright_labels, dark_labels)
     assert not np.allclose(bright, dark, atol=0.01)
 
 
@@ -126,8 +126,8 @@ def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path)
         case["label_kind"] = "none"
     (store.path / "store.json").write_text(json.dumps(index))
     second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, adaptation=brief)
-    for one, two in zip(first.network.parameters(), second.network.parameters(), strict=True):
-        assert torch.equal(one, two)
+    for parameter, again in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(parameter, again)
 
 
 @pytest.mark.parametrize("name", ["../site/case0", "..", "/etc", ""])
@@ -147,14 +147,14 @@ def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labe
     bare = prepare(site, tmp_path / "bare", unlabelled).store
     out = tmp_path / "out.safetensors"
     for call, error, message in [
-        (lambda: label_factory(factory, foreign.path, out), ConfigError, "knows bright, dark"),
+        (lambda: label_factory(factory, foreign.path, out), ConfigError, "bright, dark"),
         (lambda: label_factory(factory, small.path, out), StoreError, "--size 16"),
         (lambda: label_factory(factory, bare.path, out), StoreError, "no case"),
         (lambda: label_factory(factory, store.path, out, classes=4), UsageError, "3 values"),
         (lambda: label_factory(labelled_file, store.path, out), CheckpointError, "expected a factory"),
         (lambda: adapt_site(foreign.path, out, factory_file=labelled_file), ConfigError, "unknown domain"),
         (lambda: adapt_site(small.path, out, factory_file=labelled_file), StoreError, "--size 16"),
-        (lambda: adapt_site(store.path, out), UsageError, "either"),
+        (lambda: adapt_site(store.path, out), UsageError, "exactly one"),
         (lambda: adapt_site(store.path, out, synthetic=tmp_path), UsageError, "manifest"),
     ]:
         with pytest.raises(error, match=message):

@@ -20,7 +20,7 @@ def batch(size=4):
     return torch.rand(size, 1, 16, 16) * 2 - 1, torch.arange(size) % 4, torch.zeros(size, dtype=torch.long)
 
 
-def trainer(config, seed=0):
+def make_trainer(config, seed=0):
     torch.manual_seed(seed)
     factory = Factory(config)
     return FactoryTrainer(factory, make_optimizers(factory), torch.Generator().manual_seed(seed))
@@ -29,39 +29,39 @@ def trainer(config, seed=0):
 def test_same_seed_gives_the_same_weights_and_another_seed_does_not(config):
     runs = []
     for seed in (0, 0, 1):
-        one = trainer(config)
-        one.rng.manual_seed(seed)
+        trainer = make_trainer(config)
+        trainer.rng.manual_seed(seed)
         torch.manual_seed(5)
         for _ in range(3):
-            one.train_step(*batch())
-        runs.append(one.factory.generator.constant.detach().clone())
+            trainer.train_step(*batch())
+        runs.append(trainer.factory.generator.constant.detach().clone())
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
 
 def test_the_penalty_comes_on_every_second_update_and_keeps_its_rhythm_after_a_break(config):
-    one = trainer(config)
-    assert [one.train_step(*batch()).r1 is not None for _ in range(3)] == [True, False, True]
-    later = FactoryTrainer(one.factory, one.optimizers, one.rng, state=one.state)
+    trainer = make_trainer(config)
+    assert [trainer.train_step(*batch()).r1 is not None for _ in range(3)] == [True, False, True]
+    later = FactoryTrainer(trainer.factory, trainer.optimizers, trainer.rng, state=trainer.state)
     assert later.train_step(*batch()).r1 is None  # a counter that restarts would penalise here
 
 
 def test_a_generator_update_leaves_the_discriminator_as_it_is(config):
-    one = trainer(config)
-    before = {k: v.clone() for k, v in one.factory.discriminator.state_dict().items()}
-    one.optimizers["discriminator"].param_groups[0]["lr"] = 0.0
-    one.train_step(*batch())
-    assert all(torch.equal(v, before[k]) for k, v in one.factory.discriminator.state_dict().items())
-    assert all(p.requires_grad for p in one.factory.discriminator.parameters())
+    trainer = make_trainer(config)
+    before = {k: v.clone() for k, v in trainer.factory.discriminator.state_dict().items()}
+    trainer.optimizers["discriminator"].param_groups[0]["lr"] = 0.0
+    trainer.train_step(*batch())
+    assert all(torch.equal(v, before[k]) for k, v in trainer.factory.discriminator.state_dict().items())
+    assert all(p.requires_grad for p in trainer.factory.discriminator.parameters())
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_moves(config):
-    one = trainer(config)
+    trainer = make_trainer(config)
     real, z_bin, domain = batch()
-    before = {k: v.clone() for k, v in one.factory.state_dict().items()}
+    before = {k: v.clone() for k, v in trainer.factory.state_dict().items()}
     with pytest.raises(TrainingError, match="logistic loss"):
-        one.train_step(real * float("inf"), z_bin, domain)
-    assert all(torch.equal(v, before[k]) for k, v in one.factory.state_dict().items())
+        trainer.train_step(real * float("inf"), z_bin, domain)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.factory.state_dict().items())
 
 
 def test_without_mirroring_real_slices_are_only_shifted(config):
@@ -107,7 +107,7 @@ def test_a_palette_row_comes_from_the_sites_of_its_domain_alone(config):
     assert merged[name].tolist() == [[1.0] * 3, [3.0] * 3]
 
 
-def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(config):
+def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_send(config):
     name = "generator.head.grey"
     merged = FactoryAverage(config, 1).aggregate(
         {"a": {name: torch.tensor([[5.0], [7.0]])}},
@@ -118,8 +118,8 @@ def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(con
     assert merged[name].tolist() == [[5.0], [6.0]]  # only its owner may move a row
 
 
-def test_what_belongs_to_a_domain_is_its_own_and_the_rest_of_a_tensor_is_everyones(config):
-    """The published mapping embeds domains and heights in one matrix; the first columns are the domains'."""
+def test_columns_of_a_domain_are_averaged_over_its_sites_and_the_other_columns_over_all_sites(config):
+    """The published mapping embeds domains and heights in the same matrix; the first columns are the domains'."""
     name = "generator.label_embed.weight"
     published = with_head(config, "image")
     options = {"training_replies": replies(a="bright", b="dark"), "global_model": {name: torch.zeros(2, 6)}}
@@ -171,7 +171,8 @@ def test_the_moving_average_decays_once_per_update_of_every_site(config):
 
 
 @pytest.mark.parametrize(
-    ("value", "domain", "message"), [(float("nan"), "bright", "NaN"), (1.0, "other", "unknown domain")]
+    ("value", "domain", "message"),
+    [(float("nan"), "bright", "NaN"), (1.0, "other", "domain 'other'; it must be one of bright, dark")],
 )
 def test_a_broken_reply_is_refused_with_its_reason(config, value, domain, message):
     with pytest.raises(FederationError, match=message):

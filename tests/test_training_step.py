@@ -36,7 +36,7 @@ def batch(size=4):
     return real, torch.arange(size) % 4, torch.zeros(size, dtype=torch.long)
 
 
-def trainer(config, *, precision="float32", seed=0, **options):
+def make_trainer(config, *, precision="float32", seed=0, **options):
     torch.manual_seed(seed)
     factory = Factory(config, precision=precision)
     return FactoryTrainer(factory, make_optimizers(factory), torch.Generator().manual_seed(seed), **options)
@@ -47,26 +47,26 @@ def weights(network):
 
 
 def test_the_joint_step_updates_both_networks_and_adds_lazy_penalties(published):
-    one = trainer(replace(published, r1_every=2, path_every=3))
+    trainer = make_trainer(replace(published, r1_every=2, path_every=3))
     seen = []
     for _ in range(4):
-        before = [weights(n).clone() for n in (one.factory.generator, one.factory.discriminator)]
-        losses = one.train_step(*batch())
+        before = [weights(n).clone() for n in (trainer.factory.generator, trainer.factory.discriminator)]
+        losses = trainer.train_step(*batch())
         assert losses.discriminator is not None
         assert losses.generator is not None
         seen.append((losses.r1 is not None, losses.path is not None))
-        after = [weights(n) for n in (one.factory.generator, one.factory.discriminator)]
+        after = [weights(n) for n in (trainer.factory.generator, trainer.factory.discriminator)]
         assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert seen == [(True, True), (False, False), (True, False), (False, True)]
 
 
 def test_the_published_step_is_one_of_four_and_moves_one_network(published):
-    one = trainer(replace(published, compatibility="published", r1_every=4, path_every=2))
+    trainer = make_trainer(replace(published, compatibility="published", r1_every=4, path_every=2))
     seen = []
     for _ in range(12):
-        before = [weights(n).clone() for n in (one.factory.discriminator, one.factory.generator)]
-        losses = one.train_step(*batch())
-        after = [weights(n) for n in (one.factory.discriminator, one.factory.generator)]
+        before = [weights(n).clone() for n in (trainer.factory.discriminator, trainer.factory.generator)]
+        losses = trainer.train_step(*batch())
+        after = [weights(n) for n in (trainer.factory.discriminator, trainer.factory.generator)]
         moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         (term,) = [name for name in ("discriminator", "generator", "r1", "path") if getattr(losses, name) is not None]
         seen.append(term)
@@ -87,22 +87,22 @@ def test_published_adam_is_corrected_for_the_replaced_updates(published):
 
 @pytest.mark.parametrize("compatibility", ["none", "published"])
 def test_the_average_follows_after_the_step_and_before_it_as_published(published, compatibility):
-    one = trainer(replace(published, compatibility=compatibility, ema_decay=0.75))
-    one.ema = copy.deepcopy(one.factory.generator)
-    one.state.updates_done = 1  # published: a generator update
-    before = weights(one.factory.generator).clone()
-    one.train_step(*batch())
-    followed = weights(one.factory.generator) if compatibility == "none" else before
-    torch.testing.assert_close(weights(one.ema), 0.75 * before + 0.25 * followed)
+    trainer = make_trainer(replace(published, compatibility=compatibility, ema_decay=0.75))
+    trainer.ema = copy.deepcopy(trainer.factory.generator)
+    trainer.state.updates_done = 1  # published: a generator update
+    before = weights(trainer.factory.generator).clone()
+    trainer.train_step(*batch())
+    followed = weights(trainer.factory.generator) if compatibility == "none" else before
+    torch.testing.assert_close(weights(trainer.ema), 0.75 * before + 0.25 * followed)
 
 
 def test_noise_buffers_are_not_averaged(published):
-    one = trainer(published)
-    one.ema = copy.deepcopy(one.factory.generator)
-    kept = one.ema.noises.noise_0.clone()
-    one.factory.generator.noises.noise_0.add_(1)
-    one.train_step(*batch())
-    assert torch.equal(one.ema.noises.noise_0, kept)
+    trainer = make_trainer(published)
+    trainer.ema = copy.deepcopy(trainer.factory.generator)
+    kept = trainer.ema.noises.noise_0.clone()
+    trainer.factory.generator.noises.noise_0.add_(1)
+    trainer.train_step(*batch())
+    assert torch.equal(trainer.ema.noises.noise_0, kept)
 
 
 def test_path_penalty_of_a_linear_generator_has_a_closed_form():
@@ -124,11 +124,11 @@ def test_path_penalty_of_a_linear_generator_has_a_closed_form():
 
 
 def test_the_path_mean_is_carried_from_step_to_step(published):
-    one = trainer(replace(published, path_every=1))
+    trainer = make_trainer(replace(published, path_every=1))
     means = []
     for _ in range(3):
-        one.train_step(*batch())
-        means.append(one.state.path_mean)
+        trainer.train_step(*batch())
+        means.append(trainer.state.path_mean)
     assert 0 < means[0] < means[1] < means[2]  # a mean that restarts at 0 would not grow
 
 
@@ -140,8 +140,8 @@ def test_the_squared_angle_has_bounded_slopes_everywhere():
         assert value.item() == pytest.approx(expected, abs=0.02)
         value.sum().backward()
         assert torch.isfinite(moving.grad).all()
-    one, two = torch.tensor([1.0, 0, 0]).double(), torch.tensor([0.6, 0.8, 0]).double()
-    assert squared_angle(one[None], two).item() == pytest.approx(math.acos(0.6) ** 2)
+    u, v = torch.tensor([1.0, 0, 0]).double(), torch.tensor([0.6, 0.8, 0]).double()
+    assert squared_angle(u[None], v).item() == pytest.approx(math.acos(0.6) ** 2)
     fixed = torch.nn.functional.normalize(torch.randn(2, 7).double(), dim=1)
     assert torch.autograd.gradcheck(lambda v: squared_angle(v, fixed), fixed.flip(0).requires_grad_(True))
 
@@ -152,17 +152,19 @@ def encoder(images):
     return torch.nn.functional.normalize(stripes + 0.1, dim=1)
 
 
-def test_guidance_pulls_slices_towards_the_sites_embedding(published):
+def test_guidance_moves_slices_towards_the_sites_embedding(published):
     mean = torch.nn.functional.normalize(torch.tensor([1.0, 0, 0, 0, 0, -1.0]), dim=0)
     config = replace(published, clip_weight=50.0, encoding_dim=0, path_weight=0.0)
-    one = trainer(config, guide=Guide(encoder, mean))
-    angles = [one.train_step(*batch()).guidance for _ in range(40)]
+    trainer = make_trainer(config, guide=Guide(encoder, mean))
+    angles = [trainer.train_step(*batch()).guidance for _ in range(40)]
     assert sum(angles[-5:]) < 0.5 * sum(angles[:5])
 
 
-def test_guidance_rests_when_the_embedding_is_dropped(published):
-    one = trainer(replace(published, clip_weight=1.0), encoding=torch.randn(6), guide=Guide(encoder, torch.ones(6)))
-    guided = [one.train_step(*batch()).guidance is not None for _ in range(24)]
+def test_updates_without_the_embedding_have_no_guidance(published):
+    trainer = make_trainer(
+        replace(published, clip_weight=1.0), encoding=torch.randn(6), guide=Guide(encoder, torch.ones(6))
+    )
+    guided = [trainer.train_step(*batch()).guidance is not None for _ in range(24)]
     assert 4 <= sum(guided) <= 20  # a coin for each update
 
 
@@ -176,66 +178,69 @@ def test_guidance_rests_when_the_embedding_is_dropped(published):
 )
 def test_a_trainer_that_does_not_fit_its_factory_is_refused(published, options, changes, message):
     with pytest.raises(ConfigError, match=message):
-        trainer(replace(published, **changes), **options)
+        make_trainer(replace(published, **changes), **options)
 
 
-def test_half_precision_is_for_the_published_networks(config):
+def test_half_precision_is_refused_for_the_palette_network(config):
     with pytest.raises(ConfigError, match="head 'palette' choose from float32"):
         Factory(config, precision="bfloat16")
 
 
 def test_slices_of_another_size_are_refused(published):
     with pytest.raises(TrainingError, match=r"\(1, 16, 16\)"):
-        trainer(published).train_step(torch.zeros(4, 1, 8, 8), *batch()[1:])
+        make_trainer(published).train_step(torch.zeros(4, 1, 8, 8), *batch()[1:])
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda one: one.factory.discriminator.final_linear[1].bias.data.fill_(float("nan")), "logistic loss"),
-        (lambda one: setattr(one.state, "path_mean", float("inf")), "path length penalty"),
-        (lambda one: setattr(one, "guide", Guide(lambda x: encoder(x) * float("nan"), torch.ones(6))), "guidance"),
+        (lambda trainer: trainer.factory.discriminator.final_linear[1].bias.data.fill_(float("nan")), "logistic loss"),
+        (lambda trainer: setattr(trainer.state, "path_mean", float("inf")), "path length penalty"),
+        (
+            lambda trainer: setattr(trainer, "guide", Guide(lambda x: encoder(x) * float("nan"), torch.ones(6))),
+            "guidance",
+        ),
     ],
 )
-def test_what_is_not_finite_is_named_before_its_network_moves(published, spoil, message):
+def test_a_term_that_is_not_finite_is_named_before_its_network_changes(published, spoil, message):
     config = replace(published, clip_weight=1.0, encoding_dim=0)
-    one = trainer(config, guide=Guide(encoder, torch.ones(6)))
-    spoil(one)
-    before = weights(one.factory.generator).clone()
+    trainer = make_trainer(config, guide=Guide(encoder, torch.ones(6)))
+    spoil(trainer)
+    before = weights(trainer.factory.generator).clone()
     with pytest.raises(TrainingError, match=message):
-        one.train_step(*batch())
-    assert torch.equal(weights(one.factory.generator), before)
+        trainer.train_step(*batch())
+    assert torch.equal(weights(trainer.factory.generator), before)
 
 
 def test_a_gradient_that_is_not_finite_is_named_before_the_optimizer_moves(published):
-    one = trainer(published)
-    before = weights(one.factory.discriminator).clone()
-    one.factory.discriminator.final_linear[1].weight.register_hook(lambda g: g * float("inf"))
+    trainer = make_trainer(published)
+    before = weights(trainer.factory.discriminator).clone()
+    trainer.factory.discriminator.final_linear[1].weight.register_hook(lambda g: g * float("inf"))
     with pytest.raises(TrainingError, match="gradient of the logistic loss"):
-        one.train_step(*batch())
-    assert torch.equal(weights(one.factory.discriminator), before)
+        trainer.train_step(*batch())
+    assert torch.equal(weights(trainer.factory.discriminator), before)
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(published):
-    """With one group of the minibatch statistic a part, only the drawn latents differ; R1 draws none."""
+    """Each part is a group of the minibatch statistic, so that only drawn latents could differ, and R1 draws none."""
     config = replace(published, batch_size=8, path_weight=0.0)
     slopes = []
     for parts in (1, 2):
-        one = trainer(config, accumulate=parts)
+        trainer = make_trainer(config, accumulate=parts)
         real, z_bin, domain = batch(8)
-        cut = one._parts(torch.cat([real[:4], real[:4]]), Conditions(z_bin % 4, domain, None))
+        cut = trainer._parts(torch.cat([real[:4], real[:4]]), Conditions(z_bin % 4, domain, None))
         for part, wanted in cut:
-            one._backward_r1(part, wanted, share=1 / len(cut))
-        slopes.append(one.factory.discriminator.convs[0][0].weight.grad.clone())
+            trainer._backward_r1(part, wanted, share=1 / len(cut))
+        slopes.append(trainer.factory.discriminator.convs[0][0].weight.grad.clone())
     torch.testing.assert_close(slopes[0], slopes[1])
 
 
 def test_the_state_survives_a_round_trip(published):
-    one = trainer(replace(published, augment=True))
+    trainer = make_trainer(replace(published, augment=True))
     for _ in range(3):
-        one.train_step(*batch())
-    assert TrainerState.from_dict(one.state.to_dict()) == one.state
-    assert one.state.augmentation.count == 12
+        trainer.train_step(*batch())
+    assert TrainerState.from_dict(trainer.state.to_dict()) == trainer.state
+    assert trainer.state.augmentation.count == 12
 
 
 @pytest.mark.parametrize("compatibility", ["none", "published"])
@@ -243,10 +248,10 @@ def test_the_state_survives_a_round_trip(published):
 def test_every_term_together_stays_finite(published, compatibility, precision):
     config = replace(published, augment=True, augment_p=0.5, clip_weight=0.2, compatibility=compatibility)
     guide = Guide(encoder, torch.ones(6) / 6**0.5)
-    one = trainer(config, precision=precision, encoding=torch.randn(6), guide=guide)
+    trainer = make_trainer(config, precision=precision, encoding=torch.randn(6), guide=guide)
     for _ in range(9):
-        one.train_step(*batch())
-    assert torch.isfinite(weights(one.factory)).all()
+        trainer.train_step(*batch())
+    assert torch.isfinite(weights(trainer.factory)).all()
 
 
 def test_half_precision_gives_nearly_the_same_slices(published):
@@ -256,9 +261,9 @@ def test_half_precision_gives_nearly_the_same_slices(published):
     half = Factory(published, precision="bfloat16")
     z, noise = torch.randn(4, 8), full.generator.fixed_noise()
     with torch.no_grad():
-        one, other = (f.generator(z, batch()[1], batch()[2], noise=noise) for f in (full, half))
-    assert other.dtype == torch.float32
-    difference = (one - other).square().mean().sqrt() / one.std()
+        in_float32, in_bfloat16 = (f.generator(z, batch()[1], batch()[2], noise=noise) for f in (full, half))
+    assert in_bfloat16.dtype == torch.float32
+    difference = (in_float32 - in_bfloat16).square().mean().sqrt() / in_float32.std()
     assert 0 < difference < 0.02
 
 
@@ -312,7 +317,7 @@ def test_the_strength_follows_the_signs_of_the_real_scores():
     strength = AugmentationStrength()
     for _ in range(8):
         strength.observe(torch.ones(16, 1), target=0.6, length=500_000)
-    assert strength.p == pytest.approx(128 / 500_000)  # one change of 2.56e-4 after eight batches
+    assert strength.p == pytest.approx(128 / 500_000)  # a single change of 2.56e-4 after eight batches
     for _ in range(8):
         strength.observe(torch.tensor([[1.0]] * 11 + [[-1.0]] * 5), target=0.6, length=500_000)  # mean sign .375
     assert strength.p == 0.0
@@ -322,6 +327,6 @@ def test_the_strength_follows_the_signs_of_the_real_scores():
 
 
 def test_a_fixed_strength_is_not_adapted(published):
-    one = trainer(replace(published, augment=True, augment_p=0.3))
-    one.train_step(*batch())
-    assert one.state.augmentation == AugmentationStrength()
+    trainer = make_trainer(replace(published, augment=True, augment_p=0.3))
+    trainer.train_step(*batch())
+    assert trainer.state.augmentation == AugmentationStrength()

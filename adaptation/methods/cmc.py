@@ -16,11 +16,11 @@ from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, cl
 from ..losses.partial_losses import partial_loss
 from ..networks.modality_network import ModalityUNet, OneModality, modality_of
 from ..networks.network_names import check_modality
-from .aggregation import mean_by_name
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
-from .option_checks import check_at_least, check_choice, check_fraction
-from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from .interface.aggregation import mean_by_name
+from .interface.option_checks import check_at_least, check_choice, check_fraction
+from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 RAMPS = ("up", "down")
 SLICES_OF = "modality_slices_"  # prefix of a modality's name in a site's numbers: how many slices of it the site has

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..losses.partial_losses import partial_loss
 from ..networks.site_network import SiteUNet
-from .aggregation import weighted_mean
 from .catalogue import METHOD_CATALOGUE
-from .federated_method import FederatedMethod
-from .option_checks import check_at_least
-from .site_round import SiteRound, SiteUpdate
+from .interface.aggregation import weighted_mean
+from .interface.federated_method import FederatedMethod
+from .interface.option_checks import check_at_least
+from .interface.site_round import SiteRound, SiteUpdate
 
 
 class WeightAveragingMethod(FederatedMethod):

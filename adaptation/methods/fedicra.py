@@ -19,8 +19,8 @@ from ..losses.tree_energy import tree_energy
 from ..networks.site_network import LEVELS, SiteUNet
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
-from .option_checks import check_at_least
-from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from .interface.option_checks import check_at_least
+from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 BODY, OUTPUT = "body", "output"  # names of the optimizers
 OUTPUT_LAYER = "final_conv"

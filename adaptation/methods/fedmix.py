@@ -15,8 +15,8 @@ from ..networks.site_network import SiteUNet
 from ..networks.structure_logits import StructureLogits
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
-from .option_checks import check_at_least, check_choice, check_fraction
-from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from .interface.option_checks import check_at_least, check_choice, check_fraction
+from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 DICE_SMOOTHING = 1e-4
 CAP_TOLERANCE = 1e-12  # rounding by which a share may exceed the largest share

@@ -16,8 +16,8 @@ from ..networks.site_network import SiteUNet
 from ..networks.structure_logits import StructureLogits
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
-from .option_checks import check_at_least, check_positive
-from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from .interface.option_checks import check_at_least, check_positive
+from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 UNLABELLED_FROM = 0.2  # share of the rounds after which slices without labels are used for training
 UNLABELLED_WEIGHT = 0.5

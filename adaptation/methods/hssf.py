@@ -16,8 +16,9 @@ from ..labels.candidate_labels import SiteSlices
 from ..losses.hssf_losses import GRADES, distillation, grades
 from ..networks.assessed_network import AssessedNetwork
 from .catalogue import METHOD_CATALOGUE
-from .method_config import MethodConfig
-from .option_checks import check_at_least, check_choice, check_fraction, check_positive
+from .interface.method_config import MethodConfig
+from .interface.option_checks import check_at_least, check_choice, check_fraction, check_positive
+from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from .public_exchange import (
     CONDENSATION,
     FUSION,
@@ -28,7 +29,6 @@ from .public_exchange import (
     to_margins,
 )
 from .public_slice_method import PublicSliceMethod, PublicSliceOptions, PublicSliceState, Teacher, Trainee
-from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 STRIDES = (1, 2, 4)
 GRADING_BATCH = 64  # slices

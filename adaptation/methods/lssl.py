@@ -8,10 +8,10 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..networks.assessed_network import AssessedNetwork
-from .aggregation import weighted_mean
 from .catalogue import METHOD_CATALOGUE
+from .interface.aggregation import weighted_mean
+from .interface.site_round import SiteRound, SiteUpdate
 from .public_slice_method import PublicSliceMethod, PublicSliceState, Trainee
-from .site_round import SiteRound, SiteUpdate
 
 
 class LSSL(PublicSliceMethod):

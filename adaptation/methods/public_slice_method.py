@@ -21,10 +21,10 @@ from ..losses.hssf_losses import assessment_loss, perturbation_loss, reliable_la
 from ..losses.partial_losses import partial_loss
 from ..networks.assessed_network import AssessedNetwork
 from ..networks.network_names import check_architecture
-from .federated_method import FederatedMethod
-from .option_checks import check_at_least, check_fraction
+from .interface.federated_method import FederatedMethod
+from .interface.option_checks import check_at_least, check_fraction
+from .interface.site_round import MethodState, SiteRound, SiteUpdate
 from .public_exchange import FUSION, PublicBatch, PublicSlices
-from .site_round import MethodState, SiteRound, SiteUpdate
 
 ASSESSMENT_WEIGHT = 4.0
 WEIGHT_DECAY = 0.02

@@ -5,13 +5,13 @@ from __future__ import annotations
 from .catalogue import describe
 from .cmc import CMC
 from .federated_averaging import FederatedAveraging, FederatedNorms, FederatedProximal, LocalTraining
-from .federated_method import FederatedMethod
 from .fedicra import FedICRA
 from .fedmix import FedMix
 from .gaze_supervision import GazeSupervision
 from .hssf import HSSF
+from .interface.federated_method import FederatedMethod
+from .interface.method_config import MethodConfig
 from .lssl import LSSL
-from .method_config import MethodConfig
 
 METHODS: dict[str, type[FederatedMethod]] = {
     method.description.name: method

@@ -1,9 +1,10 @@
-"""Federated segmentation at a site: one plan for all methods."""
+"""Federated segmentation at a site: one training plan for all methods."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,10 +14,10 @@ from fedbiomed.common.logger import logger
 from torch import Tensor, nn
 
 from ...adaptation.labels.candidate_labels import SiteSlices
-from ...adaptation.methods.federated_method import FederatedMethod
-from ...adaptation.methods.method_config import MethodConfig
+from ...adaptation.methods.interface.federated_method import FederatedMethod
+from ...adaptation.methods.interface.method_config import MethodConfig
+from ...adaptation.methods.interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.methods.registry import make_method
-from ...adaptation.methods.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from ...adaptation.segmenter import Segmenter
 from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError
@@ -36,8 +37,15 @@ class SegmentationDataset(CustomDataset):
     """A site's training slices. Set `config` and `site_settings` on the instance before the framework calls `read`.
 
     Attributes:
-        config: of the method. site_settings: what the researcher says of this site, see `SegmentationTrainingPlan`.
-        store, public_store, stores: opened, the last by modality. choices, data, public, modalities: see `SiteRound`.
+        config: of the method.
+        site_settings: what the researcher sent for this site.
+        store: the site's slice store.
+        choices: of the site's administrator.
+        stores: modality to store; empty for a site that has not chosen its modality.
+        public_store: the store of public slices; None without any.
+        data: the site's training slices.
+        modalities: modality to training slices.
+        public: the public slices that all sites have; None for methods that need none.
     """
 
     config: MethodConfig
@@ -45,7 +53,7 @@ class SegmentationDataset(CustomDataset):
 
     @redact_errors
     def read(self) -> None:
-        """Open the store. Raises NodeDataError with a text that may leave the site; details go to its log."""
+        """Open the store. Raises: NodeDataError with a text that may leave the site; details go to the site's log."""
         try:
             self.store = SliceStore(self.path)
             self.choices = SiteChoices.load(self.store)
@@ -55,9 +63,14 @@ class SegmentationDataset(CustomDataset):
             logger.error(f"fedfactory: {error}")
             raise NodeDataError("this site's slice store cannot be read; see the node's log") from None
         if self.store.format.size != self.config.size:
-            raise NodeDataError(f"this site's slices have {self.store.format.size} px, the method {self.config.size}")
+            raise NodeDataError(
+                f"this site's slices have {self.store.format.size} px, the method {self.config.size}; both must agree"
+            )
         if self.store.classes > self.config.classes:
-            raise NodeDataError(f"this site has {self.store.classes} label values, the method {self.config.classes}")
+            raise NodeDataError(
+                f"this site has {self.store.classes} label values, the method {self.config.classes}; it must have at "
+                "least as many"
+            )
         announced, held = self.site_settings.label_kinds, self.store.label_kinds()
         if announced is not None and announced != held:
             raise NodeDataError(
@@ -68,7 +81,7 @@ class SegmentationDataset(CustomDataset):
         self.public = self._public()
 
     def _public(self) -> SiteSlices | None:
-        """The slices that all have. Raises: NodeDataError if they are not the researcher's."""
+        """The public slices that all sites have. Raises: NodeDataError if they are not the researcher's."""
         expected = self.site_settings.public_digest
         if expected is None:
             return None
@@ -77,7 +90,7 @@ class SegmentationDataset(CustomDataset):
                 "this site has no public slices; register its store again with `fedfactory site add ... --public STORE`"
             )
         if digest(self.public_store) != expected:
-            raise NodeDataError("this site's public slices are not the researcher's")
+            raise NodeDataError("this site's public slices are not the researcher's; it must register a copy of those")
         return site_slices(self.public_store, self.config.classes)
 
     def __len__(self) -> int:
@@ -85,14 +98,16 @@ class SegmentationDataset(CustomDataset):
 
     @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
+        """{"image": (1, S, S) float32 in [-1, 1]} of one slice."""
         return {"image": torch.from_numpy(self.data.images[index])[None]}
 
 
 class SegmentationTrainingPlan(PersistentOptimizerPlan):
-    """A site's share in a federated segmentation.
+    """A site's part in a federated segmentation.
 
-    model_args: {"config": MethodConfig as a dict, "train": False for a round in which the average is only scored}.
-    aggregator_args, by site: `SiteSettings` as a dict.
+    aggregator_args are `SiteSettings` as a dict. model_args has these entries:
+        config: MethodConfig as a dict.
+        train: False for a round in which the average is scored only.
 
     Kept at the site between rounds: the optimizers' states, the number of rounds and the method's own state.
 
@@ -108,7 +123,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         self._site_settings = SiteSettings.from_dict(aggregator_args or {})
         super().post_init(model_args, training_args, aggregator_args, **kw)
 
-    def init_model(self, model_args: dict[str, Any]) -> nn.Module:
+    def init_model(self, model_args: Mapping[str, Any]) -> nn.Module:
         self.config = MethodConfig.from_dict(model_args["config"])
         if self.config.method != self.method_name:
             # Settings are not part of what a site approves; the method, and with it what leaves the site, is.
@@ -137,18 +152,19 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         return DataManager(self.dataset, shuffle=False)
 
     def training_step(self, data: Any, target: Any) -> None:
-        raise NotImplementedError("methods have their own rounds; see `training_routine`")
+        raise NotImplementedError("methods have their own rounds; use `training_routine`")
 
     @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
-        """Score the received average, train, then score the site's own model. Returns the number of slices."""
+        """Evaluate the received average, train, then evaluate the site's own model; the segmenters of both are written
+        beside the store. Returns the number of slices."""
         started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
         self.enter_training(node_args)
-        average = self._score(site, "global") if self.method.has_average else {}
+        average = self._evaluate(site, "global") if self.method.has_average else {}
         report, own = SiteUpdate(0, math.nan), {}
         if self.model_args().get("train", True):
             report, state = self._train(site)
-            own = self._score(site, "own", state)
+            own = self._evaluate(site, "own", state)
         self._summary = {
             "domain": store.domain,
             **report.to_dict(),
@@ -157,7 +173,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             **{f"own_{name}": value for name, value in own.items()},
             "seconds": round(time.monotonic() - started, 2),
         }
-        self._show(history_monitor)
+        self._log_scalars(history_monitor)
         self.leave_training()
         return len(self.dataset)
 
@@ -181,25 +197,53 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         kept |= {"rounds": number, "method": state.to_dict()}
         return report, state
 
-    def optimizer_args(self) -> dict[str, Any]:
+    def optimizer_args(self) -> dict[str, object]:
         """What the researcher learns besides weights: domain, counts of slices by kind of label, losses, seconds, and
         scores of the average and of the site's own model where the site has densely labelled test cases."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
-    def _score(self, site: int, which: str, state: MethodState | None = None) -> dict[str, float]:
-        """Scores on the site's test cases, in evaluation mode, of every modality and their means; the segmenters are
-        written beside the store.
+    def _evaluate(self, site: int, which: str, state: MethodState | None = None) -> dict[str, float]:
+        """Write the site's segmenters and return their scores.
 
         Args:
             site: index of the site.
             which: "global" for the average, "own" for the site's own model.
             state: of the method at the site, for the own model.
         """
-        stores = self.dataset.stores if self.method.description.needs_modalities else {"": self.dataset.store}
-        found = {}
-        for name, store in stores.items():
-            context = SiteContext(site=site, network=self.dataset.choices.network, modality=name)
-            found[name] = self._score_modality(context, store, which=which, state=state)
+        model = self.model()
+        device, training = next(iter(model.state_dict().values())).device, model.training
+        segmenters = self._make_segmenters(site, which, state)
+        self._write_segmenters(segmenters, which)
+        scores = self._score(segmenters)
+        model.to(device).train(training)  # segmenters, which may share its layers, are on the CPU in evaluation mode
+        return scores
+
+    def _make_segmenters(self, site: int, which: str, state: MethodState | None) -> dict[str, Segmenter]:
+        """Modality to segmenter on the CPU; only "" where the method does not distinguish modalities."""
+        segmenters = {}
+        for modality, store in self._stores().items():
+            context = SiteContext(site=site, network=self.dataset.choices.network, modality=modality)
+            card = SegmenterCard(
+                classes=self.config.classes,
+                network=FEDERATED,
+                federated=FederatedDesign(method=self.config, context=context, weights=which),
+                training=TrainingFacts(domain=store.domain),
+            )
+            network = self.method.segmenter(self.model(), context, state).cpu()
+            segmenters[modality] = Segmenter(network, store.format, card)
+        return segmenters
+
+    def _write_segmenters(self, segmenters: dict[str, Segmenter], which: str) -> None:
+        """Write segmenters beside the store, one file per modality."""
+        store, stores = self.dataset.store, self._stores()
+        folder = store.path.with_name(store.path.name + SEGMENTERS_SUFFIX)
+        for modality, segmenter in segmenters.items():
+            parts = (stores[modality].domain, modality, self.method_name, which)
+            segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
+
+    def _score(self, segmenters: dict[str, Segmenter]) -> dict[str, float]:
+        """Scores on the site's test cases, for every modality and their means."""
+        found = {name: held_out_scores(store, segmenters[name]) for name, store in self._stores().items()}
         if not self.method.description.needs_modalities:
             return found[""]
         row: dict[str, float] = {}
@@ -208,27 +252,12 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             row |= {measure: sum(values) / len(values)} if values else {}
         return row | {f"{name}_{key}": value for name, scores in found.items() for key, value in scores.items()}
 
-    def _score_modality(
-        self, context: SiteContext, store: SliceStore, *, which: str, state: MethodState | None
-    ) -> dict[str, float]:
-        model = self.model()
-        card = SegmenterCard(
-            classes=self.config.classes,
-            network=FEDERATED,
-            federated=FederatedDesign(method=self.config, context=context, weights=which),
-            training=TrainingFacts(domain=store.domain),
-        )
-        device, was = next(iter(model.state_dict().values())).device, model.training
-        segmenter = Segmenter(self.method.segmenter(model, context, state).cpu(), store.format, card)
-        folder = self.dataset.store.path.with_name(self.dataset.store.path.name + SEGMENTERS_SUFFIX)
-        parts = (store.domain, context.modality, self.method_name, which)
-        segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
-        scores = held_out_scores(store, segmenter)
-        model.to(device).train(was)
-        return scores
+    def _stores(self) -> dict[str, SliceStore]:
+        """Modality to store, where the method distinguishes modalities; otherwise "" to the site's store."""
+        return self.dataset.stores if self.method.description.needs_modalities else {"": self.dataset.store}
 
-    def _show(self, monitor: Any) -> None:
-        """Numbers of the round for TensorBoard."""
+    def _log_scalars(self, monitor: Any) -> None:
+        """Scalars of the round for TensorBoard."""
         metric = {
             name: float(value)
             for name, value in self._summary.items()

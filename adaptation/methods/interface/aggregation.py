@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ...errors import FederationError
+from ....errors import FederationError
 
 
 def weighted_mean(

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...common.seeding import seed_of, seeded
-from ...errors import ConfigError, TrainingError
-from ..augmentation import appearance, geometry
-from ..labels.candidate_labels import SiteSlices, candidate_masks
-from .catalogue import MethodDescription
+from ....common.seeding import seed_of, seeded
+from ....errors import ConfigError, TrainingError
+from ...augmentation import appearance, geometry
+from ...labels.candidate_labels import SiteSlices, candidate_masks
+from ..catalogue import MethodDescription
 from .method_config import MethodConfig
 from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 

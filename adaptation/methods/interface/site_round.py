@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from ...errors import NodeDataError
-from ..labels.candidate_labels import SiteSlices
+from ....errors import NodeDataError
+from ...labels.candidate_labels import SiteSlices
+
+State = TypeVar("State", bound="MethodState")
 
 
 @dataclass(kw_only=True)
@@ -26,7 +28,7 @@ class MethodState:
         return {known.name: getattr(self, known.name) for known in fields(self)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> Self:
+    def from_dict(cls: type[State], values: Mapping[str, object]) -> State:
         """The state that `to_dict` described. Raises: NodeDataError for other fields than this method's."""
         wanted = {known.name for known in fields(cls)}
         if set(values) != wanted:

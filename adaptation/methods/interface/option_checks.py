@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...errors import ConfigError
+from ....errors import ConfigError
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
