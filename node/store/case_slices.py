@@ -27,7 +27,7 @@ HISTOGRAM_BINS = 64
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
 GAZE_COLUMNS = ("CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION")
 AFFINE_TOLERANCE = 1e-2  # millimetres
-# The shortest beginning that ends in digits: patient038_ED and patient038_ES are the same patient; hippocampus_001 is a patient.
+# The shortest beginning that ends in digits: patient038 for patient038_ED and patient038_ES, all of hippocampus_001.
 PATIENT = re.compile(r"sub-[A-Za-z0-9]+|.*?\d+(?=\D|$)")
 
 
@@ -223,7 +223,10 @@ def _on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
 
 
 def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, *, ends: tuple[int, int]) -> tuple[int, int]:
-    """First and last slice that touch the mask. An empty mask keeps all slices. The published program loses the last slice."""
+    """First and last + 1 slice that touch the mask. An empty mask keeps all slices.
+
+    The published program loses the last slice.
+    """
     mask = _on_grid_of(image, read_volume(case.mask, integer=True), case.mask).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(touched):
@@ -304,7 +307,10 @@ def _read_presence(path: Path, seen: Survey, grid: SliceGrid) -> np.ndarray:
 
 
 def _read_gaze(case: CaseFiles, grid: SliceGrid, seen: Survey) -> np.ndarray:
-    """Fixations (m, 4) float32 in slices: X and Y are shares of the first and second stored axis, SLICE a place on the third."""
+    """Fixations (m, 4) float32: slice, row, column, milliseconds.
+
+    In the table X and Y are shares of the first and second stored axis, SLICE is an index along the third.
+    """
     if case.label.suffix != ".csv":
         raise UsageError(f"{case.label}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     rows = _read_table(case.label, GAZE_COLUMNS)
