@@ -42,7 +42,7 @@ def adapt(
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
         domain: the site's domain.
-        data: slices to train on; the labelled ones are as a rule synthetic slices of the site's domain, see
+        data: slices to train on; the labelled ones are usually synthetic slices of the site's domain, see
             `draw_slices` and `read_synthetic`.
         config: of the training.
         facts: where the data came from; kept in the segmenter's card.
@@ -90,14 +90,20 @@ def training_set(
     if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= MIN_AGREEMENT:
         return mix(drawn, pseudo_label(images, robust, volume))
     (alone,) = adapt(fmt, domain, SegmenterData(labelled=drawn), config=config)
-    theirs, its = (explained_intensity(images, one, volume) for one in (robust, alone))
-    if its > theirs:
+    by_robust, by_alone = (explained_intensity(images, segmenter, volume) for segmenter in (robust, alone))
+    if by_alone > by_robust:
         return mix(drawn, pseudo_label(images, alone, volume))
     return pseudo_label(images, robust, volume)
 
 
 def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
-    """A site's own slices (N, S, S) with the labels that a segmenter gives them."""
+    """A site's own slices with the labels that a segmenter gives them.
+
+    Args:
+        images: (N, S, S) in [-1, 1].
+        teacher: gives the labels.
+        volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
+    """
     images = images.astype(np.float32)
     labels = teacher.probabilities(torch.from_numpy(images)[:, None], volume).argmax(1).to(torch.uint8).numpy()
     return LabelledSlices(images, labels, teacher.classes, volume)
@@ -113,10 +119,10 @@ def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
             f"synthetic slices are {synthetic.images.shape[1]} px; they must be {own.images.shape[1]} px as the site's"
         )
     longer = max(len(synthetic.images), len(own.images))
-    parts = [part for one in (synthetic, own) for part in [one] * max(1, round(longer / len(one.images)))]
+    parts = [part for given in (synthetic, own) for part in [given] * max(1, round(longer / len(given.images)))]
     images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     volume = None
-    if all(part.volume is not None for part in parts):  # a volume that is repeated is another one
+    if all(part.volume is not None for part in parts):  # a repeated volume counts as a further volume
         volume = np.concatenate([part.volume - part.volume[0] + 1_000_000 * n for n, part in enumerate(parts)])
     return LabelledSlices(images, labels, synthetic.classes, volume)
 
@@ -131,7 +137,7 @@ def draw_slices(
         factory.draw_volume(domain, heights, seed=seed + number)
         for number in track(range(volumes), f"drawing volumes of {domain}")
     ]
-    images, labels = (np.concatenate(one) for one in zip(*drawn, strict=True))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*drawn, strict=True))
     return LabelledSlices(images, labels, factory.card.classes, np.repeat(np.arange(volumes), len(heights)))
 
 
@@ -165,5 +171,5 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
             raise VolumeError(f"{folder / name}: image and label do not fit together")
         images.append(np.moveaxis(image.data, 2, 0))
         labels.append(np.moveaxis(label.data, 2, 0))
-    volume = np.repeat(np.arange(len(images)), [len(one) for one in images])
+    volume = np.repeat(np.arange(len(images)), [len(image) for image in images])
     return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes, volume)

@@ -78,7 +78,7 @@ def evaluate(predictions: str | Path, references: str | Path, out: str | Path | 
         raise UsageError(f"{references}: has no label map for {', '.join(missing[:3])} ({len(missing)} in all)")
     scores: list[Score] = []
     for case in track(sorted(predicted), "evaluating"):
-        ours, theirs = (read_volume(one[case], integer=True) for one in (predicted, reference))
+        ours, theirs = (read_volume(files[case], integer=True) for files in (predicted, reference))
         if ours.data.shape != theirs.data.shape or not np.allclose(ours.affine, theirs.affine, atol=1e-2):
             raise VolumeError(f"{predicted[case]}: lies on another grid than {reference[case]}")
         scores += score_case(case, ours, theirs)
@@ -128,10 +128,10 @@ def _interval(values: np.ndarray, seed: int) -> tuple[float, float]:
 
 def _write_page(path: Path, scores: list[Score], *, predicted: dict[str, Path], reference: dict[str, Path]) -> None:
     rows = []
-    for one in summarise(scores):
-        name = f"class {one.label}" if one.label else "mean of classes"
-        interval = f"{one.mean:.3f} ({one.low:.3f} to {one.high:.3f})"
-        rows.append([MEASURES[one.measure], name, interval, str(one.cases), str(one.undefined)])
+    for row in summarise(scores):
+        name = f"class {row.label}" if row.label else "mean of classes"
+        interval = f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})"
+        rows.append([MEASURES[row.measure], name, interval, str(row.cases), str(row.undefined)])
     by_case: dict[str, list[float]] = {}
     for score in scores:
         by_case.setdefault(score.case, []).append(score.dice)
@@ -143,7 +143,7 @@ def _write_page(path: Path, scores: list[Score], *, predicted: dict[str, Path], 
         "<h2>The worst cases</h2><p>Upper row: predicted; lower row: reference.</p>",
     ]
     for case in worst:
-        ours, theirs = (read_volume(one[case], integer=True).turned("axial").data for one in (predicted, reference))
+        ours, theirs = (read_volume(files[case], integer=True).turned("axial").data for files in (predicted, reference))
         title = f"{case}, mean Dice {np.mean(by_case[case]):.3f}"
         body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
     write_page(path, "evaluation", body)

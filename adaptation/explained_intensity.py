@@ -25,4 +25,4 @@ def explained_intensity(images: np.ndarray, segmenter: Segmenter, volume: np.nda
     if total == 0:
         return 0.0
     classes = [grey[found == value] for value in found.unique()]
-    return sum(len(one) * float(one.mean() - grey.mean()) ** 2 for one in classes) / total
+    return sum(len(values) * float(values.mean() - grey.mean()) ** 2 for values in classes) / total

@@ -168,7 +168,7 @@ class _Latents:
         self.drawing, self.width = drawing, width
 
     def of(self, number: int, attempt: int) -> Tensor:
-        """(1, latent_dim): of a drawn subject, or on the way from one to the next."""
+        """(1, latent_dim): of a drawn subject, or interpolated between two subjects."""
         subject, step = divmod(number, self.drawing.between + 1)
         first = self._drawn(subject, attempt)
         if step == 0:
@@ -176,6 +176,7 @@ class _Latents:
         return between_latents(first, self._drawn(subject + 1, attempt), step / (self.drawing.between + 1))
 
     def _drawn(self, subject: int, attempt: int) -> Tensor:
+        """(1, latent_dim), unit normal."""
         rng = torch.Generator().manual_seed(seed_of(self.drawing.seed, subject, attempt))
         return torch.randn(1, self.width, generator=rng)
 
@@ -265,7 +266,7 @@ def find_factory_file(folder: str | Path) -> Path:
         raise UsageError(f"{folder}: no such folder; give the folder of a labelled factory")
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
-        raise UsageError(f"{folder}: holds {len(found)} .safetensors files, expected one labelled factory")
+        raise UsageError(f"{folder}: holds {len(found)} .safetensors files, it must hold one labelled factory")
     return found[0]
 
 

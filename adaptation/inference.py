@@ -33,7 +33,7 @@ class Outputs:
     Attributes:
         probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one.
         pictures: `<case>.png`, slices with their labels.
-        flips: average with the mirrored image, for networks trained with mirrored ones.
+        flips: average with the mirrored image, for networks that were trained with mirrored images.
     """
 
     probabilities: bool = False
@@ -67,9 +67,9 @@ def segment(
         raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
     refuse_existing(out)
     segmenters = [Segmenter.load(model).to(device) for model in models]
-    if len({(one.format, one.classes) for one in segmenters}) > 1:
+    if len({(segmenter.format, segmenter.classes) for segmenter in segmenters}) > 1:
         raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
-    if outputs.flips and not all(one.card.mirrored for one in segmenters):
+    if outputs.flips and not all(segmenter.card.mirrored for segmenter in segmenters):
         raise UsageError("flips is True, but not all models were trained with mirrored images; choose flips=False")
     with atomic_folder(out) as folder:
         for name, source in track(cases, "segmenting"):
@@ -99,7 +99,7 @@ def slice_probabilities(
 
     def once(given: Tensor) -> Tensor:
         """Slices (N, 1, S, S) to mean probabilities (N, classes, S, S)."""
-        return torch.stack([one.probabilities(given) for one in segmenters]).mean(0)
+        return torch.stack([segmenter.probabilities(given) for segmenter in segmenters]).mean(0)
 
     found = once(slices)
     if flips:
@@ -110,7 +110,7 @@ def slice_probabilities(
 def _cases(path: Path) -> list[tuple[str, Path | tuple[Path, ...]]]:
     """Name and file of an image, or of all images in a folder.
 
-    Raises: UsageError if a folder has none, or one that is unclear.
+    Raises: UsageError if a folder has no image, or an ambiguous one.
     """
     if not path.is_dir():
         return [(case_name(path), path)]
@@ -127,5 +127,5 @@ def _cases(path: Path) -> list[tuple[str, Path | tuple[Path, ...]]]:
 def _picture(path: Path, volume: Volume, labels: Volume, *, grid: SliceGrid) -> None:
     import matplotlib.image
 
-    image, found = (one.turned(grid.fmt.plane).data for one in (volume, labels))
+    image, found = (part.turned(grid.fmt.plane).data for part in (volume, labels))
     matplotlib.image.imsave(path, strip(image, found))

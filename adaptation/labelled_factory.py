@@ -94,7 +94,7 @@ class LabelledFactory:
 
     Attributes:
         factory: the generator that draws.
-        branches: label branches, the best one first; the mean of their probabilities gives the labels.
+        branches: label branches, the best first; the mean of their probabilities gives the labels.
         robust: the labelled site's segmenter, trained with random contrasts; gives every site first labels of its own
             images.
         card: what is known of the labels.

@@ -31,13 +31,13 @@ SLOW = (
     "test_federation.py",
     "test_segmentation_federation.py",
     "test_remote_adaptation.py",
-)  # begun first, one in each process of a test run
+)  # started first, each in its own process of a test run
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many threads as cores, all processes together
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 
-# Fed-BioMed opens a researcher component when it is imported. Every process of a test run gets one of its own.
+# Fed-BioMed opens a researcher component when it is imported. Every process of a test run gets its own component.
 os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = tempfile.mkdtemp(prefix="fedfactory-tests-")
 
 
@@ -89,7 +89,7 @@ def site(tmp_path):
 
 @pytest.fixture
 def store(site, tmp_path):
-    """Its slice store for `config`."""
+    """The slice store of `site`, prepared for `config`."""
     from fedfactory.node.store.prepare import prepare
     from fedfactory.node.store.prepare_config import PrepareConfig
 
@@ -98,7 +98,7 @@ def store(site, tmp_path):
 
 @pytest.fixture(scope="session")
 def unapproved(tmp_path_factory, config):
-    """Three running nodes with a store each, nothing approved yet; patients' names are in every path and case."""
+    """Three running nodes, each with a store and no approved plan; every path and case has a patient's name in it."""
     from fedfactory.demo.local_federation import LocalFederation
     from fedfactory.node.store.prepare import prepare
     from fedfactory.node.store.prepare_config import PrepareConfig
@@ -131,7 +131,7 @@ def unapproved(tmp_path_factory, config):
 
 @pytest.fixture(scope="session")
 def withheld(unapproved, config) -> tuple[str, bool]:
-    """What a run said that came before anyone approved the plan, and whether it left a folder; then approval."""
+    """The message of a run started before the plan was approved, and whether it left a folder; approves the plan."""
     federation = unapproved
     out = federation.folder / "withheld"
     with pytest.raises(FederationError) as caught:
@@ -149,7 +149,7 @@ def approved(withheld, unapproved):
 
 @pytest.fixture(scope="session")
 def reference(approved):
-    """A seeded run that nothing disturbed: its experiment folder, and what the first node kept after each round."""
+    """An uninterrupted seeded run: its experiment folder, and the first node's state files after each round."""
     folder = approved.folder / "reference"
     words = ["train", "--researcher", approved.researcher, "--tag", TAG, "--config", approved.folder / "config.json"]
     words += ["--out", folder, "--rounds", 6, "--updates-per-round", 3, "--seed", 5, "--node-timeout", 60]

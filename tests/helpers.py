@@ -43,15 +43,15 @@ SMALL = {  # options with which a method is fast
     "lssl": {"public_slices": 12, "public_epochs": 1},
     "cmc": {"modalities": ["ct", "mri"]},
 }
-PATIENT = "DOE_JANE"  # in the name of every case and store there
+PATIENT = "DOE_JANE"  # in the name of every case and store of the tests' federation
 
 
 def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) -> tuple[Volume, Volume]:
     """A bright ball (label 1) with a brighter core (label 2) in noise; image and label map."""
     rng = np.random.default_rng(seed)
     centre = (np.array(shape) - 1) / 2 + rng.uniform(-1, 1, 3)
-    places = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    distance = np.linalg.norm((places - centre) * [1, 1, 1.5], axis=-1)
+    voxels = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    distance = np.linalg.norm((voxels - centre) * [1, 1, 1.5], axis=-1)
     label = (distance < radius).astype(np.uint8) + (distance < radius / 2)
     image = np.array([10.0, 60.0, 100.0], np.float32)[label] + rng.normal(0, 2, shape).astype(np.float32)
     return Volume(image, np.diag([*spacing, 1.0])), Volume(label.astype(np.uint8), np.diag([*spacing, 1.0]))
@@ -67,7 +67,7 @@ def site_facts(**changes) -> SiteFacts:
 
 
 def kernels_of(layer, w):
-    """The kernel of every sample of a modulated convolution, one at a time, as the paper writes it."""
+    """Kernels of a modulated convolution, sample by sample, as the paper defines them."""
     for style in layer.modulation(w):
         kernel = layer.weight / math.sqrt(layer.weight[0].numel()) * style[None, :, None, None]
         if layer.demodulate:
@@ -89,7 +89,7 @@ def untrained_segmenter() -> Segmenter:
 
 
 def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> LabelledFactory:
-    """A labelled factory of three classes that nobody validated, with one branch."""
+    """A labelled factory of three classes with a single, untrained and unvalidated branch."""
     card = LabelledFactoryCard(
         classes=3,
         labelled_domain="bright",
@@ -109,7 +109,7 @@ def write_site(folder, cases=3, **options) -> None:
 
 
 def fixate(folder: Path) -> None:
-    """Put simulated fixations in the place of the drawn labels of `write_site`."""
+    """Replace the label maps that `write_site` wrote by simulated fixations."""
     rng = np.random.default_rng(0)
     for case in sorted(folder.iterdir()):
         label = np.asanyarray(nib.load(case / "label" / "mask.nii.gz").dataobj)
@@ -123,7 +123,7 @@ def fixate(folder: Path) -> None:
 
 
 def write_dicom(folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.4", leave_out=()) -> None:
-    """A volume as one DICOM series, a file a slice; whole numbers only."""
+    """Write a volume of whole numbers as a DICOM series, one file per slice."""
     import itk
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -210,13 +210,13 @@ def port_is_free(port) -> bool:
 
 
 def state_files(federation, domain) -> list[Path]:
-    """What a node kept after each round, oldest first."""
+    """The state files that a node wrote after each round, oldest first."""
     found = (federation.nodes[domain] / "var").rglob("optim_state_*")
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
 def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
-    """Slices of 32 px with a square and one within it, and their labels."""
+    """Slices of 32 px with a square and a smaller square inside it, and their labels."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, 32, 32), np.uint8)
     for label in labels:
@@ -229,8 +229,8 @@ def squares(count=12, seed=0) -> tuple[np.ndarray, np.ndarray]:
 
 def site(kind="dense", count=12, seed=0) -> SiteSlices:
     images, labels = squares(count, seed)
-    sets = candidates_from_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
-    return SiteSlices(images, sets, np.array([kind] * count), 3)
+    candidates = candidates_from_labels(labels if kind == "dense" else np.full_like(labels, UNLABELLED), 3)
+    return SiteSlices(images, candidates, np.array([kind] * count), 3)
 
 
 def method_of(name, **changes) -> FederatedMethod:
@@ -238,7 +238,7 @@ def method_of(name, **changes) -> FederatedMethod:
 
 
 def site_round_of(method, data, *, model=None, state=None, index=0, number=1) -> SiteRound:
-    """A round at a site that has everything that any method needs."""
+    """A round at a site that has what any of the methods needs."""
     model = method.build() if model is None else model
     return SiteRound(
         model=model,
@@ -261,7 +261,7 @@ def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:
     given = {f"EXAMPLE_{key.upper()}": str(value) for key, value in settings.items()}
     before = dict(os.environ)
     os.environ.update(given)
-    os.environ.pop("FBM_RESEARCHER_COMPONENT_ROOT", None)  # the notebook opens one of its own
+    os.environ.pop("FBM_RESEARCHER_COMPONENT_ROOT", None)  # the notebook opens its own component
     try:
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     finally:

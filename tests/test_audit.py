@@ -1,4 +1,4 @@
-"""Planted copies and planted noise are told apart from an honest generator, with stated confidence."""
+"""The audit separates planted copies and planted noise from an honest generator, with stated confidence."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ SIDE, BINS = 32, 4
 
 
 def patients(count, *, first=0) -> AuditSlices:
-    """Blobs whose number, place and size belong to a patient, four heights each."""
+    """Blobs whose positions and sizes belong to a patient, in four height bins each."""
     grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, SIDE)] * 2, indexing="ij"))
     images = []
     for patient in range(first, first + count):
         rng = torch.Generator().manual_seed(patient)
-        place, size = torch.rand(3, 2, generator=rng) * 1.2 - 0.6, torch.rand(3, generator=rng) * 0.08 + 0.02
+        centres, sizes = torch.rand(3, 2, generator=rng) * 1.2 - 0.6, torch.rand(3, generator=rng) * 0.08 + 0.02
         for z_bin in range(BINS):
-            squares = ((grid[None] - place[:, :, None, None] * (1 - 0.1 * z_bin)) ** 2).sum(1)
-            blobs = torch.exp(-squares / size[:, None, None]).sum(0).clamp(max=1)
+            squares = ((grid[None] - centres[:, :, None, None] * (1 - 0.1 * z_bin)) ** 2).sum(1)
+            blobs = torch.exp(-squares / sizes[:, None, None]).sum(0).clamp(max=1)
             images.append(1.6 * blobs - 0.9 + 0.03 * torch.randn(SIDE, SIDE, generator=rng))
     z_bin = torch.arange(BINS).repeat(count)
     return AuditSlices(torch.stack(images)[:, None], z_bin, torch.arange(count).repeat_interleave(BINS))
@@ -57,7 +57,7 @@ def test_an_honest_generator_passes(real):
         assert space.copying_ratio.low < 1 < space.copying_ratio.high * 1.05
         assert space.attack_auc.low < 0.5 < space.attack_auc.high
     assert found.fidelity.precision > 0.5
-    assert found.fidelity.recall > 0.25  # eighty slices of twenty patients cover little of others
+    assert found.fidelity.recall > 0.25  # eighty slices of twenty patients cover little of the slices of other patients
 
 
 def test_a_generator_that_copies_is_caught_in_both_spaces_and_its_pairs_are_shown(real):
@@ -96,8 +96,8 @@ def test_noise_copies_nobody_and_has_no_fidelity(real):
 
 
 def test_a_collapsed_generator_has_no_diversity(real):
-    one = real[1].take(torch.arange(BINS))
-    collapsed = AuditSlices(one.images.repeat(20, 1, 1, 1), one.z_bin.repeat(20), real[0].group)
+    patient = real[1].take(torch.arange(BINS))
+    collapsed = AuditSlices(patient.images.repeat(20, 1, 1, 1), patient.z_bin.repeat(20), real[0].group)
     fidelity = audit(noisy(collapsed, 0.01), *real).fidelity
     assert fidelity.similarity_within_synthetic > 0.9 > fidelity.similarity_within_real
     assert fidelity.recall < 0.3
@@ -108,17 +108,17 @@ def test_the_frechet_distance_of_normal_sets_is_the_closed_form():
     x = torch.randn(4000, 3, dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5]) + torch.tensor([1.0, 0.0, 0.0])
     y = torch.randn(4000, 3, dtype=torch.float64)
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-8)
-    # With equal axes: the squared differences of the means and of the deviations, summed.
+    # The axes are equal: the distance is the sum of squared differences of means and of standard deviations.
     assert frechet_distance(x, y) == pytest.approx(1 + 0 + 1 + 0.25, rel=0.1)
 
 
-def test_precision_falls_with_strangers_and_recall_with_missing_parts():
+def test_precision_falls_with_outliers_and_recall_with_missing_parts():
     torch.manual_seed(0)
     real = torch.cat([torch.randn(100, 2), torch.randn(100, 2) + 20])
-    half, strangers = torch.randn(200, 2), torch.cat([torch.randn(100, 2), torch.randn(100, 2) - 50])
+    half, outliers = torch.randn(200, 2), torch.cat([torch.randn(100, 2), torch.randn(100, 2) - 50])
     assert precision_and_recall(real, half)[0] > 0.9
     assert precision_and_recall(real, half)[1] < 0.6
-    assert precision_and_recall(real, strangers)[0] < 0.6
+    assert precision_and_recall(real, outliers)[0] < 0.6
 
 
 def test_the_attackers_area_is_counted_by_patient_and_the_ratio_by_subject():

@@ -79,7 +79,7 @@ def test_a_dicom_series_is_the_volume_it_was_made_from(tmp_path, tilted):
     np.testing.assert_array_equal(volume.turned("axial").data, tilted.turned("axial").data)
 
 
-def test_mixed_series_in_one_folder_are_told_apart(tmp_path, tilted):
+def test_mixed_series_in_a_folder_are_separate_cases(tmp_path, tilted):
     write_dicom(tmp_path / "mixed", tilted, uid="1.2.5")
     write_dicom(tmp_path / "mixed", Volume(tilted.data + 9, tilted.affine), uid="1.2.6")
     write_dicom(tmp_path / "single", tilted, uid="1.2.7")
@@ -91,7 +91,7 @@ def test_mixed_series_in_one_folder_are_told_apart(tmp_path, tilted):
     assert not any("1.2." in case.name for case in cases)  # an identifier of the hospital is no name
 
 
-def test_a_dicom_series_stands_in_a_medical_folder_too(tmp_path, tilted):
+def test_the_image_of_a_medical_folder_can_be_a_dicom_series(tmp_path, tilted):
     write_dicom(tmp_path / "s1" / "image", tilted)
     write_volume(tmp_path / "s1" / "label" / "l.nii.gz", tilted)
     (case,) = find_cases(tmp_path).cases
@@ -101,7 +101,7 @@ def test_a_dicom_series_stands_in_a_medical_folder_too(tmp_path, tilted):
     assert "2 DICOM series" in find_cases(tmp_path).problems["s1"]
 
 
-def test_the_patient_of_a_series_is_known_without_telling_who(tmp_path, tilted):
+def test_the_patient_key_of_a_series_does_not_reveal_the_patient(tmp_path, tilted):
     for folder, patient in (("a", "DOE^JANE"), ("b", "DOE^JANE"), ("c", "ROE^RICHARD")):
         write_dicom(tmp_path / folder, tilted, patient=patient)
     a, b, c = (patient_key(next(iter(find_series(tmp_path / folder).values()))) for folder in "abc")

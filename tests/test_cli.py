@@ -1,4 +1,4 @@
-"""The command line: what it prints, how it ends, and that it says what is wrong in one line."""
+"""The command line: its output, its exit codes, and errors that take a single line."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_importing_the_package_needs_only_pytorch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_public_name_is_imported_at_its_first_use_and_an_unknown_one_is_refused():
+def test_a_public_name_is_imported_at_its_first_use_and_an_unknown_name_is_refused():
     import fedfactory.researcher as room
     from fedfactory.researcher.experiment import factory_experiment
 
@@ -70,7 +70,7 @@ def test_a_public_name_is_imported_at_its_first_use_and_an_unknown_one_is_refuse
         room.no_such_name  # noqa: B018
 
 
-# What is decided by the words alone: (words, exit code, part of the output).
+# Decided by the command line alone: (words, exit code, part of the output).
 QUICK = [
     (["--help"], 0, "train-segmenter"),
     (["methods"], 0, "fedicra"),
@@ -138,8 +138,8 @@ print(json.dumps(answers))
 """
 
 
-def test_help_and_whatever_the_words_alone_decide_needs_no_large_library(tmp_path):
-    """PyTorch and Fed-BioMed take ten seconds to import; who mistypes an option should not wait for them."""
+def test_help_and_errors_that_the_command_line_alone_decides_need_no_large_library(tmp_path):
+    """PyTorch and Fed-BioMed take ten seconds to import; a mistyped option should not wait for them."""
     words = json.dumps([[str(word) for word in words] for words, _, _ in QUICK])
     command = [sys.executable, "-c", DRIVER, words, json.dumps(LARGE)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)

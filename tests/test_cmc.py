@@ -1,4 +1,4 @@
-"""CMC: consistency between modalities that are not aligned, and sites that lack one."""
+"""CMC: consistency between modalities that are not aligned, and sites that lack a modality."""
 
 from __future__ import annotations
 
@@ -60,34 +60,39 @@ def test_unrelated_channels_are_at_chance():
 
 
 @pytest.mark.parametrize("descriptor", DESCRIPTORS)
-def test_equal_channels_are_found_and_shuffled_ones_are_not(descriptor):
+def test_equal_channels_are_consistent_and_shuffled_channels_are_not(descriptor):
     torch.manual_seed(0)
-    one = torch.relu(torch.randn(2, 16, 8, 8))
-    shuffled = one[:, torch.randperm(16)]
-    assert channel_consistency(one, one, descriptor) < channel_consistency(one, shuffled, descriptor) - 0.1
+    features = torch.relu(torch.randn(2, 16, 8, 8))
+    shuffled = features[:, torch.randperm(16)]
+    assert (
+        channel_consistency(features, features, descriptor) < channel_consistency(features, shuffled, descriptor) - 0.1
+    )
 
 
 def test_the_channels_correlations_need_no_alignment():
     torch.manual_seed(0)
-    one = torch.relu(torch.randn(1, 16, 8, 8))
-    moved = one.flatten(2)[..., torch.randperm(64)].view_as(one)
-    equal = float(channel_consistency(one, one, "gram"))
-    assert float(channel_consistency(one, moved, "gram")) == pytest.approx(equal, abs=1e-5)
-    assert float(channel_consistency(one, moved, "pooled")) > float(channel_consistency(one, one, "pooled")) + 0.1
+    features = torch.relu(torch.randn(1, 16, 8, 8))
+    moved = features.flatten(2)[..., torch.randperm(64)].view_as(features)
+    equal = float(channel_consistency(features, features, "gram"))
+    assert float(channel_consistency(features, moved, "gram")) == pytest.approx(equal, abs=1e-5)
+    assert (
+        float(channel_consistency(features, moved, "pooled"))
+        > float(channel_consistency(features, features, "pooled")) + 0.1
+    )
 
 
 def test_agreement_on_one_grid_is_one_minus_dice():
     labels = torch.zeros(1, 16, 16).long()
     labels[:, 4:8, 4:8] = 1
-    one = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).float()
-    assert float(class_agreement(one, one)) == pytest.approx(0, abs=1e-5)
-    elsewhere = one.roll(8, -1)
-    assert float(class_agreement(one, elsewhere)) == pytest.approx(1, abs=1e-5)
+    logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).float()
+    assert float(class_agreement(logits, logits)) == pytest.approx(0, abs=1e-5)
+    elsewhere = logits.roll(8, -1)
+    assert float(class_agreement(logits, elsewhere)) == pytest.approx(1, abs=1e-5)
     nothing = 50.0 * F.one_hot(torch.zeros_like(labels), 3).movedim(-1, 1).float()
     assert float(class_agreement(nothing, nothing)) == 0
 
 
-def test_prototypes_want_classes_alike_and_apart_from_others():
+def test_the_prototype_loss_is_low_where_each_class_has_equal_features_in_both_modalities():
     torch.manual_seed(0)
     labels = torch.arange(3).repeat_interleave(12).view(1, 6, 6)
     logits = 50.0 * F.one_hot(labels, 3).movedim(-1, 1).float()
@@ -98,7 +103,7 @@ def test_prototypes_want_classes_alike_and_apart_from_others():
     mixed = (same[0], directions[(moved + 1) % 3].movedim(-1, 1))
     assert prototype_agreement((logits, features), same) < prototype_agreement((logits, features), mixed) - 0.3
     alone = 50.0 * F.one_hot(torch.zeros_like(labels), 3).movedim(-1, 1).float()
-    assert float(prototype_agreement((alone, features), same)) == 0  # one class in common says nothing
+    assert float(prototype_agreement((alone, features), same)) == 0  # a single class in common gives no loss
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_prototypes_want_classes_alike_and_apart_from_others():
     [{"agreement": "off"}, {"channel_weight": 0.0}, {"channel_weight": 0.0, "agreement": "voxel"}],
     ids=["channels", "prototype", "voxel"],
 )
-def test_every_unsupervised_term_reaches_the_encoder_and_where_it_looks(options):
+def test_every_unsupervised_term_trains_the_encoder_and_the_layers_it_reads(options):
     model = network()
     images = {"ct": slices(seed=1), "mri": slices(seed=2)}
     loss = cmc(**options).consistency(model, images, progress=1.0)
@@ -138,7 +143,7 @@ def test_weights_of_the_terms_follow_the_progress():
     assert term(1.0, **only, agreement_ramp="down") == pytest.approx(0, abs=1e-6)
 
 
-def test_attention_changes_nothing_at_first_and_weighs_channels_then():
+def test_attention_changes_nothing_at_first_and_weighs_channels_later():
     attention, x = ChannelAttention(), torch.randn(2, 4, 3, 3, dtype=torch.float32)
     assert torch.equal(attention(x), x)
     with torch.no_grad():
@@ -185,7 +190,7 @@ def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
     assert {modality_of(name) for name in moved} - {None} == set(held)
 
 
-def test_slices_without_labels_wait_for_their_time():
+def test_unlabelled_slices_are_used_from_the_configured_start_on():
     method = cmc(start=0.5)
     site_round = site_round_of(method, site("none"))
     assert method.train_round(site_round).samples == 0
@@ -210,7 +215,7 @@ def test_each_modality_is_averaged_over_the_sites_that_have_it():
     without = {1: site_updates[1], 2: site_updates[2]}
     after, _ = method.aggregate(without, sent.__getitem__, before)
     name = "down.0.first.norms.mri.weight"
-    assert torch.equal(after[name], before[name])  # nobody has it: it stays as it was
+    assert torch.equal(after[name], before[name])  # no site has this modality: its parameters stay as they were
 
 
 def test_fusion_learns_both_with_and_without_the_other_modality():

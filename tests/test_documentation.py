@@ -36,12 +36,12 @@ def commands_of(page: Path) -> list[str]:
 COMMANDS = sorted({line for page in PAGES for line in commands_of(page)})
 
 
-def test_there_are_commands_to_look_at():
+def test_the_documentation_contains_commands():
     assert len(COMMANDS) > 25 and any("--method hssf" in line for line in COMMANDS)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_documented_command_is_understood(line):
+def test_a_documented_command_is_parsed(line):
     command, words = typer.main.get_command(app), shlex.split(line)[1:]
     context = command.make_context("fedfactory", list(words), resilient_parsing=True)
     while hasattr(command, "commands"):

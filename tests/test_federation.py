@@ -61,7 +61,7 @@ def test_the_administrator_sees_the_source_that_will_run(approved):
 
 
 def test_a_run_gives_a_factory_with_its_history_and_measurements(reference, config, tmp_path):
-    """That the same seed gives the same factory again is seen in test_survival, with kills on the way."""
+    """test_survival checks that the same seed gives the same factory again, with killed processes on the way."""
     factory = export(reference.folder, tmp_path / "factory.safetensors")
     assert [len(rounds) for rounds in factory.history.values()] == [6, 12]  # two sites have the second domain
     assert factory.spacing == pytest.approx(72 / 16)
@@ -80,7 +80,7 @@ def test_a_run_gives_a_factory_with_its_history_and_measurements(reference, conf
 def test_a_node_keeps_optimizers_discriminator_and_counter_between_rounds(reference):
     kept = [read_state(path) for path in reference.states]
     updates = [state["extra"]["trainer"]["updates_done"] for state in kept]
-    assert updates == [3, 6, 9, 12, 15, 18]  # all 3 if they were forgotten
+    assert updates == [3, 6, 9, 12, 15, 18]  # all are 3 if the node lost its state
     moments = kept[-1]["optimizers"]["discriminator"]["state"]
     assert {int(moment["step"]) for moment in moments.values()} == {18}
 
@@ -101,7 +101,7 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     assert factory.facts.rounds == 4
     assert factory.facts.stages[1] == {"rounds": 1, "updates_per_round": 2, "clip_weight": 50.0}
     for rounds in factory.history.values():
-        assert len(rounds) in (4, 8)  # one or two sites of the domain
+        assert len(rounds) in (4, 8)  # the domain has one or two sites
         assert all("loss_generator" in row for row in rounds)
         assert "loss_path" in rounds[0]
         assert any("loss_guidance" in row for row in rounds)
@@ -122,7 +122,9 @@ def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(ap
         n: federation.site_command("approve", str(p), "--yes", "--wait", "90") for n, p in federation.nodes.items()
     }
     with federation.background("train-shared", [str(word) for word in words], rounds=2):
-        federation.run_together("approve-shared", approve)  # fails if no plan waits, as an approved one would not
+        federation.run_together(
+            "approve-shared", approve
+        )  # fails if no plan waits for approval, which would be so if this plan were approved
     shown = (federation.folder / "logs" / "approve-shared-bright.log").read_text()
     assert "generator AND discriminator are averaged" in " ".join(shown.split())
     factory = export(tmp_path / "shared", tmp_path / "factory.safetensors")
@@ -138,7 +140,7 @@ def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(ap
 
 def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tmp_path):
     federation = approved
-    # Both families: a program that holds the port on one of them alone leaves "localhost" usable on the other.
+    # Both address families: a program that holds the port in a single family leaves "localhost" usable in the other.
     with (
         socket.create_server(("", federation.port), family=socket.AF_INET6, dualstack_ipv6=True),
         pytest.raises(FederationError, match="cannot listen"),

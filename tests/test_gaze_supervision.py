@@ -1,4 +1,4 @@
-"""Gaze: from fixations to sets, against a slow plain mean field; the method's terms; what a site must do first."""
+"""Gaze supervision: candidate labels from fixations, against a slow plain mean field; the loss terms; a site's data."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ CONFIG = MethodConfig(method="gaze", classes=2, size=32, sites=2, rounds=10, upd
 
 
 def disc(side=32, at=(14, 18), radius=6) -> np.ndarray:
-    return np.hypot(*(axis - place for axis, place in zip(np.indices((side, side)), at, strict=True))) < radius
+    return np.hypot(*(axis - centre for axis, centre in zip(np.indices((side, side)), at, strict=True))) < radius
 
 
-def test_a_heatmap_peaks_where_somebody_looked_longest():
+def test_a_heatmap_peaks_at_the_longest_fixation():
     fixations = np.array([[5, 6, 400], [20, 25, 200], [21, 26, 100.0]])
     heat = heatmap(fixations, (32, 40), 0.05)
     assert heat.shape == (32, 40) and heat.min() == 0 and heat.max() == 1
     assert np.unravel_index(heat.argmax(), heat.shape) == (5, 6)
     outside = heatmap(np.array([[-9, -9, 400], [99, 99, 300], [5, 5, 100.0]]), (32, 40), 0.05)
-    assert outside[0, 0] > 0.5 and outside[-1, -1] > 0.3  # brought to the rim, not to the other side
+    assert outside[0, 0] > 0.5 and outside[-1, -1] > 0.3  # moved to the nearest border, not to the other side
 
 
 def test_one_endless_fixation_does_not_hide_the_others():
@@ -52,20 +52,20 @@ def test_one_endless_fixation_does_not_hide_the_others():
 
 
 @pytest.mark.parametrize("fixations", [[], [[5, 5, 900]] * 2, [[5, 5, 60]] * 4])
-def test_a_glance_says_nothing(fixations):
+def test_too_few_or_too_short_fixations_give_no_heatmap_and_no_labels(fixations):
     rows = np.array(fixations, float).reshape(-1, 3)
     assert heatmap(rows, (16, 16), 0.1) is None
     assert not candidates_from_fixations(rows, np.zeros((16, 16)), GazeConfig()).any()
 
 
 def plain_mean_field(heat, image, config, steps=10):
-    """All pairs of pixels, as the formula is written."""
+    """Mean field over all pairs of pixels, as the formula is written."""
     h = np.clip(heat, 1e-5, 1 - 1e-5).ravel()
     u = np.log(h) - np.log(1 - h)
-    place = np.indices(heat.shape).reshape(2, -1).T / (config.spatial_width * max(heat.shape))
+    position = np.indices(heat.shape).reshape(2, -1).T / (config.spatial_width * max(heat.shape))
     grey = image.ravel() / config.intensity_width
-    far = ((place[:, None] - place[None]) ** 2).sum(2) + (grey[:, None] - grey[None]) ** 2
-    kernel = np.exp(-far / 2)
+    distance = ((position[:, None] - position[None]) ** 2).sum(2) + (grey[:, None] - grey[None]) ** 2
+    kernel = np.exp(-distance / 2)
     norm = 1 / np.sqrt(kernel.sum(1))
     kernel = norm[:, None] * kernel * norm[None]
     q = 1 / (1 + np.exp(-u))
@@ -95,15 +95,15 @@ def test_refinement_without_strength_changes_nothing():
 
 @given(seed=st.integers(0, 500), refine=st.sampled_from(["crf", "none"]))
 @settings(max_examples=15, deadline=None)
-def test_the_target_lies_within_what_may_be_the_target(seed, refine):
+def test_certain_target_pixels_lie_within_the_possible_target_pixels(seed, refine):
     rng = np.random.default_rng(seed)
     mask = disc(at=rng.integers(8, 24, 2))
     fixations = simulate_fixations(mask, rng)
     assert 15 <= len(fixations) <= 60 and fixations[:, 2].min() >= 50
-    sets = candidates_from_fixations(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine))
-    assert set(np.unique(sets)) <= {1, 2, 3}
+    candidates = candidates_from_fixations(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine))
+    assert set(np.unique(candidates)) <= {1, 2, 3}
     tighter = candidates_from_fixations(fixations, np.where(mask, 0.5, -0.5), GazeConfig(refine=refine, tight=0.7))
-    assert ((tighter == 2) <= (sets == 2)).all() and ((tighter == 1) == (sets == 1)).all()
+    assert ((tighter == 2) <= (candidates == 2)).all() and ((tighter == 1) == (candidates == 1)).all()
 
 
 def test_a_good_tracker_finds_the_target_and_a_poor_one_finds_less():
@@ -120,13 +120,13 @@ def test_a_good_tracker_finds_the_target_and_a_poor_one_finds_less():
     assert dice() > 0.6 > dice(inside=0.3, noise=0.2)
 
 
-def test_sets_of_a_target_allow_every_structure():
+def test_candidate_labels_of_a_target_allow_every_structure():
     assert candidates_of_all_structures(np.array([0, 1, 2, 3]), 2).tolist() == [0, 1, 2, 3]
     assert candidates_of_all_structures(np.array([0, 1, 2, 3]), 4).tolist() == [0, 1, 14, 15]
 
 
 def plain_propagation(features, window, dilation, temperature):
-    """By unfolding, pixel by pixel."""
+    """Propagation pixel by pixel."""
     _, height, width = features.shape
     result, reach = torch.zeros_like(features), window // 2
     for i in range(height):
@@ -146,19 +146,19 @@ def plain_propagation(features, window, dilation, temperature):
 def test_propagation_equals_its_plain_version_and_keeps_a_constant():
     features = torch.randn(2, 5, 7, 6, dtype=torch.float64)
     found = propagate(features, 3, 2, temperature=0.1)
-    for one, plain in zip(found, features, strict=True):
-        torch.testing.assert_close(one, plain_propagation(plain, 3, 2, 0.1))
+    for propagated, maps in zip(found, features, strict=True):
+        torch.testing.assert_close(propagated, plain_propagation(maps, 3, 2, 0.1))
     constant = torch.ones(1, 3, 6, 6) * torch.tensor([1.0, -2.0, 3.0])[None, :, None, None]
     torch.testing.assert_close(propagate(constant, 5, 2, temperature=0.1), constant)
 
 
-def test_every_term_teaches_the_network_it_is_meant_for():
+def test_every_term_trains_the_network_it_is_meant_for():
     method = make_method(CONFIG)
     model = method.build()
     images = torch.randn(4, 1, 32, 32)
     allowed = torch.zeros(4, 2, 32, 32, dtype=torch.bool)
-    allowed[:, 0], allowed[:, 1, :8] = True, True  # a rim that may be, and nothing that surely is
-    allowed[:, 0, :4] = False  # but for its upper half
+    allowed[:, 0], allowed[:, 1, :8] = True, True  # a border region that may be target; no pixel is certain
+    allowed[:, 0, :4] = False  # but the upper half of the region is certainly target
 
     def moved(loss):
         model.zero_grad()
@@ -166,13 +166,13 @@ def test_every_term_teaches_the_network_it_is_meant_for():
         return {part for part in ("tight", "loose") if getattr(model, part).final_conv.weight.grad.abs().sum() > 0}
 
     assert moved(method.loss(model, images, allowed)) == {"tight", "loose"}
-    unknown = torch.zeros_like(allowed)
-    assert moved(method.loss(model, images, unknown)) == {"tight", "loose"}  # by consistency alone
+    unlabelled = torch.zeros_like(allowed)
+    assert moved(method.loss(model, images, unlabelled)) == {"tight", "loose"}  # by consistency alone
     still = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"consistency": 0.0}}))
-    assert float(still.loss(model, images, unknown).detach()) == 0
+    assert float(still.loss(model, images, unlabelled).detach()) == 0
     confident = LevelPair(1, 4)
     torch.nn.init.constant_(confident.tight.final_conv.bias, 20.0)
-    assert moved(still.loss(model, images, unknown, frozen=confident.requires_grad_(False))) == {"tight", "loose"}
+    assert moved(still.loss(model, images, unlabelled, frozen=confident.requires_grad_(False))) == {"tight", "loose"}
 
 
 def test_levels_learn_their_own_masks():
@@ -183,7 +183,7 @@ def test_levels_learn_their_own_masks():
     assert float(masked_entropy(logits, logits.detach(), torch.zeros(1, 1, 2, 2, dtype=torch.bool)).detach()) == 0
 
 
-def test_a_site_that_knows_how_large_its_target_is_need_not_choose_a_blur():
+def test_the_blur_follows_from_the_known_size_of_the_target():
     rng = np.random.default_rng(0)
     masks = [disc(32, (15 + shift, 17 - shift), 9) for shift in (-2, 0, 2)] * 4
     images = [np.where(mask, 0.5, -0.5) + rng.normal(0, 0.3, mask.shape) for mask in masks]

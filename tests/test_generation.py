@@ -59,26 +59,26 @@ def test_a_volume_depends_on_its_seed(labelled):
     assert labels.dtype == np.uint8
 
 
-def test_a_slice_does_not_depend_on_how_many_are_asked_for(labelled):
-    """Forty are two groups, the second of which is filled up; the first nine of them are those of a short walk."""
+def test_a_slice_does_not_depend_on_the_number_of_slices_drawn(labelled):
+    """Forty slices are two groups, and the second is filled up; a volume of nine slices has the first nine of them."""
     generator = labelled.factory.generator
     z, heights = torch.randn(1, 8), torch.linspace(0, 3, 40)
-    walks = []
+    volumes = []
     for count in (9, 40):
         rng = torch.Generator().manual_seed(0)
         parts = synthesise_volume(generator, heights[:count], domain=1, rng=rng, z=z)
-        walks.append(torch.cat([part.anatomy for part in parts]))
-    assert walks[1].shape[0] == 40
-    torch.testing.assert_close(walks[0], walks[1][:9], rtol=0, atol=1e-5)
+        volumes.append(torch.cat([part.anatomy for part in parts]))
+    assert volumes[1].shape[0] == 40
+    torch.testing.assert_close(volumes[0], volumes[1][:9], rtol=0, atol=1e-5)
 
 
-def test_no_truncation_keeps_the_subject_and_full_truncation_gives_the_mean_one(labelled):
+def test_no_truncation_keeps_the_subject_and_full_truncation_gives_the_mean_subject(labelled):
     generator, heights = labelled.factory.generator, slice_heights(4, 2)
     whole, half, none = (
         [labelled.draw_volume("dark", heights, seed=seed, truncation=share)[0] for seed in (1, 2)]
         for share in (1.0, 0.5, 0.0)
     )
-    distance = [np.abs(one - two).mean() for one, two in (whole, half, none)]
+    distance = [np.abs(first - second).mean() for first, second in (whole, half, none)]
     assert distance[0] > distance[1] > distance[2]
     centre = centre_style(generator, 1)
     assert centre.shape == (4, generator.n_latent, 8)
@@ -87,7 +87,7 @@ def test_no_truncation_keeps_the_subject_and_full_truncation_gives_the_mean_one(
     assert float((drawn - centre).norm() / drawn.norm()) < 0.2
 
 
-def test_the_way_between_two_latents_keeps_their_length_and_meets_its_ends():
+def test_interpolated_latents_keep_their_length_and_start_and_end_at_the_given_latents():
     a, b = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)).unbind()
     assert torch.equal(between_latents(a, b, 0.0), a)
     assert torch.equal(between_latents(a, b, 1.0), b)
@@ -115,10 +115,10 @@ def test_workers_do_not_change_a_byte(labelled_file, tmp_path):
 def test_any_volume_can_be_made_again_alone(labelled_file, tmp_path):
     drawing = replace(DARK, truncation=0.7, between=1)
     generate_volumes(labelled_file, tmp_path / "all", drawing)
-    generate_volumes(labelled_file, tmp_path / "one", drawing, only=[1])
-    assert [path.name for path in (tmp_path / "one").glob("synthetic*")] == ["synthetic_0001"]
-    assert folder_bytes(tmp_path / "one" / "synthetic_0001") == folder_bytes(tmp_path / "all" / "synthetic_0001")
-    latents, alone = (np.load(tmp_path / name / "latents.npy", allow_pickle=False) for name in ("all", "one"))
+    generate_volumes(labelled_file, tmp_path / "alone", drawing, only=[1])
+    assert [path.name for path in (tmp_path / "alone").glob("synthetic*")] == ["synthetic_0001"]
+    assert folder_bytes(tmp_path / "alone" / "synthetic_0001") == folder_bytes(tmp_path / "all" / "synthetic_0001")
+    latents, alone = (np.load(tmp_path / name / "latents.npy", allow_pickle=False) for name in ("all", "alone"))
     assert np.array_equal(latents[1:2], alone)
     manifest = json.loads((tmp_path / "all" / "manifest.json").read_text())
     assert (manifest["truncation"], manifest["between"], manifest["seed"]) == (0.7, 1, 5)
@@ -133,13 +133,13 @@ def test_volumes_between_two_subjects_lie_between_them(labelled_file, tmp_path):
     assert np.linalg.norm(latents[4] - latents[0]) > 2.5 * steps.mean()
 
 
-def test_draws_without_enough_of_a_class_are_thrown_away(labelled_file, tmp_path):
+def test_volumes_with_too_little_of_a_class_are_drawn_again(labelled_file, tmp_path):
     generate_volumes(labelled_file, tmp_path / "any", replace(DARK, volumes=6))
     shares = [volume["shares"] for volume in json.loads((tmp_path / "any" / "manifest.json").read_text())["volumes"]]
-    least = sorted(min(one) for one in shares)[3] + 1e-5  # more than half of the draws have less
-    generate_volumes(labelled_file, tmp_path / "enough", replace(DARK, volumes=6, least_share=least))
-    manifest = json.loads((tmp_path / "enough" / "manifest.json").read_text())
-    assert all(min(volume["shares"]) >= least - 1e-5 for volume in manifest["volumes"])
+    smallest_share = sorted(min(volume) for volume in shares)[3] + 1e-5  # more than half of the volumes have less
+    generate_volumes(labelled_file, tmp_path / "redrawn", replace(DARK, volumes=6, least_share=smallest_share))
+    manifest = json.loads((tmp_path / "redrawn" / "manifest.json").read_text())
+    assert all(min(volume["shares"]) >= smallest_share - 1e-5 for volume in manifest["volumes"])
     assert any(volume["attempt"] > 0 for volume in manifest["volumes"])
     with pytest.raises(UsageError, match="choose a lower value"):
         generate_volumes(labelled_file, tmp_path / "never", replace(DARK, volumes=2, least_share=0.9))
@@ -196,7 +196,7 @@ def test_slices_have_the_published_fields(labelled_file, tmp_path, layout):
     out = tmp_path / "slices"
     generate_volumes(labelled_file, out, replace(DARK, volumes=2), layout=layout)
     generate_volumes(labelled_file, tmp_path / "pairs", replace(DARK, volumes=2))
-    if layout == "legacy-slices":  # what the published program reads, and we read without executing it
+    if layout == "legacy-slices":  # the published program's format, which is read here without executing code in it
         store = import_slices(out, tmp_path / "store", PrepareConfig(domain="dark", z_bins=4, test_share=0)).store
         assert len(store) == 12
         images = store.images[: store.cases[0].count]
@@ -208,10 +208,10 @@ def test_slices_have_the_published_fields(labelled_file, tmp_path, layout):
             assert (record["mask"].sum(-1) == 1).all()
         images = np.stack([np.load(path)["data"][..., 0] for path in paths])
     expected = np.moveaxis(image_of(tmp_path / "pairs", 0), 2, 0)
-    np.testing.assert_allclose(images.astype(np.float32), expected, atol=2e-3)  # stores keep half precision
+    np.testing.assert_allclose(images.astype(np.float32), expected, atol=2e-3)  # stores hold float16
 
 
-def test_unusable_requests_say_so_and_leave_nothing(labelled_file, tmp_path):
+def test_unusable_requests_are_refused_and_write_nothing(labelled_file, tmp_path):
     out = tmp_path / "o"
     for call, error, message in [
         (lambda: Drawing(domain="dark", volumes=0), UsageError, "at least 1"),
@@ -256,17 +256,17 @@ def test_the_published_networks_draw_labelled_volumes_too(config, tmp_path):
     file = tmp_path / "labelled.safetensors"
     made.save(file)
     np.save(tmp_path / "mean.npy", np.ones((1, 6), np.float32))
-    one = Drawing(domain="dark", seed=3)
-    generate_volumes(file, tmp_path / "plain", one)
-    generate_volumes(file, tmp_path / "embedded", one, clip_mean=tmp_path / "mean.npy")
+    drawing = Drawing(domain="dark", seed=3)
+    generate_volumes(file, tmp_path / "plain", drawing)
+    generate_volumes(file, tmp_path / "embedded", drawing, clip_mean=tmp_path / "mean.npy")
     assert np.abs(image_of(tmp_path / "plain", 0) - image_of(tmp_path / "embedded", 0)).max() > 1e-3
     np.save(tmp_path / "wide.npy", np.ones((1, 7), np.float32))
     with pytest.raises(UsageError, match="must have 6"):
-        generate_volumes(file, tmp_path / "wide", one, clip_mean=tmp_path / "wide.npy")
+        generate_volumes(file, tmp_path / "wide", drawing, clip_mean=tmp_path / "wide.npy")
     assert not (tmp_path / "wide").exists()
 
 
-def test_alarms_of_the_drawn_domain_go_with_its_volumes(labelled, tmp_path, capsys):
+def test_alarms_of_the_drawn_domain_are_written_with_its_volumes(labelled, tmp_path, capsys):
     labelled.factory.facts = FactoryFacts(alarms=("bright: too dark", "dark: it shares little anatomy"))
     labelled.save(tmp_path / "labelled.safetensors")
     words = ["--factory", tmp_path / "labelled.safetensors", "--domain", "dark", "--out", tmp_path / "drawn"]

@@ -1,4 +1,4 @@
-"""Rules of the house that a reader should be able to rely on."""
+"""Rules of this code base: import directions, packages of the wheel, pickles, unused settings."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_imports_point_one_way(path):
 def test_no_circles_among_modules_and_folders():
     arrows = {name: imported_modules(path) for name, path in NAMES.items()}
     assert circle_in(arrows) == []
-    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]  # the search finds one
-    # A folder inside a room counts as one; so do single modules beside it.
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]  # the search finds a circle
+    # A folder inside a room counts as one module; modules beside it count singly.
     for depth in (1, 2):
 
         def folder(name, depth=depth):
@@ -99,7 +99,7 @@ def test_rooms_that_run_without_a_federation_import_none():
 
 
 def test_the_packages_of_the_wheel_are_those_of_the_tree():
-    """A package that is not listed in pyproject.toml is missing from the wheel, and nothing else tells."""
+    """A package that is not listed in pyproject.toml is missing from the wheel, and no other test notices."""
     listed = set(re.findall(r'^    "(fedfactory[\w.]*)",$', (PACKAGE / "pyproject.toml").read_text(), re.MULTILINE))
     folders = {path.parent.relative_to(PACKAGE) for path in MODULES}
     assert listed == {".".join(("fedfactory", *folder.parts)) for folder in folders}
@@ -119,7 +119,7 @@ def test_every_setting_is_read(config):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_no_module_reads_pickles(path):
-    """But the one that reads the published program's slices, through a loader that knows arrays only."""
+    """Only `original_slices.py` may read pickles, through a loader that accepts arrays alone."""
     code = path.read_text()
     assert "allow_pickle=True" not in code
     if re.search(r"^\s*import pickle|from pickle import (?!UnpicklingError$)", code, re.MULTILINE):
@@ -153,7 +153,7 @@ def test_no_module_reads_pickles(path):
         ({"texture": 2.0}, "from 0 to 1"),
     ],
 )
-def test_a_factory_configuration_is_checked_at_the_door(changes, message):
+def test_a_factory_configuration_is_checked_when_it_is_built(changes, message):
     with pytest.raises(ConfigError, match=message):
         FactoryConfig.from_dict({"domains": ("a",), **changes})
 
@@ -211,7 +211,7 @@ def test_the_wheel_holds_all_modules_and_its_command_runs(tmp_path):
     python = environment / "bin" / "python"
     subprocess.run(["uv", "pip", "install", "--no-deps", "--offline", "--python", python, wheel], check=True)
     (packages,) = environment.glob("lib/python3*/site-packages")
-    # Dependencies come from the current environment; its .pth files, one of which adds the repository, are not read.
+    # Dependencies come from the current environment; its .pth files are not read, because they add the repository.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     installed = {path.relative_to(packages / "fedfactory") for path in (packages / "fedfactory").rglob("*.py")}
     assert installed == {path.relative_to(PACKAGE) for path in MODULES}

@@ -1,4 +1,4 @@
-"""HSSF: what its losses are, what travels, and what a round changes at a site and at the researcher."""
+"""HSSF: its losses, what sites and researcher send, and what a round changes at both."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_rejected_slice_adds_nothing_to_loss_or_gradient():
     assert float(segmentation_loss(logits, truth, torch.zeros(3))) == 0
 
 
-def test_what_nobody_knows_takes_no_part():
+def test_unlabelled_pixels_do_not_enter_the_loss():
     logits = torch.randn(1, 3, 16, 16, requires_grad=True)
     truth = torch.full((1, 16, 16), -1)
     truth[:, :8] = 1
@@ -90,7 +90,7 @@ def test_assessment_weighs_right_and_wrong_pixels_alike():
     assert float(assessment_loss(sure, right)) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_distillation_is_the_sum_over_all_divided_by_their_number():
+def test_distillation_is_the_sum_over_all_slices_divided_by_the_number_of_elements():
     torch.manual_seed(0)
     teacher = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     student = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
@@ -107,7 +107,7 @@ def test_a_shift_of_all_logits_costs_half_its_square():
     assert float(perturbation_loss(z, z)) == 0
 
 
-def test_grades_of_structures_do_not_praise_an_empty_answer():
+def test_an_empty_prediction_has_grade_zero_where_there_is_a_structure():
     truth = torch.zeros(2, 16, 16).long()
     truth[0, 4:6, 4:6] = 1
     empty = logits_of(torch.zeros_like(truth))
@@ -116,7 +116,7 @@ def test_grades_of_structures_do_not_praise_an_empty_answer():
     assert grades(logits_of(truth), truth, "dice").tolist() == [1.0, 1.0]
 
 
-def test_a_pixel_that_both_views_distrust_is_turned_or_left_out():
+def test_a_pixel_with_low_confidence_in_both_views_is_flipped_or_left_out():
     strong, weak = logits_of(torch.ones(1, 1, 1).long(), 2), logits_of(torch.zeros(1, 1, 1).long(), 2)
     for right_strong, right_weak, expected in [(0.25, 0.2, 0), (0.35, 0.2, 1), (0.2, 0.35, 0)]:
         views = (strong, torch.full((1, 1, 1), right_strong)), (weak, torch.full((1, 1, 1), right_weak))
@@ -128,7 +128,7 @@ def test_a_pixel_that_both_views_distrust_is_turned_or_left_out():
 
 
 @pytest.mark.parametrize("trust, accepted", [(0.75, 0.0), (0.76, 1.0)])
-def test_a_slice_teaches_only_above_the_confidence_asked_for(trust, accepted):
+def test_a_slice_is_trained_on_only_above_the_least_confidence(trust, accepted):
     class Fixed(AssessedNetwork):
         def assess(self, x):
             logits, right, features = super().assess(x)
@@ -151,7 +151,9 @@ def test_every_unsupervised_term_trains_what_it_is_meant_to(name):
     assert share == 1
     moved = {key for key, value in zip(*_gradients(network, loss), strict=True) if value}
     assert any(key.startswith("body") for key in moved) and any(key.startswith("classifier") for key in moved)
-    assert not any(key.startswith("assessment") for key in moved)  # confidence is not trained to please itself
+    assert not any(
+        key.startswith("assessment") for key in moved
+    )  # the confidence is not trained on its own pseudo-labels
     logits, _, features = network.assess(weak)
     moved = _gradients(network, perturbation_loss(logits, network.perturbed(features)))[1]
     assert any(moved)
@@ -163,7 +165,7 @@ def test_every_unsupervised_term_trains_what_it_is_meant_to(name):
 def _gradients(network, loss):
     names, values = zip(*network.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, values, allow_unused=True)
-    return names, [one is not None and bool(one.abs().max() > 0) for one in found]
+    return names, [gradient is not None and bool(gradient.abs().max() > 0) for gradient in found]
 
 
 def test_both_ends_draw_the_same_views_and_every_round_others():
@@ -173,35 +175,36 @@ def test_both_ends_draw_the_same_views_and_every_round_others():
     np.random.seed(6)
     second = [(b.images, b.truth, b.index) for b in there.views(3, phase=FUSION, epoch=0, batch_size=5)]
     assert [len(images) for images, *_ in first] == [5, 5, 2]
-    for one, two in zip(first, second, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    for here_batch, there_batch in zip(first, second, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(here_batch, there_batch, strict=True))
     assert sorted(torch.cat([index for *_, index in first]).tolist()) == list(range(12))
     for number, phase, epoch in [(4, FUSION, 0), (3, CONDENSATION, 0), (3, FUSION, 1)]:
         other = next(here.views(number, phase=phase, epoch=epoch, batch_size=5))
         assert not torch.equal(other.images, first[0][0])
 
 
-def test_margins_say_all_that_a_teacher_says():
+def test_a_teachers_probabilities_follow_from_its_margins():
     logits = torch.randn(2, 3, 16, 16) * 2
     back = from_margins(to_margins(logits, 1), 16)
     for temperature in (1.0, 2.0):
         expected = torch.softmax(logits / temperature, 1)
         torch.testing.assert_close(torch.softmax(back / temperature, 1), expected, atol=2e-3, rtol=0)
     assert to_margins(logits, 2).shape == (2, 2, 8, 8) and to_margins(logits, 2).dtype == torch.float16
-    assert to_margins(logits * 1000, 1).abs().max() <= 10  # how sure a network is of its training slices stays there
+    # The bound hides how confident a network is on its training slices.
+    assert to_margins(logits * 1000, 1).abs().max() <= 10
 
 
-def test_views_of_an_unlabelled_slice_show_the_same_place():
+def test_views_of_an_unlabelled_slice_show_the_same_pixels():
     method = hssf()
     site_round = site_round_of(method, site("none"))
     np.random.seed(0)
     weak, strong = method._two_views(site_round, np.arange(8))
     assert not torch.equal(weak, strong)
-    for one, two in zip(weak[:, 0], strong[:, 0], strict=True):
-        assert np.corrcoef(one.flatten() > -0.5, two.flatten() > -0.5)[0, 1] > 0.8
+    for weak_view, strong_view in zip(weak[:, 0], strong[:, 0], strict=True):
+        assert np.corrcoef(weak_view.flatten() > -0.5, strong_view.flatten() > -0.5)[0, 1] > 0.8
 
 
-def test_what_travels_are_predictions_and_the_network_stays():
+def test_predictions_leave_the_site_and_the_network_does_not():
     method = hssf()
     model = method.build()
     names = set(model.state_dict())
@@ -221,12 +224,12 @@ def test_what_travels_are_predictions_and_the_network_stays():
         method.train_round(again)
 
 
-def test_bytes_do_not_depend_on_the_network():
+def test_the_bytes_sent_do_not_depend_on_the_network():
     small = hssf().build().state_dict()
     assert sum(value.nbytes for value in small.values()) < 12 * 2 * 16 * 16 * 2 + 200
 
 
-def test_the_best_site_teaches_and_a_tie_goes_to_the_first():
+def test_the_best_site_is_the_teacher_and_a_tie_goes_to_the_first():
     method = hssf(stride=1)
     public = method.public_views(method.public)
     truth = torch.zeros(12, 32, 32).long()
@@ -294,7 +297,7 @@ def test_sites_without_labels_learn_together():
             )  # without any label of its own
 
 
-def test_equal_networks_can_be_averaged_instead():
+def test_lssl_averages_equal_networks():
     method = hssf("lssl")
     site_rounds = [site_round_of(method, site("none", seed=n), index=n) for n in range(2)]
     before = copy.deepcopy(site_rounds[0].model.state_dict())
@@ -306,7 +309,7 @@ def test_equal_networks_can_be_averaged_instead():
     torch.testing.assert_close(after[name], (a + b) / 2)
 
 
-def test_alone_nothing_leaves_the_site():
+def test_without_exchange_nothing_leaves_the_site():
     method = hssf(exchange=False)
     site_round = site_round_of(method, site("none"))
     method.train_round(site_round)

@@ -115,7 +115,7 @@ def test_a_site_embeds_its_store_once_and_finds_it_again(clip, store):
     torch.testing.assert_close(guide.embed(images[:2]), encoder(images[:2]))
 
 
-def test_a_store_without_a_fitting_embedding_says_so(clip, store, tmp_path):
+def test_a_store_without_a_fitting_embedding_is_refused(clip, store, tmp_path):
     folder, model = clip
     with pytest.raises(StoreError, match="no mean embedding"):
         site_embedding(store, CLIP_WIDTH)

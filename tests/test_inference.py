@@ -73,7 +73,7 @@ def test_label_map_and_probabilities_lie_on_the_images_own_grid(kind, model, tmp
 def test_an_image_without_any_organ_is_all_background_and_can_be_scored(store, tmp_path):
     made = train_on_store(store, SegmenterConfig(updates=3, batch_size=8))
     last = [module for module in made.network.modules() if hasattr(module, "bias") and module.bias is not None][-1]
-    last.bias.data = last.bias.data + 1000 * (np.arange(3) == 0)  # sees background everywhere
+    last.bias.data = last.bias.data + 1000 * (np.arange(3) == 0)  # predicts background everywhere
     made.save(tmp_path / "m.safetensors")
     image, label = ball_volume()
     write_volume(tmp_path / "case.nii.gz", image)
@@ -101,7 +101,7 @@ def test_a_whole_data_set_is_segmented_and_scored_by_its_cases_names(site, model
     assert {score.case for score in evaluate(tmp_path / "out", site)} == {"case0", "case1", "case2"}
 
 
-def test_an_ensemble_says_what_its_members_say_on_average(store, model, tmp_path):
+def test_an_ensemble_gives_the_mean_probabilities_of_its_members(store, model, tmp_path):
     other = train_on_store(store, SegmenterConfig(updates=3, batch_size=8, seed=1))
     other.save(tmp_path / "n.safetensors")
     write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
@@ -110,11 +110,11 @@ def test_an_ensemble_says_what_its_members_say_on_average(store, model, tmp_path
         segment([tmp_path / "case.nii.gz"], models, tmp_path / name, outputs=EVERYTHING)
         return np.asarray(nib.load(tmp_path / name / "case_probabilities.nii.gz").dataobj)
 
-    one, two = likely("a", model), likely("b", tmp_path / "n.safetensors")
-    np.testing.assert_allclose(likely("both", model, tmp_path / "n.safetensors"), (one + two) / 2, atol=1e-5)
+    first, second = likely("a", model), likely("b", tmp_path / "n.safetensors")
+    np.testing.assert_allclose(likely("both", model, tmp_path / "n.safetensors"), (first + second) / 2, atol=1e-5)
 
 
-def test_flips_make_the_answer_symmetric_and_need_a_network_that_knows_them(store, model, tmp_path):
+def test_flips_make_probabilities_symmetric_and_need_a_network_trained_with_mirroring(store, model, tmp_path):
     image, _ = ball_volume(shape=(20, 24, 8))
     symmetric = Volume(np.maximum(image.data, image.data[::-1]), np.diag([3.0, 3.0, 5.0, 1.0]))
     symmetric.affine[0, 3] = -28.5  # the middle of the volume is the middle of the slices

@@ -1,4 +1,4 @@
-"""What the label branch learns, which of its states are kept, and whose view labels a domain."""
+"""The label branch: what it learns, which of its states are kept, and which domain's features label a slice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from helpers import untrained_segmenter, with_head
 
 
 class Threshold:
-    """A teacher that calls bright pixels 2, middle ones 1: something a branch can learn."""
+    """A teacher that gives bright pixels label 2 and grey pixels label 1, which a branch can learn."""
 
     classes = 3
 
@@ -55,13 +55,13 @@ def test_the_classifier_is_that_of_the_enlarged_maps_written_out(config, head):
     _, made = draw(generator, 2)
     maps = [*made.features, *([made.anatomy] if made.anatomy.shape[1] else [])]
     if head == "palette":  # two sides: enlarging once is what the published order does
-        enlarged = [F.interpolate(one, size=(16, 16), mode="bilinear", align_corners=True) for one in maps]
-        total = sum(project(one) for project, one in zip(branch.project, enlarged, strict=True))
+        enlarged = [F.interpolate(map_, size=(16, 16), mode="bilinear", align_corners=True) for map_ in maps]
+        total = sum(project(map_) for project, map_ in zip(branch.project, enlarged, strict=True))
         torch.testing.assert_close(branch(made), branch.classify(total), atol=1e-5, rtol=1e-4)
     assert branch(made).shape == (2, 3, 16, 16)
 
 
-def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config):
+def test_a_branch_learns_its_teachers_labels_and_its_best_states_are_kept(config):
     labelled = train_label_branch(
         factory_of(config), Threshold(), untrained_segmenter(), domain="bright", config=LabelBranchConfig(updates=120)
     )
@@ -74,19 +74,19 @@ def test_a_branch_learns_what_its_teacher_sees_and_keeps_its_best_states(config)
     assert foreground_dice(labelled.labels(made), truth, 3) > min(scores) - 0.01
 
 
-def test_several_branches_say_what_their_mean_says(labelled):
+def test_the_label_of_several_branches_is_that_of_their_mean_probability(labelled):
     torch.manual_seed(5)
     other = LabelBranch.for_generator(labelled.factory.generator, 3).eval()
     both = replace(labelled, branches=[*labelled.branches, other])
     _, made = draw(labelled.factory.generator, 3)
-    for branch in both.branches:  # as if trained: norms that do something
+    for branch in both.branches:  # running statistics as after training
         for norm in (branch.classify[1], branch.classify[4]):
             norm.running_mean.uniform_(0, 1)
             norm.running_var.uniform_(0.5, 2)
     with torch.no_grad():
         mean = torch.stack([torch.softmax(branch(made), 1) for branch in both.branches]).mean(0)
     best = mean.topk(2, dim=1).values
-    clear = best[:, 0] - best[:, 1] > 1e-5  # where two classes are as likely, rounding decides
+    clear = best[:, 0] - best[:, 1] > 1e-5  # where two classes are equally likely, rounding decides
     assert clear.float().mean() > 0.99
     assert torch.equal(both.labels(made).long()[clear], mean.argmax(1)[clear])
 
@@ -129,7 +129,7 @@ def test_a_card_that_lacks_an_entry_is_refused_by_name(labelled):
             LabelledFactory.from_dict(lacking)
 
 
-def test_inversion_finds_latents_whose_slices_look_like_the_given_ones(config):
+def test_inversion_finds_latents_whose_slices_resemble_the_given_slices(config):
     generator = factory_of(config).generator
     _, made = draw(generator, 6)
     z_bin = torch.arange(6) % 4
@@ -142,25 +142,25 @@ def test_inversion_finds_latents_whose_slices_look_like_the_given_ones(config):
     assert not found.w.requires_grad
 
 
-def test_a_branch_can_learn_from_inverted_slices_and_is_judged_by_other_patients(config):
+def test_a_branch_learns_from_inverted_slices_and_is_validated_on_other_patients(config):
     factory = factory_of(config)
-    sets = []
+    data = []
     for seed in (1, 2):
         _, made = draw(factory.generator, 24, seed=seed)
         labels = Threshold().probabilities(made.image).argmax(1).numpy().astype(np.uint8)
         slices = LabelledSlices(made.image[:, 0].detach().numpy(), labels, 3)
-        sets.append(BinnedSlices(slices=slices, z_bin=np.arange(24) % 4))
-    options = {"domain": "bright", "config": LabelBranchConfig(updates=60), "real": sets[0]}
-    validation = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=sets[1], **options)
+        data.append(BinnedSlices(slices=slices, z_bin=np.arange(24) % 4))
+    options = {"domain": "bright", "config": LabelBranchConfig(updates=60), "real": data[0]}
+    validation = train_label_branch(factory, Threshold(), untrained_segmenter(), held_out=data[1], **options)
     assert validation.card.validated_on == "validation cases"
     assert validation.card.agreement > 0.5
     alone = train_label_branch(factory, Threshold(), untrained_segmenter(), **options)
     assert alone.card.validated_on == "its own training slices"
-    assert len(alone.branches) == 1  # nothing to choose the best by
+    assert len(alone.branches) == 1  # no validation slices to choose the best states by
 
 
 def test_domains_of_their_own_anatomy_are_labelled_by_their_own_features(config):
-    """Untrained published networks: domains are at chance, so another view says nothing."""
+    """Untrained published networks: domains share no anatomy, and labels from other domains are at chance."""
     labelled = train_label_branch(
         factory_of(with_head(config, "image")),
         Threshold(),

@@ -1,4 +1,4 @@
-"""Two hundred volumes that are broken in some way: each is one line, and the good cases go on."""
+"""Two hundred volumes that are broken in some way: each gives a single line, and the good cases are prepared."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QFORM, SFORM, SROW, MAGIC = 252, 254, 280, 344
 
 
 def patched(content: bytes, *changes: tuple[int, str, tuple]) -> bytes:
-    """A file with other numbers in its header."""
+    """The file with other numbers in its header."""
     raw = bytearray(content)
     for offset, kind, values in changes:
         struct.pack_into(kind, raw, offset, *values)
@@ -32,12 +32,12 @@ def patched(content: bytes, *changes: tuple[int, str, tuple]) -> bytes:
 
 
 def unsized(kind: str, values: tuple) -> tuple:
-    """Header changes after which only pixel sizes tell the geometry."""
+    """Header changes after which the geometry follows from the pixel sizes alone."""
     return (SFORM, "<h", (0,)), (QFORM, "<h", (0,)), (PIXDIM + 4, kind, values)
 
 
 def breakers(rng: np.random.Generator) -> list[Callable[[Path], None]]:
-    """Ways to break a case's folder; each is called with it."""
+    """Functions that each break the case folder they are called with."""
     image, label = ball_volume()
     good = nib.Nifti1Image(image.data, image.affine).to_bytes()
 
@@ -81,7 +81,7 @@ def breakers(rng: np.random.Generator) -> list[Callable[[Path], None]]:
         raw(bytes(rng.integers(0, 256, 600, dtype=np.uint8))),  # noise
         raw(good, "scan.nii.gz"),  # named gzip and is none
         raw(patched(good, (MAGIC, "4s", (b"nope",)))),
-        raw(patched(good, *unsized("<3f", (-3.0, 3.0, 5.0)))),  # negative spacing, and nothing else to go by
+        raw(patched(good, *unsized("<3f", (-3.0, 3.0, 5.0)))),  # negative spacing, and no other geometry
         raw(patched(good, (DIM, "<4h", (3, 0, 24, 8)))),  # empty
         raw(patched(good, (DIM, "<4h", (3, -20, 24, 8)))),
         raw(patched(good, (DIM, "<4h", (3, 32767, 32767, 32767)))),  # 140 TB
@@ -114,7 +114,7 @@ def breakers(rng: np.random.Generator) -> list[Callable[[Path], None]]:
         link("../../nowhere.nii.gz"),
         link("/"),
         fifo,
-        lambda case: (case / "image" / "more.nii.gz").write_bytes(packed),  # which one is it?
+        lambda case: (case / "image" / "more.nii.gz").write_bytes(packed),  # two images in a case
         lambda case: (case / "label" / "more.nii.gz").write_bytes(packed),
     ]
 
@@ -133,7 +133,7 @@ NAMES = (
 )
 
 
-def test_two_hundred_broken_cases_are_a_line_each_and_the_good_ones_become_a_store(tmp_path):
+def test_two_hundred_broken_cases_give_a_line_each_and_the_good_cases_become_a_store(tmp_path):
     rng = np.random.default_rng(0)
     source = tmp_path / "s"
     write_site(source, cases=4)
@@ -141,14 +141,14 @@ def test_two_hundred_broken_cases_are_a_line_each_and_the_good_ones_become_a_sto
     while len(names) < BROKEN:
         for breaker in breakers(rng)[: BROKEN - len(names)]:
             name = "bad " + NAMES[len(names) % len(NAMES)].format(n=len(names))
-            write_site(tmp_path / "one", cases=1)
-            (tmp_path / "one" / "case0").rename(source / name)
+            write_site(tmp_path / "new", cases=1)
+            (tmp_path / "new" / "case0").rename(source / name)
             breaker(source / name)
             names.append(name)
     config = PrepareConfig(domain="x", size=16, z_bins=4)
     result = prepare(source, tmp_path / "out", config, workers=2)
     used = {case.name for case in result.store.cases}
-    # A link to a folder is no volume at all: such subjects lack an image and are told together.
+    # A link to a folder is no volume: such subjects count as lacking an image and share a warning.
     without = [text for text in result.store.warnings if "without an image" in text]
     assert used == {"case0", "case1", "case2", "case3"}
     assert len(result.failed) + sum(name.startswith("bad") for name in _linked_to_a_folder(source)) == BROKEN
@@ -168,8 +168,8 @@ def _linked_to_a_folder(source: Path) -> list[str]:
     return [case.name for case in source.iterdir() if (case / "image" / "scan.nii.gz").is_dir()]
 
 
-def test_an_unreadable_file_is_one_line(site, tmp_path, monkeypatch):
-    """Permissions do not bind the administrator who may run the tests, so the operating system's answer is given."""
+def test_an_unreadable_file_gives_a_single_line(site, tmp_path, monkeypatch):
+    """The error is simulated: tests may run as an administrator, whom permissions do not stop."""
     opened = Path.open
 
     def refuse(self, *arguments, **options):

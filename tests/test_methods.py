@@ -1,4 +1,4 @@
-"""Methods of federated segmentation without a federation: what a round changes and keeps, how sites are weighed."""
+"""Methods of federated segmentation without a federation: what a round changes, what stays local, weights of sites."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     assert found.shape == (3, 3, 32, 32)
 
 
-def test_fedavg_of_equal_sites_is_one_site():
+def test_fedavg_weights_equal_sites_alike():
     method, data = method_of("fedavg"), site()
     alone = site_round_of(method, data)
     method.train_round(alone)
     assert method.shares([SiteUpdate(12, 1.0)] * 3) == pytest.approx([1 / 3] * 3)
 
 
-def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
+def test_the_proximal_term_is_zero_at_the_average_and_grows_with_the_distance():
     method = method_of("fedprox")
     method = make_method(replace(method.config, options={"proximal": 4.0}))
     model = method.build()
@@ -99,7 +99,7 @@ def test_the_proximal_term_is_zero_at_the_average_and_pulls_back():
     assert float(method.proximal_term(model, before).detach()) == pytest.approx(2.0 * 3)
 
 
-def test_fedbn_keeps_all_of_the_normalisation_and_nothing_else():
+def test_the_local_parameters_of_fedbn_are_those_of_normalisation_alone():
     grouped = method_of("fedbn")
     kept = grouped.local_parameters(grouped.build())
     assert kept and all(name.endswith((".adn.N.weight", ".adn.N.bias")) for name in kept)
@@ -119,16 +119,16 @@ def test_fedbn_keeps_all_of_the_normalisation_and_nothing_else():
 # FedICRA
 
 
-def test_site_zero_has_a_selection_of_its_own():
+def test_every_site_has_its_own_channel_selection():
     torch.manual_seed(0)
     model = SiteUNet(3, width=4, sites=3).eval()
     x = torch.randn(2, 1, 32, 32)
-    maps = [model.encode(x, index)[1] for index in range(3)]
-    assert maps[0].shape == (2, 64, 1, 1)
-    assert all(float(one.min()) > 0 and float(one.max()) < 1 for one in maps)
-    assert not torch.allclose(maps[0], maps[1]) and not torch.allclose(maps[1], maps[2])
+    selections = [model.encode(x, index)[1] for index in range(3)]
+    assert selections[0].shape == (2, 64, 1, 1)
+    assert all(float(selection.min()) > 0 and float(selection.max()) < 1 for selection in selections)
+    assert not torch.allclose(selections[0], selections[1]) and not torch.allclose(selections[1], selections[2])
     model.site = 1
-    torch.testing.assert_close(model.encode(x)[1], maps[1])
+    torch.testing.assert_close(model.encode(x)[1], selections[1])
 
 
 def test_channel_selections_and_heads_are_trained_and_sent():
@@ -152,8 +152,8 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
         weights = {"tree_weight": 0.0, "crf_weight": 0.0, "contrast_weight": 0.0, term: 1.0}
         method = make_method(replace(CONFIG, method="fedicra", options={**SMALL["fedicra"], **weights}))
         model = method.build()
-        known = method.loss(model, x, torch.zeros_like(allowed) if term == "contrast_weight" else allowed, site=0)
-        known.backward()
+        loss = method.loss(model, x, torch.zeros_like(allowed) if term == "contrast_weight" else allowed, site=0)
+        loss.backward()
         reached[term] = {
             name for name, value in model.named_parameters() if value.grad is not None and value.grad.any()
         }
@@ -184,8 +184,8 @@ def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
     method.train_round(site_round)
     own = dict(state.own)
     assert set(own) == set(site_round.model.higher_layers()) and not state.mix
-    state = type(state).from_dict(state.to_dict())  # as a node keeps it
-    average = method_of("fedicra", seed=9).build()  # what others have made of it
+    state = type(state).from_dict(state.to_dict())  # as a node stores it
+    average = method_of("fedicra", seed=9).build()  # the aggregated model that the site receives
     average.load_state_dict(
         {**site_round.model.state_dict(), **{k: v for k, v in average.state_dict().items() if k in own}}
     )
@@ -249,7 +249,7 @@ def test_two_empty_masks_agree_and_the_worst_class_can_decide():
 
 
 class Scripted(torch.nn.Module):
-    """A network that says one thing."""
+    """A network with a fixed prediction."""
 
     def __init__(self, masks):
         super().__init__()
@@ -263,7 +263,7 @@ def fedmix(**options):
     return make_method(replace(CONFIG, method="fedmix", options=options))
 
 
-def test_weak_labels_correct_what_the_networks_say():
+def test_weak_labels_correct_the_networks_predictions():
     method = fedmix()
     masks = torch.ones(1, 2, 32, 32, dtype=torch.bool)
     box = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
@@ -280,7 +280,7 @@ def test_weak_labels_correct_what_the_networks_say():
 
 
 @pytest.mark.parametrize(("overlap", "accepted"), [(0.8999, False), (0.9, True)])
-def test_agreement_decides_from_its_threshold(overlap, accepted):
+def test_a_slice_is_accepted_from_the_agreement_threshold_on(overlap, accepted):
     pixels = 10_000
     first, second = (torch.zeros(1, 1, 200, 100, dtype=torch.bool) for _ in range(2))
     shared = round(overlap * pixels)
@@ -291,7 +291,7 @@ def test_agreement_decides_from_its_threshold(overlap, accepted):
     assert method.accepted(first, second, allowed=nothing, kinds=np.array(["none"])).tolist() == [accepted]
 
 
-def test_what_a_kind_of_label_demands_of_a_slice():
+def test_each_kind_of_label_has_its_rule_for_accepting_a_slice():
     empty, full = (torch.full((1, 2, 32, 32), value, dtype=torch.bool) for value in (False, True))
     small = empty.clone()
     small[:, :, :4, :4] = True
@@ -300,7 +300,9 @@ def test_what_a_kind_of_label_demands_of_a_slice():
     absent = nothing.clone()
     absent[:, 0] = True
     none, image, box = (np.array([kind]) for kind in ("none", "image", "box"))
-    assert not fedmix().accepted(empty, empty, allowed=nothing, kinds=none)  # collapse to background must not teach
+    assert not fedmix().accepted(
+        empty, empty, allowed=nothing, kinds=none
+    )  # a collapse to background must not be trained on
     assert fedmix(empty="accept").accepted(empty, empty, allowed=nothing, kinds=none)
     assert fedmix().accepted(empty, empty, allowed=absent, kinds=image)
     assert not fedmix().accepted(empty, empty, allowed=there, kinds=image)
@@ -310,7 +312,7 @@ def test_what_a_kind_of_label_demands_of_a_slice():
     )
 
 
-def test_each_network_learns_what_the_other_one_found():
+def test_the_networks_pseudo_labels_are_exchanged_as_predicted():
     method, data = fedmix(agreement=0.0, empty="accept"), site("none", count=4)
     first, second = torch.zeros(2, 4, 2, 32, 32, dtype=torch.bool)
     first[:, 0, :16], second[:, 0, 16:] = True, True
@@ -327,7 +329,7 @@ def test_each_network_learns_what_the_other_one_found():
         assert torch.equal(found.first, first.float()) and torch.equal(found.second, second.float())
 
 
-def test_a_weak_site_that_accepts_nothing_trains_nothing_on_any_label():
+def test_a_weak_site_that_accepts_no_slice_changes_nothing():
     method = fedmix(agreement=1.0)
     for kind in ("box", "image", "none"):
         images, labels = squares()
@@ -349,7 +351,7 @@ def test_the_pseudo_label_pass_leaves_the_networks_as_they_were():
     assert all(torch.equal(before[key], value) for key, value in site_round.model.state_dict().items())
 
 
-def test_background_wins_where_no_structure_is_likelier_than_not():
+def test_a_pixel_is_background_where_no_structure_has_a_probability_above_one_half():
     method = fedmix()
     logits = method.segmenter(method.build().eval(), SiteContext())(torch.zeros(1, 1, 32, 32))
     assert logits.shape == (1, 3, 32, 32) and (logits[:, 0] == 0).all()

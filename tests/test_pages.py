@@ -34,7 +34,7 @@ from helpers import ball_volume, fixate, processes_of, write_site
 from test_documentation import COMMANDS, ROOT, commands_of
 
 pytestmark = pytest.mark.tutorial
-ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_federation.py runs a smaller one
+ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_federation.py runs a smaller demo
 SMALLER = (
     (r"^(fedfactory prepare (?!.*--(size|like)).*)", r"\1 --size 32"),
     (r"--rounds \d+", "--rounds 1"),
@@ -73,7 +73,7 @@ class Town:
 
     @contextmanager
     def beside(self, line: str) -> Iterator[Path]:
-        """Begin a command and say yes to what it asks, do what is in the block, wait for its end."""
+        """Start a command, answer its question with yes, run the block, wait for the command's end."""
         typed.add(line)
         log = self.folder / f"log{len(self.running):03d}"
         smaller = line
@@ -108,9 +108,9 @@ class Town:
             time.sleep(0.2)
 
     def approved(self, line: str, *sites: str, shows: str = "") -> str:
-        """Type a command of the researcher's that waits while these sites approve its plan.
+        """Type a researcher's command and approve its plan at these sites meanwhile.
 
-        Other plans may wait at a site, which is asked whatever has its tag: `shows` is in the text of the right one.
+        Plans of other runs may wait at a site too: only the text of the right plan contains `shows`.
         """
         with self.beside(line) as log:
             for site in sites:
@@ -119,7 +119,7 @@ class Town:
         return log.read_text()
 
     def put_aside(self, *names: str) -> None:
-        """Out of the way of a page that makes files of the same name."""
+        """Move these files away, for a page that writes files of the same names."""
         aside = self.folder / "aside" / str(len(list(self.folder.glob("aside/*"))))
         aside.mkdir(parents=True)
         for name in names:
@@ -145,7 +145,7 @@ def shell_lines(page: str) -> list[str]:
 
 
 def weak_site(folder: Path, kind: str) -> None:
-    """Cases with weak labels, 4 where nobody annotated."""
+    """Cases with weak labels; unlabelled pixels have the value 4."""
     for number in range(3):
         image, label = ball_volume(shape=(32, 32, 6), radius=9.0, seed=number)
         weak = weaken(label.data, kind, seed=number)
@@ -163,7 +163,7 @@ def store_of(source: Path, out: Path, domain: str, **options) -> Path:
 def town(tmp_path_factory):
     """Two sites and a researcher on two terminals; a third site joins; then phase two at the first and the others.
 
-    The pages of researcher, federation and site administrator, but that the factory of three sites is labelled alone.
+    Follows the pages for researcher, federation and site administrator; only the factory of three sites is labelled.
     """
     town = Town(tmp_path_factory.mktemp("town"))
     for site, cases in (("a", 3), ("b", 4), ("c", 3)):
@@ -196,7 +196,7 @@ def test_two_sites_on_two_terminals_and_a_third_train_a_factory(town):
     assert len(list((town.folder / "found").rglob("*.nii.gz"))) == 4
 
 
-def test_an_administrator_adapts_and_looks(town):
+def test_an_administrator_adapts_and_inspects(town):
     town.put_aside("segmenter", "found")
     adapt, segment = shell_lines("docs/site-administrator.md")[-2:]
     town.type(adapt)
@@ -215,7 +215,7 @@ def test_a_data_user_gets_volumes_for_nnunet_and_monai(town):
     assert "(2, 1, 32, 32," in town.type("python read.py")
 
 
-def test_a_site_adapts_segments_and_scores_and_a_researcher_asks_for_the_same(town):
+def test_a_site_adapts_segments_and_scores_and_so_does_a_researcher_remotely(town):
     town.put_aside("segmenter", "found")
     store_of(town.folder / "volumes-b", town.folder / "STORE", "t2", label_kind="none")
     for case in (town.folder / "volumes-b").iterdir():
@@ -253,7 +253,9 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     for line in prepared:
         town.type(line)
     assert SliceStore(town.folder / "store").label_kinds() == {"scribble": 18}  # to train with
-    store_of(town.folder / "drawn", town.folder / "drawn.store", "b", z_bins=29)  # fedmix needs a site that draws
+    store_of(
+        town.folder / "drawn", town.folder / "drawn.store", "b", z_bins=29
+    )  # fedmix needs a site with dense labels
     town.type("fedfactory site add node-a --store store --tag hearts")
     town.type("fedfactory site add node-b --store drawn.store --tag hearts")
     town.approved(train, "node-a", "node-b", shows='method = "fedmix"')
@@ -266,7 +268,7 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
 
 @pytest.mark.parametrize("method", ["gaze", "hssf", "cmc"])
 def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
-    """Where the page says NODE and STORE, two sites do so."""
+    """Two sites run the commands in which the page has NODE and STORE."""
     town.put_aside("run", "STORE", "scans", "atlas", "NODE")
     *before, train = shell_lines(f"docs/{method}.md")
     for name in ("atlas", "scans"):
@@ -300,5 +302,5 @@ def test_an_original_checkpoint_becomes_a_factory(town):
 
 
 def test_every_command_of_the_documentation_was_typed(town):
-    """Last in the file, which runs as a whole: a new command on a page needs its place above."""
+    """The last test of the file, which runs as a whole: each command of a page must be typed in a test above."""
     assert set(COMMANDS) - typed == ELSEWHERE

@@ -79,9 +79,9 @@ def test_augmentation_keeps_background_dark_and_labels_whole():
 
 def test_the_same_latent_has_the_same_labels_in_every_domain(labelled):
     heights = slice_heights(4, 2)
-    bright, one = labelled.draw_volume("bright", heights, seed=7)
-    dark, two = labelled.draw_volume("dark", heights, seed=7)
-    np.testing.assert_array_equal(one, two)
+    bright, bright_labels = labelled.draw_volume("bright", heights, seed=7)
+    dark, dark_labels = labelled.draw_volume("dark", heights, seed=7)
+    np.testing.assert_array_equal(bright_labels, dark_labels)
     assert not np.allclose(bright, dark, atol=0.01)
 
 
@@ -126,8 +126,8 @@ def test_adaptation_never_reads_the_sites_labels(labelled_file, store, tmp_path)
         case["label_kind"] = "none"
     (store.path / "store.json").write_text(json.dumps(index))
     second = adapt_site(store.path, tmp_path / "b.safetensors", factory_file=labelled_file, adaptation=brief)
-    for one, two in zip(first.network.parameters(), second.network.parameters(), strict=True):
-        assert torch.equal(one, two)
+    for parameter, again in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(parameter, again)
 
 
 @pytest.mark.parametrize("name", ["../site/case0", "..", "/etc", ""])

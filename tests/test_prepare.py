@@ -35,10 +35,10 @@ def test_windows_ends_are_the_right_edges_of_the_first_bins_that_reach_their_sha
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 255), st.floats(0.05, 0.95)), min_size=1, max_size=50))
-def test_intensities_are_counted_in_equal_bins_and_the_rest_is_left_out(places):
-    """Away from the bins' edges, where rounding decides."""
-    values = np.array([*(-5 + (k + share) * 10 / 256 for k, share in places), np.nan, -99, 99], np.float32)
-    expected = np.bincount([k for k, _ in places], minlength=256)
+def test_intensities_are_counted_in_equal_bins_and_the_rest_is_left_out(positions):
+    """Positions lie away from the edges of the bins, where rounding decides."""
+    values = np.array([*(-5 + (k + share) * 10 / 256 for k, share in positions), np.nan, -99, 99], np.float32)
+    expected = np.bincount([k for k, _ in positions], minlength=256)
     np.testing.assert_array_equal(count_intensities(values, -5, 5), expected)
     np.testing.assert_array_equal(count_intensities(np.array([-5.0, 5.0]), -5, 5)[[0, 255]], [1, 1])
 
@@ -81,7 +81,7 @@ def test_held_out_patients_are_labelled_ones_and_stay_held_out(patients, validat
     assert {name: again[name] for name in split} == split
 
 
-def test_held_out_shares_are_those_asked_for():
+def test_held_out_shares_are_the_configured_shares():
     split = split_patients({f"p{n}": n < 30 for n in range(40)}, validation_share=0.15, test_share=0.1, seed=0)
     assert [list(split.values()).count(part) for part in ("train", "validation", "test")] == [30, 6, 4]
 
@@ -95,7 +95,7 @@ def test_the_patient_is_read_from_the_name(name, patient):
     assert patient_of(name, None) == patient
 
 
-def test_a_pattern_says_how_names_tell_patients_apart():
+def test_a_pattern_finds_the_patient_in_a_name():
     assert patient_of("ward3-p17-t2", r"ward\d+-(p\d+)") == "p17"
     assert patient_of("ward3-p17-t2", r"ward\d+-p\d+") == "ward3-p17"
     assert patient_of("other", r"ward\d+") == "other"
@@ -135,10 +135,10 @@ def test_what_is_in_the_store_can_be_brought_back_to_the_original_volume(tmp_pat
     for k in (1, 2):
         assert 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum()) > 0.93
     values = grid.image_to_volume(store.format.unscale(store.images)) * case.deviation + case.mean
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     low, high = (w * case.deviation + case.mean for w in store.format.window)
-    error = np.abs(values - np.clip(image.data, low, high))[known]
-    assert known.sum() >= 0.8 * image.data.size  # all but the air that was cut off
+    error = np.abs(values - np.clip(image.data, low, high))[finite]
+    assert finite.sum() >= 0.8 * image.data.size  # all but the air that was cut off
     assert np.median(error) < 2.5  # noise of 2 is rougher than splines; the ball's steps are 50
     assert np.quantile(error, 0.9) < 8
 
@@ -188,7 +188,7 @@ def test_a_mask_chooses_the_slices_and_can_be_a_class(tmp_path):
     assert all((store.labels[n] == 1).any() for n in range(len(store)))
     published = replace(CONFIG, mask_key="brain", compatibility="published", slice_spacing=5.0)
     store = prepare(tmp_path / "s", tmp_path / "c", published).store
-    assert [case.count for case in store.cases] == [3, 3]  # the published program loses the last one
+    assert [case.count for case in store.cases] == [3, 3]  # the published program loses the last slice
 
 
 def test_the_published_preparation_resamples_all_axes_to_their_median(tmp_path):
@@ -206,7 +206,7 @@ def test_the_published_preparation_resamples_all_axes_to_their_median(tmp_path):
 # labels of every kind
 
 
-def test_sparse_labels_keep_what_nobody_annotated_apart(site, tmp_path):
+def test_sparse_labels_mark_unannotated_pixels_as_unlabelled(site, tmp_path):
     for case in site.iterdir():
         path = case / "label" / "mask.nii.gz"
         label = read_volume(path, integer=True)
@@ -224,13 +224,13 @@ def test_sparse_labels_keep_what_nobody_annotated_apart(site, tmp_path):
         replace(CONFIG, unlabelled_value=4)
 
 
-def test_boxes_without_an_unlabelled_value_say_what_is_outside(site, tmp_path):
+def test_boxes_without_an_unlabelled_value_have_background_outside(site, tmp_path):
     store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="box")).store
     assert set(np.unique(store.labels)) == {0, 1, 2}
 
 
-def test_gaze_lands_on_the_pixels_that_were_looked_at(site, tmp_path):
-    """The table is in shares of the stored axes; the brightest voxel of a slice is looked at."""
+def test_fixations_land_on_the_fixated_pixels(site, tmp_path):
+    """Positions in the table are shares of the stored axes; the brightest voxel of a slice is fixated."""
     for case in site.iterdir():
         image = read_volume(case / "image" / "scan.nii.gz")
         (case / "label" / "mask.nii.gz").unlink()
@@ -239,7 +239,7 @@ def test_gaze_lands_on_the_pixels_that_were_looked_at(site, tmp_path):
         text = "CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION,IMAGE\n"
         (case / "label" / "gaze.csv").write_text(text + "".join(",".join(map(str, r)) + ",a\n" for r in rows))
     store = prepare(site, tmp_path / "out", replace(CONFIG, label_kind="gaze", size=32)).store
-    assert store.gaze.shape == (3, 4)  # too short ones and those beside the image are no fixations
+    assert store.gaze.shape == (3, 4)  # fixations that are too short or beside the image are left out
     for case, (number, row, column, milliseconds) in zip(store.cases, store.gaze, strict=True):
         assert number == case.first + 5
         assert milliseconds == 300
@@ -268,10 +268,10 @@ def test_a_label_map_stored_in_another_axis_order_is_turned(site, tmp_path):
     np.testing.assert_array_equal(turned.labels, plain.labels)
 
 
-# what the site should look at
+# what the site should check
 
 
-def test_oddities_are_told_and_good_cases_are_not_suspected(tmp_path):
+def test_odd_cases_get_a_warning_and_good_cases_get_none(tmp_path):
     write_site(tmp_path / "s", cases=6)
     image, label = ball_volume(seed=0)
     write_volume(tmp_path / "s" / "again7" / "image" / "i.nii.gz", image)  # the voxels of case0
@@ -309,13 +309,13 @@ def test_oddities_are_told_and_good_cases_are_not_suspected(tmp_path):
     }
 
 
-def test_labels_that_do_not_fit_into_the_slices_are_told(site, tmp_path):
+def test_labels_that_do_not_fit_into_the_slices_get_a_warning(site, tmp_path):
     store = prepare(site, tmp_path / "out", replace(CONFIG, spacing=1.5)).store
     assert any("annotation outside" in text for text in store.warnings)
     assert any("rims are cut off" in text for text in store.warnings)
 
 
-def test_names_that_hide_the_patients_are_told(tmp_path):
+def test_names_that_hide_the_patients_get_a_warning(tmp_path):
     write_site(tmp_path / "s", cases=4)
     for number in range(4):
         (tmp_path / "s" / f"case{number}").rename(tmp_path / "s" / f"T1_{number}")
@@ -325,7 +325,7 @@ def test_names_that_hide_the_patients_are_told(tmp_path):
     assert prepare(tmp_path / "s", tmp_path / "out2", pattern).store.warnings == []
 
 
-def test_the_quality_page_shows_the_site_to_itself(site, tmp_path):
+def test_the_quality_page_shows_every_case_and_loads_nothing_from_the_network(site, tmp_path):
     (site / "case1").rename(site / "a<b>&c 1")
     store = prepare(site, tmp_path / "out", CONFIG).store
     page = (store.path / "quality.html").read_text()
@@ -336,7 +336,7 @@ def test_the_quality_page_shows_the_site_to_itself(site, tmp_path):
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
-def test_dicom_becomes_a_store_that_knows_no_header(tmp_path):
+def test_a_store_made_of_dicom_contains_nothing_of_the_headers(tmp_path):
     for number, patient in enumerate(["DOE^JANE", "DOE^JANE", "ROE^RICHARD"]):
         image, _ = ball_volume(seed=number)
         write_dicom(tmp_path / "s" / f"study{number}", image, patient=patient, uid=f"1.2.99.{number}")

@@ -269,7 +269,7 @@ def without(state, name):
         (lambda g: {}, "lacks"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_says_where(states, tmp_path, change, message):
+def test_the_error_for_a_checkpoint_that_does_not_fit_names_the_tensor(states, tmp_path, change, message):
     with pytest.raises(CheckpointError, match=message):
         import_checkpoint(save(tmp_path, {"g_ema": change(states[0])}))
 
@@ -301,13 +301,13 @@ def test_foreign_and_damaged_files_are_refused(exported, tmp_path):
         ({"encoding": torch.zeros(3, 768)}, "3 rows"),
     ],
 )
-def test_a_wrong_request_is_refused_with_what_is_known(factory, asked, message):
+def test_a_wrong_request_is_refused_with_the_valid_choices(factory, asked, message):
     request = {"z": torch.zeros(2, 512), "domain": "a", "z_bin": 0, **asked}
     with pytest.raises((UsageError, ConfigError), match=message):
         factory.generate(**request)
 
 
-def test_domains_can_be_asked_for_by_name(factory):
+def test_domains_can_be_chosen_by_name(factory):
     z = torch.randn(2, 512)
     by_name = factory.generate(z, ["c", "a"], 5, randomize_noise=False)
     torch.testing.assert_close(by_name, factory.generate(z, [2, 0], 5, randomize_noise=False))

@@ -7,7 +7,7 @@ from fedfactory.generative.metrics.quality import kernel_distance, random_featur
 
 
 def slices(count, *, blobs, seed):
-    """Noise with so many bright blobs."""
+    """Noise slices with this number of bright blobs."""
     rng = torch.Generator().manual_seed(seed)
     images = 0.1 * torch.randn(count, 1, 32, 32, generator=rng) - 0.8
     x, y = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="xy")
@@ -19,9 +19,11 @@ def slices(count, *, blobs, seed):
 
 
 def test_the_distance_grows_with_the_difference_and_is_near_zero_for_one_source():
-    real, again, two, three = (random_features(slices(200, blobs=b, seed=s)) for s, b in enumerate((1, 1, 2, 3)))
-    same, near, far = (kernel_distance(real, other) for other in (again, two, three))
-    assert abs(same) < 0.05 * near < near < far
+    real, again, different, very_different = (
+        random_features(slices(200, blobs=b, seed=s)) for s, b in enumerate((1, 1, 2, 3))
+    )
+    same, small, large = (kernel_distance(real, other) for other in (again, different, very_different))
+    assert abs(same) < 0.05 * small < small < large
 
 
 def test_the_distance_is_the_unbiased_estimate_written_out():

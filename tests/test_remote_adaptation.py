@@ -1,4 +1,4 @@
-"""Phase two at a site for a researcher without access to it: a real node, and what it really sends."""
+"""Phase two at a site for a researcher without access to it: a real node, and the bytes that it sends."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def labelled_factory(config) -> LabelledFactory:
     return untrained_labelled_factory(factory, branch)
 
 
-def test_one_site_adapts_after_its_own_approval_and_sends_only_measures(approved, config, tmp_path):
+def test_a_site_adapts_after_its_own_approval_and_sends_only_measures(approved, config, tmp_path):
     federation, name = approved, next(name for name, domain in SITES.items() if domain == "dark")
     same = [other for other, domain in SITES.items() if domain == "dark"]
     made = labelled_factory(config)
@@ -109,6 +109,6 @@ def test_settings_from_the_researcher_are_checked_at_the_site(config):
         plan_with(config, adaptation={**Adaptation().to_dict(), "out": "/etc/passwd"})
 
 
-def test_settings_of_an_adaptation_survive_the_way():
+def test_settings_of_an_adaptation_survive_the_transport():
     adaptation = Adaptation(engine="translator", keep=2, one_target_slice=True)
     assert Adaptation.from_dict(json.loads(json.dumps(adaptation.to_dict()))) == adaptation

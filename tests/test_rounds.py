@@ -47,7 +47,7 @@ def reply(norm=1.0, size=10, **changes):
 
 def test_all_connected_nodes_take_part_and_absent_nodes_are_recorded(make_strategy):
     strategy = make_strategy(min_nodes=1)
-    strategy.connected = lambda: {"a", "c", "stranger"}
+    strategy.connected = lambda: {"a", "c", "unregistered"}
     assert strategy.sample_nodes(["c", "b", "a"], 0) == ["a", "c"]
     assert strategy.events == [RoundEvent(round=1, node="b", kind="absent", reason="not connected")]
 
@@ -66,7 +66,7 @@ def test_a_random_subset_is_drawn_anew_each_round_and_again_with_the_same_seed(m
 # which updates count
 
 
-def test_a_round_goes_on_with_those_that_answer_properly(make_strategy):
+def test_a_round_goes_on_with_the_sites_that_answer_properly(make_strategy):
     strategy = make_strategy(min_nodes=2)
     strategy.sample_nodes(list("abcdef"), 4)
     replies = {
@@ -75,7 +75,7 @@ def test_a_round_goes_on_with_those_that_answer_properly(make_strategy):
     }  # fmt: skip
     params, shares, total, _ = strategy.refine(replies, 4)
     assert (set(params), shares, total) == ({"a", "b"}, {"a": 0.75, "b": 0.25}, 40)
-    assert set(replies) == {"a", "b"}  # the framework takes over the state of those that are left
+    assert set(replies) == {"a", "b"}  # the framework saves the state of the remaining nodes
     kinds = {event.node: event.kind for event in strategy.events}
     assert kinds == {"c": "rejected", "d": "failed", "e": "failed", "f": "lost"}
     assert all(event.round == 5 and "\n" not in event.reason for event in strategy.events)
@@ -142,7 +142,7 @@ def updates(config, count):
 
 
 class Counted:
-    """Weights on a disk; counts how many are in memory at once."""
+    """Weights on a disk; counts how many sites' weights are in memory at once."""
 
     living = peak = 0
 
@@ -159,14 +159,14 @@ class Counted:
         return Loaded(self.weights)
 
 
-def test_the_average_weights_sites_and_reads_one_at_a_time(average, config):
+def test_the_average_weights_sites_and_reads_them_in_turn(average, config):
     before, sites = updates(config, 5)
     domains = dict(zip(sites, ["bright", "dark", "dark", "bright", "dark"], strict=True))
     shares = dict(zip(sites, [0.1, 0.2, 0.3, 0.15, 0.25], strict=True))
     replies = {node: {"optimizer_args": {"domain": domain}} for node, domain in domains.items()}
     stored = {node: Counted(weights) for node, weights in sites.items()}
     merged = average.aggregate(stored, shares, training_replies=replies, global_model=before)
-    assert Counted.peak <= 2  # the last one may still be there when the next is read
+    assert Counted.peak <= 2  # the last site's weights may still be in memory when the next are read
     for name in before:
         expected = sum(shares[n] * sites[n][name].double() for n in sites)
         if name in ("generator.head.grey", "generator.head.log_sigma"):
@@ -177,7 +177,7 @@ def test_the_average_weights_sites_and_reads_one_at_a_time(average, config):
         torch.testing.assert_close(merged[name].double(), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_a_domain_nobody_answered_for_keeps_its_row(average, config):
+def test_the_row_of_a_domain_without_an_answer_stays_as_it_was(average, config):
     before, sites = updates(config, 2)
     replies = {node: {"optimizer_args": {"domain": "bright"}} for node in sites}
     merged = average.aggregate(sites, {"n0": 0.5, "n1": 0.5}, training_replies=replies, global_model=before)
@@ -296,7 +296,7 @@ def test_an_exception_of_a_site_reveals_its_kind_and_not_its_text():
 # do sites agree
 
 
-def test_a_stores_description_tells_what_sites_must_agree_on_and_nothing_else(store):
+def test_a_stores_description_contains_what_sites_must_agree_on_and_nothing_else(store):
     facts = store_facts(store, SiteChoices())
     text = description_of(facts)
     assert read_facts(text) == facts

@@ -34,7 +34,7 @@ CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, wi
 
 @pytest.fixture
 def large(site, tmp_path):
-    """A store of three cases at 32 px, one of them for testing."""
+    """A store of three cases at 32 px; the split of a single case is test."""
     config = PrepareConfig(domain="bright", size=32, z_bins=4, validation_share=0, test_share=0.34)
     return prepare(site, tmp_path / "large", config).store
 
@@ -71,7 +71,7 @@ def test_a_site_that_kept_all_its_cases_for_testing_cannot_train(site, tmp_path)
         site_slices(store, 3)
 
 
-def test_labels_of_every_kind_become_sets(site, tmp_path):
+def test_labels_of_every_kind_become_candidate_labels(site, tmp_path):
     names = [f"case{number}" for number in range(3)]
     for number, kind in enumerate(("dense", "image", "none")):
         exclude = tuple(name for name in names if name != names[number])
@@ -84,11 +84,11 @@ def test_labels_of_every_kind_become_sets(site, tmp_path):
     assert (data.labelled_indices < 16).all() and set(range(8)) <= set(data.labelled_indices)
 
 
-def test_scores_of_a_perfect_and_of_a_blind_segmenter(large):
+def test_scores_of_a_perfect_and_of_a_constant_segmenter(large):
     class Oracle(torch.nn.Module):
         def forward(self, x):
             grey = x[:, 0]
-            truth = torch.from_numpy(np.stack([by_image[one.numpy().tobytes()] for one in grey])).long()
+            truth = torch.from_numpy(np.stack([by_image[image.numpy().tobytes()] for image in grey])).long()
             return 50.0 * torch.nn.functional.one_hot(truth, 3).movedim(-1, 1).float()
 
     images = large.images[:].astype(np.float32)
@@ -125,7 +125,7 @@ def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
             agreed_facts({"n1": good, "n2": other})
 
 
-def test_a_method_is_not_begun_without_the_labels_it_needs():
+def test_a_method_does_not_start_without_the_labels_it_needs():
     from fedfactory.researcher.segmentation import require_labels
 
     def facts(**kinds):
@@ -157,7 +157,7 @@ def test_a_plan_runs_no_other_method_than_the_approved_one():
         Approved().init_model({"config": {**config, "out": "/etc/passwd"}})
 
 
-def test_the_average_weighs_sites_as_the_method_says():
+def test_the_average_weights_sites_by_the_methods_rule():
     from fedfactory.researcher.method_aggregator import MethodAverage
 
     average = MethodAverage(make_method(CONFIG), ["n1", "n2"], {"n1": {"dense": 1}, "n2": {"none": 1}})
@@ -178,7 +178,7 @@ def test_the_average_weighs_sites_as_the_method_says():
     assert average.shares == {"n1": 0.25, "n2": 0.75}
     assert merged(0, 0)["w"] is before["w"]
     sent["n1"]["w"][0] = torch.nan
-    assert merged(0, 5)["w"].tolist() == [4.0, 4.0]  # what does not count is not looked at
+    assert merged(0, 5)["w"].tolist() == [4.0, 4.0]  # a site with weight 0 may have sent NaN
     with pytest.raises(FederationError, match="NaN"):
         merged(1, 5)
 
@@ -193,7 +193,7 @@ def test_settings_of_a_method_on_the_command_line(capsys):
     assert "fedicra" in capsys.readouterr().out
 
 
-def test_the_table_leaves_out_what_nobody_measured():
+def test_the_table_leaves_out_scores_that_no_site_measured():
     from fedfactory.researcher.round_records import ReceivedUpdate
     from fedfactory.researcher.segmentation import SegmentationResult, score_table
 

@@ -30,9 +30,10 @@ OPTIONS = {
     "hssf": {"public_epochs": 1, "warmup": 0.0},
     "cmc": {"start": 0.5},
 }
-# Nothing leaves, and those with rounds or sums of their own; two rounds where the second one goes on from the first.
+# `local`, from which nothing leaves, and the methods with their own rounds or aggregation; rounds of each.
+# Two rounds where the second round starts from the state of the first.
 RUN = {"local": 1, "fedicra": 2, "fedmix": 2, "hssf": 2, "cmc": 1}
-# One process, like a notebook: every method requests its approval, then every method runs.
+# A single process, like a notebook: every method requests its approval, then every method runs.
 DRIVER = """
 import json, sys, time
 from pathlib import Path
@@ -71,7 +72,7 @@ for name in names:
 
 
 def write_mixed_site(folder, kind) -> None:
-    """Three training cases with labels of a kind, and a test case with dense ones."""
+    """Three training cases with labels of this kind, and a test case with dense labels."""
     for number in range(4):
         image, label = ball_volume(shape=(32, 32, 6), radius=9.0, seed=number)
         if kind != "dense" and number < 3:
@@ -119,7 +120,7 @@ def runs(approved, tmp_path_factory):
 @pytest.mark.parametrize("name", RUN)
 def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
     result = json.loads((runs / name / "results.json").read_text())
-    averaged = name != "hssf"  # then there is an average to be scored
+    averaged = name != "hssf"  # hssf has no average to be scored
     assert len(result["sites"]) == 3 and len(result["history"]) == RUN[name] + averaged
     kinds = sorted(next(key for key in row if key.startswith("slices_")) for row in result["sites"].values())
     assert kinds == ["slices_box", "slices_dense", "slices_scribble"]
@@ -137,7 +138,7 @@ def test_every_method_runs_with_mixed_labels_at_real_nodes(name, runs):
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_what_leaves_a_site_is_what_its_approved_text_says(name, runs):
+def test_a_site_sends_what_the_approved_plan_allows_and_nothing_private(name, runs):
     first, last = json.loads((runs / f"{name}.replies").read_text())
     replies = [(runs / f"reply{number:03d}").read_bytes() for number in range(first, last + 1)]
     assert len(replies) == 3 * (RUN[name] + (name != "hssf"))  # three sites, rounds and the last scores

@@ -1,4 +1,4 @@
-"""Does one latent show one anatomy in every domain? Measured, and noticed when it does not."""
+"""Shared anatomy: how much of the anatomy a latent shares between domains, and alarms where it shares little."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD = SiteQuality(distance=1.0, layout=0.9, contrast=1.0)
 
 
 class Drawn:
-    """Stands for a trained generator: discs whose place depends on the latent, painted by a table of grey levels."""
+    """Stands for a trained generator: discs whose position depends on the latent, painted by a table of grey levels."""
 
     def __init__(self, config: FactoryConfig, *, own_anatomy: bool = False, levels=((0.8, 0.2), (-0.2, 0.8))) -> None:
         self.config, self.own_anatomy, self.levels = config, own_anatomy, torch.tensor(levels)
@@ -33,9 +33,9 @@ class Drawn:
 
     def __call__(self, z, z_bin, domain, *, noise, encoding=None):
         side = self.config.image_size
-        place = torch.tanh(z.roll(int(domain[0]), dims=1) if self.own_anatomy else z)[:, :2] * 0.4
+        centre = torch.tanh(z.roll(int(domain[0]), dims=1) if self.own_anatomy else z)[:, :2] * 0.4
         grid = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij"))
-        inner = ((grid - place[:, :, None, None]) ** 2).sum(1) < 0.1
+        inner = ((grid - centre[:, :, None, None]) ** 2).sum(1) < 0.1
         outer = (grid**2).sum(0) < 0.8
         image = torch.full((len(z), side, side), -1.0)
         image = torch.where(outer, self.levels[domain, 0][:, None, None], image)
@@ -70,7 +70,7 @@ def test_mutual_information_is_that_of_the_joint_histogram_written_out():
         assert float(bound) == pytest.approx(min(entropies), abs=1e-12)
 
 
-def test_one_anatomy_in_two_contrasts_is_shared_and_two_anatomies_are_at_chance(wide):
+def test_an_anatomy_in_two_contrasts_is_shared_and_two_anatomies_are_at_chance(wide):
     """Also with the same polarity and the same outline, which fool measures of edges and of quality."""
     pair = wide.domains
     assert shared_anatomy(Drawn(wide))[pair] > 0.95
@@ -96,8 +96,8 @@ def test_grey_levels_cover_the_range_and_hold_what_lies_outside():
     assert grey_levels(values).tolist() == [0, 0, GREY_LEVELS // 2, *[GREY_LEVELS - 1] * 3]
 
 
-def test_a_site_tells_a_good_generator_from_planted_failures(wide):
-    """Swapped grey levels keep edges, outline and anatomy; only the layout gives them away."""
+def test_measures_separate_a_good_generator_from_planted_failures(wide):
+    """Swapped grey levels preserve edges, outline and anatomy; the layout alone reveals them."""
     real, z_bin = real_slices(wide)
     good = site_quality(Drawn(wide), real, z_bin, domain=0)
     swapped = site_quality(Drawn(wide, levels=((0.2, 0.8), (0.0, 0.0))), real, z_bin, domain=0)
@@ -113,7 +113,7 @@ def test_a_site_tells_a_good_generator_from_planted_failures(wide):
     assert "contrast" in " ".join(alarms("bright", flat, 0.9))
 
 
-def test_layout_is_one_for_equal_slices_and_nothing_without_common_heights():
+def test_layout_agreement_is_1_for_equal_slices_and_0_without_common_heights():
     rng = torch.Generator().manual_seed(0)
     images, z_bin = torch.rand(20, 1, 8, 8, generator=rng), torch.arange(20) % 4
     assert layout_agreement(images, z_bin, synthetic=images, synthetic_bin=z_bin) == pytest.approx(1)

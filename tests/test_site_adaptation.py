@@ -35,7 +35,7 @@ TRANSLATOR = TranslatorConfig(updates=4, pretraining=2, batch_size=4, encoder=En
 
 
 def volumes_of(sizes, classes=3, seed=0) -> LabelledSlices:
-    """Volumes of noise with a bright square of class 1 and a dark one of class 2 in every slice."""
+    """Volumes of noise with a bright square of class 1 and a dark square of class 2 in every slice."""
     rng, count = np.random.default_rng(seed), sum(sizes)
     labels = np.zeros((count, 16, 16), np.uint8)
     for label in labels:
@@ -97,7 +97,7 @@ def test_stacks_are_neighbouring_slices_of_one_volume():
         Sampler(LabelledSlices(data.images, data.labels, 3), stacks=True, seed=0)
 
 
-def test_every_slice_is_seen_once_per_pass_and_batches_do_not_depend_on_those_before():
+def test_every_slice_is_drawn_once_per_pass_and_batches_do_not_depend_on_earlier_batches():
     data = volumes_of([10])
     numbered = LabelledSlices(np.broadcast_to(np.arange(10.0)[:, None, None], (10, 16, 16)), data.labels, 3)
     sampler = Sampler(numbered, stacks=False, seed=3)
@@ -129,7 +129,7 @@ def trainer(updates, stop_at=None, **changes):
     return made
 
 
-def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path):
+def test_an_interrupted_training_ends_where_an_undisturbed_training_does(tmp_path):
     loop = LoopConfig(evaluations=5, keep=2)
     expected = train(trainer(10), 10, loop, title="t", seed=0)
     loop = LoopConfig(evaluations=5, keep=2, folder=tmp_path)
@@ -139,16 +139,16 @@ def test_an_interrupted_training_ends_where_an_undisturbed_one_does(tmp_path):
     with pytest.raises(CheckpointError, match="other data or settings"):
         train(trainer(10, learning_rate=1e-3), 10, loop, title="t", seed=0)
     found = train(trainer(10), 10, loop, title="t", seed=0)
-    assert [(one.update, one.score) for one in found] == [(one.update, one.score) for one in expected]
-    for one, two in zip(found, expected, strict=True):
-        for name, tensor in one.weights.items():
-            torch.testing.assert_close(tensor, two.weights[name], atol=1e-6, rtol=1e-6)
+    assert [(state.update, state.score) for state in found] == [(state.update, state.score) for state in expected]
+    for state, undisturbed in zip(found, expected, strict=True):
+        for name, tensor in state.weights.items():
+            torch.testing.assert_close(tensor, undisturbed.weights[name], atol=1e-6, rtol=1e-6)
     assert not (tmp_path / STATE_FILE).exists()
     assert list((tmp_path / "curves").iterdir())
 
 
 class Scripted(Trainer):
-    """Scores as written down."""
+    """A trainer with given scores."""
 
     def __init__(self, scores, loss=0.0):
         self.network, self.optimizers, self.settings = torch.nn.Linear(1, 1), [], {}
@@ -165,8 +165,8 @@ class Scripted(Trainer):
 
 def test_the_best_states_are_kept_in_their_order():
     kept = train(Scripted([1, 5, 3, 4, 2]), 5, LoopConfig(evaluations=5, keep=3), title="t", seed=0)
-    assert [(one.update, one.score) for one in kept] == [(2, 5), (4, 4), (3, 3)]
-    assert [float(one.weights["bias"]) for one in kept] == [1, 3, 2]
+    assert [(state.update, state.score) for state in kept] == [(2, 5), (4, 4), (3, 3)]
+    assert [float(state.weights["bias"]) for state in kept] == [1, 3, 2]
 
 
 def test_training_stops_when_nothing_gets_better():
@@ -175,7 +175,7 @@ def test_training_stops_when_nothing_gets_better():
     assert (made.updates, kept[0].score) == (4, 5)
 
 
-def test_a_loss_that_is_no_number_ends_training_with_its_name():
+def test_a_loss_that_is_not_finite_ends_training_and_is_named():
     with pytest.raises(TrainingError, match=r"loss.*update 0"):
         train(Scripted([1], loss=float("nan")), 5, LoopConfig(evaluations=1), title="t", seed=0)
 
@@ -193,7 +193,7 @@ def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labell
     for path in (out, tmp_path / "m_2.safetensors"):
         loaded = Segmenter.load(path)
         assert loaded.card.training.domain == "bright"
-        if engine == "translator":  # what has not met the site yet is no result
+        if engine == "translator":  # states of the pretraining, which precedes the site's slices, are not kept
             assert loaded.card.chosen.update > TRANSLATOR.pretraining
     images = torch.from_numpy(store.images[:5].astype(np.float32))[:, None]
     first, again = made.probabilities(images), Segmenter.load(out).probabilities(images)
@@ -208,49 +208,52 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
         adapt_site(store.path, tmp_path / f"{n}.safetensors", factory_file=labelled_file, adaptation=adaptation)
         for n in range(2)
     ]
-    one, two = (model.network.state_dict() for model in made)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    first, second = (model.network.state_dict() for model in made)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_first_guess_that_knows_nothing_of_the_domain_does_not_teach(monkeypatch):
+def test_pseudo_labels_of_a_segmenter_that_fails_in_the_domain_are_not_trained_on(monkeypatch):
     data = volumes_of([20, 20])
     config = SegmenterConfig(updates=60, batch_size=16, mirror=False, learning_rate=1e-2)
     (good,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
     own = volumes_of([10], seed=5)
     where = {"fmt": FORMAT, "domain": "dark", "config": config}
-    blind = pseudo_label(-own.images, good).labels
+    inverted_guess = pseudo_label(-own.images, good).labels
 
-    def own_part(lessons):  # the smaller set is repeated, at the end
-        return lessons.labels[-len(own.images) :]
+    def own_part(data):  # the smaller part is repeated, at the end
+        return data.labels[-len(own.images) :]
 
-    taught = training_set(-own.images, inverted, good, **where)
-    assert len(taught.images) > len(inverted.images)  # both kinds of slices
-    right = [(found == own.labels)[own.labels > 0].mean() for found in (own_part(taught), blind)]
+    training = training_set(-own.images, inverted, good, **where)
+    assert len(training.images) > len(inverted.images)  # both kinds of slices
+    right = [(found == own.labels)[own.labels > 0].mean() for found in (own_part(training), inverted_guess)]
     assert right[0] > right[1] + 0.2
     wrong = LabelledSlices(-data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
     assert wrong_is_left_out(training_set(own.images, wrong, good, **where), own, good)
-    monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)  # nothing is trained where the guess is fair
-    taught = training_set(own.images, data, good, **where)
-    np.testing.assert_array_equal(own_part(taught), pseudo_label(own.images, good).labels)
+    # Where the pseudo-labels are good, no segmenter is trained.
+    monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)
+    training = training_set(own.images, data, good, **where)
+    np.testing.assert_array_equal(own_part(training), pseudo_label(own.images, good).labels)
 
 
-def wrong_is_left_out(taught, own, good) -> bool:
-    """Synthetic slices whose labels lie beside the tissue teach less than a guess that knows these images."""
-    return len(taught.images) == len(own.images) and (taught.labels == pseudo_label(own.images, good).labels).all()
+def wrong_is_left_out(training, own, good) -> bool:
+    """Synthetic slices with shifted labels are left out where the segmenter already knows these images."""
+    return len(training.images) == len(own.images) and (training.labels == pseudo_label(own.images, good).labels).all()
 
 
-@pytest.mark.parametrize(("read_in", "asked"), [("view", True), ("own", False)])
-def test_shared_anatomy_is_asked_for_only_where_labels_cross_domains(read_in, asked, labelled, site, tmp_path):
+@pytest.mark.parametrize(("read_in", "expected"), [("view", True), ("own", False)])
+def test_little_shared_anatomy_is_an_alarm_only_where_labels_cross_domains(read_in, expected, labelled, site, tmp_path):
     store = prepare(site, tmp_path / "dark", PrepareConfig(domain="dark", size=16, z_bins=4)).store
     labelled.card = replace(labelled.card, labels_from={"bright": "view", "dark": read_in})
     adaptation = Adaptation(volumes=1, segmenter=SegmenterConfig(updates=2, batch_size=4))
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
     shown = any("shares little" in text for text in made.card.assessment.alarms)
-    assert shown == asked  # an untrained factory shares nothing
+    assert shown == expected  # an untrained factory shares nothing
 
 
-def test_an_interrupted_translator_ends_where_an_undisturbed_one_does(labelled_file, store, tmp_path, monkeypatch):
+def test_an_interrupted_translator_ends_where_an_undisturbed_translator_does(
+    labelled_file, store, tmp_path, monkeypatch
+):
     adaptation = Adaptation(engine="translator", volumes=1, translator=TRANSLATOR)
     options = {"factory_file": labelled_file, "adaptation": adaptation}
     expected = adapt_site(store.path, tmp_path / "a.safetensors", **options)

@@ -23,7 +23,7 @@ from helpers import CONFIG, ball_volume, site_facts
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> dict[str, SliceStore]:
-    """Four stores: labelled, without labels, of another size, and the labelled one once more."""
+    """Four stores: labelled, without labels, of another size, and a copy of the labelled store."""
     folder = tmp_path_factory.mktemp("choices")
     for number in range(2):
         image, label = ball_volume(seed=number)

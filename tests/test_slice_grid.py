@@ -29,9 +29,9 @@ def rotation(angles) -> np.ndarray:
     turns = [((1, 2), x), ((0, 2), y), ((0, 1), z)]
     matrix = np.eye(3)
     for (i, j), angle in turns:
-        one = np.eye(3)
-        one[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        matrix = matrix @ one
+        turn = np.eye(3)
+        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        matrix = matrix @ turn
     return matrix
 
 
@@ -65,8 +65,8 @@ def test_a_smooth_function_survives_slicing_and_mapping_back(
     affine[:3, :3] = rotation(angles) * np.array(spacing)
     affine[:3, 3] = [-20, 13, 5]
     index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
-    places = index @ affine[:3, :3].T + affine[:3, 3]
-    volume = oriented(Volume(np.sin(places @ [0.11, 0.07, 0.05]).astype(np.float32), affine), codes)
+    points = index @ affine[:3, :3].T + affine[:3, 3]
+    volume = oriented(Volume(np.sin(points @ [0.11, 0.07, 0.05]).astype(np.float32), affine), codes)
     turned = volume.turned(plane)
     pixel = float(turned.spacing[:2].min()) * finer
     width = max(np.array(turned.data.shape[:2]) * turned.spacing[:2])
@@ -94,7 +94,7 @@ def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margi
     slices = grid.label_slices(label)
     back = grid.labels_to_volume(np.stack([slices == k for k in range(3)], axis=1).astype(np.float32))
     assert back.shape == label.data.shape
-    for k in (1, 2):  # pixels at most two thirds of a voxel; equal ones can fall between voxels and lose the border
+    for k in (1, 2):  # pixels at most two thirds of a voxel; larger pixels can fall between voxels and lose the border
         overlap = 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum())
         assert overlap > 0.97
 
@@ -168,9 +168,9 @@ def test_points_land_on_the_pixels_that_show_them():
         volume = oriented(Volume(data, np.diag([3.0, 3.0, 5.0, 1.0])), codes)
         grid = SliceGrid.of(volume, slice_format(64, 2.0))
         voxel = np.argwhere(volume.data == 1).astype(float)
-        place = np.round(grid.pixels_of(voxel)[0]).astype(int)
+        pixel = np.round(grid.pixels_of(voxel)[0]).astype(int)
         slices = np.nan_to_num(grid.image_slices(volume))
-        assert tuple(place) == np.unravel_index(slices.argmax(), slices.shape)
+        assert tuple(pixel) == np.unravel_index(slices.argmax(), slices.shape)
 
 
 @pytest.mark.parametrize("codes", AXES[::5])
@@ -179,7 +179,7 @@ def test_turning_and_turning_back_is_the_identity(codes, plane):
     volume = oriented(ball_volume()[0], codes)
     turned = volume.turned(plane)
     np.testing.assert_array_equal(turned_back(turned.data, volume.affine, plane), volume.data)
-    world = volume.affine @ [3, 5, 2, 1]  # the same voxel is at the same place
+    world = volume.affine @ [3, 5, 2, 1]  # the same voxel has the same world coordinates
     index = np.round(np.linalg.inv(turned.affine) @ world).astype(int)[:3]
     assert turned.data[tuple(index)] == volume.data[3, 5, 2]
 

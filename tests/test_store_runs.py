@@ -1,4 +1,4 @@
-"""A store that is extended, by several threads, twice at once, until it is killed or the disk is full."""
+"""Preparing a store: extended, by several threads, by two runs at once, killed, and on a full disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def files_of(store) -> list[str]:
     return sorted(path.name for path in store.path.iterdir())
 
 
-def test_another_sites_format_is_taken_over_and_names_no_patient(site, tmp_path):
+def test_another_sites_format_is_adopted_and_names_no_patient(site, tmp_path):
     first = prepare(site, tmp_path / "first", replace(CONFIG, spacing=4.5)).store
     text = (first.path / "format.json").read_text()
     assert "case" not in text
@@ -114,13 +114,13 @@ def test_a_store_holds_cases_with_labels_of_different_kinds(site, tmp_path):
 
 def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
     write_site(site, cases=7)
-    prepare(site, tmp_path / "one", CONFIG)
+    prepare(site, tmp_path / "single", CONFIG)
     prepare(site, tmp_path / "four", CONFIG, workers=4)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "four")
+    assert folder_bytes(tmp_path / "single") == folder_bytes(tmp_path / "four")
 
 
 def test_cut_slices_are_read_by_threads_that_interrupt_each_other(site, tmp_path):
-    """CPython's `ast`, which parses `.npy` headers, keeps its depth for all threads together and raises at random."""
+    """CPython's `ast`, which parses `.npy` headers, counts its depth for all threads together and raises at random."""
     prepare_interrupted = """
 import gc, sys, time
 from pathlib import Path
@@ -128,7 +128,7 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 sys.setswitchinterval(1e-6)
 gc.set_threshold(7)
-gc.callbacks.append(lambda phase, facts: time.sleep(0))  # another thread's turn in the middle of whatever it is
+gc.callbacks.append(lambda phase, facts: time.sleep(0))  # lets another thread run at any point
 prepare(Path(sys.argv[1]), Path(sys.argv[2]), PrepareConfig(domain="x", size=16, validation_share=0), workers=4)
 """
     write_site(site, cases=60)
@@ -141,10 +141,10 @@ def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
     def second(*_, **__):
         with pytest.raises(UsageError, match="another `fedfactory prepare`"):
             prepare(site, tmp_path / "out", CONFIG)
-        raise StoreError("enough")
+        raise StoreError("stopped")
 
     monkeypatch.setattr(prepare_module, "store_warnings", second)
-    with pytest.raises(StoreError, match="enough"):
+    with pytest.raises(StoreError, match="stopped"):
         prepare(site, tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
 
@@ -161,7 +161,7 @@ prepare(sys.argv[1], sys.argv[2], PrepareConfig(domain="x", size=32, z_bins=4), 
 
 @pytest.mark.parametrize("append", [False, True], ids=["new", "extended"])
 def test_a_killed_run_leaves_a_valid_store_and_the_next_one_finishes_it(tmp_path, append):
-    """Killed at many moments between start and end; the result must be that of one run, byte for byte."""
+    """Killed at many moments between start and end; the result must be that of a single run, byte for byte."""
     source, first = tmp_path / "site", tmp_path / "first"
     write_site(source, cases=4)
     config = PrepareConfig(domain="x", size=32, z_bins=4)
@@ -190,10 +190,10 @@ def test_a_killed_run_leaves_a_valid_store_and_the_next_one_finishes_it(tmp_path
         stages.add((out / ".partial").exists())
         prepare(source, out, config)
         assert folder_bytes(out) == expected
-    assert True in stages  # at least one was killed while it worked
+    assert True in stages  # some run was killed while it was writing
 
 
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(site, tmp_path):
+def test_a_full_disk_gives_a_single_line_and_the_next_run_goes_on(site, tmp_path):
     """A limit on file size stands for the full disk: the slices fit, the store's array does not."""
     out = tmp_path / "out"
     program = f'{sys.executable} -c "from fedfactory.cli import main; main()"'

@@ -1,4 +1,4 @@
-"""Three real nodes and a researcher that are killed, frozen and resumed; and what a node really sends."""
+"""Three real nodes and a researcher that are killed, frozen and resumed; and the bytes that a node sends."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
     assert max(float((weights[n].double() - undisturbed[n].double()).abs().max()) for n in weights) < 1e-6
     state = RunState.load(federation.folder / "killed")
     assert [row["round"] for row in state.history["bright"]] == [1, 2, 3, 4, 5, 6]
-    assert len(list(Path(state.breakpoint).parent.glob("breakpoint_*"))) < 4  # older ones are deleted
+    assert len(list(Path(state.breakpoint).parent.glob("breakpoint_*"))) < 4  # older breakpoints are deleted
 
 
 def test_a_finished_or_missing_run_is_not_resumed(federation, reference):
@@ -100,7 +100,7 @@ def run_with_a_killed_node(federation, name, rounds, *extra) -> RunState:
     return state
 
 
-def test_a_run_goes_on_without_a_killed_node_and_takes_it_back(federation):
+def test_a_run_goes_on_without_a_killed_node_which_rejoins_later(federation):
     state = run_with_a_killed_node(federation, "lost", 14)
     assert len(state.history["bright"]) == 14
     assert 14 < len(state.history["dark"]) < 28
@@ -137,7 +137,7 @@ def test_a_node_that_fails_in_every_round_does_not_stop_the_others(federation, c
 
 
 def test_half_precision_and_encrypted_sums_give_the_same_weights(federation, reference):
-    """Both lose a little: half of the bytes keep 2**-11 of a round's change, encryption keeps steps of 5e-7."""
+    """Both round a little: half precision by 2**-11 of a round's change, encryption by steps of 5e-7."""
     once = ("--rounds", 1, "--seed", 5)
     assert start(federation, "half", *once, "--transport", "float16").wait(200) == 0
     assert start(federation, "encrypted", *once, "--secagg").wait(200) == 0, log_of(federation, "encrypted")
@@ -148,7 +148,7 @@ def test_half_precision_and_encrypted_sums_give_the_same_weights(federation, ref
 
 
 def test_an_encrypted_run_repeats_a_round_that_lost_a_node(federation):
-    """The sum of an incomplete round cannot be decrypted; those that are left make a new one."""
+    """The sum of an incomplete round cannot be decrypted; the remaining nodes repeat the round."""
     run_with_a_killed_node(federation, "gap", 6, "--secagg")
 
 

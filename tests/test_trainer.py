@@ -107,7 +107,7 @@ def test_a_palette_row_comes_from_the_sites_of_its_domain_alone(config):
     assert merged[name].tolist() == [[1.0] * 3, [3.0] * 3]
 
 
-def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(config):
+def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_send(config):
     name = "generator.head.grey"
     merged = FactoryAverage(config, 1).aggregate(
         {"a": {name: torch.tensor([[5.0], [7.0]])}},
@@ -118,8 +118,8 @@ def test_a_row_whose_site_did_not_answer_stays_as_it_was_whatever_others_say(con
     assert merged[name].tolist() == [[5.0], [6.0]]  # only its owner may move a row
 
 
-def test_what_belongs_to_a_domain_is_its_own_and_the_rest_of_a_tensor_is_everyones(config):
-    """The published mapping embeds domains and heights in one matrix; the first columns are the domains'."""
+def test_columns_of_a_domain_are_averaged_over_its_sites_and_the_other_columns_over_all_sites(config):
+    """The published mapping embeds domains and heights in the same matrix; the first columns are the domains'."""
     name = "generator.label_embed.weight"
     published = with_head(config, "image")
     options = {"training_replies": replies(a="bright", b="dark"), "global_model": {name: torch.zeros(2, 6)}}

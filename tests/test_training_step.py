@@ -152,7 +152,7 @@ def encoder(images):
     return torch.nn.functional.normalize(stripes + 0.1, dim=1)
 
 
-def test_guidance_pulls_slices_towards_the_sites_embedding(published):
+def test_guidance_moves_slices_towards_the_sites_embedding(published):
     mean = torch.nn.functional.normalize(torch.tensor([1.0, 0, 0, 0, 0, -1.0]), dim=0)
     config = replace(published, clip_weight=50.0, encoding_dim=0, path_weight=0.0)
     trainer = make_trainer(config, guide=Guide(encoder, mean))
@@ -160,7 +160,7 @@ def test_guidance_pulls_slices_towards_the_sites_embedding(published):
     assert sum(angles[-5:]) < 0.5 * sum(angles[:5])
 
 
-def test_guidance_rests_when_the_embedding_is_dropped(published):
+def test_updates_without_the_embedding_have_no_guidance(published):
     trainer = make_trainer(
         replace(published, clip_weight=1.0), encoding=torch.randn(6), guide=Guide(encoder, torch.ones(6))
     )
@@ -181,7 +181,7 @@ def test_a_trainer_that_does_not_fit_its_factory_is_refused(published, options, 
         make_trainer(replace(published, **changes), **options)
 
 
-def test_half_precision_is_for_the_published_networks(config):
+def test_half_precision_is_refused_for_the_palette_network(config):
     with pytest.raises(ConfigError, match="head 'palette' choose from float32"):
         Factory(config, precision="bfloat16")
 
@@ -202,7 +202,7 @@ def test_slices_of_another_size_are_refused(published):
         ),
     ],
 )
-def test_what_is_not_finite_is_named_before_its_network_moves(published, spoil, message):
+def test_a_term_that_is_not_finite_is_named_before_its_network_changes(published, spoil, message):
     config = replace(published, clip_weight=1.0, encoding_dim=0)
     trainer = make_trainer(config, guide=Guide(encoder, torch.ones(6)))
     spoil(trainer)
@@ -222,7 +222,7 @@ def test_a_gradient_that_is_not_finite_is_named_before_the_optimizer_moves(publi
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(published):
-    """With one group of the minibatch statistic a part, only the drawn latents differ; R1 draws none."""
+    """Each part is a group of the minibatch statistic, so that only drawn latents could differ, and R1 draws none."""
     config = replace(published, batch_size=8, path_weight=0.0)
     slopes = []
     for parts in (1, 2):
@@ -317,7 +317,7 @@ def test_the_strength_follows_the_signs_of_the_real_scores():
     strength = AugmentationStrength()
     for _ in range(8):
         strength.observe(torch.ones(16, 1), target=0.6, length=500_000)
-    assert strength.p == pytest.approx(128 / 500_000)  # one change of 2.56e-4 after eight batches
+    assert strength.p == pytest.approx(128 / 500_000)  # a single change of 2.56e-4 after eight batches
     for _ in range(8):
         strength.observe(torch.tensor([[1.0]] * 11 + [[-1.0]] * 5), target=0.6, length=500_000)  # mean sign .375
     assert strength.p == 0.0

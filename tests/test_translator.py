@@ -1,4 +1,4 @@
-"""The translator: shapes and counts of the publication, which loss reaches what, and that it learns to translate."""
+"""The translator: shapes and parameter counts of the publication, and which parts each loss trains."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_published_branch_reads_the_constant_and_every_styled_layer():
     ("size", "shrink", "served"),
     [(128, 2, [32, 16, 8, 4]), (64, 2, [16, 8, 4]), (32, 2, [8, 4]), (64, 1, [32, 16, 8, 4]), (32, 1, [16, 8, 4])],
 )
-def test_smaller_factories_are_served_at_the_sides_they_have(size, shrink, served):
+def test_smaller_factories_get_content_at_the_resolutions_they_have(size, shrink, served):
     channels = (8,) * (size.bit_length() - 2)
     config = published(image_size=size, channels=channels, latent_dim=8, encoding_dim=0)
     encoder = EncoderConfig(width=4, blocks=(1, 1, 1, 1), shrink=shrink)
@@ -84,15 +84,15 @@ def test_without_content_and_masks_it_is_the_plain_synthesis_of_the_codes():
     torch.testing.assert_close(made.decode(x, role).image, expected)
 
 
-def test_an_insertion_changes_no_map_of_its_own_side_or_a_coarser_one():
+def test_an_insertion_changes_no_map_of_its_own_or_a_coarser_resolution():
     made = translator().eval()
     x, role = torch.randn(2, 1, 16, 16), torch.tensor([0, 1])
     before = made.decode(x, role)
     made.phi.fill_(1.0)
     after = made.decode(x, role)
     lowest = min(made.encoder.content_sides)
-    for one, other in zip(before.features, after.features, strict=True):
-        assert torch.equal(one, other) == (one.shape[-1] <= lowest)
+    for features, changed in zip(before.features, after.features, strict=True):
+        assert torch.equal(features, changed) == (features.shape[-1] <= lowest)
 
 
 def test_a_slice_is_read_alike_in_any_batch_and_any_order():
@@ -126,7 +126,7 @@ def routes(made, loss) -> set[str]:
 
 
 @pytest.mark.parametrize("head", ["image", "palette"])
-def test_every_loss_reaches_what_the_publication_lets_it_reach(head):
+def test_every_loss_trains_the_parts_that_the_publication_names(head):
     """Table 4.2 of the method: G and the source head are frozen, the target head must not bend the encoder."""
     made = translator(head).train()
     made.heads[SOURCE].requires_grad_(False)
@@ -156,7 +156,7 @@ def test_every_loss_reaches_what_the_publication_lets_it_reach(head):
     assert not any(parameter.requires_grad for parameter in made.generator.parameters())
 
 
-def test_pretraining_teaches_the_source_head_too():
+def test_pretraining_trains_the_source_head_too():
     made = translator().train()
     losses = TranslatorLosses(made, TranslatorConfig(encoder=SMALL))
     batch = Batch(
@@ -165,7 +165,7 @@ def test_pretraining_teaches_the_source_head_too():
     assert routes(made, losses.intra(batch)["source labels"]) == {"encoder", "source head"}
 
 
-def test_image_and_mask_loss_are_the_written_out_ones():
+def test_image_and_mask_loss_equal_their_formulas():
     made = translator().eval()
     config = TranslatorConfig(encoder=SMALL, l2_weight=2.0, ssim_weight=0.0, mask_weight=1 / 3)
     losses = TranslatorLosses(made, config)

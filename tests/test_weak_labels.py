@@ -1,4 +1,4 @@
-"""Dense labels made weaker: what remains is true, and is little."""
+"""Weak labels made of dense labels: the labels that remain are few and correct."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def slice_of(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["point", "scribble", "block"])
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_sparse_labels_are_true_and_few(kind, seed):
+def test_sparse_labels_are_few_and_correct(kind, seed):
     labels = slice_of(seed)
     weak = CONVERTERS[kind](labels, np.random.default_rng(seed))
-    known = weak != UNLABELLED
-    assert (weak[known] == labels[known]).all()
-    assert 0 < known.mean() < 0.2
+    labelled = weak != UNLABELLED
+    assert (weak[labelled] == labels[labelled]).all()
+    assert 0 < labelled.mean() < 0.2
     if kind != "block":
-        assert set(np.unique(weak[known])) == {0, 1, 2, 3}
+        assert set(np.unique(weak[labelled])) == {0, 1, 2, 3}
 
 
 @given(seed=st.integers(0, 10_000), margin=st.integers(0, 4))
 @settings(max_examples=20, deadline=None)
-def test_what_a_box_allows_is_true(seed, margin):
+def test_candidate_labels_of_boxes_contain_the_true_class(seed, margin):
     labels = slice_of(seed)
     weak = boxes(labels, np.random.default_rng(seed), margin=margin)
-    sets, truth = candidates_from_boxes(weak, 4).astype(int), candidates_from_labels(labels, 4).astype(int)
-    excluded = (sets & truth) == 0
-    # Nothing that is there is excluded, but in the middle of a box, which is taken for its structure.
+    candidates, truth = candidates_from_boxes(weak, 4).astype(int), candidates_from_labels(labels, 4).astype(int)
+    excluded = (candidates & truth) == 0
+    # The true class is excluded only in the middle of a box, where the structure of the box is assumed.
     assert excluded.mean() < 0.02
     if margin == 0:
         assert boxes_of(weak, 4) == boxes_of(labels, 4)
@@ -63,9 +63,9 @@ def test_a_weakened_copy_can_be_prepared(site, tmp_path):
     store = prepare(tmp_path / "weak", tmp_path / "store", config).store
     dense = prepare(site, tmp_path / "dense", PrepareConfig(domain="x", size=16, z_bins=4)).store
     np.testing.assert_array_equal(store.images, dense.images)
-    known = store.labels != UNLABELLED
-    assert store.label_kind == "scribble" and 0 < known.mean() < 0.5
-    assert (store.labels[known] == dense.labels[known]).mean() > 0.9  # places are resampled
+    labelled = store.labels != UNLABELLED
+    assert store.label_kind == "scribble" and 0 < labelled.mean() < 0.5
+    assert (store.labels[labelled] == dense.labels[labelled]).mean() > 0.9  # positions are resampled
     with pytest.raises(UsageError, match="point, scribble"):
         weaken_folder(site, tmp_path / "other", "gaze")
     with pytest.raises(UsageError, match="no case has a label"):

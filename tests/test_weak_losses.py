@@ -1,4 +1,4 @@
-"""Labels as sets, and the losses that live on incomplete labels, against slow plain versions."""
+"""Candidate labels and the losses for incomplete labels, against slow plain versions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_dense_labels_allow_one_class_and_unlabelled_pixels_none():
 
 
 @pytest.mark.parametrize("classes", [9, 24])
-def test_sets_of_many_classes_do_not_overflow(classes):
+def test_candidate_labels_of_many_classes_do_not_overflow(classes):
     labels = np.full((1, 2, 2), classes - 1, np.uint8)
     assert masks(labels, classes)[0, :, 0, 0].tolist() == [False] * (classes - 1) + [True]
     assert float(np.float32(candidates_from_labels(labels, classes)[0, 0, 0])) == 2 ** (classes - 1)
@@ -57,14 +57,14 @@ def test_labels_out_of_range_are_refused():
 
 def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
     labels = np.zeros((12, 12), np.uint8)
-    labels[0:9, 0:9] = 1  # of a ring around:
+    labels[0:9, 0:9] = 1  # a ring around class 2
     labels[3:6, 3:6] = 2
     labels[9:12, 9:12] = 0
-    sets = candidates_from_boxes(labels, 3)
-    assert sets[11, 11] == 0b001 and sets[0, 0] == 0b011
-    assert sets[3, 3] == 0b111  # a rim of the inner box, inside the outer one
-    assert sets[4, 4] == 0b100  # the middle of a box within another one is the inner one's
-    labels[7:12, 4:12] = 2  # now the boxes overlap, and in the middles nobody can say whose they are
+    candidates = candidates_from_boxes(labels, 3)
+    assert candidates[11, 11] == 0b001 and candidates[0, 0] == 0b011
+    assert candidates[3, 3] == 0b111  # border of the inner box, inside the outer box
+    assert candidates[4, 4] == 0b100  # the middle of the inner box has the class of the inner box
+    labels[7:12, 4:12] = 2  # now the boxes overlap, and both classes are possible in their middles
     assert candidates_from_boxes(labels, 3)[6, 5] == 0b111
     alone = np.zeros((12, 12), np.uint8)
     alone[0:9, 0:9] = 2
@@ -75,13 +75,13 @@ def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
 def test_a_box_map_with_unlabelled_pixels_is_read_as_it_is():
     labels = np.full((4, 4), UNLABELLED, np.uint8)
     labels[0], labels[2, 2] = 0, 1
-    sets = candidates_from_boxes(labels, 2)
-    assert (sets[0] == 1).all() and sets[2, 2] == 2 and sets[1, 1] == UNKNOWN
+    candidates = candidates_from_boxes(labels, 2)
+    assert (candidates[0] == 1).all() and candidates[2, 2] == 2 and candidates[1, 1] == UNKNOWN
 
 
-def test_image_labels_allow_what_is_there():
-    sets = candidates_from_presence(np.array([[1, 0, 1], [0, 0, 0]]), 2, 3)
-    assert (sets[0] == 0b101).all() and (sets[1] == 0b001).all()
+def test_image_labels_allow_the_classes_present():
+    candidates = candidates_from_presence(np.array([[1, 0, 1], [0, 0, 0]]), 2, 3)
+    assert (candidates[0] == 0b101).all() and (candidates[1] == 0b001).all()
 
 
 def test_with_complete_labels_the_loss_is_cross_entropy():
@@ -91,7 +91,7 @@ def test_with_complete_labels_the_loss_is_cross_entropy():
     torch.testing.assert_close(candidate_cross_entropy(logits, masks(labels)), expected)
 
 
-def test_the_loss_of_a_set_is_that_of_its_whole_probability_and_unknown_pixels_take_no_part():
+def test_the_loss_uses_the_total_probability_of_the_candidate_labels_and_no_unlabelled_pixels():
     logits = torch.randn(1, 3, 1, 3, dtype=torch.float64, requires_grad=True)
     allowed = torch.tensor([[[[1, 0, 1]], [[1, 0, 1]], [[0, 0, 1]]]], dtype=torch.bool)
     p = torch.softmax(logits, 1)[0, :, 0]
@@ -108,7 +108,7 @@ def test_without_any_label_losses_are_zero_and_so_are_their_gradients():
     assert float(loss) == 0 and (logits.grad == 0).all()
 
 
-def test_partial_dice_sees_only_pixels_of_one_class():
+def test_partial_dice_uses_only_pixels_with_a_single_candidate_label():
     labels = RNG.integers(0, 3, (2, 8, 8)).astype(np.uint8)
     logits = 20.0 * F.one_hot(torch.from_numpy(labels).long(), 3).movedim(-1, 1)
     allowed = masks(labels)
@@ -120,7 +120,7 @@ def test_partial_dice_sees_only_pixels_of_one_class():
     assert float(partial_dice(wrong, allowed)) > 0.05
 
 
-def plain_crf(p, image, radius, place, grey):
+def plain_crf(p, image, radius, spatial_width, intensity_width):
     _, height, width = p.shape
     total = 0.0
     for i in range(height):
@@ -128,9 +128,9 @@ def plain_crf(p, image, radius, place, grey):
             for k in range(max(0, i - radius), min(height, i + radius + 1)):
                 for n in range(max(0, j - radius), min(width, j + radius + 1)):
                     if (i, j) != (k, n):
-                        far = ((i - k) ** 2 + (j - n) ** 2) / (2 * place**2)
-                        far += float(image[i, j] - image[k, n]) ** 2 / (2 * grey**2)
-                        total += math.exp(-far) * (1 - float(p[:, i, j] @ p[:, k, n]))
+                        distance = ((i - k) ** 2 + (j - n) ** 2) / (2 * spatial_width**2)
+                        distance += float(image[i, j] - image[k, n]) ** 2 / (2 * intensity_width**2)
+                        total += math.exp(-distance) * (1 - float(p[:, i, j] @ p[:, k, n]))
     return total / (height * width)
 
 
@@ -149,7 +149,7 @@ def test_the_gated_crf_has_the_right_gradient():
 
 
 def plain_filter(values, guide, sigma):
-    """By brute force over all pairs of pixels, along the paths of a tree that SciPy finds."""
+    """Tree filter by brute force over all pairs of pixels, along the paths of a spanning tree from SciPy."""
     classes, height, width = values.shape
     flat = guide.reshape(len(guide), -1).numpy()
     n = height * width
@@ -174,13 +174,13 @@ def test_the_tree_filter_equals_brute_force(sigma):
     values = torch.rand(2, 4, 8, 8, dtype=torch.float64)
     guide = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     found = tree_filter(values, guide, spanning_forest(guide), sigma=sigma)
-    for one, value, way in zip(found, values, guide, strict=True):
-        torch.testing.assert_close(one, plain_filter(value, way, sigma), atol=1e-6, rtol=0)
+    for filtered, value, features in zip(found, values, guide, strict=True):
+        torch.testing.assert_close(filtered, plain_filter(value, features, sigma), atol=1e-6, rtol=0)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
-def test_the_tree_filter_keeps_what_is_equal_everywhere_and_never_leaves_the_range(height, width, seed):
+def test_the_tree_filter_does_not_change_constant_maps_and_stays_in_range(height, width, seed):
     rng = torch.Generator().manual_seed(seed)
     values = torch.rand(1, 2, height, width, generator=rng, dtype=torch.float64)
     values[:, 1] = 0.25
@@ -197,14 +197,14 @@ def test_the_tree_filter_has_the_right_gradients():
     assert torch.autograd.gradcheck(lambda v, g: tree_filter(v, g, forest), (values, guide))
 
 
-def test_tree_energy_counts_unknown_pixels_and_teaches_the_embeddings():
+def test_tree_energy_counts_unlabelled_pixels_and_trains_the_embeddings():
     logits = torch.randn(2, 3, 8, 8, requires_grad=True)
     images, guide = torch.rand(2, 1, 8, 8), torch.rand(2, 4, 8, 8, requires_grad=True)
-    unknown = torch.zeros(2, 8, 8, dtype=torch.bool)
-    assert float(tree_energy(torch.softmax(logits, 1), images, unknown, embeddings=[guide])) == 0
-    unknown[0, :4] = True
+    unlabelled = torch.zeros(2, 8, 8, dtype=torch.bool)
+    assert float(tree_energy(torch.softmax(logits, 1), images, unlabelled, embeddings=[guide])) == 0
+    unlabelled[0, :4] = True
     p = torch.softmax(logits, 1)
-    loss = tree_energy(p, images, unknown, embeddings=[guide])
+    loss = tree_energy(p, images, unlabelled, embeddings=[guide])
     first = tree_filter(p, images, spanning_forest(images), sigma=0.02)
     second = tree_filter(first, guide, spanning_forest(guide))
     torch.testing.assert_close(loss, (p - second)[0, :, :4].abs().sum() / 32)

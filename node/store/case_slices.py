@@ -24,10 +24,10 @@ from .prepare_config import PrepareConfig
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
-SHORTEST_FIXATION = 50.0  # milliseconds; shorter ones are no fixations (spec gaze 1)
+SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
 GAZE_COLUMNS = ("CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION")
 AFFINE_TOLERANCE = 1e-2  # millimetres
-# The shortest beginning that ends in digits: patient038_ED and patient038_ES are one patient, hippocampus_001 is one.
+# The shortest beginning that ends in digits: patient038 for patient038_ED and patient038_ES, all of hippocampus_001.
 PATIENT = re.compile(r"sub-[A-Za-z0-9]+|.*?\d+(?=\D|$)")
 
 
@@ -36,12 +36,20 @@ class Survey:
     """What must be known of all cases before the first can be cut.
 
     Attributes:
-        digest: of the contents of the case's files. voxels: of the image's voxels and shape alone.
-        patient: equal for all cases of one patient. labelled: whether there is a label file.
-        shape, affine: of the stored volume. box: what is kept, along the turned axes.
-        spacing: millimetres along the turned axes.
-        mean, deviation: of the kept voxels. blank: slices of the box in which all voxels are equal.
-        low, high, counts: histogram of the kept voxels in 64 equal bins.
+        digest: SHA-256 over the contents of the case's files.
+        voxels: SHA-256 over the image's voxels and shape alone.
+        patient: equal for all cases of a patient.
+        labelled: whether there is a label file.
+        shape: of the stored volume.
+        affine: (4, 4) of the stored volume.
+        box: first and last + 1 index of the part that is kept, along the turned axes.
+        spacing: (3,) millimetres along the turned axes.
+        mean: of the kept voxels.
+        deviation: standard deviation of the kept voxels.
+        blank: number of slices of the box in which all voxels are equal.
+        low: lowest kept voxel.
+        high: highest kept voxel.
+        counts: (64,) histogram of the kept voxels in equal bins from `low` to `high`.
     """
 
     digest: str
@@ -105,7 +113,7 @@ class CaseSlices:
 
 
 def digest_of(case: CaseFiles) -> str:
-    """Of the contents of all files of a case. Raises VolumeError if one cannot be read."""
+    """SHA-256 over the contents of all files of a case. Raises: VolumeError if a file cannot be read."""
     whole = hashlib.sha256()
     for path in case.files:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
@@ -193,7 +201,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
 
 
 def _patient(case: CaseFiles, pattern: str | None) -> str:
-    """What a DICOM header says goes before what the name suggests, unless a pattern is given."""
+    """The patient of a case: from its DICOM header, else from its name; from the name if a pattern is given."""
     from_header = patient_key(case.image) if pattern is None and isinstance(case.image, tuple) else None
     return from_header or patient_of(case.name, pattern)
 
@@ -215,7 +223,10 @@ def _on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
 
 
 def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, *, ends: tuple[int, int]) -> tuple[int, int]:
-    """First and last slice that touch the mask. An empty mask keeps all; as published, the last one is lost."""
+    """First and last + 1 slice that touch the mask. An empty mask keeps all slices.
+
+    The published program loses the last slice.
+    """
     mask = _on_grid_of(image, read_volume(case.mask, integer=True), case.mask).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(touched):
@@ -226,7 +237,7 @@ def _mask_ends(case: CaseFiles, image: Volume, config: PrepareConfig, *, ends: t
 
 
 def _with_mask_class(case: CaseFiles, image: Volume, label: Volume) -> Volume:
-    """Structures one up, and label 1 for the rest of the mask (spec 2.2)."""
+    """Label values raised by 1, and label 1 for the rest of the mask."""
     if case.mask is None:
         return Volume(np.where(label.data > 0, label.data + 1, 0).astype(np.uint16), label.affine)
     mask = _on_grid_of(image, read_volume(case.mask, integer=True), case.mask).data > 0
@@ -296,7 +307,10 @@ def _read_presence(path: Path, seen: Survey, grid: SliceGrid) -> np.ndarray:
 
 
 def _read_gaze(case: CaseFiles, grid: SliceGrid, seen: Survey) -> np.ndarray:
-    """Fixations in slices: X and Y are shares of the first and second stored axis, SLICE a place on the third."""
+    """Fixations (m, 4) float32: slice, row, column, milliseconds.
+
+    In the table X and Y are shares of the first and second stored axis, SLICE is an index along the third.
+    """
     if case.label.suffix != ".csv":
         raise UsageError(f"{case.label}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     rows = _read_table(case.label, GAZE_COLUMNS)

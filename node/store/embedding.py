@@ -27,7 +27,7 @@ def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: 
         path: slice store.
         encoder, weights: as for `load_image_encoder`; the store remembers both, for guidance at this node.
 
-    Returns: (width,), shorter than one.
+    Returns: (width,), of Euclidean norm below 1.
     Raises: UsageError, StoreError, CheckpointError for an unusable store or encoder; the store stays as it was.
     """
     store, network = SliceStore(path), load_image_encoder(encoder, weights, device=device)
@@ -45,7 +45,7 @@ def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: 
 def site_embedding(store: SliceStore, width: int) -> Tensor:
     """(width,). Raises StoreError if the store has none, or one of another encoder."""
     if not (store.path / EMBEDDING).is_file():
-        raise StoreError(f"{store.path}: holds no mean embedding; make it with `fedfactory embed`")
+        raise StoreError(f"{store.path}: holds no mean embedding; run `fedfactory embed`")
     mean = read_embedding(store.path / EMBEDDING)
     if len(mean) != width:
         raise StoreError(f"{store.path}: its embedding has {len(mean)} numbers; the factory needs {width}")

@@ -40,7 +40,7 @@ def import_slices(
 
     Args:
         config: domain, height bins, split, and `spacing` (millimetres per pixel, default 1); the size is the slices'.
-        slice_spacing: millimetres from slice to slice; the files do not say.
+        slice_spacing: millimetres from slice to slice, which the files do not hold.
 
     Raises: as `prepare`.
     """

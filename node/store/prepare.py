@@ -2,7 +2,7 @@
 
 A run has four passes over the cases, each in parallel and with one volume in memory per worker: survey (what is there),
 cut (slices, kept in a working folder), count (the site's intensity window), write (the store's arrays). The store's
-index comes last. What a killed run has cut is used by the next one.
+index comes last. The next run uses what a killed run has cut.
 """
 
 from __future__ import annotations
@@ -44,8 +44,11 @@ class Preparation:
 
     Attributes:
         store: the store as it is now.
-        failed: name of an unusable case, and one line that says why.
-        added, replaced, unchanged: numbers of cases. kept: cases of the store that the source does not have.
+        failed: name of an unusable case, and the reason in one line.
+        added: number of new cases.
+        replaced: number of cases whose files have changed.
+        unchanged: number of cases whose files have not changed.
+        kept: number of cases of the store that the source does not have.
     """
 
     store: SliceStore
@@ -184,7 +187,7 @@ class _Run:
     def _split(self, seen: Mapping[str, Survey], old: Mapping[str, Case]) -> dict[str, str]:
         known = {case.patient: case.split for case in old.values()}
         if self.config.split is not None:
-            return {**{one.patient: self.config.split for one in seen.values()}, **known}
+            return {**{survey.patient: self.config.split for survey in seen.values()}, **known}
         labelled: dict[str, bool] = {}
         for case in (*old.values(), *seen.values()):
             labelled[case.patient] = labelled.get(case.patient, False) or case.labelled
@@ -197,7 +200,7 @@ class _Run:
         )
 
     def _format(self, seen: list[Survey]) -> SliceFormat:
-        """The store's own format, or one that suits the cases; the latter still without its intensity window."""
+        """The store's own format, or a format that suits the cases and still lacks its intensity window."""
         if self.store:
             return self.store.format
         config = self.config
@@ -238,8 +241,8 @@ class _Run:
                 f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
             )
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
-        for _, one in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
-            counts += one
+        for _, found in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
+            counts += found
         return replace(fmt, window=intensity_window(low, high, counts))
 
     def _write(

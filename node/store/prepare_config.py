@@ -16,7 +16,7 @@ from .patient_split import SPLITS
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
 NEEDS_UNLABELLED = ("scribble", "point", "block")
 FORMAT_FILE = "format.json"
-# Two stores may be mixed, or one extended, only where these agree.
+# Stores may be mixed or extended only where these agree.
 AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
 
 
@@ -57,7 +57,7 @@ class PrepareConfig:
         unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
         classes: label values including background; higher ones are refused. Default: up to 254.
         patient_pattern: regular expression that finds the patient in a case's name; default: its beginning up to the
-            first digits, or what DICOM headers say.
+            first digits, or the DICOM headers.
         validation_share: share of the patients held out for validation, in [0, 1).
         test_share: share of the patients held out for testing, in [0, 1); the other patients are for training.
         exclude: names of cases to leave out.

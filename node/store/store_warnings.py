@@ -1,4 +1,4 @@
-"""What is odd about a site's volumes and worth a look, in sentences for the site itself."""
+"""What is unusual about a site's volumes, in sentences for the site itself."""
 
 from __future__ import annotations
 

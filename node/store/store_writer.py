@@ -172,7 +172,7 @@ class StoreArrays:
             self.gaze[case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
 
     def close(self, cases: list[Case]) -> dict[str, str]:
-        """Give the files names that tell their content. Returns the names by kind."""
+        """Rename the files after a hash of their content. Returns the names by kind."""
         for file in self.files.values():
             file.close()
         if self.gaze is not None:
