@@ -124,7 +124,7 @@ def test_a_store_without_a_fitting_embedding_is_refused(clip, store, tmp_path):
     weights = tmp_path / "own.safetensors"
     save_file({k: v.clone() for k, v in model.visual.state_dict().items()}, weights)
     embed_store(store.path, encoder=f"local-dir:{folder}", weights=weights)
-    with pytest.raises(StoreError, match="takes 768"):
+    with pytest.raises(StoreError, match="needs 768"):
         site_embedding(store, 768)
     save_file({k: v + 1 for k, v in model.visual.state_dict().items()}, weights)
     with pytest.raises(StoreError, match="has changed"):
