@@ -172,8 +172,8 @@ def test_scores_equal_those_of_an_independent_library(seed, spacing):
     ours, theirs = masks
     matrix = stats.calculate_confusion_matrix(theirs.astype(int), ours.astype(int), [0, 1])
     assert score.dice == pytest.approx(stats.dice_from_confusion_matrix(matrix)[1], abs=1e-6)
-    # Both in millimetres. The libraries interpolate differently between the two distances beside a percentile, which can
-    # lie far apart: ours must lie between the other's percentiles two surface voxels below and above.
+    # Both in millimetres. The libraries interpolate differently between the two distances beside a percentile, which
+    # can lie far apart: ours must lie between the other's percentiles two surface voxels below and above.
     surface = min(int((mask & ~binary_erosion(mask)).sum()) for mask in masks)
     low, high = (
         stats.percentile_hausdorff_distance(theirs, ours, share, spacing)
