@@ -103,9 +103,9 @@ def test_settings_from_the_researcher_are_checked_at_the_site(config):
         plan_with(config, card={"kind": "labelled factory"})
     with pytest.raises(NodeDataError, match="at most"):
         plan_with(config, adaptation=replace(Adaptation(), volumes=10**9).to_dict())
-    with pytest.raises(ConfigError, match="not usable"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         plan_with(config, adaptation={"engine": "segmenter"})
-    with pytest.raises(ConfigError, match="not usable"):
+    with pytest.raises(ConfigError, match="cannot be used"):
         plan_with(config, adaptation={**Adaptation().to_dict(), "out": "/etc/passwd"})
 
 
