@@ -20,7 +20,7 @@ from ..imaging.slice_format import mean_and_deviation
 from ..imaging.slice_grid import SliceGrid
 from ..imaging.volume_files import case_name, read_volume, write_volume
 from ..imaging.volumes import Volume
-from .evaluation import PROBABILITIES
+from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
 
 ROWS = 2  # the axis of (N, 1, S, S) slices that mirroring turns round

@@ -31,7 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib.image
 import numpy as np
 import torch
-from fedfactory.adaptation.evaluation import evaluate
+from fedfactory.adaptation.evaluation.evaluate import evaluate
+from fedfactory.adaptation.evaluation.summary import class_means, mean_over_classes
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import Segmenter
@@ -134,13 +135,14 @@ def run_site(arguments: argparse.Namespace, work: Path, site: str, *, seed: int)
 
 def summary(predicted: Path, tests: Path) -> dict[str, float]:
     """Mean Dice and HD95 (mm) of the predicted label maps, by structure and over structures."""
-    scores = evaluate(predicted, tests)
+    found = evaluate(predicted, tests, patient_pattern=r"patient\d+")
+    for warning in found.warnings:
+        print(tests, warning, flush=True)
     row: dict[str, float] = {}
     for measure in ("dice", "hd95"):
-        for label, name in STRUCTURES.items():
-            values = [getattr(score, measure) for score in scores if score.label == label]
-            row[f"{measure} {name}"] = round(float(np.nanmean(values)), 4) if np.isfinite(values).any() else math.nan
-        row[measure] = round(float(np.nanmean([row[f"{measure} {name}"] for name in STRUCTURES.values()])), 4)
+        means = class_means(found.scores, measure)
+        row |= {f"{measure} {name}": round(means.get(label, math.nan), 4) for label, name in STRUCTURES.items()}
+        row[measure] = round(mean_over_classes(found.scores, measure), 4)
     return row
 
 

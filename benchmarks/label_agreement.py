@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import draw_slices, pseudo_label
+from fedfactory.adaptation.evaluation.scores import dice
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
@@ -78,11 +79,7 @@ def agreement(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, A
 
 def by_class(first: np.ndarray, second: np.ndarray, classes: int) -> list[float]:
     """Dice of every foreground class over all slices together; both label maps are (N, S, S)."""
-    values = range(1, classes)
-    return [
-        2 * float(((first == v) & (second == v)).sum()) / float((first == v).sum() + (second == v).sum())
-        for v in values
-    ]
+    return [dice(first == value, second == value) for value in range(1, classes)]
 
 
 if __name__ == "__main__":

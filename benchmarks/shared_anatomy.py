@@ -45,6 +45,7 @@ from fedfactory.generative.metrics.alarm import alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
+from fedfactory.node.plans.site_slices import held_out_scores
 from fedfactory.node.site_adaptation import MIN_EXPLAINED_RATIO
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
@@ -267,19 +268,8 @@ def evaluate(federation: SimulatedFederation) -> dict[str, Any]:
 
 
 def dice(segmenter: Segmenter, store: SliceStore) -> float:
-    """Mean Dice over held-out cases and foreground classes."""
-    chosen = store.slices("test")
-    images, labels = slices_of(store, chosen), torch.from_numpy(store.labels[chosen].astype(np.int64))
-    label_maps = torch.cat([segmenter.probabilities(part).argmax(1) for part in images.split(64)])
-    values = []
-    for case in (case for case in store.cases if case.split == "test"):
-        in_case = torch.from_numpy((chosen >= case.first) & (chosen < case.first + case.count))
-        for value in range(1, store.classes):
-            predicted, truth = label_maps[in_case] == value, labels[in_case] == value
-            total = int(predicted.sum() + truth.sum())
-            if total:
-                values.append(2 * int((predicted & truth).sum()) / total)
-    return round(float(np.mean(values)), 4)
+    """Mean Dice over held-out cases for each foreground class, then over classes, on the volumes' own grids."""
+    return round(held_out_scores(store, segmenter)["dice"], 4)
 
 
 def explained(segmenter: Segmenter, store: SliceStore) -> float:

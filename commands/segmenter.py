@@ -20,6 +20,7 @@ from .options import (
     LabelledFactoryFile,
     Network,
     OneTargetSlice,
+    PatientPattern,
     Seed,
     Store,
     Updates,
@@ -262,14 +263,22 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Label map, or folder of label maps.")],
     references: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or CASE/label/*.nii.gz.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    patient_pattern: PatientPattern = None,
 ) -> None:
-    """Score label maps against references.
+    """Score label maps against references, which must be on the images' own grids.
 
     Per case and class: Dice, 95 % Hausdorff distance, average surface distance and volume error. A page beside the CSV
-    file shows means, confidence intervals and the worst cases.
+    file shows means, confidence intervals (bootstrap over patients) and the worst cases. References that are cut by the
+    border of the image, and cases of a size unlike the others, get a warning.
     """
-    from ..adaptation.evaluation import evaluate as run
-    from ..adaptation.evaluation import mean_dice
+    from ..adaptation.evaluation.evaluate import evaluate as run
+    from ..adaptation.evaluation.summary import mean_dice
 
-    scores = run(predictions, references, out)
-    console.print(f"{out}: {len({score.case for score in scores})} cases, mean foreground Dice {mean_dice(scores):.3f}")
+    found = run(predictions, references, out, patient_pattern=patient_pattern)
+    cases, patients = ({getattr(score, name) for score in found.scores} for name in ("case", "patient"))
+    console.print(
+        f"{out}: {len(cases)} cases of {len(patients)} patients, mean foreground Dice {mean_dice(found.scores):.3f}",
+        markup=False,
+    )
+    for warning in found.warnings:
+        console.print(f"warning: {warning}", markup=False)

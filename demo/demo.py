@@ -17,7 +17,9 @@ import torch
 from rich.console import Console
 
 from .. import __version__
-from ..adaptation.evaluation import Score, evaluate, mean_dice
+from ..adaptation.evaluation.evaluate import evaluate
+from ..adaptation.evaluation.scores import Score
+from ..adaptation.evaluation.summary import mean_dice
 from ..adaptation.generate_volumes import Drawing, generate_volumes
 from ..adaptation.inference import segment
 from ..adaptation.labelled_factory import LabelledFactory
@@ -254,7 +256,7 @@ def _score_site(out: Path, site: DemoSite, models: dict[str, Path]) -> dict[str,
     for method in METHODS:
         folder = out / "predictions" / site.name / method
         segment(site.images, [models[method]], folder)
-        scores[method] = evaluate(folder, site.test, folder.parent / f"{method}.csv")
+        scores[method] = evaluate(folder, site.test, folder.parent / f"{method}.csv").scores
     return scores
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..adaptation.evaluation import Score
+from ..adaptation.evaluation.scores import Score
 
 METHODS = ("no_adaptation", "augmentation_only", "adapted", "oracle")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..adaptation.evaluation.summary import class_means, summarise
 from ..common.html_pages import picture, write_page
 from ..generative.factory_file import TrainedFactory
 from ..imaging.overlays import CLASS_COLOURS
@@ -94,15 +95,13 @@ def _dice_table(result: DemoResult) -> str:
     for method, name in ROW_NAMES.items():
         cells = ""
         for site in sites:
-            cases: dict[str, list[float]] = {}
-            for score in result.scores[site][method]:
-                cases.setdefault(score.case, []).append(score.dice)
-            spread = np.std([np.mean(values) for values in cases.values()])
-            cells += f"<td>{result.dice[site][method]:.3f} <small>&plusmn; {spread:.3f}</small></td>"
+            row = next(row for row in summarise(result.scores[site][method]) if (row.measure, row.label) == ("dice", 0))
+            cells += f"<td>{row.mean:.3f} <small>({row.low:.3f} to {row.high:.3f})</small></td>"
         rows += f"<tr><td>{name}</td>{cells}</tr>"
     return (
         f"<table><tr><th>mean foreground Dice</th>{head}</tr>{rows}</table>"
-        "<p><small>&plusmn; standard deviation over held-out subjects; one training run each.</small></p>"
+        "<p><small>Mean over subjects for each class, then over classes; in brackets the 95 % interval over held-out "
+        "subjects (bootstrap); one training run each.</small></p>"
     )
 
 
@@ -112,8 +111,8 @@ def _class_table(result: DemoResult) -> str:
     rows = ""
     for site, methods in result.scores.items():
         for method, scores in methods.items():
-            values = [np.mean([s.dice for s in scores if s.label == label] or [np.nan]) for label in CLASSES]
-            cells = "".join(f"<td>{value:.3f}</td>" for value in values)
+            means = class_means(scores, "dice")
+            cells = "".join(f"<td>{means.get(label, np.nan):.3f}</td>" for label in CLASSES)
             rows += f"<tr><td>{html.escape(site)}, {method.replace('_', ' ')}</td>{cells}</tr>"
     return f"<table><tr><th>mean Dice</th>{head}</tr>{rows}</table>"
 

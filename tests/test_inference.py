@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-
 import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
-from fedfactory.adaptation.evaluation import MEASURES, evaluate, score_case, summarise
+from fedfactory.adaptation.evaluation.evaluate import evaluate
+from fedfactory.adaptation.evaluation.scores import score_case
 from fedfactory.adaptation.inference import Outputs, segment
 from fedfactory.adaptation.segmenter import KIND, Segmenter
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
@@ -17,11 +16,7 @@ from fedfactory.errors import CheckpointError, UsageError
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.labelling import train_on_store
-from grand_challenge_metrics import stats
 from helpers import ball_volume, oriented, untrained_segmenter, write_dicom
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from scipy.ndimage import binary_erosion, gaussian_filter
 
 EVERYTHING = Outputs(probabilities=True, pictures=True)
 
@@ -98,7 +93,7 @@ def test_a_dicom_series_is_segmented_on_its_own_grid(model, tmp_path):
 def test_a_whole_data_set_is_segmented_and_scored_by_its_cases_names(site, model, tmp_path):
     paths = segment([site], [model], tmp_path / "out")
     assert [path.name for path in paths] == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
-    assert {score.case for score in evaluate(tmp_path / "out", site)} == {"case0", "case1", "case2"}
+    assert {score.case for score in evaluate(tmp_path / "out", site).scores} == {"case0", "case1", "case2"}
 
 
 def test_an_ensemble_gives_the_mean_probabilities_of_its_members(store, model, tmp_path):
@@ -157,60 +152,3 @@ def test_models_of_different_formats_are_no_ensemble(store, model, tmp_path):
     write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
     with pytest.raises(CheckpointError, match="share"):
         segment([tmp_path / "case.nii.gz"], [model, tmp_path / "n.safetensors"], tmp_path / "out")
-
-
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), spacing=st.tuples(*[st.floats(0.5, 4.0)] * 3))
-@example(seed=1507, spacing=(3.0, 3.0, 0.5))  # neighbouring distances far apart
-def test_scores_equal_those_of_an_independent_library(seed, spacing):
-    rng = np.random.default_rng(seed)
-    masks = [gaussian_filter(rng.normal(size=(12, 13, 9)), 2.0) > 0.05 for _ in range(2)]
-    if not all(mask.any() for mask in masks):
-        return
-    affine = np.diag([*spacing, 1.0])
-    (score,) = score_case("c", *(Volume(mask.astype(np.uint8), affine) for mask in masks))
-    ours, theirs = masks
-    matrix = stats.calculate_confusion_matrix(theirs.astype(int), ours.astype(int), [0, 1])
-    assert score.dice == pytest.approx(stats.dice_from_confusion_matrix(matrix)[1], abs=1e-6)
-    # Both in millimetres. The libraries interpolate differently between the two distances beside a percentile, which
-    # can lie far apart: ours must lie between the other's percentiles two surface voxels below and above.
-    surface = min(int((mask & ~binary_erosion(mask)).sum()) for mask in masks)
-    low, high = (
-        stats.percentile_hausdorff_distance(theirs, ours, share, spacing)
-        for share in (max(0.0, 0.95 - 2 / surface), min(1.0, 0.95 + 2 / surface))
-    )
-    assert low - 1e-4 <= score.hd95 <= high + 1e-4
-    assert score.volume_error == pytest.approx(ours.sum() / theirs.sum() - 1)
-
-
-def test_a_summary_has_means_with_intervals_and_counts_what_is_undefined(tmp_path):
-    empty, box = np.zeros((8, 8, 8), np.uint8), np.zeros((8, 8, 8), np.uint8)
-    box[2:6, 2:6, 2:6] = 1
-    part = box.copy()
-    part[2:4] = 0
-    scores = []
-    for number, found in enumerate((box, box, part, empty)):
-        scores += score_case(str(number), Volume(found, np.eye(4)), Volume(box, np.eye(4)))
-    rows = {(row.measure, row.label): row for row in summarise(scores)}
-    dice = rows["dice", 1]
-    assert dice.mean == pytest.approx((1 + 1 + 2 / 3 + 0) / 4)
-    assert 0 <= dice.low < dice.mean < dice.high <= 1
-    assert (dice.cases, dice.undefined) == (4, 0)
-    assert (rows["hd95", 1].cases, rows["hd95", 1].undefined) == (3, 1)
-    assert rows["dice", 0] == rows["dice", 0].__class__(**{**vars(dice), "label": 0})
-    assert {row.measure for row in rows.values()} == set(MEASURES)
-
-
-def test_an_evaluation_leaves_a_table_and_a_page_with_the_worst_cases(site, tmp_path):
-    for number in range(3):
-        mask = read_volume(site / f"case{number}" / "label" / "mask.nii.gz", integer=True)
-        shifted = Volume(np.roll(mask.data, number, axis=0), mask.affine)
-        write_volume(tmp_path / "pred" / f"case{number}.nii.gz", shifted)
-    write_volume(tmp_path / "pred" / "case0_probabilities.nii.gz", ball_volume()[0])
-    evaluate(tmp_path / "pred", site, tmp_path / "m.csv")
-    with (tmp_path / "m.csv").open() as file:
-        assert {row["case"] for row in csv.DictReader(file)} == {"case0", "case1", "case2"}
-    page = (tmp_path / "m.html").read_text()
-    assert page.index("case2, mean Dice") < page.index("case1, mean Dice") < page.index("case0, mean Dice 1.000")
-    assert "HD95 (mm)" in page
-    assert page.count("<img") == 3

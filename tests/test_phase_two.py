@@ -10,7 +10,8 @@ import pytest
 import torch
 from fedfactory.adaptation.adapt import mix, pseudo_label, read_synthetic
 from fedfactory.adaptation.augmentation import augmentation
-from fedfactory.adaptation.evaluation import evaluate, mean_dice, score_case
+from fedfactory.adaptation.evaluation.scores import score_case
+from fedfactory.adaptation.evaluation.summary import mean_dice
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.labelled_factory import LabelledFactory
@@ -18,7 +19,7 @@ from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
 from fedfactory.common.seeding import seeded
-from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError, StoreError, UsageError
 from fedfactory.generative.synthesis import slice_heights
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
@@ -192,43 +193,6 @@ def test_bad_images_stop_segmentation_before_anything_is_written(store, tmp_path
                 [tmp_path / "good.nii.gz", tmp_path / f"{bad}.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "p"
             )
         assert not (tmp_path / "p").exists()
-
-
-def test_scores_of_shifted_boxes_are_those_worked_out_by_hand(tmp_path):
-    reference, predicted = np.zeros((20, 20, 20), np.uint8), np.zeros((20, 20, 20), np.uint8)
-    reference[5:15, 5:15, 5:15] = 1
-    predicted[7:17, 5:15, 5:15] = 1
-    affine = np.diag([2.0, 1.0, 1.0, 1.0])
-    (score,) = score_case("c", Volume(predicted, affine), Volume(reference, affine))
-    assert score.dice == pytest.approx(0.8)
-    assert score.hd95 == pytest.approx(4.0)  # two voxels of 2 mm
-    assert score.volume_error == 0
-    assert 0 < score.assd < 4
-
-
-def test_a_class_that_is_missed_or_invented_scores_zero():
-    empty, box = np.zeros((6, 6, 6), np.uint8), np.zeros((6, 6, 6), np.uint8)
-    box[2:4, 2:4, 2:4] = 1
-    for predicted, reference in ((empty, box), (box, empty)):
-        (score,) = score_case("c", Volume(predicted, np.eye(4)), Volume(reference, np.eye(4)))
-        assert score.dice == 0
-        assert np.isnan(score.hd95)
-
-
-def test_evaluation_writes_one_row_per_case_and_class(site, tmp_path):
-    for number in range(3):
-        mask = read_volume(site / f"case{number}" / "label" / "mask.nii.gz", integer=True)
-        write_volume(tmp_path / "pred" / f"case{number}.nii.gz", mask)
-    scores = evaluate(tmp_path / "pred", site, tmp_path / "m.csv")
-    assert mean_dice(scores) == 1.0
-    assert len((tmp_path / "m.csv").read_text().splitlines()) == 1 + 3 * 2
-    write_volume(tmp_path / "pred" / "stranger.nii.gz", mask)
-    with pytest.raises(UsageError, match="stranger"):
-        evaluate(tmp_path / "pred", site)
-    shifted = Volume(mask.data, mask.affine + np.eye(4))
-    write_volume(tmp_path / "other" / "case0.nii.gz", shifted)
-    with pytest.raises(VolumeError, match="another grid"):
-        evaluate(tmp_path / "other", site)
 
 
 def test_a_segmenter_whose_loss_is_not_finite_stops():

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.imaging.patients import patient_of
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.store.case_slices import patient_of
 from fedfactory.node.store.patient_split import split_patients
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
@@ -293,7 +293,6 @@ def test_odd_cases_get_a_warning_and_good_cases_get_none(tmp_path):
         for word in (
             "one volume",
             "all voxels are equal",
-            "voxel size",
             "marks nothing",
             "single slice",
             "without an image",
@@ -302,11 +301,12 @@ def test_odd_cases_get_a_warning_and_good_cases_get_none(tmp_path):
     assert {word: sorted(text.split(": ")[-1].split(", ")) for word, text in found.items()} == {
         "one volume": ["again7", "case0"],
         "all voxels are equal": ["blank8"],
-        "voxel size": ["huge9"],
         "marks nothing": ["none10"],
         "single slice": ["thin11"],
         "without an image": ["bare12"],
     }
+    (odd,) = [text for text in store.warnings if "of a size unlike" in text]
+    assert "1 case of" in odd and "huge9, 20 x 24 x 8 voxels of 9 x 9 x 15 mm" in odd
 
 
 def test_labels_that_do_not_fit_into_the_slices_get_a_warning(site, tmp_path):

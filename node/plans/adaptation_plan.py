@@ -9,13 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fedbiomed.common.datamanager import DataManager
 from torch import Tensor, nn
 
 from ...adaptation.labelled_factory import LabelledFactory
-from ...adaptation.labelled_slices import foreground_dice
 from ...adaptation.segmenter import Segmenter
 from ...errors import NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
@@ -23,6 +21,7 @@ from ..site_adaptation import Adaptation, adapt_site
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
+from .site_slices import held_out_scores
 
 SEGMENTERS_SUFFIX = ".segmenters"  # after the store's name: folder of the segmenters that the site keeps
 MAX_VOLUMES = 1000  # synthetic subjects that a site draws at the request of a researcher
@@ -175,13 +174,7 @@ def segmenter_file(store: SliceStore, networks: nn.Module) -> Path:
 
 def _held_out_dice(store: SliceStore, segmenter: Segmenter) -> tuple[float | None, int]:
     """Mean foreground Dice on densely labelled test cases, and their number; (None, 0) without such cases."""
-    cases = [case for case in store.cases if case.split == "test" and case.label_kind == "dense"]
-    if not cases or store.classes != segmenter.classes:
+    if store.classes != segmenter.classes:
         return None, 0
-    scores = []
-    for case in cases:
-        chosen = slice(case.first, case.first + case.count)
-        images = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
-        truth = torch.from_numpy(store.labels[chosen].astype(np.int64))
-        scores.append(foreground_dice(segmenter.probabilities(images).argmax(1), truth, store.classes))
-    return float(np.nanmean(scores)), len(cases)
+    scores = held_out_scores(store, segmenter)
+    return (scores["dice"], int(scores["test_cases"])) if scores else (None, 0)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from fedbiomed.common.logger import logger
 
-from ...adaptation.evaluation import score_case
+from ...adaptation.evaluation.scores import Score, score_case
+from ...adaptation.evaluation.summary import class_means, mean_over_classes
 from ...adaptation.labels.candidate_labels import (
     UNKNOWN,
     SiteSlices,
@@ -17,6 +20,7 @@ from ...adaptation.labels.candidate_labels import (
 )
 from ...adaptation.segmenter import Segmenter
 from ...errors import NodeDataError, StoreError
+from ...imaging.slice_format import UNLABELLED
 from ...imaging.volumes import Volume
 from ..store.gaze_maps import gaze_candidates
 from ..store.slice_store import Case, SliceStore
@@ -39,33 +43,34 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
 
 
 def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
-    """Mean Dice and HD95 (mm) over the densely labelled test cases, for each class and over all classes.
+    """Dice and HD95 (mm) over the densely labelled test cases, on the images' own grids.
 
-    A case counts for a class that occurs in one of the two label maps, and for its distance if it occurs in both.
+    Means are over cases for each class, then over classes; `adaptation.evaluation.scores` has the rule for absent
+    classes. Voxels that nobody annotated do not count.
 
-    Returns: "test_cases", "dice", "hd95", and "dice_LABEL", "hd95_LABEL" for each label; empty without test cases.
+    Returns: "test_cases", "dice", "hd95", "dice_LABEL" and "hd95_LABEL" for each label, and "dice_undefined" and
+        "hd95_undefined", numbers of pairs of a case and a class; empty without test cases.
     """
-    scores, cases = [], [case for case in store.cases if case.split == "test" and case.label_kind == "dense"]
-    for case in cases:
-        images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
-        found = segmenter.probabilities(images).argmax(1).numpy().astype(np.uint8)
-        between = store.format.slice_spacing or case.facts.spacing[2]
-        affine = np.diag([store.format.spacing, store.format.spacing, between, 1.0])
-        pair = (Volume(np.moveaxis(labels, 0, -1), affine) for labels in (found, store.labels[case.span]))
-        scores += score_case(case.name, *pair)
-    if not scores:
+    cases = [case for case in store.cases if case.has_reference]
+    if not cases:
         return {}
+    scores = [score for case in cases for score in _case_scores(store, case, segmenter)]
     row: dict[str, float] = {"test_cases": len(cases)}
     for measure in ("dice", "hd95"):
-        by_class = {}
-        for label in sorted({score.label for score in scores}):
-            values = [getattr(score, measure) for score in scores if score.label == label]
-            values = [value for value in values if np.isfinite(value)]
-            by_class[label] = float(np.mean(values)) if values else float("nan")
-        row |= {f"{measure}_{label}": value for label, value in by_class.items()}
-        known = [value for value in by_class.values() if np.isfinite(value)]
-        row[measure] = float(np.mean(known)) if known else float("nan")
+        row[measure] = mean_over_classes(scores, measure)
+        row |= {f"{measure}_{label}": value for label, value in class_means(scores, measure).items()}
+        row[f"{measure}_undefined"] = sum(not math.isfinite(getattr(score, measure)) for score in scores)
     return row
+
+
+def _case_scores(store: SliceStore, case: Case, segmenter: Segmenter) -> list[Score]:
+    """Scores of all classes of the store for a densely labelled test case."""
+    reference = store.reference(case)
+    images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
+    found = store.grid(case).labels_to_volume(segmenter.probabilities(images).cpu().numpy())
+    unknown = reference.data == UNLABELLED
+    ours, theirs = (Volume(np.where(unknown, 0, data), reference.affine) for data in (found, reference.data))
+    return score_case(case.name, ours, theirs, patient=case.patient, classes=range(1, store.classes))
 
 
 def _candidates_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str]:

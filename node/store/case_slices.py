@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,22 +12,23 @@ import numpy as np
 
 from ...common.files import sha256_of
 from ...errors import UsageError, VolumeError
+from ...imaging.case_sizes import cut_labels
 from ...imaging.cases import CaseFiles
 from ...imaging.cropping import crop_box
 from ...imaging.dicom import patient_key
+from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat, mean_and_deviation
 from ...imaging.slice_grid import SliceGrid
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 from .prepare_config import PrepareConfig
+from .reference_runs import to_runs
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
 GAZE_COLUMNS = ("CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION")
 AFFINE_TOLERANCE = 1e-2  # millimetres
-# The shortest beginning that ends in digits: patient038 for patient038_ED and patient038_ES, all of hippocampus_001.
-PATIENT = re.compile(r"sub-[A-Za-z0-9]+|.*?\d+(?=\D|$)")
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ class LabelFacts:
         highest_label: highest label value; 0 without labels.
         label_volumes: millilitres by label value.
         label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
+        cut_labels: label value to the number of slices in which it touches the border of the image, see `cut_labels`.
     """
 
     marks: bool = False
     highest_label: int = 0
     label_volumes: dict[str, float] = field(default_factory=dict)
     label_loss: float = 0.0
+    cut_labels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class CaseSlices:
         presence: (n, C) uint8, 1 where a slice shows the class, for image-level labels; C is one more than the highest
             label of the case. Or None.
         gaze: (m, 4) float32: slice, row, column, milliseconds; or None.
+        reference: (r, 3) uint32 runs of the dense label map on the volume's own grid, see `to_runs`; or None.
         height: millimetres along the slice axis.
         facts: what is known of the labels.
     """
@@ -108,6 +111,7 @@ class CaseSlices:
     labels: np.ndarray | None = None
     presence: np.ndarray | None = None
     gaze: np.ndarray | None = None
+    reference: np.ndarray | None = None
     height: float
     facts: LabelFacts
 
@@ -123,17 +127,6 @@ def digest_of(case: CaseFiles) -> str:
         except OSError as error:
             raise VolumeError(f"{path}: cannot be read ({error.strerror}); use a readable file") from None
     return whole.hexdigest()
-
-
-def patient_of(name: str, pattern: str | None) -> str:
-    """The patient a case of this name belongs to.
-
-    Args:
-        pattern: regular expression; its first group, or all it matches, is the patient. Default: the name's beginning
-            up to the end of its first digits.
-    """
-    match = re.match(pattern, name) if pattern else PATIENT.match(name)
-    return (match.group(1) if match.groups() else match.group(0)) if match else name
 
 
 def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
@@ -179,7 +172,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     slices = grid.image_slices(image)
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)
-    labels = presence = gaze = None
+    labels = presence = gaze = reference = None
     facts = LabelFacts()
     if case.label is not None and config.label_kind == "gaze":
         gaze = _read_gaze(case, grid, seen)
@@ -194,10 +187,19 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
         label = _with_unlabelled(case.label, label, config)
         labels = grid.sparse_label_slices(label) if config.sparse else grid.label_slices(label)
         voxel = abs(float(np.linalg.det(label.affine[:3, :3])))
-        facts = label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label))
+        facts = label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label), spacing=label.spacing)
+        reference = to_runs(label.data) if config.label_kind == "dense" else None
         if config.label_kind == "image":
             presence, labels = _presence(labels, facts.highest_label + 1), None
-    return CaseSlices(standardised=slices, labels=labels, presence=presence, gaze=gaze, height=grid.height, facts=facts)
+    return CaseSlices(
+        standardised=slices,
+        labels=labels,
+        presence=presence,
+        gaze=gaze,
+        reference=reference,
+        height=grid.height,
+        facts=facts,
+    )
 
 
 def _patient(case: CaseFiles, pattern: str | None) -> str:
@@ -259,18 +261,23 @@ def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume
     return Volume(data, label.affine)
 
 
-def label_facts(labels: np.ndarray, *, voxel: float, lost: float) -> LabelFacts:
-    """Highest label and volumes of a label map.
+def label_facts(labels: np.ndarray, *, voxel: float, lost: float, spacing: np.ndarray | None = None) -> LabelFacts:
+    """Highest label, volumes and cut labels of a label map.
 
     Args:
         labels: label map (X, Y, Z) or slices (n, S, S), uint8, 255 where nobody annotated.
         voxel: cubic millimetres of each value.
         lost: share of the annotated voxels that lie outside the slices.
+        spacing: (3,) voxel size along the axes of a label map, millimetres; None where its border is not the image's.
     """
     counts = np.bincount(labels.ravel(order="K"), minlength=2)[:UNLABELLED]
     volumes = {str(k): float(n * voxel / 1000) for k, n in enumerate(counts) if k and n}
     highest = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
-    return LabelFacts(marks=bool(volumes), highest_label=highest, label_volumes=volumes, label_loss=lost)
+    cut = {} if spacing is None else cut_labels(labels, spacing.tolist())
+    cut.pop(str(UNLABELLED), None)
+    return LabelFacts(
+        marks=bool(volumes), highest_label=highest, label_volumes=volumes, label_loss=lost, cut_labels=cut
+    )
 
 
 def _share_outside(grid: SliceGrid, label: Volume) -> float:

@@ -14,10 +14,12 @@ import numpy as np
 
 from ...errors import UsageError, VolumeError
 from ...imaging.cases import CaseFiles, Found, printable
+from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat
-from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, digest_of_array, histogram, label_facts, patient_of
+from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, digest_of_array, histogram, label_facts
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig
+from .reference_runs import to_runs
 
 HEADERS = Lock()  # numpy reads them by `ast`, which fails now and then where several threads do it
 NAME = re.compile(r"(?P<case>.+)_slice(?P<number>\d{3,})\.npy")
@@ -74,7 +76,9 @@ def import_slices(
         data, labels = _read_case(case, config.size)
         voxel = float(np.prod(seen.spacing))
         facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)
-        return CaseSlices(standardised=data, labels=labels, height=len(data) * slice_spacing, facts=facts)
+        reference = None if labels is None else to_runs(np.moveaxis(labels, 0, -1))
+        height = len(data) * slice_spacing
+        return CaseSlices(standardised=data, labels=labels, reference=reference, height=height, facts=facts)
 
     return prepare_cases(found, out, config, workers=workers, survey=survey, cut=cut)
 

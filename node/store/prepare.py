@@ -273,6 +273,8 @@ class _Run:
                 seen, part = fresh[name]
                 values, clipped = part.scaled(fmt)
                 kind = self.config.label_kind if seen.labelled else "none"
+                if split[seen.patient] != "test":
+                    values.pop("references", None)
                 digest = checksum(values)
                 case = _describe(
                     name,
@@ -345,6 +347,7 @@ def _describe(
             clipped=clipped,
             label_volumes=cut.labels.label_volumes,
             label_loss=cut.labels.label_loss,
+            cut_labels=cut.labels.cut_labels,
             marks=cut.labels.marks,
         ),
     )

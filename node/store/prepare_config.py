@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
+from ...imaging.patients import check_pattern
 from ...imaging.slice_format import PLANES, SliceFormat
 from .patient_split import SPLITS
 
@@ -103,12 +103,7 @@ class PrepareConfig:
             raise UsageError(f"split is '{self.split}'; choose one of {', '.join(SPLITS)}, or none to draw it")
         self._check_numbers()
         self._check_labels()
-        try:
-            re.compile(self.patient_pattern or "")
-        except re.error as error:
-            raise UsageError(
-                f"patient_pattern is '{self.patient_pattern}'; it must be a regular expression ({error})"
-            ) from None
+        check_pattern(self.patient_pattern)
 
     def _check_numbers(self) -> None:
         for name in ("size", "z_bins"):

@@ -15,13 +15,15 @@ from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import SliceGrid
+from ...imaging.volumes import Volume
 from .patient_split import SPLITS
 from .prepare_config import LABEL_KINDS, SiteSettings
+from .reference_runs import from_runs
 
 INDEX = "store.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ARRAY_OF = {"image": "presence", "gaze": "gaze"}  # where labels of a kind lie; all others are label maps
-DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32}
+DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32, "references": np.uint32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class CaseFacts:
         clipped: share of the voxels far outside the intensity window, in [0, 1].
         label_volumes: millilitres by label value.
         label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
+        cut_labels: label value to the number of slices in which it touches the border of the image.
         marks: whether the labels mark anything.
     """
 
@@ -48,6 +51,7 @@ class CaseFacts:
     clipped: float
     label_volumes: dict[str, float]
     label_loss: float
+    cut_labels: dict[str, int]
     marks: bool
 
 
@@ -94,6 +98,11 @@ class Case:
     @property
     def labelled(self) -> bool:
         return self.label_kind != "none"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the store keeps its label map on the volume's own grid, for scores."""
+        return self.split == "test" and self.label_kind == "dense"
 
     @property
     def span(self) -> slice:
@@ -162,6 +171,8 @@ class SliceStore:
         labels: (N, S, S) uint8 memory map, 255 where nobody annotated; or None.
         presence: (N, classes) uint8 memory map, 1 where a slice shows the class, for image-level labels; or None.
         gaze: (M, 4) float32 memory map: slice, row, column, milliseconds of each fixation; or None.
+        references: (R, 4) uint32 memory map: first slice of a densely labelled test case, and a run of its label map
+            on the volume's own grid, see `to_runs`; or None.
         z_bin: (N,) int64 height bin of each slice.
 
     Raises:
@@ -190,7 +201,7 @@ class SliceStore:
             arrays = {kind: self._open(kind) for kind in DTYPES}
             self.z_bin = np.asarray(index.z_bin, dtype=np.int64)
             self.images, self.labels = arrays["images"], arrays["labels"]
-            self.presence, self.gaze = arrays["presence"], arrays["gaze"]
+            self.presence, self.gaze, self.references = arrays["presence"], arrays["gaze"], arrays["references"]
             self._check()
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
@@ -216,6 +227,7 @@ class SliceStore:
             and (self.labels is None or self.labels.shape == slices)
             and (self.presence is None or self.presence.shape == (total, self.classes))
             and (self.gaze is None or self.gaze.shape[1:] == (4,))
+            and (self.references is None or self.references.shape[1:] == (4,))
             and len(self.z_bin) == total
             and all(case.first == start for case, start in zip(self.cases, starts, strict=True))
         )
@@ -282,7 +294,7 @@ class SliceStore:
     def parts(self, case: Case) -> dict[str, np.ndarray]:
         """The arrays of one case by kind, shaped as the attributes of the class; labels only if it has some.
 
-        Slice numbers in "gaze" count from the first slice of the case.
+        Slice numbers in "gaze" count from the first slice of the case; "references" has the runs of `to_runs`.
         """
         found = {"images": self.images[case.span]}
         array = ARRAY_OF.get(case.label_kind, "labels")
@@ -293,7 +305,21 @@ class SliceStore:
         elif case.labelled:
             inside = (self.gaze[:, 0] >= case.first) & (self.gaze[:, 0] < case.first + case.count)
             found["gaze"] = self.gaze[inside] - np.array([case.first, 0, 0, 0], np.float32)
+        if case.has_reference and self.references is not None:
+            found["references"] = self.references[self.references[:, 0] == case.first][:, 1:]
         return found
+
+    def reference(self, case: Case) -> Volume:
+        """The label map of a densely labelled test case on the volume's own grid, uint8, 255 where nobody annotated.
+
+        Raises: StoreError if the store has none.
+        """
+        runs = self.parts(case).get("references")
+        if runs is None:
+            raise StoreError(
+                f"{self.path}: case {case.name} has no reference; only densely labelled test cases have one"
+            )
+        return Volume(from_runs(runs, case.shape), np.array(case.affine))
 
 
 def _common_kind(cases: list[Case]) -> str:

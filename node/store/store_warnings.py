@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ...imaging.case_sizes import CaseSize, size_warnings
 from ...imaging.slice_format import SliceFormat
 from .slice_store import Case
 
 CLIPPED = 0.05  # share of a case's voxels far outside the site's intensity window
-ODD_SPACING = 2.0  # times the site's median, or its inverse
-PLAUSIBLE_SPACING = (0.05, 25.0)  # millimetres
+SMALLEST, LARGEST = 0.05, 25.0  # plausible voxel sizes, millimetres
 LOST_LABELS = 0.01  # share of annotated voxels outside the slices
 CUT_OFF = 0.01  # share of a volume's width that does not fit into the slices
 NAMES = 5  # cases named in one sentence
@@ -20,14 +20,13 @@ NAMES = 5  # cases named in one sentence
 
 def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without_image: list[str]) -> list[str]:
     """One sentence per kind of oddity. Names stay at the site."""
-    median = np.median([case.facts.spacing for case in cases], axis=0)
     findings = [
         ("of one volume, under several names", _duplicates(cases)),
         (f"with more than {CLIPPED:.0%} of the voxels far outside the intensity window", _names(
             case for case in cases if case.facts.clipped > CLIPPED)),
         ("with slices in which all voxels are equal", _names(case for case in cases if case.facts.blank)),
-        ("with a voxel size far from the others' or from any scanner's", _names(
-            case for case in cases if _odd(np.array(case.facts.spacing), median))),
+        (f"with voxels that no scanner has (below {SMALLEST} or above {LARGEST:g} mm)", _names(
+            case for case in cases if min(case.facts.spacing) < SMALLEST or max(case.facts.spacing) > LARGEST)),
         ("with a single slice", _names(case for case in cases if case.count == 1)),
         ("wider than the slices; their rims are cut off", _names(case for case in cases if _too_wide(case, fmt))),
         ("with a label file that marks nothing", _names(
@@ -37,6 +36,7 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
         ("without an image", without_image),
     ]  # fmt: skip
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
+    sentences += size_warnings([_size(case) for case in cases])
     if len(cases) > 1 and len({case.patient for case in cases}) == 1:
         sentences.append(
             f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; run "
@@ -60,11 +60,17 @@ def _duplicates(cases: list[Case]) -> list[str]:
     return [name for names in groups.values() if len(names) > 1 for name in names]
 
 
-def _odd(spacing: np.ndarray, median: np.ndarray) -> bool:
-    """Whether spacing (3,) in mm is far from the site's median (3,), or from any scanner's."""
-    far = (spacing > ODD_SPACING * median) | (spacing * ODD_SPACING < median)
-    low, high = PLAUSIBLE_SPACING
-    return bool(far.any() or (spacing < low).any() or (spacing > high).any())
+def _size(case: Case) -> CaseSize:
+    """The size of a case; its labelled volume only from dense labels, for others mark parts of a structure."""
+    spacing = np.linalg.norm(np.array(case.affine)[:3, :3], axis=0)
+    dense = case.label_kind == "dense"
+    return CaseSize(
+        name=case.name,
+        shape=case.shape,
+        spacing=spacing.tolist(),
+        foreground=sum(case.facts.label_volumes.values()) if dense else None,
+        cut_labels=case.facts.cut_labels,
+    )
 
 
 def _too_wide(case: Case, fmt: SliceFormat) -> bool:

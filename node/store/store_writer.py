@@ -29,6 +29,7 @@ from .slice_store import DTYPES, INDEX, Case, SliceStore, StoreIndex
 WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
+LISTS = ("gaze", "references")
 FAR_OUTSIDE = 0.05  # of the window's width
 OF_EARLIER_SLICES = ("embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_candidates.json")
 
@@ -102,7 +103,12 @@ class CutCase:
         return read_record(CutFacts, json.loads(self._path("facts.json").read_text(encoding="utf-8")))
 
     def write(self, slices: CaseSlices) -> None:
-        arrays = {"labels": slices.labels, "presence": slices.presence, "gaze": slices.gaze}
+        arrays = {
+            "labels": slices.labels,
+            "presence": slices.presence,
+            "gaze": slices.gaze,
+            "references": slices.reference,
+        }
         arrays = {kind: array for kind, array in arrays.items() if array is not None}
         tensors = {"standardised": slices.standardised, **arrays}
         self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
@@ -156,7 +162,8 @@ class StoreArrays:
         self.staged.mkdir()
         rows = {"images": (size, size), "labels": (size, size), "presence": (classes,)}
         self.files = {kind: _ArrayFile(self._path(kind), kind, (count, *rows[kind])) for kind in rows if kind in kinds}
-        self.gaze: dict[int, np.ndarray] | None = {} if "gaze" in kinds else None
+        # Of these a case has any number of rows, which follow the number of its first slice.
+        self.lists: dict[str, dict[int, np.ndarray]] = {kind: {} for kind in LISTS if kind in kinds}
 
     def _path(self, kind: str, content: str = "") -> Path:
         return self.staged / f"{kind}{content and '-'}{content}.npy"
@@ -169,18 +176,21 @@ class StoreArrays:
                 filled[..., : values[kind].shape[-1]] = values[kind]  # `presence` may have met more classes since
             file.write(case.first, filled)
         if "gaze" in values:
-            self.gaze[case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
+            self.lists["gaze"][case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
+        if "references" in values:
+            numbered = np.insert(values["references"], 0, case.first, axis=1)
+            self.lists["references"][case.first] = numbered
 
     def close(self, cases: list[Case]) -> dict[str, str]:
         """Rename the files after a hash of their content. Returns the names by kind."""
         for file in self.files.values():
             file.close()
-        if self.gaze is not None:
-            rows = [self.gaze[first] for first in sorted(self.gaze)]
-            with self._path("gaze").open("wb") as file:
-                np.save(file, np.concatenate([np.empty((0, 4), np.float32), *rows]), allow_pickle=False)
+        for kind, by_case in self.lists.items():
+            rows = [by_case[first] for first in sorted(by_case)]
+            with self._path(kind).open("wb") as file:
+                np.save(file, np.concatenate([np.empty((0, 4), DTYPES[kind]), *rows]), allow_pickle=False)
         content = hashlib.sha256("".join(case.checksum for case in cases).encode()).hexdigest()[:12]
-        kinds = [*self.files, *(["gaze"] if self.gaze is not None else [])]
+        kinds = [*self.files, *self.lists]
         for kind in kinds:
             os.replace(self._path(kind), self._path(kind, content))
         return {kind: self._path(kind, content).name for kind in kinds}
