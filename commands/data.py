@@ -40,6 +40,16 @@ Size = Annotated[int, typer.Option(min=8, help="Pixels per side of the slices; t
 Spacing = Annotated[
     float | None, typer.Option(help="Millimetres per pixel; default: the median of the site, or what its widest needs.")
 ]
+FieldOfView = Annotated[
+    float | None,
+    typer.Option(help="Millimetres per side of the slices, instead of --spacing: cuts them around the body's centre."),
+]
+Centres = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of places to cut around instead: columns case,x,y,z (scanner millimetres) or case,i,j,k (voxels)."
+    ),
+]
 SliceSpacing = Annotated[float | None, typer.Option(help="Millimetres between slices; default: as acquired.")]
 Like = Annotated[
     Path | None,
@@ -83,6 +93,8 @@ def prepare(
     size: Size = 256,
     z_bins: ZBins = 29,
     spacing: Spacing = None,
+    field_of_view: FieldOfView = None,
+    centres: Centres = None,
     slice_spacing: SliceSpacing = None,
     like: Like = None,
     plane: Plane = "axial",
@@ -108,6 +120,7 @@ def prepare(
     A second run adds new cases. Cases that cannot be used are listed and left out; the exit code is 3 then.
     """
     from ..common.files import read_lines
+    from ..imaging.centre_table import read_centre_table
     from ..node.store.prepare_config import PrepareConfig
 
     config = PrepareConfig(
@@ -115,6 +128,8 @@ def prepare(
         size=size,
         z_bins=z_bins,
         spacing=spacing,
+        field_of_view=field_of_view,
+        centres=read_centre_table(centres) if centres else None,
         slice_spacing=slice_spacing,
         plane=plane,
         crop=crop,

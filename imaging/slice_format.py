@@ -69,6 +69,11 @@ class SliceFormat:
         """Whether the published program is followed."""
         return self.compatibility == "published"
 
+    @property
+    def field_of_view(self) -> float:
+        """Millimetres per side of a slice."""
+        return self.size * self.spacing
+
     def to_dict(self) -> dict[str, object]:
         """JSON-able copy, the inverse of `from_dict`."""
         return {**asdict(self), "window": list(self.window)}

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from .cropping import crop_box
 from .slice_format import UNLABELLED, SliceFormat
-from .volumes import Volume, orientation, turned_back
+from .volumes import Volume, orientation, turned_back, turned_positions
 
 BLUR = 0.42  # standard deviation of the blur before coarser sampling, as a share of the new pixel
 EDGE = 0.5 + 1e-6  # a voxel reaches half a voxel beyond its centre
@@ -98,6 +98,8 @@ class SliceGrid:
         affine: (4, 4), of the volume as stored.
         box: (start, stop) of the kept part along each reoriented axis, see `crop_box`.
         fmt: size, spacing and plane of the slices.
+        centre: voxel in the middle of the slices, along the first two reoriented axes, fractional; None takes the
+            middle of the box.
 
     Attributes:
         axes: the three turned axes: rows, columns, slices.
@@ -105,19 +107,28 @@ class SliceGrid:
     """
 
     def __init__(
-        self, shape: tuple[int, ...], affine: np.ndarray, *, box: tuple[tuple[int, int], ...], fmt: SliceFormat
+        self,
+        shape: tuple[int, ...],
+        affine: np.ndarray,
+        *,
+        box: tuple[tuple[int, int], ...],
+        fmt: SliceFormat,
+        centre: tuple[float, float] | None = None,
     ) -> None:
-        self.affine, self.fmt, self.box = affine, fmt, box
+        self.affine, self.fmt, self.box, self.stored_shape = affine, fmt, box, shape
         turn = orientation(affine, fmt.plane)
         self.shape = tuple(int(n) for n in np.asarray(shape)[np.argsort(turn[:, 0])])
         self.spacing = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
         place = _published_axis if fmt.published else _centred_axis
-        rows, columns = (place(*box[a], voxel=self.spacing[a], pixel=fmt.spacing, count=fmt.size) for a in (0, 1))
+        rows, columns = (
+            place(*box[a], middle=centre and centre[a], voxel=self.spacing[a], pixel=fmt.spacing, count=fmt.size)
+            for a in (0, 1)
+        )
         if fmt.slice_spacing is None:
             start, stop = box[2]
             slices = Axis(start, stop, stop - start, 1.0, float(start))
         else:
-            slices = place(*box[2], voxel=self.spacing[2], pixel=fmt.slice_spacing, count=None)
+            slices = place(*box[2], middle=None, voxel=self.spacing[2], pixel=fmt.slice_spacing, count=None)
         self.axes = (rows, columns, slices)
         self.height = float((box[2][1] - box[2][0]) * self.spacing[2])
 
@@ -237,11 +248,7 @@ class SliceGrid:
 
     def pixels_of(self, voxels: np.ndarray) -> np.ndarray:
         """(n, 3) positions in stored voxel indices to (slice, row, column), fractional; may lie outside."""
-        turn = orientation(self.affine, self.fmt.plane)
-        turned = np.empty_like(voxels, dtype=np.float64)
-        for stored, (place, direction) in enumerate(turn.astype(int)):
-            values = voxels[:, stored]
-            turned[:, place] = values if direction > 0 else self.shape[place] - 1 - values
+        turned = turned_positions(voxels, self.stored_shape, affine=self.affine, plane=self.fmt.plane)
         rows, columns, slices = ((turned[:, a] - axis.offset) / axis.ratio for a, axis in enumerate(self.axes))
         return np.stack([slices, rows, columns], axis=1)
 
@@ -303,22 +310,42 @@ def _objects(data: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:
     return [(value, box) for value, box in enumerate(boxes, start=1) if box is not None]
 
 
-def _centred_axis(start: int, stop: int, *, voxel: float, pixel: float, count: int | None) -> Axis:
-    """Samples of exactly `pixel` millimetres around the middle of the kept voxels; as many as fit if count is None."""
+def span_around(start: int, stop: int, middle: float | None) -> float:
+    """How many voxels samples around `middle` must span to show all kept voxels.
+
+    Args:
+        start: first kept voxel.
+        stop: voxel after the last kept one.
+        middle: a voxel, fractional; None is the middle of the kept ones.
+    """
+    return stop - start if middle is None else 2 * max(middle + 0.5 - start, stop - 0.5 - middle)
+
+
+def _centred_axis(
+    start: int, stop: int, *, middle: float | None, voxel: float, pixel: float, count: int | None
+) -> Axis:
+    """Samples of exactly `pixel` millimetres around `middle`; as many as fit if count is None."""
     if count is None:
         count = max(1, round((stop - start) * voxel / pixel))
     ratio = float(pixel / voxel)
     if abs(ratio - 1) < 1e-6:  # equal spacings that were rounded differently
         ratio = 1.0
-    offset = (start + stop - 1) / 2 - ratio * (count - 1) / 2
+    middle = (start + stop - 1) / 2 if middle is None else middle
+    offset = middle - ratio * (count - 1) / 2
     # Half a voxel off the middle does no harm, and then values are copied without interpolation.
-    return Axis(start, stop, count, ratio, float(np.ceil(offset)) if ratio == 1 else offset)
+    return Axis(start, stop, count, ratio, float(np.floor(offset + 0.5)) if ratio == 1 else offset)
 
 
-def _published_axis(start: int, stop: int, *, voxel: float, pixel: float, count: int | None) -> Axis:
-    """The kept voxels resized to a whole number of samples, then padded or cut to `count`, as published."""
+def _published_axis(
+    start: int, stop: int, *, middle: float | None, voxel: float, pixel: float, count: int | None
+) -> Axis:
+    """The kept voxels resized to a whole number of samples, then padded or cut to `count`, as published.
+
+    The published program knows no other middle than that of the kept voxels; another one moves all samples.
+    """
     kept = max(1, round(voxel / pixel * (stop - start)))
     ratio = (stop - start) / kept
     count = kept if count is None else count
     before = (count - kept) // 2 if kept <= count else -int(np.floor(kept / 2 - count / 2))
-    return Axis(start, stop, count, ratio, start + ratio / 2 - 0.5 - before * ratio)
+    moved = 0.0 if middle is None else middle - (start + stop - 1) / 2
+    return Axis(start, stop, count, ratio, start + ratio / 2 - 0.5 - before * ratio + moved)

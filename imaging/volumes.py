@@ -67,6 +67,24 @@ def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
     return np.array([[places[int(world)], direction] for world, direction in closest])
 
 
+def turned_positions(voxels: np.ndarray, shape: tuple[int, ...], *, affine: np.ndarray, plane: str) -> np.ndarray:
+    """Positions in a volume after its axes are turned.
+
+    Args:
+        voxels: (n, 3) voxel indices in stored axis order, fractional; may lie outside.
+        shape: of the stored volume.
+        affine: (4, 4), of the stored volume.
+        plane: see `orientation`.
+
+    Returns: (n, 3) float64 voxel indices along the turned axes.
+    """
+    turned = np.empty_like(voxels, dtype=np.float64)
+    for stored, (place, direction) in enumerate(orientation(affine, plane).astype(int)):
+        values = voxels[:, stored]
+        turned[:, place] = values if direction > 0 else shape[stored] - 1 - values
+    return turned
+
+
 def turned_back(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:
     """Bring an array back to the stored axis order of its volume.
 

@@ -231,12 +231,17 @@ def test_a_site_adapts_segments_and_scores_and_so_does_a_researcher_remotely(tow
 
 
 def test_volumes_become_stores_that_agree(town):
-    first, second, *more = shell_lines("docs/preparing.md")
+    first, around, second, *more = shell_lines("docs/preparing.md")
     assert not more
     town.put_aside("VOLUMES", "store")
     write_site(town.folder / "VOLUMES")
     town.type(first)
     shutil.copy(town.folder / "store" / "format.json", town.folder / "format.json")
+    town.put_aside("store")
+    rows = "".join(f"case{number},30,36,20\n" for number in range(3))
+    (town.folder / "centres.csv").write_text(f"case,x,y,z\n{rows}")
+    town.type(around)
+    assert SliceStore(town.folder / "store").format.field_of_view == 150
     town.put_aside("store")
     town.type(second)
     assert SliceStore(town.folder / "store").format.size == 256

@@ -18,11 +18,12 @@ from ...imaging.cropping import crop_box
 from ...imaging.dicom import patient_key
 from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat, mean_and_deviation
-from ...imaging.slice_grid import SliceGrid
+from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 from .prepare_config import PrepareConfig
 from .reference_runs import to_runs
+from .slice_centres import centre_of, refuse_centre_in_air
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
@@ -43,6 +44,7 @@ class Survey:
         shape: of the stored volume.
         affine: (4, 4) of the stored volume.
         box: first and last + 1 index of the part that is kept, along the turned axes.
+        centre: voxel in the middle of the slices, along the first two turned axes; None is the middle of the box.
         spacing: (3,) millimetres along the turned axes.
         mean: of the kept voxels.
         deviation: standard deviation of the kept voxels.
@@ -59,6 +61,7 @@ class Survey:
     shape: tuple[int, ...]
     affine: np.ndarray
     box: tuple[tuple[int, int], ...]
+    centre: tuple[float, float] | None
     spacing: np.ndarray
     mean: float
     deviation: float
@@ -69,8 +72,10 @@ class Survey:
 
     @property
     def extent(self) -> np.ndarray:
-        """(3,) millimetres of the box."""
-        return np.array([stop - start for start, stop in self.box]) * self.spacing
+        """(3,) millimetres that slices around the centre must span to show the whole box, and its height."""
+        middles = (*(self.centre or (None, None)), None)
+        spans = [span_around(*ends, middle) for ends, middle in zip(self.box, middles, strict=True)]
+        return np.array(spans) * self.spacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +141,8 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     published = config.compatibility == "published"
     turned = image.turned(config.plane)
     box = crop_box(turned.data, config.crop, published=published)
+    centre = centre_of(case.name, image.data.shape, image.affine, config=config)
+    refuse_centre_in_air(case.name, centre, box=box, config=config)
     if case.mask is not None:
         box = (*box[:2], _mask_ends(case, image, config, ends=box[2]))
     kept = turned.data[tuple(slice(*ends) for ends in box)]
@@ -152,6 +159,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
         shape=image.data.shape,
         affine=image.affine,
         box=box,
+        centre=centre,
         spacing=turned.spacing,
         mean=mean,
         deviation=deviation,
@@ -168,7 +176,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
     image = read_volume(case.image)
-    grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt)
+    grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt, centre=seen.centre)
     slices = grid.image_slices(image)
     slices -= np.float32(seen.mean)
     slices /= np.float32(seen.deviation)

@@ -63,6 +63,7 @@ def import_slices(
             shape=(*data.shape[1:], len(data)),
             affine=affine,
             box=tuple((0, n) for n in (*data.shape[1:], len(data))),
+            centre=None,
             spacing=np.diag(affine)[:3],
             mean=0.0,
             deviation=1.0,

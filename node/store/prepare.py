@@ -28,6 +28,7 @@ from .case_slices import cut as cut_volume
 from .case_slices import survey as survey_volume
 from .patient_split import split_patients
 from .prepare_config import PrepareConfig
+from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, CaseFacts, SliceStore, StoreIndex, checksum
 from .store_warnings import store_warnings
 from .store_writer import CutCase, CutFacts, StoreArrays, commit, tidy, working_folder
@@ -124,9 +125,9 @@ class _Run:
     def extend(self, found: Found) -> Preparation:
         self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
         old = {case.name: case for case in self.store.cases} if self.store else {}
+        self.failed |= self._rows_without_case(found, old)
         digests = self._each(found.cases, digest_of, "reading") if old else {}
-        kinds = ("none", self.config.label_kind)
-        unchanged = {n for n, case in old.items() if digests.get(n) == case.digest and case.label_kind in kinds}
+        unchanged = {n for n, case in old.items() if digests.get(n) == case.digest and self._is_as_asked(case)}
         fresh = [c for c in found.cases if c.name not in unchanged and c.name not in self.failed]
         seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
         split = self._split(seen, old)
@@ -153,6 +154,19 @@ class _Run:
             replaced=len(parts.keys() & old.keys()),
             unchanged=len(unchanged),
             kept=len(old.keys() - unchanged - parts.keys()),
+        )
+
+    def _rows_without_case(self, found: Found, old: Mapping[str, Case]) -> dict[str, str]:
+        """The reason for each row of the table of centres that belongs to no case of the folder or the store."""
+        cases = (case.name for case in found.cases)
+        return rows_without_case(
+            self.config, {*cases, *found.problems, *found.without_image, *self.config.exclude, *old}
+        )
+
+    def _is_as_asked(self, case: Case) -> bool:
+        """Whether a case of the store, whose files have not changed, is what these settings would make of them."""
+        return case.label_kind in ("none", self.config.label_kind) and is_centred(
+            case.name, case.centre, shape=case.shape, affine=np.array(case.affine), config=self.config
         )
 
     def _each(self, cases: list[CaseFiles], work: Callable[[CaseFiles], R], title: str) -> dict[str, R]:
@@ -212,7 +226,7 @@ class _Run:
             between = between or float(max(middle[2], fits[2]))
         return SliceFormat(
             size=config.size,
-            spacing=config.spacing or float(max(*middle[:2], *fits[:2])),
+            spacing=config.pixel or float(max(*middle[:2], *fits[:2])),
             slice_spacing=between,
             window=config.window or (-1.0, 1.0),
             z_bins=config.z_bins,
@@ -225,7 +239,7 @@ class _Run:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
         settings = {**fmt.to_dict(), "window": None, "z_bins": None, **asdict(self.config.site)}
         labels = [self.config.label_kind, self.config.unlabelled_value, self.config.classes]
-        text = json.dumps([__version__, seen.digest, settings, labels])
+        text = json.dumps([__version__, seen.digest, settings, labels, seen.centre])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             part.write(self.cut(case, seen, fmt, config=self.config))
@@ -332,6 +346,7 @@ def _describe(
         shape=tuple(seen.shape),
         affine=tuple(tuple(row) for row in seen.affine.tolist()),
         box=seen.box,
+        centre=seen.centre,
         mean=seen.mean,
         deviation=seen.deviation,
         height=cut.height,

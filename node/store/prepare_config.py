@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
+from ...imaging.centre_table import CentreTable
 from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
 from ...imaging.patients import check_pattern
@@ -44,6 +46,8 @@ class PrepareConfig:
         size: pixels per side of the slices.
         z_bins: number of height bins.
         spacing: millimetres per pixel; default: the site's median, or as much as the widest volume needs to fit.
+        field_of_view: millimetres per side of the slices, instead of `spacing`, which is then field_of_view / size.
+        centres: the place of each case that is in the middle of its slices; default: the middle of what `crop` leaves.
         slice_spacing: millimetres from slice to slice; default: as acquired.
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
@@ -69,6 +73,8 @@ class PrepareConfig:
     size: int = 256
     z_bins: int = 29
     spacing: float | None = None
+    field_of_view: float | None = None
+    centres: CentreTable | None = None
     slice_spacing: float | None = None
     plane: str = "axial"
     crop: str = "air"
@@ -109,9 +115,14 @@ class PrepareConfig:
         for name in ("size", "z_bins"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("spacing", "slice_spacing"):
+        for name in ("spacing", "field_of_view", "slice_spacing"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 mm")
+        if self.spacing is not None and self.field_of_view is not None:
+            raise UsageError(
+                f"spacing is {self.spacing:g} and field_of_view is {self.field_of_view:g} mm; give one of them, for "
+                "pixels are field_of_view / size millimetres"
+            )
         for name in ("validation_share", "test_share"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -143,13 +154,19 @@ class PrepareConfig:
         """Whether label maps have voxels that nobody annotated. A box without such a value annotates every voxel."""
         return self.label_kind in NEEDS_UNLABELLED or (self.label_kind == "box" and self.unlabelled_value is not None)
 
+    @property
+    def pixel(self) -> float | None:
+        """Millimetres per pixel that were asked for, as `spacing` or by `field_of_view`; None leaves it to the site."""
+        return self.spacing if self.field_of_view is None else self.field_of_view / self.size
+
     def like(self, path: str | Path) -> PrepareConfig:
         """These settings with another site's slice format; of the same domain also with its intensity window.
 
         Args:
             path: `format.json` of a store, which holds nothing of any patient, or the store.
 
-        Raises: UsageError or StoreError if there is no such file or it is damaged.
+        Raises: UsageError or StoreError if there is no such file, it is damaged, or has another field of view than
+            these settings ask for.
         """
         path = Path(path)
         path = path / FORMAT_FILE if path.is_dir() else path
@@ -160,8 +177,13 @@ class PrepareConfig:
             fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"{path}: not a slice format ({error}); give the {FORMAT_FILE} of a store") from None
+        if self.field_of_view is not None and not math.isclose(self.field_of_view, fmt.field_of_view, rel_tol=1e-6):
+            raise UsageError(
+                f"field_of_view is {self.field_of_view:g} mm, but the slices of {path} show {fmt.field_of_view:g} mm; "
+                "leave field_of_view out, it is taken over"
+            )
         agreed: dict[str, object] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
-        return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
+        return replace(self, **agreed, field_of_view=None, window=fmt.window if domain == self.domain else self.window)
 
     @property
     def site(self) -> SiteSettings:
@@ -172,11 +194,8 @@ class PrepareConfig:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
         pairs += [(name, getattr(self, name), value) for name, value in asdict(site).items()]
-        pairs += [
-            (name, getattr(self, name), getattr(fmt, name))
-            for name in ("spacing", "slice_spacing", "window")
-            if getattr(self, name) is not None
-        ]
+        chosen = {"spacing": self.pixel, "slice_spacing": self.slice_spacing, "window": self.window}
+        pairs += [(name, wanted, getattr(fmt, name)) for name, wanted in chosen.items() if wanted is not None]
         other = [f"{name} is {there}, not {wanted}" for name, wanted, there in pairs if wanted != there]
         if other:
             raise UsageError(f"{where}: was prepared otherwise ({'; '.join(other)}); choose another folder")

@@ -69,6 +69,7 @@ class Case:
         shape: of the stored volume.
         affine: (4, 4) of the stored volume.
         box: first and last + 1 index of the part that was kept, along the turned axes.
+        centre: voxel in the middle of the slices, along the first two turned axes; None is the middle of the box.
         mean: intensities v became (v - mean) / deviation.
         deviation: see `mean`.
         height: millimetres along the slice axis.
@@ -87,6 +88,7 @@ class Case:
     shape: tuple[int, int, int]
     affine: tuple[tuple[float, ...], ...]
     box: tuple[tuple[int, int], ...]
+    centre: tuple[float, float] | None = None
     mean: float
     deviation: float
     height: float
@@ -275,7 +277,7 @@ class SliceStore:
 
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
-        return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format)
+        return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format, centre=case.centre)
 
     def require(self, *, size: int, z_bins: int) -> None:
         """Raises StoreError if the slices do not fit a network of this size and number of bins."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...imaging.case_sizes import CaseSize, size_warnings
 from ...imaging.slice_format import SliceFormat
+from ...imaging.slice_grid import span_around
 from .slice_store import Case
 
 CLIPPED = 0.05  # share of a case's voxels far outside the site's intensity window
@@ -74,8 +75,9 @@ def _size(case: Case) -> CaseSize:
 
 
 def _too_wide(case: Case, fmt: SliceFormat) -> bool:
-    widths = [(stop - start) * mm for (start, stop), mm in zip(case.box[:2], case.facts.spacing[:2], strict=True)]
-    return max(widths) > fmt.size * fmt.spacing * (1 + CUT_OFF)
+    spans = [span_around(*ends, middle) for ends, middle in zip(case.box, case.centre or (None, None), strict=False)]
+    widths = [span * mm for span, mm in zip(spans, case.facts.spacing, strict=False)]
+    return max(widths) > fmt.field_of_view * (1 + CUT_OFF)
 
 
 def _unused_classes(cases: list[Case], classes: int) -> list[str]:
