@@ -1,0 +1,118 @@
+"""Random appearance of windows: gamma, bias field, blur, lower resolution and noise, for a whole batch at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ConfigError
+
+BIAS_NODES = 3  # per side of the grid of a bias field
+BLUR_REACH = 4  # pixels on each side of the kernel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppearanceVariation:
+    """Probabilities and ranges of changes of appearance. Raises: ConfigError for a probability out of range.
+
+    Attributes:
+        gamma_probability: of a change of gamma, 0 to 1.
+        gamma: smallest and largest exponent, drawn uniformly in its logarithm.
+        bias_probability: of a smooth bias field, 0 to 1.
+        bias: largest standard deviation of its logarithm.
+        blur_probability: of a Gaussian blur, 0 to 1.
+        blur: smallest and largest standard deviation, pixels.
+        resolution_probability: of a lower resolution, 0 to 1.
+        resolution: smallest and largest share of the pixels per side that are left.
+        noise_probability: of Gaussian noise, 0 to 1.
+        noise: largest standard deviation, for intensities from 0 to 1.
+    """
+
+    gamma_probability: float
+    gamma: tuple[float, float]
+    bias_probability: float
+    bias: float
+    blur_probability: float
+    blur: tuple[float, float]
+    resolution_probability: float
+    resolution: tuple[float, float]
+    noise_probability: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        for part in ("gamma", "bias", "blur", "resolution", "noise"):
+            value = getattr(self, f"{part}_probability")
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{part}_probability is {value}; choose from 0 to 1")
+
+
+MILD = AppearanceVariation(
+    gamma_probability=0.3, gamma=(0.6, 1.7), bias_probability=0.0, bias=0.0, blur_probability=0.2, blur=(0.3, 1.0),
+    resolution_probability=0.2, resolution=(0.45, 0.9), noise_probability=0.15, noise=0.08,
+)  # fmt: skip
+STRONG = AppearanceVariation(
+    gamma_probability=0.5, gamma=(0.5, 2.0), bias_probability=0.5, bias=0.35, blur_probability=0.4, blur=(0.3, 1.3),
+    resolution_probability=0.15, resolution=(0.45, 0.9), noise_probability=0.6, noise=0.08,
+)  # fmt: skip
+
+
+def random_appearance(windows: Tensor, variation: AppearanceVariation, *, rng: torch.Generator) -> Tensor:
+    """Windows (B, 1, W, W), about [0, 1], each with its own changes; (B, 1, W, W)."""
+    batch = len(windows)
+
+    def uniform(low: float, high: float) -> Tensor:
+        """(B, 1, 1, 1) numbers."""
+        return torch.rand(batch, 1, 1, 1, generator=rng) * (high - low) + low
+
+    def chosen(probability: float) -> Tensor:
+        """(B, 1, 1, 1) booleans."""
+        return uniform(0, 1) < probability
+
+    exponent = torch.exp(uniform(math.log(variation.gamma[0]), math.log(variation.gamma[1])))
+    windows = torch.where(chosen(variation.gamma_probability), with_gamma(windows, exponent), windows)
+    field = torch.randn(batch, 1, BIAS_NODES, BIAS_NODES, generator=rng) * uniform(0, variation.bias)
+    biased = windows * F.interpolate(field, windows.shape[2:], mode="bicubic", align_corners=True).exp()
+    windows = torch.where(chosen(variation.bias_probability), biased, windows)
+    deviation = uniform(*variation.blur).flatten()
+    windows = torch.where(chosen(variation.blur_probability), blurred(windows, deviation), windows)
+    shares = uniform(*variation.resolution).flatten()
+    for index in torch.nonzero(chosen(variation.resolution_probability).flatten()).flatten().tolist():
+        windows[index : index + 1] = with_resolution(windows[index : index + 1], float(shares[index]))
+    noise = uniform(0, variation.noise) * torch.randn(windows.shape, generator=rng)
+    return torch.where(chosen(variation.noise_probability), windows + noise, windows)
+
+
+def with_gamma(windows: Tensor, exponent: Tensor) -> Tensor:
+    """Windows (B, 1, W, W) to the power of `exponent` (B, 1, 1, 1) between their own ends, which stay."""
+    low = windows.amin((1, 2, 3), keepdim=True)
+    width = (windows.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
+    return ((windows - low) / width).clamp(0, 1) ** exponent * width + low
+
+
+def blurred(windows: Tensor, deviation: Tensor) -> Tensor:
+    """Windows (B, 1, W, W), each blurred by its own standard deviation (B,) in pixels; edges are replicated."""
+    batch, _, height, width = windows.shape
+    places = torch.arange(-BLUR_REACH, BLUR_REACH + 1)
+    kernel = torch.exp(-(places**2) / (2 * deviation[:, None] ** 2))
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    rows = F.pad(windows.view(1, batch, height, width), (BLUR_REACH, BLUR_REACH, 0, 0), mode="replicate")
+    rows = F.conv2d(rows, kernel[:, None, None], groups=batch)
+    both = F.pad(rows, (0, 0, BLUR_REACH, BLUR_REACH), mode="replicate")
+    return F.conv2d(both, kernel[:, None, :, None], groups=batch).view(windows.shape)
+
+
+def with_resolution(windows: Tensor, share: float) -> Tensor:
+    """Windows (B, 1, W, W) as if `share` of their pixels per side had been acquired; (B, 1, W, W)."""
+    side = windows.shape[-1]
+    coarse = F.interpolate(windows, max(1, int(side * share)), mode="area")
+    return F.interpolate(coarse, side, mode="bilinear", align_corners=False)
+
+
+def standardised(windows: Tensor) -> Tensor:
+    """Windows (B, 1, W, W) with mean 0 and deviation 1 each: what the network sees."""
+    mean, deviation = windows.mean((1, 2, 3), keepdim=True), windows.std((1, 2, 3), keepdim=True)
+    return (windows - mean) / deviation.clamp(min=1e-5)
