@@ -257,7 +257,7 @@ def test_a_site_can_go_from_volumes_to_scores_by_commands_alone(tmp_path, capsys
     images = sorted((tmp_path / "images").iterdir())
     assert run("segment", *images, "--model", tmp_path / "model.safetensors", "--out", tmp_path / "pred") == 0
     assert run("evaluate", tmp_path / "pred", tmp_path / "site", "--out", tmp_path / "m.csv") == 0
-    assert "2 cases, mean foreground Dice" in capsys.readouterr().out
+    assert "2 cases of 2 patients, mean foreground Dice" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labelled_file):
