@@ -10,7 +10,7 @@ from scipy.stats import median_abs_deviation
 
 EQUAL_SPACING = 1e-3  # relative difference up to which two voxel sizes are the same
 FEWEST_CASES = 3  # fewer have no median that one of them could differ from
-FAR = 5.0  # robust standard deviations (1.4826 MAD) of the logarithm
+OUTLIER_DEVIATIONS = 5.0  # robust standard deviations (1.4826 MAD) of the logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def outliers(sizes: Sequence[CaseSize]) -> dict[str, list[str]]:
             continue
         logs = np.log(list(values.values()))
         middle = float(np.median(logs))
-        limit = max(np.log(measure.ordinary), FAR * float(median_abs_deviation(logs, scale="normal")))
+        limit = max(np.log(measure.ordinary), OUTLIER_DEVIATIONS * float(median_abs_deviation(logs, scale="normal")))
         for (name, value), log in zip(values.items(), logs, strict=True):
             if abs(log - middle) > limit:
                 text = f"{measure.name} {value:.3g} {measure.unit}, median {np.exp(middle):.3g} {measure.unit}"

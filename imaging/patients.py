@@ -1,4 +1,4 @@
-"""Which cases are of one patient, told by their names."""
+"""Finds the cases of one patient by their names."""
 
 from __future__ import annotations
 
