@@ -14,7 +14,7 @@ from .prepare_config import PrepareConfig
 def centre_of(
     case: str, shape: tuple[int, ...], affine: np.ndarray, *, config: PrepareConfig
 ) -> tuple[float, float] | None:
-    """Position of a case's centre along rows and columns of its slices, in voxels of the turned axes; None without table.
+    """Position of a case's centre along rows and columns, in voxels of the turned axes; None without a table.
 
     Args:
         case: name of the case.
