@@ -263,11 +263,11 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     )  # fedmix needs a site with dense labels
     town.type("fedfactory site add node-a --store store --tag hearts")
     town.type("fedfactory site add node-b --store drawn.store --tag hearts")
-    town.approved(train, "node-a", "node-b", shows='method = "fedmix"')
+    town.approved(train, "node-a", "node-b", shows='method_name = "fedmix"')
     assert "fedmix" in (town.folder / "run" / "results.json").read_text()
     town.put_aside("run")
     (readme,) = [line for line in commands_of(ROOT / "README.md") if "--method" in line]
-    town.approved(readme, "node-a", "node-b", shows='method = "fedicra"')
+    town.approved(readme, "node-a", "node-b", shows='method_name = "fedicra"')
     assert "fedicra" in (town.folder / "run" / "results.json").read_text()
 
 
@@ -293,7 +293,7 @@ def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
             (town.folder / "NODE").unlink(missing_ok=True)
             (town.folder / "NODE").symlink_to(town.folder / f"node-{site}")
             town.type(line)
-    town.approved(train, "node-a", "node-b", shows=f'method = "{method}"')
+    town.approved(train, "node-a", "node-b", shows=f'method_name = "{method}"')
     assert method in (town.folder / "run" / "results.json").read_text()
 
 
