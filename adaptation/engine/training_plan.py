@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ...errors import ConfigError
 
@@ -124,8 +124,3 @@ def plan_training(
     return TrainingPlan(
         window=window, widths=widths, fold=fold, classes=facts.classes, batch_size=batch, updates=updates
     )
-
-
-def with_updates(plan: TrainingPlan, updates: int) -> TrainingPlan:
-    """The same plan with another number of updates."""
-    return replace(plan, updates=updates)
