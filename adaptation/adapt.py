@@ -14,17 +14,18 @@ from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import slice_heights
 from ..imaging.slice_format import SliceFormat
 from ..imaging.volume_files import read_volume
-from .explained_intensity import explained_intensity
+from .engine.segmenter_config import SegmenterConfig
+from .engine.training_loop import LoopConfig
 from .labelled_factory import LabelledFactory
-from .labelled_slices import LabelledSlices, foreground_dice
+from .labelled_slices import LabelledSlices, foreground_dice, parts_of
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
-from .training.segmenter_training import SegmenterConfig, SegmenterData, train_segmenters
-from .training.training_loop import LoopConfig
+from .training.segmenter_training import SegmenterData, train_segmenters
 
 MANIFEST = "manifest.json"
 # Dice on synthetic slices: 0.09 and 0.20 where another site's segmenter failed, at least 0.5 elsewhere.
 MIN_AGREEMENT = 0.25
+SYNTHETIC_SHARE = 0.5  # of every batch
 
 
 def adapt(
@@ -60,44 +61,36 @@ def adapt(
 
 
 def training_set(
-    images: np.ndarray,
-    drawn: LabelledSlices,
-    robust: Segmenter,
-    *,
-    fmt: SliceFormat,
-    domain: str,
-    config: SegmenterConfig,
-    volume: np.ndarray | None = None,
-) -> LabelledSlices:
-    """The training set of a site: usually half labelled synthetic slices of its domain, and half the site's own slices
-    with the labels of the labelled site's robust segmenter.
+    images: np.ndarray, drawn: LabelledSlices, first_guess: Segmenter, *, volume: np.ndarray | None = None
+) -> SegmenterData:
+    """What a site trains on: its own slices with the first guess's labels, and half as labelled synthetic slices.
 
-    If that segmenter does not agree with the labels of the synthetic slices, one of the two is wrong. Then a segmenter
-    is trained on the synthetic slices alone. If its classes explain more of the grey levels of the site's images, it
-    labels the site's own slices; if not, the synthetic slices are left out.
+    If the first guess does not agree with the labels of the synthetic slices, one of the two is wrong, and nothing at
+    the site tells which. The first guess was trained on real slices, so the synthetic ones are left out.
 
     Args:
         images: (N, S, S) in [-1, 1], the site's own slices.
         drawn: labelled synthetic slices of the domain.
-        robust: the labelled site's segmenter.
-        fmt: the site's slice format.
-        domain: the site's domain.
-        config: of the segmenter that may be trained.
+        first_guess: the labelled site's segmenter for other contrasts; its network is trained further.
         volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
+
+    Raises: StoreError if the slices' sides differ.
     """
-    images, shown = images.astype(np.float32), torch.from_numpy(drawn.images.astype(np.float32))[:, None]
-    found = robust.probabilities(shown, drawn.volume).argmax(1)
-    if foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes) >= MIN_AGREEMENT:
-        return mix(drawn, pseudo_label(images, robust, volume))
-    (alone,) = adapt(fmt, domain, SegmenterData(labelled=drawn), config=config)
-    by_robust, by_alone = (explained_intensity(images, segmenter, volume) for segmenter in (robust, alone))
-    if by_alone > by_robust:
-        return mix(drawn, pseudo_label(images, alone, volume))
-    return pseudo_label(images, robust, volume)
+    if drawn.images.shape[1] != images.shape[1]:
+        raise StoreError(
+            f"synthetic slices are {drawn.images.shape[1]} px; they must be {images.shape[1]} px as the site's"
+        )
+    own = pseudo_label(images, first_guess, volume)
+    shown = torch.from_numpy(drawn.images.astype(np.float32))[:, None]
+    found = first_guess.probabilities(shown, drawn.volume).argmax(1)
+    agreement = foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes)
+    if agreement >= MIN_AGREEMENT:
+        return SegmenterData(labelled=own, further=((drawn, SYNTHETIC_SHARE),), start=first_guess)
+    return SegmenterData(labelled=own, start=first_guess)
 
 
 def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | None = None) -> LabelledSlices:
-    """A site's own slices with the labels that a segmenter gives them.
+    """A site's own slices with the labels that a segmenter gives them, averaged over all views that it knows.
 
     Args:
         images: (N, S, S) in [-1, 1].
@@ -105,26 +98,11 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
         volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
     """
     images = images.astype(np.float32)
-    labels = teacher.probabilities(torch.from_numpy(images)[:, None], volume).argmax(1).to(torch.uint8).numpy()
+    shown = torch.from_numpy(images)[:, None]
+    labels = teacher.probabilities(shown, volume, views=len(teacher.card.views)).argmax(1).to(torch.uint8).numpy()
+    for part in parts_of(len(labels), volume) if volume is not None else []:
+        labels[part] = teacher.tidied(labels[part])
     return LabelledSlices(images, labels, teacher.classes, volume)
-
-
-def mix(synthetic: LabelledSlices, own: LabelledSlices) -> LabelledSlices:
-    """Both together, the smaller set repeated so that each makes about half of the training.
-
-    Raises: StoreError if the slices' sides differ.
-    """
-    if synthetic.images.shape[1] != own.images.shape[1]:
-        raise StoreError(
-            f"synthetic slices are {synthetic.images.shape[1]} px; they must be {own.images.shape[1]} px as the site's"
-        )
-    longer = max(len(synthetic.images), len(own.images))
-    parts = [part for given in (synthetic, own) for part in [given] * max(1, round(longer / len(given.images)))]
-    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    volume = None
-    if all(part.volume is not None for part in parts):  # a repeated volume counts as a further volume
-        volume = np.concatenate([part.volume - part.volume[0] + 1_000_000 * n for n, part in enumerate(parts)])
-    return LabelledSlices(images, labels, synthetic.classes, volume)
 
 
 def draw_slices(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
@@ -23,8 +22,6 @@ from ..imaging.volumes import Volume
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
 
-ROWS = 2  # the axis of (N, 1, S, S) slices that mirroring turns round
-
 
 @dataclass(frozen=True)
 class Outputs:
@@ -33,12 +30,12 @@ class Outputs:
     Attributes:
         probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one.
         pictures: `<case>.png`, slices with their labels.
-        flips: average with the mirrored image, for networks that were trained with mirrored images.
+        views: number of turned and mirrored views that are averaged; at most as many as the models were trained in.
     """
 
     probabilities: bool = False
     pictures: bool = False
-    flips: bool = False
+    views: int = 1
 
 
 def segment(
@@ -69,16 +66,16 @@ def segment(
     segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(segmenter.format, segmenter.classes) for segmenter in segmenters}) > 1:
         raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
-    if outputs.flips and not all(segmenter.card.mirrored for segmenter in segmenters):
-        raise UsageError("flips is True, but not all models were trained with mirrored images; choose flips=False")
+    for segmenter in segmenters:
+        segmenter.check_views(outputs.views)
     with atomic_folder(out) as folder:
         for name, source in track(cases, "segmenting"):
             volume = read_volume(source)
             try:
-                grid, found = slice_probabilities(volume, segmenters, flips=outputs.flips, device=device)
+                grid, found = slice_probabilities(volume, segmenters, views=outputs.views, device=device)
             except VolumeError as error:
                 raise VolumeError(f"{name}: {error}") from None
-            labels = Volume(grid.labels_to_volume(found), volume.affine)
+            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), volume.affine)
             write_volume(folder / f"{name}.nii.gz", labels)
             if outputs.probabilities:
                 whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), volume.affine)
@@ -89,21 +86,14 @@ def segment(
 
 
 def slice_probabilities(
-    volume: Volume, segmenters: Sequence[Segmenter], *, flips: bool = False, device: str = "cpu"
+    volume: Volume, segmenters: Sequence[Segmenter], *, views: int = 1, device: str = "cpu"
 ) -> tuple[SliceGrid, np.ndarray]:
     """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it."""
     fmt = segmenters[0].format
     grid = SliceGrid.of(volume, fmt)
     mean, deviation = mean_and_deviation(grid.kept(volume))
     slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
-
-    def once(given: Tensor) -> Tensor:
-        """Slices (N, 1, S, S) to mean probabilities (N, classes, S, S)."""
-        return torch.stack([segmenter.probabilities(given) for segmenter in segmenters]).mean(0)
-
-    found = once(slices)
-    if flips:
-        found = (found + once(slices.flip(ROWS)).flip(ROWS)) / 2
+    found = torch.stack([segmenter.probabilities(slices, views=views) for segmenter in segmenters]).mean(0)
     return grid, found.cpu().numpy()
 
 

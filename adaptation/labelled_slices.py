@@ -31,6 +31,25 @@ class LabelledSlices:
         return LabelledSlices(self.images[chosen], self.labels[chosen], self.classes, volume)
 
 
+def joined(first: LabelledSlices, second: LabelledSlices) -> LabelledSlices:
+    """Both together, the smaller set repeated so that each makes about half; volumes are no longer known."""
+    longer = max(len(first.images), len(second.images))
+    parts = [part for given in (first, second) for part in [given] * max(1, round(longer / len(given.images)))]
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    return LabelledSlices(images, labels, first.classes)
+
+
+def parts_of(count: int, volume: np.ndarray | None) -> list[slice]:
+    """The slices of each volume.
+
+    Args:
+        count: number of slices.
+        volume: (count,) integer, which volume a slice belongs to; None: all are of one.
+    """
+    starts = [0] if volume is None else np.flatnonzero(np.r_[True, np.diff(volume) != 0]).tolist()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+
+
 def foreground_dice(ours: Tensor, theirs: Tensor, classes: int) -> float:
     """Mean Dice over the foreground classes that occur, of label maps (B, S, S); NaN if none does."""
     scores = []

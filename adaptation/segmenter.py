@@ -8,21 +8,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from ..common.weights_file import load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.networks.build import make_generator
 from ..imaging.slice_format import SliceFormat
+from .engine.object_rule import keep_single_objects
+from .engine.planned_network import PlannedNetwork
+from .engine.window_inference import turn, turn_back, view_agreement, window_probabilities
 from .methods.registry import make_method
-from .networks.architectures import build_network
-from .networks.network_names import dimensions
 from .networks.translator_network import Translator
 from .segmenter_card import FEDERATED, TRANSLATOR, SegmenterCard
 
 KIND = "segmenter"
-PATCH_DEPTH = 8  # slices that a 3-D network sees at once
 SLICES_AT_ONCE = 32
 
 Design = TypeVar("Design")
@@ -32,8 +31,8 @@ class Segmenter:
     """A trained network with everything needed to apply it to a new image.
 
     Attributes:
-        network: slices (B, 1, S, S) to logits (B, classes, S, S); a 3-D network takes and gives stacks of slices,
-            (B, 1, D, S, S) and (B, classes, D, S, S).
+        network: of a planned segmenter, see `PlannedNetwork`; otherwise whole slices (B, 1, S, S) in [-1, 1] to logits
+            (B, classes, S, S).
         format: the slice format that a new image must be brought into first.
         card: how the network is built, and what it was trained on.
     """
@@ -45,24 +44,59 @@ class Segmenter:
     def classes(self) -> int:
         return self.card.classes
 
-    @property
-    def dimensions(self) -> int:
-        """2 if every slice is segmented by itself, 3 if the network sees neighbouring slices too."""
-        return 2 if self.card.network in (TRANSLATOR, FEDERATED) else dimensions(self.card.network)
-
     def to(self, device: torch.device | str) -> Segmenter:
         self.network.to(device)
         return self
 
-    def probabilities(self, images: Tensor, volume: np.ndarray | None = None) -> Tensor:
+    def probabilities(self, images: Tensor, volume: np.ndarray | None = None, *, views: int = 1) -> Tensor:
         """Slices (N, 1, S, S) in [-1, 1] to probabilities (N, classes, S, S), which sum to one over the classes.
 
         Args:
             images: (N, 1, S, S) in [-1, 1].
-            volume: (N,) integer, the volume that a slice belongs to, for 3-D networks; slices of a volume follow each
-                other. None: all slices are of one volume.
+            volume: (N,) integer, the volume that a slice belongs to; slices of a volume follow each other. None: all
+                slices are of one volume.
+            views: number of turned and mirrored views that are averaged; at most as many as the card has.
+
+        Raises: UsageError for more views than the network was trained in.
         """
-        return predict(self.network, images, dimensions=self.dimensions, volume=volume)
+        self.check_views(views)
+        return self._mean_of_views(images, volume, self.card.views[:views])
+
+    def check_views(self, views: int) -> None:
+        """Raises: UsageError if the network was not trained in this number of views."""
+        if not 1 <= views <= len(self.card.views):
+            raise UsageError(
+                f"views is {views}; choose from 1 to {len(self.card.views)}, the views this segmenter was trained in"
+            )
+
+    def agreement(self, images: Tensor, volume: np.ndarray | None = None) -> float:
+        """See `view_agreement`; NaN if the network was trained in one view only.
+
+        Args:
+            images: (N, 1, S, S) in [-1, 1].
+            volume: (N,) integer, see `probabilities`.
+        """
+        if len(self.card.views) == 1:
+            return float("nan")
+        single = [self._mean_of_views(images, volume, (view,)) for view in self.card.views]
+        mean = torch.stack(single).mean(0).argmax(1)
+        return view_agreement([found.argmax(1) for found in single], mean, self.classes)
+
+    def tidied(self, labels: np.ndarray) -> np.ndarray:
+        """A label map (X, Y, Z) that keeps the card's rule of single objects."""
+        return keep_single_objects(labels, self.card.single_objects)
+
+    @torch.no_grad()
+    def _mean_of_views(self, images: Tensor, volume: np.ndarray | None, views: tuple[int, ...]) -> Tensor:
+        """Mean probabilities (N, classes, S, S) over these views of slices (N, 1, S, S) in [-1, 1]."""
+        if self.card.plan is not None:
+            given = (images.float() + 1) / 2
+            return window_probabilities(self.network, given, self.card.plan, volume=volume, views=views)
+        total = torch.zeros(())
+        for view in views:
+            parts = turn(images, view).split(SLICES_AT_ONCE)
+            total = total + turn_back(torch.cat([self.network(part).softmax(1) for part in parts]), view)
+        return total / len(views)
 
     def save(self, path: str | Path) -> None:
         write_weights(path, self.network.state_dict(), {**self.to_dict(), "kind": KIND})
@@ -94,27 +128,6 @@ class Segmenter:
         return cls(_build(card), SliceFormat.from_dict(values["format"]), card)
 
 
-@torch.no_grad()
-def predict(network: nn.Module, images: Tensor, *, dimensions: int, volume: np.ndarray | None = None) -> Tensor:
-    """Slices (N, 1, S, S) in [-1, 1] to probabilities (N, classes, S, S) by a network in evaluation mode.
-
-    Args:
-        network: see `Segmenter`.
-        images: (N, 1, S, S) in [-1, 1].
-        dimensions: 2 or 3, of the network.
-        volume: (N,), see `Segmenter.probabilities`.
-    """
-    if dimensions == 2:
-        return torch.cat([torch.softmax(network(part), dim=1) for part in images.split(SLICES_AT_ONCE)])
-    if volume is not None:
-        ends = np.flatnonzero(np.diff(volume)) + 1
-        counts = np.diff([0, *ends, len(volume)]).tolist()
-        return torch.cat([predict(network, part, dimensions=dimensions) for part in images.split(counts)])
-    size = (PATCH_DEPTH, *images.shape[2:])
-    windows = SlidingWindowInferer(size, sw_batch_size=1, overlap=0.5, mode="gaussian", cval=-1.0)
-    return torch.softmax(windows(images[:, 0][None, None], network)[0].movedim(0, 1), dim=1)
-
-
 def _build(card: SegmenterCard) -> nn.Module:
     """The network that a card describes, with random weights."""
     if card.network == TRANSLATOR:
@@ -124,10 +137,10 @@ def _build(card: SegmenterCard) -> nn.Module:
         design = _required(card.federated, FEDERATED)
         method = make_method(design.method)
         return method.segmenter(method.build(), design.context)
-    return build_network(card.network, card.classes)
+    return PlannedNetwork(_required(card.plan, card.network))
 
 
 def _required(design: Design | None, name: str) -> Design:
     if design is None:
-        raise ConfigError(f"network is '{name}', but the entry '{name}', which it must be built from, is missing")
+        raise ConfigError(f"network is '{name}', but the entry that it must be built from is missing")
     return design

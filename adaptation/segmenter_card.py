@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
+from .engine.training_plan import TrainingPlan
 from .methods.interface.method_config import MethodConfig
 from .methods.interface.site_round import SiteContext
-from .networks.network_names import NETWORKS
 from .networks.translator_network import EncoderConfig
 
-TRANSLATOR, FEDERATED = "translator", "federated"  # the networks that `build_network` does not build
+TRANSLATOR, FEDERATED = "translator", "federated"  # the networks that no training plan describes
 MAX_CLASSES = 255  # labels are bytes, and 255 means unlabelled
 
 
@@ -87,11 +88,14 @@ class SiteAssessment:
         quality: distances of synthetic to real slices by name, see `SiteQuality`.
         explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
             and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
+        agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single turned or mirrored views with
+            those of the mean of all views; NaN where it knows one view only, or finds nothing.
         alarms: reasons to doubt the segmenter, one sentence each.
     """
 
     quality: dict[str, float]
     explained: dict[str, float]
+    agreement: float
     alarms: tuple[str, ...] = ()
 
 
@@ -103,36 +107,47 @@ class SegmenterCard:
 
     Attributes:
         classes: number of label values, background included; 2 to 255.
-        network: an architecture's name (see `fedfactory.adaptation.networks.architectures`), "translator" or
-            "federated".
+        network: "translator", "federated", or the name of a planned network (see `network_names.NETWORKS`).
+        plan: network and training of a planned segmenter; None for other networks.
         translator: what a translator is built from; None for other networks.
         federated: what a federated method's network is built from; None for other networks.
         settings: of the training, see `SegmenterConfig` and `TranslatorConfig`.
         training: which data it was trained on.
         chosen: the state that was kept; None where no choice was made.
         assessment: how well it fits the site's images; None where nobody computed it.
+        single_objects: labels of the structures of which only the largest connected object is kept; 0 stands for all
+            structures together. Learnt from the labelled site, see `learn_single_objects`.
     """
 
     classes: int
     network: str
+    plan: TrainingPlan | None = None
     translator: TranslatorDesign | None = None
     federated: FederatedDesign | None = None
     settings: dict[str, object] = field(default_factory=dict)
     training: TrainingFacts = field(default_factory=TrainingFacts)
     chosen: ChosenState | None = None
     assessment: SiteAssessment | None = None
+    single_objects: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.network not in (*NETWORKS, TRANSLATOR, FEDERATED):
-            known = ", ".join((*NETWORKS, TRANSLATOR, FEDERATED))
-            raise ConfigError(f"network is '{self.network}'; choose one of {known}")
+        planned = self.network if self.plan is None else self.plan.network
+        if self.network != planned or (self.plan is None) != (self.network in (TRANSLATOR, FEDERATED)):
+            raise ConfigError(
+                f"network is '{self.network}'; it must be that of the plan, or without plan {TRANSLATOR} or {FEDERATED}"
+            )
+        if self.plan is not None and self.plan.classes != self.classes:
+            raise ConfigError(f"classes is {self.classes}, but {self.plan.classes} in the plan; both must be equal")
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
 
     @property
-    def mirrored(self) -> bool:
-        """Whether slices were flipped left to right in the training."""
-        return bool(self.settings.get("mirror"))
+    def views(self) -> tuple[int, ...]:
+        """Views of an image in which the network was trained: 0 to 3 quarter turns, 4 to 7 their mirror images."""
+        rotation = self.settings.get("rotation", 0.0)
+        turned = isinstance(rotation, (int, float)) and rotation >= math.pi
+        turns = range(4) if turned else range(1)
+        return (*turns, *(4 + view for view in turns)) if self.settings.get("mirror") else tuple(turns)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, the inverse of `from_dict`."""

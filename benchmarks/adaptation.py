@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from fedfactory.adaptation.inference import slice_probabilities
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.networks.network_names import NETWORKS
+from fedfactory.adaptation.network_names import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
 from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterData, SegmenterTrainer

@@ -35,7 +35,7 @@ import numpy as np
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, SiteSlices
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.networks.network_names import ARCHITECTURES
+from fedfactory.adaptation.network_names import ARCHITECTURES
 from fedfactory.common.files import write_json
 from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.volume_files import read_volume, write_volume

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.methods.catalogue import METHOD_CATALOGUE, describe
 from ..common.files import refuse_existing, write_json
 from ..errors import UsageError
@@ -20,9 +21,11 @@ from .options import (
     LabelledFactoryFile,
     MinNodes,
     Network,
+    NetworkSize,
     NodeTimeout,
     OneTargetSlice,
     Researcher,
+    Rotation,
     Rounds,
     RoundTimeout,
     Seed,
@@ -121,8 +124,10 @@ def adapt_remote(
         typer.Option("--domain", help="Domain of a site that adapts; may be repeated; default: all connected sites."),
     ] = None,
     engine: Engine = "segmenter",
-    network: Network = "unet",
+    network: Network = "dynunet",
+    network_size: NetworkSize = "standard",
     updates: Updates = None,
+    rotation: Rotation = 180,
     volumes: Volumes = 90,
     one_target_slice: OneTargetSlice = False,
     node_timeout: NodeTimeout = 60,
@@ -135,18 +140,19 @@ def adapt_remote(
         tag=tag, node_timeout=node_timeout, approval_timeout=approval_timeout, round_timeout=round_timeout
     )
     refuse_existing(out)
+    config = SegmenterConfig(
+        network=network, network_size=network_size, updates=updates, rotation=math.radians(rotation), seed=seed
+    )
 
-    from ..adaptation.training.segmenter_training import SegmenterConfig  # only now: slow to import
-    from ..adaptation.training.translator_training import TranslatorConfig
+    from ..adaptation.training.translator_training import TranslatorConfig  # only now: slow to import
     from ..node.site_adaptation import Adaptation
     from ..researcher.remote_adaptation import adapt_remotely
 
     quiet_framework()
-    given = {"seed": seed, **({"updates": updates} if updates else {})}
+    translator = TranslatorConfig(seed=seed, **({"updates": updates} if updates else {}))
     adaptation = Adaptation(
-        engine=engine, segmenter=SegmenterConfig(network=network, **given), translator=TranslatorConfig(**given),
-        volumes=volumes, one_target_slice=one_target_slice,
-    )  # fmt: skip
+        engine=engine, segmenter=config, translator=translator, volumes=volumes, one_target_slice=one_target_slice
+    )
     site_updates = adapt_remotely(
         factory_file, researcher=researcher, nodes=nodes, domains=domains, adaptation=adaptation
     )

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ..adaptation.choices import ENGINES
-from ..adaptation.networks.network_names import NETWORKS
+from ..adaptation.choices import ENGINES, NETWORK_SIZES, PRECISIONS
+from ..adaptation.network_names import NETWORKS
 from ..errors import ConfigError
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -112,6 +112,31 @@ Network = Annotated[
     ),
 ]
 Updates = Annotated[int | None, typer.Option(min=1, help="Number of optimizer steps; default: as the engine needs.")]
+# The plan of a segmenter: what is left out follows from the data.
+NetworkSize = Annotated[
+    str,
+    typer.Option(
+        "--size-of-network",
+        callback=one_of(NETWORK_SIZES),
+        help=f"{listed(NETWORK_SIZES)}: 16, 24 or 32 channels in the first level.",
+    ),
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(callback=more_than(0), help="Minutes of training on this machine, in place of --updates."),
+]
+Width = Annotated[int | None, typer.Option(min=4, help="Channels of the network's first level.")]
+Depth = Annotated[int | None, typer.Option(min=3, help="Number of the network's resolution levels.")]
+LearningRate = Annotated[float | None, typer.Option(callback=more_than(0), help="Largest learning rate.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows per update.")]
+Memory = Annotated[float, typer.Option(callback=more_than(0), help="GiB that the training may take.")]
+Rotation = Annotated[
+    float,
+    typer.Option(min=0, max=180, help="Largest random angle in degrees; less than 180 if all patients lie alike."),
+]
+Precision = Annotated[
+    str, typer.Option(callback=one_of(PRECISIONS), help=f"Precision of the network: {listed(PRECISIONS)}.")
+]
 Volumes = Annotated[int, typer.Option(min=1, help="Number of synthetic subjects that are drawn from the factory.")]
 OneTargetSlice = Annotated[
     bool, typer.Option("--one-target-slice", help="Train also on one labelled slice of each labelled case of the site.")

@@ -1,30 +1,41 @@
-"""What a site types from the factory to label maps: label, generate, audit, adapt, segment, evaluate (phase two)."""
+"""What a site types from the factory to label maps: plan, label, generate, audit, adapt, segment, evaluate."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..adaptation.choices import LABELLINGS, LAYOUTS, UNSCALED_PRECISIONS
-from ..common.files import refuse_existing
+from ..adaptation.choices import LABELLINGS, LAYOUTS
+from ..adaptation.engine.segmenter_config import SegmenterConfig
+from ..common.files import refuse_existing, write_json
 from ..errors import UsageError
 from .options import (
+    BatchSize,
     Classes,
+    Depth,
     Device,
     Encoder,
     Engine,
     LabelledFactoryFile,
+    LearningRate,
+    Memory,
+    Minutes,
     Network,
+    NetworkSize,
     OneTargetSlice,
     PatientPattern,
+    Precision,
+    Rotation,
     Seed,
     Store,
     Updates,
     Volumes,
+    Width,
     Workers,
     listed,
     one_of,
@@ -34,6 +45,43 @@ from .terminal import Commands, console, print_alarms, require_one_of
 commands = Commands()
 
 SegmenterOut = Annotated[Path, typer.Option(help="Segmenter file to write, .safetensors.")]
+
+
+@commands.command()
+def plan(
+    store: Store,
+    factory_file: Annotated[
+        Path | None,
+        typer.Option("--factory", help="Labelled factory, whose first guess is trained further; for unlabelled sites."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    network: Network = "dynunet",
+    network_size: NetworkSize = "standard",
+    updates: Updates = None,
+    minutes: Minutes = None,
+    width: Width = None,
+    depth: Depth = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    rotation: Rotation = 180,
+    memory: Memory = 8,
+    precision: Precision = "auto",
+    device: Device = "cpu",
+) -> None:
+    """Show which network would be trained on a store, on which windows, and for how long on this machine."""
+    config = SegmenterConfig(
+        network=network, network_size=network_size, updates=updates, minutes=minutes, width=width, depth=depth,
+        learning_rate=learning_rate, batch_size=batch_size, rotation=math.radians(rotation), memory=memory,
+        precision=precision,
+    )  # fmt: skip
+
+    from ..node.segmenter_plans import plan_on_store
+
+    made = plan_on_store(store, config, factory_file=factory_file, device=device)
+    for name, value in made.rows():
+        console.print(f"{name:>24}  {value}", markup=False)
+    if out is not None:
+        write_json(out, made.to_dict())
 
 
 @commands.command()
@@ -49,13 +97,24 @@ def label(
             help="synthesis: a segmenter labels synthetic slices; inversion: own slices are inverted to latents.",
         ),
     ] = "synthesis",
+    network_size: NetworkSize = "standard",
+    updates: Updates = None,
+    minutes: Minutes = None,
+    rotation: Rotation = 180,
+    memory: Memory = 8,
     seed: Seed = 0,
 ) -> None:
-    """Train the label branch of a factory at a site with labels."""
-    from ..adaptation.training.segmenter_training import SegmenterConfig
+    """Train the label branch of a factory at a site with labels, and the first guess: a segmenter for other contrasts.
+
+    --updates and --minutes are those of each of the two segmenters that are trained before the branch.
+    """
+    config = SegmenterConfig(
+        network_size=network_size, updates=updates, minutes=minutes, rotation=math.radians(rotation), memory=memory,
+        seed=seed,
+    )  # fmt: skip
+
     from ..node.labelling import label_factory
 
-    config = SegmenterConfig(seed=seed)
     made = label_factory(factory, store, out, classes=classes, labelling=labelling, config=config)
     card = made.card
     console.print(f"{out}: {card.classes} classes, Dice {card.agreement:.3f} on {card.validated_on}")
@@ -183,13 +242,18 @@ def adapt(
         Path | None, typer.Option(help="Folder written by `fedfactory generate-volumes`, in place of --factory.")
     ] = None,
     engine: Engine = "segmenter",
-    network: Network = "unet",
+    network: Network = "dynunet",
+    network_size: NetworkSize = "standard",
     updates: Updates = None,
+    minutes: Minutes = None,
+    width: Width = None,
+    depth: Depth = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    rotation: Rotation = 180,
+    memory: Memory = 8,
     volumes: Volumes = 90,
     one_target_slice: OneTargetSlice = False,
-    self_training: Annotated[
-        float, typer.Option(min=0, help="Weight of a mean teacher's pseudo-labels of the site's own slices.")
-    ] = 0.0,
     keep: Annotated[
         int,
         typer.Option(min=1, max=5, help="Number of best states to keep for an ensemble, chosen on synthetic slices."),
@@ -197,12 +261,7 @@ def adapt(
     patience: Annotated[
         int, typer.Option(min=0, help="Stop after this number of evaluations without a better state; 0: never.")
     ] = 0,
-    precision: Annotated[
-        str,
-        typer.Option(
-            callback=one_of(UNSCALED_PRECISIONS), help=f"Precision of the network: {listed(UNSCALED_PRECISIONS)}."
-        ),
-    ] = "float32",
+    precision: Precision = "auto",
     device: Device = "cpu",
     work: Annotated[
         Path | None, typer.Option(help="Folder for TensorBoard curves; an interrupted run continues from there.")
@@ -214,15 +273,19 @@ def adapt(
     if engine == "translator" and factory_file is None:
         raise UsageError(f"engine is '{engine}'; give `factory_file`, synthetic volumes are not enough")
 
-    from ..adaptation.training.segmenter_training import SegmenterConfig
+    config = SegmenterConfig(
+        network=network, network_size=network_size, updates=updates, minutes=minutes, width=width, depth=depth,
+        learning_rate=learning_rate, batch_size=batch_size, rotation=math.radians(rotation), memory=memory,
+        precision=precision, seed=seed,
+    )  # fmt: skip
+
     from ..adaptation.training.translator_training import TranslatorConfig
     from ..node.site_adaptation import Adaptation, adapt_site
 
-    given = {"seed": seed, **({"updates": updates} if updates else {})}
     adaptation = Adaptation(
         engine=engine,
-        segmenter=SegmenterConfig(network=network, self_training=self_training, precision=precision, **given),
-        translator=TranslatorConfig(**given),
+        segmenter=config,
+        translator=TranslatorConfig(seed=seed, **({"updates": updates} if updates else {})),
         volumes=volumes,
         one_target_slice=one_target_slice,
         keep=keep,
@@ -245,7 +308,9 @@ def segment(
     out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probability maps too.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write slices with their labels as PNG too.")] = False,
-    flips: Annotated[bool, typer.Option("--flips", help="Average with the prediction of the mirrored image.")] = False,
+    views: Annotated[
+        int, typer.Option(min=1, max=8, help="Number of turned and mirrored views of each image that are averaged.")
+    ] = 1,
     device: Device = "cpu",
 ) -> None:
     """Write label maps of new images, on the images' own grid."""
@@ -254,7 +319,7 @@ def segment(
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run
 
-    for path in run(images, model, out, outputs=Outputs(probabilities, pictures, flips), device=device):
+    for path in run(images, model, out, outputs=Outputs(probabilities, pictures, views), device=device):
         console.print(str(path), markup=False)
 
 

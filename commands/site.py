@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..adaptation.networks.network_names import ARCHITECTURES, check_modality
+from ..adaptation.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError
 from .options import NodeFolder, Store, Tag, listed, one_of
 from .terminal import Commands, console, key_and_value, quiet_framework

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from .. import __version__
+from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.evaluation.evaluate import evaluate
 from ..adaptation.evaluation.scores import Score
 from ..adaptation.evaluation.summary import mean_dice
@@ -24,7 +25,6 @@ from ..adaptation.generate_volumes import Drawing, generate_volumes
 from ..adaptation.inference import segment
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.segmenter import Segmenter
-from ..adaptation.training.segmenter_training import SegmenterConfig
 from ..common.files import refuse_existing, write_json
 from ..common.progress import track
 from ..generative.config import FactoryConfig

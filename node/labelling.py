@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..adaptation.choices import LABELLINGS
+from ..adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
 from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
-from ..adaptation.training.segmenter_training import SegmenterConfig, train_segmenter
+from ..adaptation.training.segmenter_training import train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory
 from .store.slice_store import SliceStore
@@ -20,7 +21,8 @@ from .store.slice_store import SliceStore
 def labelled_slices(store: SliceStore) -> LabelledSlices:
     """The training slices of a store's densely labelled cases. Raises: StoreError if there are none."""
     chosen = store.labelled_slices("train")
-    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes)
+    volume = store.volume_of_slices()[chosen]
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes, volume)
 
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
@@ -52,8 +54,8 @@ def label_factory(
             (published) inverts the site's own slices and trains the branch on their labels.
         branch_updates: number of updates of the branch.
         keep: number of the branch's best states, whose mean gives the labels.
-        config: of the two teacher segmenters: one labels the factory's slices; the robust one travels with the factory
-            and gives the images of other sites their first labels.
+        config: of the two segmenters that are trained: one labels the factory's slices; the other, under random
+            contrast, travels with the factory and gives the images of other sites their first labels.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
@@ -68,7 +70,7 @@ def label_factory(
         )
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
-    robust = train_on_store(store, replace(config, remap_contrast=1.0))
+    robust = train_on_store(store, first_guess_config(config))
     real, held_out = (
         (_binned_slices(store, "train"), _binned_slices(store, "validation"))
         if labelling == "inversion"

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adaptation.adapt import adapt, draw_slices, mix, read_synthetic, training_set
+from ..adaptation.adapt import adapt, draw_slices, read_synthetic, training_set
 from ..adaptation.choices import ENGINES
+from ..adaptation.engine.segmenter_config import SegmenterConfig
+from ..adaptation.engine.training_loop import LoopConfig
 from ..adaptation.explained_intensity import explained_intensity
 from ..adaptation.labelled_factory import LabelledFactory
-from ..adaptation.labelled_slices import LabelledSlices
-from ..adaptation.networks.network_names import dimensions
+from ..adaptation.labelled_slices import LabelledSlices, joined
+from ..adaptation.network_names import dimensions
 from ..adaptation.networks.translator_network import EncoderConfig
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
-from ..adaptation.training.segmenter_training import SegmenterConfig, SegmenterData
-from ..adaptation.training.training_loop import LoopConfig
+from ..adaptation.training.segmenter_training import SegmenterData
 from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
 from ..generative.metrics.alarm import alarms
@@ -30,11 +31,14 @@ from .labelling import labelled_slices
 from .store.slice_store import SliceStore
 
 NUM_EVALUATIONS = 5  # of a training that chooses among its states
+OWN_LABELLED_SHARE = 0.25  # of a batch: the site's own labelled slices, if there are any
 VALIDATION_VOLUMES = 10  # synthetic subjects on which states are compared
 VALIDATION_SEED_OFFSET = 1_000_000  # from the seeds of the subjects that are trained on
 # The adapted segmenter's explained grey levels over those of the first guess: good runs had at least 1.07, bad ones
 # at most 0.65.
 MIN_EXPLAINED_RATIO = 0.85
+# Of the six first guesses of a study at two sites, those with at most this agreement of views had Dice below .55.
+DOUBTFUL_AGREEMENT = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class Adaptation:
             raise ConfigError(f"patience is {self.patience}; it must be at least 0")
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self) | {"translator": self.translator.to_dict()}
+        return asdict(self) | {"segmenter": self.segmenter.to_dict(), "translator": self.translator.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Adaptation:
@@ -84,7 +88,7 @@ class Adaptation:
             translator = dict(values["translator"])
             encoder = EncoderConfig(**translator.pop("encoder"))
             parts = {
-                "segmenter": SegmenterConfig(**values["segmenter"]),
+                "segmenter": SegmenterConfig.from_dict(values["segmenter"]),
                 "translator": TranslatorConfig(encoder=encoder, **translator),
             }
             return cls(**{**values, **parts})
@@ -118,10 +122,9 @@ def adapt_site(
 ) -> Segmenter:
     """Train a site's segmenter and write it.
 
-    With a labelled factory and the engine "segmenter", half of the training slices are synthetic slices of the site's
-    domain with the factory's labels, half are the site's own with the robust segmenter's labels (for the exceptions
-    see `training_set`): the synthetic slices show how the tissue is arranged, the site's own how its scanner shows it.
-    With synthetic volumes, the training slices are those alone.
+    With a labelled factory and the engine "segmenter", the factory's first guess is trained further: on the site's own
+    slices with the first guess's labels, and on synthetic slices of the site's domain with the factory's labels (for
+    the exceptions see `training_set`). With synthetic volumes, a network is trained on those alone.
 
     Args:
         store_dir: the site's own store; its labels are read for `one_target_slice` only.
@@ -176,7 +179,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
     if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
         shared = next((score for names, score in shared_anatomy(factory.generator).items() if set(names) == pair), None)
     found = alarms(store.domain, quality, shared)
-    volume = _volume_of_slices(store)[chosen]
+    volume = store.volume_of_slices()[chosen]
     adapted, first_guess = (explained_intensity(images, model, volume) for model in (segmenter, labelled.robust))
     if adapted < MIN_EXPLAINED_RATIO * first_guess:
         found.append(
@@ -184,7 +187,13 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
             f"of the labelled site's segmenter {first_guess:.0%}"
         )
     explained = {"adapted": adapted, "first_guess": first_guess}
-    return SiteAssessment(quality=quality.to_dict(), explained=explained, alarms=tuple(found))
+    agreement = labelled.robust.agreement(torch.from_numpy(images)[:, None], volume)
+    if agreement <= DOUBTFUL_AGREEMENT:
+        found.append(
+            f"{store.domain}: turned and mirrored images get other labels by the first guess than upright ones (Dice "
+            f"{agreement:.2f}; good segmenters had more than {DOUBTFUL_AGREEMENT})"
+        )
+    return SiteAssessment(quality=quality.to_dict(), explained=explained, agreement=agreement, alarms=tuple(found))
 
 
 def _open_factory(
@@ -212,34 +221,28 @@ def _train_segmenters(
     if labelled is not None:
         data, validation = _draw_training_set(store, labelled, adaptation)
     else:
-        data = read_synthetic(synthetic, store.domain)
-        _require_classes(few, data.classes, store)
+        drawn = read_synthetic(synthetic, store.domain)
+        _require_classes(few, drawn.classes, store)
         if adaptation.validates:
-            data, validation = _split_volumes(data)
-    own = _own_slices(store, data.classes) if config.self_training else None
-    slices = SegmenterData(labelled=data, unlabelled=own, own_labelled=few, validation=validation)
-    return adapt(store.format, store.domain, slices, config=config, **training)
+            drawn, validation = _split_volumes(drawn)
+        data = SegmenterData(labelled=drawn)
+    further = data.further if few is None else (*data.further, (few, OWN_LABELLED_SHARE))
+    data = replace(data, further=further, validation=validation)
+    return adapt(store.format, store.domain, data, config=config, **training)
 
 
 def _draw_training_set(
     store: SliceStore, labelled: LabelledFactory, adaptation: Adaptation
-) -> tuple[LabelledSlices, LabelledSlices | None]:
-    """The slices on which a segmenter is trained, and the synthetic slices on which its states are compared."""
+) -> tuple[SegmenterData, LabelledSlices | None]:
+    """What a segmenter is trained on, and the synthetic slices on which its states are compared."""
     seed = adaptation.segmenter.seed
     slices = None
     if dimensions(adaptation.segmenter.network) == 3:  # as many as the site's own volumes have
         slices = max(2, round(float(np.median([case.count for case in store.cases]))))
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
-    own = _own_slices(store, drawn.classes)
-    data = training_set(
-        own.images,
-        drawn,
-        labelled.robust,
-        fmt=store.format,
-        domain=store.domain,
-        config=adaptation.segmenter,
-        volume=own.volume,
-    )
+    chosen = store.slices("train")
+    images, volume = store.images[chosen].astype(np.float32), store.volume_of_slices()[chosen]
+    data = training_set(images, drawn, labelled.robust, volume=volume)
     if not adaptation.validates:
         return data, None
     seed += VALIDATION_SEED_OFFSET
@@ -263,24 +266,9 @@ def _train_translators(
     own = store.images[store.slices("train")]
     if config.target_synthesis:
         drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=config.seed)
-        few = drawn if few is None else mix(drawn, few)
+        few = drawn if few is None else joined(drawn, few)
     data = TranslatorData(source=source, validation=validation, unlabelled=own, own_labelled=few)
     return train_translator(labelled, store.domain, store.format, config=config, data=data, **training)
-
-
-def _own_slices(store: SliceStore, classes: int) -> LabelledSlices:
-    """The site's training slices; their labels are not read, all are 0."""
-    chosen = store.slices("train")
-    images = store.images[chosen].astype(np.float32)
-    return LabelledSlices(images, np.zeros(images.shape, np.uint8), classes, _volume_of_slices(store)[chosen])
-
-
-def _volume_of_slices(store: SliceStore) -> np.ndarray:
-    """(N,) int64, number of the case that each slice belongs to."""
-    volume = np.zeros(len(store), np.int64)
-    for number, case in enumerate(store.cases):
-        volume[case.first : case.first + case.count] = number
-    return volume
 
 
 def _one_labelled_slice_per_case(store: SliceStore) -> LabelledSlices:
@@ -289,7 +277,7 @@ def _one_labelled_slice_per_case(store: SliceStore) -> LabelledSlices:
     Raises: StoreError if there is none.
     """
     data = labelled_slices(store)
-    chosen, volume = store.labelled_slices("train"), _volume_of_slices(store)
+    chosen, volume = store.labelled_slices("train"), store.volume_of_slices()
     found = []
     for number in np.unique(volume[chosen]):
         of_case = [n for n in np.flatnonzero(volume[chosen] == number) if (data.labels[n] > 0).any()]

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..adaptation.networks.network_names import check_architecture, check_modality
+from ..adaptation.network_names import check_architecture, check_modality
 from ..common.files import write_json
 from ..errors import StoreError, UsageError
 from .store.slice_store import SliceStore

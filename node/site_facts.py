@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from reprlib import repr as shortened
 
 from .. import __version__
-from ..adaptation.networks.network_names import check_architecture, check_modality
+from ..adaptation.network_names import check_architecture, check_modality
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .store.prepare_config import LABEL_KINDS

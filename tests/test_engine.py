@@ -27,6 +27,7 @@ from fedfactory.adaptation.engine.random_contrast import (
     random_network,
 )
 from fedfactory.adaptation.engine.random_windows import WindowVariation, draw_centres, random_windows
+from fedfactory.adaptation.engine.training_loop import LoopConfig, train
 from fedfactory.adaptation.engine.training_plan import DataFacts, TrainingPlan, plan_training
 from fedfactory.adaptation.engine.window_inference import averaged_views, volume_probabilities
 from fedfactory.adaptation.engine.window_training import (
@@ -36,7 +37,6 @@ from fedfactory.adaptation.engine.window_training import (
     structure_centres,
 )
 from fedfactory.adaptation.labelled_slices import LabelledSlices
-from fedfactory.adaptation.training.training_loop import LoopConfig, train
 from fedfactory.errors import ConfigError
 from helpers import squares
 from hypothesis import given, settings

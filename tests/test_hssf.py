@@ -22,8 +22,8 @@ from fedfactory.adaptation.methods.interface.site_round import SiteContext, Site
 from fedfactory.adaptation.methods.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
 from fedfactory.adaptation.methods.public_slice_method import Teacher
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.network_names import ARCHITECTURES
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
-from fedfactory.adaptation.networks.network_names import ARCHITECTURES
 from fedfactory.errors import ConfigError, FederationError, NodeDataError
 from helpers import CONFIG, site, site_round_of
 

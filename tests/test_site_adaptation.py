@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.adaptation.adapt import pseudo_label, training_set
+from fedfactory.adaptation.engine.training_loop import STATE_FILE, LoopConfig, Trainer, train
 from fedfactory.adaptation.labelled_slices import LabelledSlices
+from fedfactory.adaptation.network_names import NETWORKS, dimensions
 from fedfactory.adaptation.networks.architectures import build_network
-from fedfactory.adaptation.networks.network_names import NETWORKS, dimensions
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
@@ -22,7 +23,6 @@ from fedfactory.adaptation.training.segmenter_training import (
     SegmenterTrainer,
     train_segmenters,
 )
-from fedfactory.adaptation.training.training_loop import STATE_FILE, LoopConfig, Trainer, train
 from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorTrainer
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import SliceFormat

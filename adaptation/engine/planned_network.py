@@ -1,36 +1,61 @@
-"""The network of a training plan: MONAI's dynamic U-Net behind folded pixels."""
+"""The network of a training plan: one of MONAI's segmentation networks behind folded pixels."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
-from monai.networks.nets import DynUNet
+from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
 from .training_plan import TrainingPlan
 
 
 class PlannedNetwork(nn.Module):
-    """Windows (B, 1, W, W) to logits (B, classes, W, W), for any W that is a multiple of `plan.side_multiple`.
+    """Windows to logits, for any side that is a multiple of `plan.side_multiple`.
 
     Fold x fold pixels become channels first and logits are unfolded last, so that the finest level computes on a
-    quarter of the pixels. Instance norm: a batch's statistics would not hold at another site.
+    quarter of the pixels. Instance norm, or SegResNet's group norm: a batch's statistics would not hold at another
+    site.
     """
 
     def __init__(self, plan: TrainingPlan) -> None:
         super().__init__()
-        self.fold = plan.fold
-        levels = len(plan.widths)
-        self.body = DynUNet(
-            spatial_dims=2,
-            in_channels=plan.fold**2,
-            out_channels=plan.classes * plan.fold**2,
+        self.fold, self.dimensions = plan.fold, plan.dimensions
+        self.body = _body(plan)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, 1, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W).
+
+        A 3-D network takes (B, 1, D, W, W) and gives (B, classes, D, W, W), D a multiple of the slice strides' product.
+        """
+        if self.dimensions == 2:
+            return F.pixel_shuffle(self.body(F.pixel_unshuffle(windows, self.fold)), self.fold)
+        folded = F.pixel_unshuffle(windows.movedim(1, 2), self.fold).movedim(1, 2)
+        return F.pixel_shuffle(self.body(folded).movedim(1, 2), self.fold).movedim(1, 2)
+
+
+def _body(plan: TrainingPlan) -> nn.Module:
+    """From folded windows to folded logits."""
+    dims, levels = plan.dimensions, len(plan.widths)
+    channels = {"in_channels": plan.fold**2, "out_channels": plan.classes * plan.fold**2}
+    steps = [stride if dims == 2 else (slices, stride, stride) for slices, stride in _strides(plan)]
+    if plan.network.startswith("dynunet"):
+        return DynUNet(
+            spatial_dims=dims,
+            **channels,
             kernel_size=[3] * levels,
-            strides=[1] + [2] * (levels - 1),
-            upsample_kernel_size=[2] * (levels - 1),
+            strides=[1, *steps],
+            upsample_kernel_size=steps,
             filters=list(plan.widths),
             norm_name=("INSTANCE", {"affine": True}),
         )
+    if plan.network.startswith("unet"):
+        norm = ("instance", {"affine": True})
+        return UNet(dims, **channels, channels=plan.widths, strides=steps, num_res_units=1, norm=norm)
+    # SegResNet halves all sides at every level and doubles its channels.
+    blocks = [1, *[2] * (levels - 2), 2]
+    return SegResNet(dims, init_filters=plan.widths[0], **channels, blocks_down=blocks, blocks_up=[1] * (levels - 1))
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """(B, 1, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W)."""
-        return F.pixel_shuffle(self.body(F.pixel_unshuffle(windows, self.fold)), self.fold)
+
+def _strides(plan: TrainingPlan) -> list[tuple[int, int]]:
+    """For every level below the first, by how much slices and pixels are reduced."""
+    return [(slices, 2) for slices in plan.slice_strides[1:]]

@@ -60,8 +60,15 @@ STRONG = AppearanceVariation(
 )  # fmt: skip
 
 
+UNCHANGED = AppearanceVariation(
+    gamma_probability=0.0, gamma=(1.0, 1.0), bias_probability=0.0, bias=0.0, blur_probability=0.0, blur=(1.0, 1.0),
+    resolution_probability=0.0, resolution=(1.0, 1.0), noise_probability=0.0, noise=0.0,
+)  # fmt: skip
+PRESETS = {"mild": MILD, "strong": STRONG}
+
+
 def random_appearance(windows: Tensor, variation: AppearanceVariation, *, rng: torch.Generator) -> Tensor:
-    """Windows (B, 1, W, W), about [0, 1], each with its own changes; (B, 1, W, W)."""
+    """Windows (B, D, W, W), about [0, 1], each with its own changes; (B, D, W, W)."""
     batch = len(windows)
 
     def uniform(low: float, high: float) -> Tensor:
@@ -87,32 +94,32 @@ def random_appearance(windows: Tensor, variation: AppearanceVariation, *, rng: t
 
 
 def with_gamma(windows: Tensor, exponent: Tensor) -> Tensor:
-    """Windows (B, 1, W, W) to the power of `exponent` (B, 1, 1, 1) between their own ends, which stay."""
+    """Windows (B, D, W, W) to the power of `exponent` (B, 1, 1, 1) between their own ends, which stay."""
     low = windows.amin((1, 2, 3), keepdim=True)
     width = (windows.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
     return ((windows - low) / width).clamp(0, 1) ** exponent * width + low
 
 
 def blurred(windows: Tensor, deviation: Tensor) -> Tensor:
-    """Windows (B, 1, W, W), each blurred by its own standard deviation (B,) in pixels; edges are replicated."""
-    batch, _, height, width = windows.shape
+    """Windows (B, D, W, W), each blurred by its own standard deviation (B,) in pixels; edges are replicated."""
+    batch = len(windows)
     places = torch.arange(-BLUR_REACH, BLUR_REACH + 1)
     kernel = torch.exp(-(places**2) / (2 * deviation[:, None] ** 2))
     kernel = kernel / kernel.sum(1, keepdim=True)
-    rows = F.pad(windows.view(1, batch, height, width), (BLUR_REACH, BLUR_REACH, 0, 0), mode="replicate")
+    rows = F.pad(windows.transpose(0, 1), (BLUR_REACH, BLUR_REACH, 0, 0), mode="replicate")
     rows = F.conv2d(rows, kernel[:, None, None], groups=batch)
     both = F.pad(rows, (0, 0, BLUR_REACH, BLUR_REACH), mode="replicate")
-    return F.conv2d(both, kernel[:, None, :, None], groups=batch).view(windows.shape)
+    return F.conv2d(both, kernel[:, None, :, None], groups=batch).transpose(0, 1)
 
 
 def with_resolution(windows: Tensor, share: float) -> Tensor:
-    """Windows (B, 1, W, W) as if `share` of their pixels per side had been acquired; (B, 1, W, W)."""
+    """Windows (B, D, W, W) as if `share` of their pixels per side had been acquired; (B, D, W, W)."""
     side = windows.shape[-1]
     coarse = F.interpolate(windows, max(1, int(side * share)), mode="area")
     return F.interpolate(coarse, side, mode="bilinear", align_corners=False)
 
 
 def standardised(windows: Tensor) -> Tensor:
-    """Windows (B, 1, W, W) with mean 0 and deviation 1 each: what the network sees."""
+    """Windows (B, D, W, W) with mean 0 and deviation 1 each: what the network sees."""
     mean, deviation = windows.mean((1, 2, 3), keepdim=True), windows.std((1, 2, 3), keepdim=True)
     return (windows - mean) / deviation.clamp(min=1e-5)

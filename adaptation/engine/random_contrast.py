@@ -6,7 +6,6 @@ augmentation (GIN, Ouyang et al., IEEE TMI 2022, doi 10.1109/TMI.2022.3224067).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ConfigError
+from .segmenter_config import ContrastMix
 
 CURVE_POINTS = 256  # of a curve's table
 BENT_SHARE = 0.4  # of the curves: piecewise linear through random values, neither rising nor falling
@@ -22,43 +21,26 @@ KNOTS = (4, 7)  # fewest and most points of such a curve, both ends included
 GIN_WIDTHS = (1, 2, 2, 2, 1)  # channels before, between and after the random convolutions
 GIN_KERNELS = (1, 3)
 LEAK = 0.01  # slope of the leaky ReLU between them
-INVERTED_SHARE = 0.25  # of the windows: dark and bright exchanged, air stays dark
 AIR = 0.05  # intensities up to it are air
 
 
-@dataclass(frozen=True, kw_only=True)
-class ContrastMix:
-    """Shares of windows by what happens to their contrast; the rest goes through a random network.
-
-    Raises: ConfigError if a share is out of range.
-
-    Attributes:
-        unchanged: share of windows with their own contrast, 0 to 1.
-        curves: share of windows with a random intensity curve, 0 to 1 - `unchanged`.
-    """
-
-    unchanged: float = 0.35
-    curves: float = 0.45
-
-    def __post_init__(self) -> None:
-        for name in ("unchanged", "curves"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; choose a share from 0 to 1")
-        if self.unchanged + self.curves > 1:
-            raise ConfigError(
-                f"unchanged and curves are {self.unchanged} and {self.curves}; their sum must be at most 1"
-            )
-
-
 def random_contrast(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator) -> Tensor:
-    """Windows (B, 1, W, W) in [0, 1] with random contrast; the result (B, 1, W, W) may leave that range a little."""
+    """Windows with random contrast, which is the same in all slices of a window.
+
+    Args:
+        windows: (B, D, W, W) in [0, 1].
+        mix: what happens to which share of the windows.
+        rng: random generator.
+
+    Returns: (B, D, W, W), which may leave [0, 1] a little.
+    """
     drawn = torch.rand(len(windows), generator=rng)
     curved = (drawn >= mix.unchanged) & (drawn < mix.unchanged + mix.curves)
     networked = drawn >= mix.unchanged + mix.curves
     result = windows.clone()
     result[curved] = apply_curves(windows[curved], random_curves(int(curved.sum()), rng=rng))
     result[networked] = random_network(windows[networked], rng=rng)
-    inverted = torch.rand(len(windows), 1, 1, 1, generator=rng) < INVERTED_SHARE
+    inverted = torch.rand(len(windows), 1, 1, 1, generator=rng) < mix.inverted
     return torch.where(inverted & (result > AIR), 1 + AIR - result, result)
 
 
@@ -85,22 +67,22 @@ def random_curves(count: int, *, rng: torch.Generator) -> Tensor:
 
 
 def apply_curves(windows: Tensor, curves: Tensor) -> Tensor:
-    """Windows (B, 1, W, W) in [0, 1] through their curves (B, CURVE_POINTS), by the nearest point; (B, 1, W, W)."""
+    """Windows (B, D, W, W) in [0, 1] through their curves (B, CURVE_POINTS), by the nearest point; (B, D, W, W)."""
     points = curves.shape[1]
     index = (windows.clamp(0, 1) * (points - 1)).round().long().flatten(1)
     return curves.gather(1, index).view(windows.shape).to(windows.dtype)
 
 
 def random_network(windows: Tensor, *, rng: torch.Generator) -> Tensor:
-    """GIN: windows (B, 1, W, W) mixed with what a random shallow network makes of them, with their energy kept.
+    """GIN: windows (B, D, W, W) mixed with what a random shallow network makes of them, with their energy kept.
 
     Every window has its own network of four convolutions with normal weights. The mixture's Frobenius norm is set to
-    that of the window. Returns: (B, 1, W, W).
+    that of the window. Returns: (B, D, W, W).
     """
-    count, side = len(windows), windows.shape[-1]
+    count = len(windows)
     if not count:
         return windows
-    features = windows.reshape(1, count, side, side)
+    features = windows.transpose(0, 1)  # (D, B, W, W): one group of channels for each window
     for layer, (before, after) in enumerate(pairwise(GIN_WIDTHS)):
         kernel = GIN_KERNELS[int(torch.randint(len(GIN_KERNELS), (), generator=rng))]
         weight = torch.randn(count * after, before, kernel, kernel, generator=rng)
@@ -109,6 +91,6 @@ def random_network(windows: Tensor, *, rng: torch.Generator) -> Tensor:
         if layer < len(GIN_WIDTHS) - 2:
             features = F.leaky_relu(features, LEAK)
     share = torch.rand(count, 1, 1, 1, generator=rng)
-    mixed = share * features.view(count, 1, side, side) + (1 - share) * windows
+    mixed = share * features.transpose(0, 1) + (1 - share) * windows
     energy, made = (values.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for values in (windows, mixed))
     return mixed * energy / made.clamp(min=1e-6)

@@ -24,12 +24,13 @@ class WindowVariation:
 
     Attributes:
         rotation: largest angle, radians; pi where scans have no common orientation.
-        mirror: whether windows are flipped.
+        mirror: whether windows are flipped, left to right where the plane has a left and a right.
         scale: smallest and largest magnification.
         elastic: probability of an elastic deformation, 0 to 1.
-        elastic_pixels: standard deviation of its displacements at the grid's nodes, pixels; drawn windows have .3 to
-            1 times as much.
-        shift_pixels: largest distance of the window's centre from the structures' centre along each axis, pixels.
+        elastic_share: standard deviation of its displacements at the grid's nodes, as a share of the window's side;
+            drawn windows have .3 to 1 times as much.
+        shift_share: largest distance of the window's centre from the structures' centre along each axis, as a share of
+            the window's side.
         anywhere: share of windows with a centre anywhere in the middle three fifths of the slice, 0 to 1.
     """
 
@@ -37,8 +38,8 @@ class WindowVariation:
     mirror: bool = True
     scale: tuple[float, float] = (0.7, 1.4)
     elastic: float = 0.5
-    elastic_pixels: float = 2.0
-    shift_pixels: float = 12.0
+    elastic_share: float = 0.025
+    shift_share: float = 0.15
     anywhere: float = 0.2
 
     def __post_init__(self) -> None:
@@ -49,18 +50,21 @@ class WindowVariation:
             raise ConfigError(f"scale is {self.scale}; it must be two positive numbers, the smaller one first")
 
 
-def draw_centres(centres: Tensor, size: int, variation: WindowVariation, *, rng: torch.Generator) -> Tensor:
+def draw_centres(
+    centres: Tensor, size: int, *, window: int, variation: WindowVariation, rng: torch.Generator
+) -> Tensor:
     """Centres of random windows.
 
     Args:
         centres: (B, 2), row and column of the structures' centre in each slice, pixels.
         size: pixels per side of the slices.
-        variation: `shift_pixels` and `anywhere` are used.
+        window: pixels per side of the windows.
+        variation: `shift_share` and `anywhere` are used.
         rng: random generator.
 
     Returns: (B, 2), row and column, pixels.
     """
-    near = centres + variation.shift_pixels * (2 * torch.rand(centres.shape, generator=rng) - 1)
+    near = centres + variation.shift_share * window * (2 * torch.rand(centres.shape, generator=rng) - 1)
     somewhere = size * (0.2 + 0.6 * torch.rand(centres.shape, generator=rng))
     chosen = torch.rand(len(centres), 1, generator=rng) < variation.anywhere
     return torch.where(chosen, somewhere, near)
@@ -69,17 +73,17 @@ def draw_centres(centres: Tensor, size: int, variation: WindowVariation, *, rng:
 def random_windows(
     images: Tensor, labels: Tensor, centres: Tensor, *, window: int, variation: WindowVariation, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Windows of slices and of their labels, varied alike.
+    """Windows of slices, or of stacks of D neighbouring slices, and of their labels, varied alike.
 
     Args:
-        images: (B, 1, S, S) in [0, 1]; outside of the slice there is 0.
-        labels: (B, S, S) integer; outside of the slice there is 0.
+        images: (B, D, S, S) in [0, 1]; outside of the slice there is 0.
+        labels: (B, D, S, S) integer, below 2^24; outside of the slice there is 0.
         centres: (B, 2), row and column of the windows' centres, pixels.
         window: pixels per side of the windows.
         variation: what is varied, and how much.
         rng: random generator on the CPU.
 
-    Returns: images (B, 1, window, window) in [0, 1], linearly interpolated, and labels (B, window, window) int64 of
+    Returns: images (B, D, window, window) in [0, 1], linearly interpolated, and labels (B, D, window, window) int64 of
         the nearest pixels.
     """
     batch, side = len(images), images.shape[-1]
@@ -87,10 +91,8 @@ def random_windows(
     # grid_sample wants x before y, and -1 and 1 at the outer edges of the outermost pixels.
     grid = (positions.flip(-1) * 2 + 1) / side - 1
     shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    found = F.grid_sample(
-        labels[:, None].to(images.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return shown, found[:, 0].long()
+    found = F.grid_sample(labels.to(images.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return shown, found.long()
 
 
 def sampling_positions(batch: int, window: int, variation: WindowVariation, *, rng: torch.Generator) -> Tensor:
@@ -104,7 +106,7 @@ def sampling_positions(batch: int, window: int, variation: WindowVariation, *, r
     rows, columns = torch.meshgrid(axis, axis, indexing="ij")
     positions = torch.stack([rows, columns], -1)[None]
     nodes = torch.randn(batch, 2, ELASTIC_NODES, ELASTIC_NODES, generator=rng)
-    strength = variation.elastic_pixels * uniform(0.3, 1, batch, 1, 1, 1)
+    strength = variation.elastic_share * window * uniform(0.3, 1, batch, 1, 1, 1)
     strength = strength * (uniform(0, 1, batch, 1, 1, 1) < variation.elastic)
     bent = F.interpolate(nodes * strength, (window, window), mode="bicubic", align_corners=True)
     positions = positions + bent.movedim(1, -1)
@@ -112,5 +114,5 @@ def sampling_positions(batch: int, window: int, variation: WindowVariation, *, r
     magnification = torch.exp(uniform(math.log(variation.scale[0]), math.log(variation.scale[1]), batch))
     flip = torch.where(uniform(0, 1, batch) < 0.5 * variation.mirror, -1.0, 1.0)
     cosine, sine = angle.cos() / magnification, angle.sin() / magnification
-    matrix = torch.stack([cosine, -sine * flip, sine, cosine * flip], -1).view(batch, 2, 2)
+    matrix = torch.stack([cosine * flip, -sine, sine * flip, cosine], -1).view(batch, 2, 2)
     return torch.einsum("bij,bhwj->bhwi", matrix, positions)

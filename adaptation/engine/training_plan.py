@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
+from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError
+from ..network_names import check_architecture, dimensions
+from .segmenter_config import SegmenterConfig
 
 MARGIN = 1.5  # sides of the structures' bounding box that a window has
 SMALLEST_MAP = 4  # pixels per side of the deepest level
 MIN_LEVELS, MAX_LEVELS = 3, 6  # MONAI's dynamic U-Net has at least three
 FOLDED_FROM = 64  # pixels per side from which two by two pixels are folded into channels: a quarter of the time
-BATCH_PIXELS = 12 * 80 * 80  # of all windows in an update
-MAX_BATCH = 32
+BATCH_PIXELS = 6 * 80 * 80  # of all windows in an update
+MAX_BATCH = 16
 MAX_WIDTH = 320  # channels, as nnU-Net's
 FIRST_WIDTH = {"small": 16, "standard": 24, "large": 32}  # channels of the first level, by size of the network
+STACK = 8  # slices in a window of a 3-D network
+MAPS_IN_MEMORY = 14  # feature maps of a level that training stores, in units of the level's width
+BYTES_PER_WEIGHT = 20  # float32: weight, moving average, gradient, two moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +34,14 @@ class DataFacts:
         extent: largest side of the labelled structures' bounding boxes, pixels: that of nearly all volumes. None where
             no label tells it: then windows are whole slices.
         classes: number of label values, background included.
+        anisotropy: distance of neighbouring slices in pixels; 3-D networks halve the number of slices only once pixels
+            have become as large.
     """
 
     size: int
     extent: int | None
     classes: int
+    anisotropy: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +51,11 @@ class TrainingPlan:
     Raises: ConfigError if a value is out of range.
 
     Attributes:
+        network: a name of `fedfactory.adaptation.network_names.NETWORKS`.
         window: pixels per side of the windows that the network sees; a multiple of `side_multiple`.
+        slices: slices in a window: 1 for a 2-D network.
         widths: channels of each resolution level, the finest first; at least three levels.
+        slice_strides: 2 for each level at whose beginning the number of slices is halved, 1 elsewhere.
         fold: 2 if two by two pixels are folded into channels before the first level, 1 if not.
         classes: number of label values, background included.
         batch_size: windows per update.
@@ -50,25 +64,34 @@ class TrainingPlan:
         precision: "bfloat16" computes the network in half precision, "float32" does not.
     """
 
+    network: str = "dynunet"
     window: int
+    slices: int = 1
     widths: tuple[int, ...]
+    slice_strides: tuple[int, ...] = ()
     fold: int
     classes: int
     batch_size: int
-    updates: int = 2000
+    updates: int
     learning_rate: float = 3e-3
-    precision: str = "bfloat16"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "slice_strides", tuple(self.slice_strides) or (1,) * len(self.widths))
+        check_architecture(self.network.removesuffix("3d"))
         if len(self.widths) < MIN_LEVELS:
             raise ConfigError(f"widths has {len(self.widths)} levels; it must have at least {MIN_LEVELS}")
         if min(self.widths) < 1:
             raise ConfigError(f"widths is {self.widths}; every level needs at least 1 channel")
+        if len(self.slice_strides) != len(self.widths) or not {1, 2} >= {*self.slice_strides}:
+            raise ConfigError(f"slice_strides is {self.slice_strides}; it must have a 1 or 2 for each level")
         if self.fold not in (1, 2):
             raise ConfigError(f"fold is {self.fold}; choose 1 or 2")
         if self.window < self.side_multiple or self.window % self.side_multiple:
             raise ConfigError(f"window is {self.window}; it must be a multiple of {self.side_multiple}")
+        if self.slices < 1 or self.slices % math.prod(self.slice_strides):
+            raise ConfigError(f"slices is {self.slices}; it must be a multiple of {math.prod(self.slice_strides)}")
         if self.classes < 2:
             raise ConfigError(f"classes is {self.classes}; it must be at least 2, background included")
         for name in ("batch_size", "updates"):
@@ -84,43 +107,87 @@ class TrainingPlan:
         """What a window's side must be a multiple of, in pixels."""
         return self.fold * 2 ** (len(self.widths) - 1)
 
+    @property
+    def dimensions(self) -> int:
+        """2 if every slice is segmented by itself, 3 if the network sees neighbouring slices too."""
+        return dimensions(self.network)
 
-def plan_training(
-    facts: DataFacts,
-    *,
-    network_size: str = "standard",
-    updates: int = 2000,
-    width: int | None = None,
-    depth: int | None = None,
-) -> TrainingPlan:
+    @property
+    def memory(self) -> float:
+        """Estimated memory of the training, bytes: feature maps that wait for the gradient, weights and optimizer."""
+        sites = [(self.window // self.fold // 2**level) ** 2 * self.slices for level in range(len(self.widths))]
+        maps = sum(MAPS_IN_MEMORY * width * count for width, count in zip(self.widths, sites, strict=True))
+        kernel = 9 if self.dimensions == 2 else 27
+        weights = sum(kernel * (2 * a * b + 2 * b * b + 2 * a * a) for a, b in pairwise(self.widths))
+        return 4.0 * self.batch_size * maps + BYTES_PER_WEIGHT * weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, the inverse of `from_dict`."""
+        return record_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, values: object) -> TrainingPlan:
+        """Raises: ConfigError for missing, unknown or impossible entries."""
+        return read_record(cls, values)
+
+
+def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: bool = False) -> TrainingPlan:
     """The plan for these data.
 
     The window holds the structures with a margin. The network has as many levels as its window can be halved, the
-    first of `width` channels, each further one twice as many up to four times the first for four levels, as in the
-    recipe that was measured, and up to MAX_WIDTH in deeper networks. The batch has a fixed number of pixels.
+    first of `config.width` channels, each further one twice as many up to four times the first for four levels, as in
+    the recipe that was measured, and up to MAX_WIDTH in deeper networks. The batch has a fixed number of pixels, or
+    fewer if the memory is small; if it is smaller still, so is the window.
 
     Args:
         facts: of the data.
-        network_size: "small", "standard" or "large".
-        updates: optimizer steps.
-        width: channels of the first level; None takes that of `network_size`.
-        depth: number of levels; None follows from the window.
+        config: what the user has chosen.
+        fast_bfloat16: whether this device computes faster in half precision; used for the precision "auto".
 
-    Raises: ConfigError for an unknown size or impossible facts.
+    Raises: ConfigError for impossible facts.
     """
-    if network_size not in FIRST_WIDTH:
-        raise ConfigError(f"network_size is '{network_size}'; choose one of {', '.join(FIRST_WIDTH)}")
     if facts.size < 2 * SMALLEST_MAP:
         raise ConfigError(f"size is {facts.size}; slices must have at least {2 * SMALLEST_MAP} pixels per side")
     wanted = facts.size if facts.extent is None else min(facts.size, math.ceil(MARGIN * facts.extent))
     fold = 2 if wanted >= FOLDED_FROM else 1
-    levels = depth or min(MAX_LEVELS, max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1))
-    first = width or FIRST_WIDTH[network_size]
+    halves_slices = config.network == "segresnet3d"  # at every level
+    most = int(math.log2(STACK)) + 1 if halves_slices else MAX_LEVELS
+    levels = min(config.depth or max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1), most)
+    first = config.width or FIRST_WIDTH[config.network_size]
     largest = min(MAX_WIDTH, first * 2 ** max(1, levels - 2))
-    widths = tuple(min(largest, first * 2**level) for level in range(levels))
     multiple = fold * 2 ** (levels - 1)
-    window = multiple * max(2, min(math.ceil(wanted / multiple), math.ceil(facts.size / multiple)))
-    batch = max(2, min(MAX_BATCH, round(BATCH_PIXELS / window**2)))
-    return TrainingPlan(
-        window=window, widths=widths, fold=fold, classes=facts.classes, batch_size=batch, updates=updates
+    slices = STACK if dimensions(config.network) == 3 else 1
+    window = multiple * max(2, round(wanted / multiple), math.ceil(min(facts.extent or 0, facts.size) / multiple))
+    precision = config.precision
+    if precision == "auto":
+        # SegResNet's group norm is slow in half precision: 319 against 201 ms an update.
+        precision = "bfloat16" if fast_bfloat16 and not config.network.startswith("segresnet") else "float32"
+    plan = TrainingPlan(
+        network=config.network,
+        window=window,
+        slices=slices,
+        widths=tuple(min(largest, first * 2**level) for level in range(levels)),
+        slice_strides=_slice_strides(
+            levels, math.inf if slices == 1 else 0 if halves_slices else facts.anisotropy, fold
+        ),
+        fold=fold,
+        classes=facts.classes,
+        batch_size=config.batch_size or max(2, min(MAX_BATCH, round(BATCH_PIXELS / (window**2 * slices)))),
+        updates=config.wanted_updates,
+        learning_rate=config.learning_rate or TrainingPlan.learning_rate,
+        precision=precision,
     )
+    while plan.memory > config.memory * 2**30 and plan.batch_size > 1:
+        plan = replace(plan, batch_size=plan.batch_size // 2)
+    while plan.memory > config.memory * 2**30 and plan.window > 2 * multiple:
+        plan = replace(plan, window=plan.window - multiple)
+    return plan
+
+
+def _slice_strides(levels: int, anisotropy: float, fold: int) -> tuple[int, ...]:
+    """1 or 2 for each level: the number of slices is halved once pixels are about as large as slices are apart."""
+    strides, pixel, most = [1], float(fold), int(math.log2(STACK)) if anisotropy == 0 else 2
+    for _ in range(levels - 1):
+        strides.append(2 if pixel >= anisotropy / 2 and strides.count(2) < most else 1)
+        pixel *= 2
+    return tuple(strides)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,96 +14,71 @@ from torch import Tensor, nn
 
 from ...common.seeding import seed_of, seeded
 from ..labelled_slices import LabelledSlices, foreground_dice
-from ..training.training_loop import Trainer
+from .augmentation import Augmentation
+from .labelled_volumes import volumes_of
 from .planned_network import PlannedNetwork
-from .random_appearance import MILD, AppearanceVariation, random_appearance, standardised
-from .random_contrast import ContrastMix, random_contrast
-from .random_windows import WindowVariation, draw_centres, random_windows
-from .training_plan import DataFacts, TrainingPlan
-from .window_inference import volume_probabilities
+from .training_loop import Trainer
+from .training_plan import TrainingPlan
+from .window_inference import window_probabilities
+from .window_sampler import WindowSampler
 
 WEIGHT_DECAY = 1e-4
 WARM_UP = 0.1  # share of the updates in which the learning rate rises
 MAX_GRADIENT_NORM = 5.0
-RARE_SHARE = 1 / 3  # of a batch: slices with a class that is drawn first, so that rare classes are seen as often
 AVERAGE_DECAY = 0.99  # of the weights' moving average, which is what is evaluated and kept
-EXTENT_SHARE = 0.95  # of the volumes whose structures fit into the extent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """What random windows look like.
+class Stream:
+    """Slices that make up a share of every batch.
 
     Attributes:
-        windows: their position and shape.
-        contrast: random contrast; None leaves the contrast as it is.
-        appearance: gamma, bias, blur, resolution and noise.
+        slices: with labels.
+        augmentation: what their windows look like.
+        share: relative to the shares of the other streams.
     """
 
-    windows: WindowVariation = field(default_factory=WindowVariation)
-    contrast: ContrastMix | None = None
-    appearance: AppearanceVariation = MILD
-
-
-def data_facts(data: LabelledSlices) -> DataFacts:
-    """What a training plan follows from, of labelled slices."""
-    sides = [
-        int(max(np.ptp(axis) for axis in np.nonzero(shown)) + 1)
-        for shown in (data.labels[part].any(0) for part in volumes_of(data))
-        if shown.any()
-    ]
-    extent = math.ceil(float(np.quantile(sides, EXTENT_SHARE))) if sides else None
-    return DataFacts(size=data.images.shape[-1], extent=extent, classes=data.classes)
-
-
-def volumes_of(data: LabelledSlices) -> list[slice]:
-    """The slices of each volume; without known volumes, every slice is one."""
-    if data.volume is None:
-        return [slice(index, index + 1) for index in range(len(data.images))]
-    starts = np.flatnonzero(np.r_[True, np.diff(data.volume) != 0]).tolist()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(data.images)], strict=True)]
-
-
-def structure_centres(data: LabelledSlices) -> np.ndarray:
-    """(N, 2) float32 row and column of the structures' centre in each slice's volume; the middle without structures."""
-    middle = (data.images.shape[-1] - 1) / 2
-    centres = np.full((len(data.images), 2), middle, np.float32)
-    for part in volumes_of(data):
-        shown = data.labels[part].any(0)
-        if shown.any():
-            centres[part] = [places.mean() for places in np.nonzero(shown)]
-    return centres
+    slices: LabelledSlices
+    augmentation: Augmentation
+    share: float = 1.0
 
 
 class WindowTrainer(Trainer):
     """Cross entropy and batch Dice on random windows; the moving average of the weights is evaluated and kept.
 
     Args:
-        data: slices to train on.
+        streams: slices to train on.
         plan: network and training.
-        augmentation: what windows look like.
-        validation: labelled slices that are not trained on, whole volumes in order; None keeps the last state.
+        settings: description of data and training; an unfinished training is resumed only with equal ones.
+        validation: labelled slices that are not trained on; None keeps the last state.
+        start: state of a network of this plan to begin with; None begins with random weights.
         seed: of everything random.
+        device: to train on.
     """
 
     def __init__(
         self,
-        data: LabelledSlices,
+        streams: Sequence[Stream],
         plan: TrainingPlan,
-        augmentation: Augmentation,
         *,
+        settings: Mapping[str, object] | None = None,
         validation: LabelledSlices | None = None,
+        start: Mapping[str, Tensor] | None = None,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
-        self.plan, self.augmentation, self.seed, self.validation = plan, augmentation, seed, validation
-        self.settings: Mapping[str, object] = {**asdict(plan), **asdict(augmentation), "seed": seed}
-        self.images = torch.from_numpy((np.asarray(data.images, np.float32) + 1) / 2)[:, None]
-        self.labels = torch.from_numpy(np.asarray(data.labels).astype(np.int64))
-        self.centres = torch.from_numpy(structure_centres(data))
-        present = [np.flatnonzero((data.labels == label).any((1, 2))) for label in range(1, data.classes)]
-        self.by_class = [indices for indices in present if len(indices)]
+        self.plan, self.seed, self.validation, self.device = plan, seed, validation, device
+        self.settings = {**(settings or {}), "plan": plan.to_dict(), "seed": seed}
+        counts = _counts(plan.batch_size, [stream.share for stream in streams])
+        self.samplers = [
+            (WindowSampler(stream.slices, plan, stream.augmentation), count)
+            for stream, count in zip(streams, counts, strict=True)
+        ]
         with seeded(seed):
             self.trained = PlannedNetwork(plan).train()
+        if start is not None:
+            self.trained.load_state_dict(start)
+        self.trained = self.trained.to(device)
         self.network: nn.Module = copy.deepcopy(self.trained).requires_grad_(False).eval()
         optimizer = torch.optim.AdamW(self.trained.parameters(), plan.learning_rate, weight_decay=WEIGHT_DECAY)
         self.optimizers = [(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate))]
@@ -115,24 +90,20 @@ class WindowTrainer(Trainer):
         return {"network": self.network, "trained": self.trained}
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Windows (B, 1, W, W) with mean 0 and deviation 1, and labels (B, W, W) int64, of update `number`."""
+        """Windows (B, D, W, W) with mean 0 and deviation 1, and labels (B, D, W, W) int64, of update `number`."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, number))
-        chosen = self._draw_slices(rng)
-        variation = self.augmentation.windows
-        centres = draw_centres(self.centres[chosen], self.images.shape[-1], variation, rng=rng)
-        windows, labels = random_windows(
-            self.images[chosen], self.labels[chosen], centres, window=self.plan.window, variation=variation, rng=rng
-        )
-        if self.augmentation.contrast is not None:
-            windows = random_contrast(windows, self.augmentation.contrast, rng=rng)
-        return standardised(random_appearance(windows, self.augmentation.appearance, rng=rng)), labels
+        parts = [sampler.batch(count, rng=rng) for sampler, count in self.samplers]
+        windows, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return windows, labels
 
     def update(self, number: int) -> dict[str, float]:
-        windows, labels = self.batch(number)
+        windows, labels = (tensor.to(self.device) for tensor in self.batch(number))
+        if self.plan.dimensions == 3:
+            windows, labels = windows[:, None], labels[:, None]
         low = self.plan.precision == "bfloat16"
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=low):
             logits = self.trained(windows).float()
-        loss = self.loss(logits, labels[:, None])
+        loss = self.loss(logits, labels)
         optimizer, schedule = self.optimizers[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -141,34 +112,20 @@ class WindowTrainer(Trainer):
         schedule.step()
         decay = min(AVERAGE_DECAY, number / (number + 10))
         with torch.no_grad():
-            for average, weight in zip(self.network.parameters(), self.trained.parameters(), strict=True):
-                average.lerp_(weight, 1 - decay)
+            torch._foreach_lerp_(list(self.network.parameters()), list(self.trained.parameters()), 1 - decay)
         self.updates_done = number + 1
         return {"labels": float(loss.detach())}
 
     def score(self) -> float:
-        """Mean foreground Dice on the validation volumes; without them, the number of updates: the last one is best."""
-        if self.validation is None:
+        """Mean foreground Dice on the validation slices; without them, the number of updates: the last one is best."""
+        data = self.validation
+        if data is None:
             return float(self.updates_done)
-        images = torch.from_numpy((np.asarray(self.validation.images, np.float32) + 1) / 2)[:, None]
-        found = torch.cat(
-            [
-                volume_probabilities(self.network, images[part], window=self.plan.window).argmax(1)
-                for part in volumes_of(self.validation)
-            ]
-        )
-        labels = torch.from_numpy(self.validation.labels.astype(np.int64))
-        score = foreground_dice(found, labels, self.validation.classes)
+        images = torch.from_numpy((np.asarray(data.images, np.float32) + 1) / 2)[:, None].to(self.device)
+        volume = np.concatenate([np.full(part.stop - part.start, part.start) for part in volumes_of(data)])
+        found = window_probabilities(self.network, images, self.plan, volume=volume).argmax(1)
+        score = foreground_dice(found.cpu(), torch.from_numpy(data.labels.astype(np.int64)), data.classes)
         return 0.0 if math.isnan(score) else score
-
-    def _draw_slices(self, rng: torch.Generator) -> Tensor:
-        """(B,) indices: a third by a class that is drawn first, the others from all slices."""
-        count = self.plan.batch_size
-        chosen = torch.randint(len(self.images), (count,), generator=rng)
-        for index in range(round(RARE_SHARE * count) if self.by_class else 0):
-            indices = self.by_class[int(torch.randint(len(self.by_class), (), generator=rng))]
-            chosen[index] = int(indices[int(torch.randint(len(indices), (), generator=rng))])
-        return chosen
 
     def _rate(self, done: int) -> float:
         """Factor of the learning rate: a linear rise, then half a cosine."""
@@ -176,3 +133,10 @@ class WindowTrainer(Trainer):
         if done < rise:
             return (done + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (done - rise) / max(1, self.plan.updates - rise)))
+
+
+def _counts(batch_size: int, shares: Sequence[float]) -> list[int]:
+    """Windows of each stream in a batch: at least one each, the rest by the shares."""
+    total = sum(shares)
+    counts = [max(1, round(batch_size * share / total)) for share in shares[1:]]
+    return [max(1, batch_size - sum(counts)), *counts]

@@ -14,8 +14,8 @@ from ...errors import ConfigError, NodeDataError
 from ..labels.candidate_labels import SiteSlices
 from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, class_agreement, prototype_agreement
 from ..losses.partial_losses import partial_loss
+from ..network_names import check_modality
 from ..networks.modality_network import ModalityUNet, OneModality, modality_of
-from ..networks.network_names import check_modality
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.aggregation import mean_by_name
@@ -225,10 +225,10 @@ class CMC(WeightAveragingMethod):
 
     def _view_consistency(self, model: ModalityUNet, weak: Tensor, modality: str) -> Tensor:
         """Squared distance of the predictions for slices (B, 1, S, S) and for the same with another appearance."""
-        strong = self.appearance(data=weak.cpu().numpy().copy())["data"]
+        strong = self.restyled(weak)
         with torch.no_grad():
             target = torch.softmax(model(weak, modality), 1)
-        found = torch.softmax(model(torch.from_numpy(strong).to(weak), modality), 1)
+        found = torch.softmax(model(strong, modality), 1)
         return (found - target).square().sum(1).mean()
 
     def _progress(self, site_round: SiteRound, update: int) -> float:

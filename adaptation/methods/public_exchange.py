@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...common.seeding import seed_of, seeded
 from ...errors import NodeDataError
+from ..engine.augmentation import Augmentation, augmented_slices
 from ..labels.candidate_labels import SiteSlices, candidate_masks
 
 MAX_MARGIN = 10.0  # a larger margin would reveal more of the training slices than of the teacher's knowledge
@@ -60,17 +61,16 @@ class PublicSlices:
 
     Args:
         data: the slices.
-        geometry: random geometry, see `FederatedMethod`.
-        appearance: random appearance, see `FederatedMethod`.
+        augmentation: what the views look like.
         seed: of the views.
 
     Raises: NodeDataError if a slice is not densely labelled.
     """
 
-    def __init__(self, data: SiteSlices, *, geometry: object, appearance: object, seed: int) -> None:
+    def __init__(self, data: SiteSlices, *, augmentation: Augmentation, seed: int) -> None:
         if odd := int((data.kinds != "dense").sum()):
             raise NodeDataError(f"{odd} of {len(data)} public slices lack dense labels; all need them")
-        self.data, self.geometry, self.appearance, self.seed = data, geometry, appearance, seed
+        self.data, self.augmentation, self.seed = data, augmentation, seed
 
     def __len__(self) -> int:
         return len(self.data)
@@ -86,15 +86,15 @@ class PublicSlices:
         """
         with seeded(seed_of(self.seed, number, phase, epoch)):
             order = np.random.permutation(len(self.data))
-            pair = self.geometry(
-                data=self.data.images[order][:, None].astype(np.float32),
-                seg=self.data.candidates[order][:, None].astype(np.float32),
+            images, candidates = augmented_slices(
+                torch.from_numpy(self.data.images[order].astype(np.float32))[:, None],
+                torch.from_numpy(self.data.candidates[order].astype(np.int64))[:, None],
+                self.augmentation,
+                rng=torch.default_generator,
             )
-            pair = self.appearance(**pair)
-        candidates = torch.from_numpy(pair["seg"][:, 0].astype(np.int64))
         # Corners that a rotation brings in have no label; they are air, which is background.
-        truth = candidate_masks(candidates, self.data.classes).to(torch.uint8).argmax(1)
-        images, index = torch.from_numpy(pair["data"]).float(), torch.from_numpy(order)
+        truth = candidate_masks(candidates[:, 0], self.data.classes).to(torch.uint8).argmax(1)
+        index = torch.from_numpy(order)
         for start in range(0, len(order), batch_size):
             part = slice(start, start + batch_size)
             yield PublicBatch(images[part], truth[part], index[part])

@@ -7,7 +7,7 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ...common.seeding import seed_of, seeded
 from ...errors import NodeDataError
+from ..engine.augmentation import augmented_slices
+from ..engine.random_appearance import UNCHANGED
 from ..labels.candidate_labels import SiteSlices
 from ..losses.hssf_losses import assessment_loss, perturbation_loss, reliable_labels, segmentation_loss
 from ..losses.partial_losses import partial_loss
+from ..network_names import check_architecture
 from ..networks.assessed_network import AssessedNetwork
-from ..networks.network_names import check_architecture
 from .interface.federated_method import FederatedMethod
 from .interface.option_checks import check_at_least, check_fraction
 from .interface.site_round import MethodState, SiteRound, SiteUpdate
@@ -224,12 +226,12 @@ class PublicSliceMethod(FederatedMethod):
                 f"{self.description.name} needs public slices and this site has none; "
                 "register its store again, with the public one"
             )
-        return PublicSlices(data, geometry=self.geometry, appearance=self.appearance, seed=self.config.seed)
+        return PublicSlices(data, augmentation=self.augmentation, seed=self.config.seed)
 
     def fresh_network(self, architecture: str) -> AssessedNetwork:
         """An untrained network; "" takes the researcher's architecture."""
         with seeded(seed_of(self.config.seed)):
-            return AssessedNetwork(architecture or self.options.network, self.config.classes)
+            return AssessedNetwork(architecture or self.options.network, self.config.classes, size=self.config.size)
 
     def trainee_of(self, network: AssessedNetwork, optimizer_state: dict[str, Any] | None = None) -> Trainee:
         """The network with its optimizer, in the given state if there is one."""
@@ -298,11 +300,12 @@ class PublicSliceMethod(FederatedMethod):
     def _two_views(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         """Weak and strong view (B, 1, S, S) of the slices with the indices `chosen` (B,), with the same geometry; the
         strong view also has another appearance, noise and a missing square."""
-        turned = self.geometry(data=site_round.data.images[chosen][:, None].astype(np.float32), seg=None)
-        weak = turned["data"].astype(np.float32)
-        strong = self.appearance(data=weak.copy())["data"]
+        images = torch.from_numpy(site_round.data.images[chosen].astype(np.float32))[:, None]
+        placed = replace(self.augmentation, appearance=UNCHANGED)
+        weak, _ = augmented_slices(images, torch.zeros_like(images), placed, rng=torch.default_generator)
+        strong = self.restyled(weak)
         side = max(1, round(weak.shape[-1] * CUTOUT_SIDE))
         for image in strong[:, 0]:
-            row, column = np.random.randint(0, weak.shape[-1] - side + 1, 2)
+            row, column = torch.randint(0, weak.shape[-1] - side + 1, (2,)).tolist()
             image[row : row + side, column : column + side] = 0.0
-        return tuple(torch.from_numpy(view).float().to(site_round.device) for view in (weak, strong))
+        return weak.to(site_round.device), strong.to(site_round.device)

@@ -6,8 +6,11 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from .architectures import build_network
-from .network_names import check_architecture
+from ..engine.planned_network import PlannedNetwork
+from ..engine.random_appearance import standardised
+from ..engine.segmenter_config import SegmenterConfig
+from ..engine.training_plan import DataFacts, plan_training
+from ..network_names import check_architecture
 
 FEATURES = 16  # channels of the features that segmentation and self-assessment share
 
@@ -40,22 +43,24 @@ class AssessedNetwork(nn.Module):
     """A network with a classifier and a self-assessment on top of its features.
 
     Args:
-        architecture: of the network below both, one of ARCHITECTURES.
+        architecture: of the network below both, one of ARCHITECTURES; planned as a small one for whole slices.
         classes: channels of the logits.
+        size: pixels per side of the slices.
 
     Raises: ConfigError for an unknown architecture.
     """
 
-    def __init__(self, architecture: str, classes: int) -> None:
+    def __init__(self, architecture: str, classes: int, *, size: int) -> None:
         super().__init__()
         check_architecture(architecture)
-        self.body = build_network(architecture, FEATURES)
+        config = SegmenterConfig(network=architecture, network_size="small")
+        self.body = PlannedNetwork(plan_training(DataFacts(size=size, extent=None, classes=FEATURES), config))
         self.classifier = nn.Sequential(nn.ReLU(), _conv(FEATURES), nn.Conv2d(FEATURES, classes, 1))
         self.assessment = SelfAssessment(classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1], S a multiple of 8, to logits (B, classes, S, S)."""
-        return self.classifier(self.body(x))
+        """Slices (B, 1, S, S) in [-1, 1], S as planned, to logits (B, classes, S, S)."""
+        return self.classifier(self.body(standardised(x)))
 
     def assess(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segmentation with self-assessment. Nothing is detached: the assessment's loss also trains the segmentation.
@@ -65,7 +70,7 @@ class AssessedNetwork(nn.Module):
 
         Returns: logits (B, classes, S, S), logits of being right (B, S, S), and features (B, 16, S, S) for `perturbed`.
         """
-        features = self.body(x)
+        features = self.body(standardised(x))
         logits = self.classifier(features)
         return logits, self.assessment(features, logits), features
 

@@ -18,12 +18,12 @@ from ...generative.factory_file import TrainedFactory
 from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
+from ..engine.training_loop import Checkpoint
 from ..labelled_factory import LabelledFactory, LabelledFactoryCard
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.label_branch import BranchEnsemble, LabelBranch
 from ..segmenter import Segmenter
 from .latent_inversion import invert
-from .training_loop import Checkpoint
 
 LEARNING_RATE = 4e-3
 EVALUATIONS = 5  # of the branch during training
@@ -155,7 +155,7 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
             )
             for name in (domain, labelled_domain)
         )
-        expected = labelled.robust.probabilities(own.image).argmax(1)
+        expected = labelled.robust.probabilities(own.image, np.arange(len(own.image))).argmax(1)
         own_dice, view_dice = (foreground_dice(labelled.labels(drawn), expected, classes) for drawn in (own, view))
         if score < MIN_SHARED_ANATOMY or own_dice > view_dice:
             chosen[domain] = "own"
@@ -195,10 +195,10 @@ def _validation_dice(branch: LabelBranch, validation: Batch, classes: int) -> fl
 def _synthetic_batches(
     generator: Generator, teacher: Segmenter, domain: int, *, size: int, rng: torch.Generator
 ) -> Iterator[Batch]:
-    """New synthetic slices without end, labelled by the teacher."""
+    """New synthetic slices without end, labelled by the teacher; each is of a subject of its own."""
     while True:
         synthesis = _draw(generator, domain, size=size, rng=rng)
-        yield synthesis, teacher.probabilities(synthesis.image).argmax(1)
+        yield synthesis, teacher.probabilities(synthesis.image, np.arange(size)).argmax(1)
 
 
 def _inverted_batches(

@@ -15,13 +15,15 @@ from ...common.seeding import seeded
 from ...errors import ConfigError
 from ...generative.networks.generator import Synthesis
 from ...imaging.slice_format import SliceFormat
-from ..augmentation import ROTATION, augmentation
+from ..choices import ROTATION
+from ..engine.augmentation import Augmentation, augmented_slices
+from ..engine.random_windows import WindowVariation
+from ..engine.training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 from ..labelled_factory import LabelledFactory
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 from ..segmenter import Segmenter
 from ..segmenter_card import TRANSLATOR, ChosenState, SegmenterCard, TrainingFacts, TranslatorDesign
-from .training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 
 SSIM_WINDOW = 11  # pixels
 VALIDATION_SLICES = 64  # of an evaluation
@@ -221,7 +223,7 @@ class TranslatorTrainer(Trainer):
         self.settings = {**asdict(facts), **config.to_dict()}
         self.device = next(translator.parameters()).device
         self.losses = TranslatorLosses(translator, config)
-        self.augment = augmentation(mirror=config.mirror, remap_contrast=0.0, rotation=config.rotation)
+        self.augmentation = Augmentation(windows=WindowVariation(rotation=config.rotation, mirror=config.mirror))
         total = config.pretraining + config.updates
         encoder = torch.optim.RAdam(translator.encoder.parameters(), config.learning_rate)
         heads = torch.optim.Adam(translator.heads.parameters(), config.head_learning_rate)
@@ -279,20 +281,24 @@ class TranslatorTrainer(Trainer):
         for data, count in ((self.data.source, sources), (self.data.own_labelled, labelled)):
             if count:
                 chosen = np.random.randint(0, len(data.images), count)
-                augmented = self.augment(
-                    data=data.images[chosen].astype(np.float32)[:, None],
-                    seg=data.labels[chosen].astype(np.float32)[:, None],
-                )
-                images.append(augmented["data"])
-                labels.append(augmented["seg"])
+                varied, with_labels = self._augmented(data.images[chosen], data.labels[chosen])
+                images.append(varied)
+                labels.append(with_labels)
         if targets - labelled:
             chosen = np.random.randint(0, len(self.data.unlabelled), targets - labelled)
-            unlabelled = self.data.unlabelled[chosen].astype(np.float32)[:, None]
-            images.append(self.augment(data=unlabelled, seg=np.zeros_like(unlabelled))["data"])
-        all_images, all_labels = (
-            torch.from_numpy(np.concatenate(arrays)).float().to(self.device) for arrays in (images, labels)
-        )
+            unlabelled = self.data.unlabelled[chosen]
+            images.append(self._augmented(unlabelled, np.zeros(unlabelled.shape, np.uint8))[0])
+        all_images, all_labels = (torch.cat(tensors).float().to(self.device) for tensors in (images, labels))
         return Batch(images=all_images, labels=all_labels, sources=sources, labelled=labelled)
+
+    def _augmented(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Slices (B, S, S) in [-1, 1] and labels (B, S, S) to augmented ones, (B, 1, S, S) each."""
+        return augmented_slices(
+            torch.from_numpy(images.astype(np.float32))[:, None],
+            torch.from_numpy(labels.astype(np.int64))[:, None],
+            self.augmentation,
+            rng=torch.default_generator,
+        )
 
 
 def train_translator(

@@ -106,9 +106,11 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
             raise NodeDataError(f"the labelled factory cannot be used ({error}); send another one") from None
         self.adaptation = Adaptation.from_dict(model_args["adaptation"])
         segmenter, translator = self.adaptation.segmenter, self.adaptation.translator
-        updates = max(segmenter.updates, translator.updates + translator.pretraining)
+        updates = max(segmenter.wanted_updates, translator.updates + translator.pretraining)
         if self.adaptation.volumes > MAX_VOLUMES:
             raise NodeDataError(f"volumes is {self.adaptation.volumes}; a site draws at most {MAX_VOLUMES}")
+        if segmenter.minutes is not None:
+            raise NodeDataError(f"minutes is {segmenter.minutes}; give the number of updates instead")
         if updates > MAX_UPDATES:
             raise NodeDataError(f"updates is {updates}; a site makes at most {MAX_UPDATES}")
         return LabelledFactoryNetworks(self.labelled)

@@ -67,7 +67,7 @@ def _case_scores(store: SliceStore, case: Case, segmenter: Segmenter) -> list[Sc
     """Scores of all classes of the store for a densely labelled test case."""
     reference = store.reference(case)
     images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
-    found = store.grid(case).labels_to_volume(segmenter.probabilities(images).cpu().numpy())
+    found = segmenter.tidied(store.grid(case).labels_to_volume(segmenter.probabilities(images).cpu().numpy()))
     unknown = reference.data == UNLABELLED
     ours, theirs = (Volume(np.where(unknown, 0, data), reference.affine) for data in (found, reference.data))
     return score_case(case.name, ours, theirs, patient=case.patient, classes=range(1, store.classes))

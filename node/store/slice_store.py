@@ -257,6 +257,10 @@ class SliceStore:
         ]
         return np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64)
 
+    def volume_of_slices(self) -> np.ndarray:
+        """(N,) int64, number of the case that each slice belongs to."""
+        return np.repeat(np.arange(len(self.cases)), [case.count for case in self.cases])
+
     def labelled_slices(self, split: str | None = "train") -> np.ndarray:
         """Indices of the slices of densely labelled cases, (n,). Raises StoreError if there are none."""
         chosen = self.slices(split, kinds=("dense",))

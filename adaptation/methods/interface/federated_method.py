@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from ....common.seeding import seed_of, seeded
 from ....errors import ConfigError, TrainingError
-from ...augmentation import appearance, geometry
+from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
+from ...engine.random_windows import WindowVariation
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
 from .method_config import MethodConfig
@@ -44,8 +45,7 @@ class FederatedMethod(ABC):
         config: shared settings.
         options: the method's own settings, an instance of `Options`.
         rate: learning rate.
-        geometry: random rotation, scaling and flips of slices with their labels.
-        appearance: random contrast, blur and noise of slices.
+        augmentation: random position, shape and appearance of slices.
         public: the public slices at the researcher, for methods that need them.
     """
 
@@ -60,8 +60,7 @@ class FederatedMethod(ABC):
         self.config = config
         self.options: Any = self._options_from(config.options)
         self.rate = config.learning_rate or self.default_rate
-        self.geometry = geometry(mirror=config.mirror, rotation=config.rotation)
-        self.appearance = appearance()
+        self.augmentation = Augmentation(windows=WindowVariation(rotation=config.rotation, mirror=config.mirror))
 
     def _options_from(self, values: Mapping[str, object]) -> object:
         try:
@@ -143,15 +142,16 @@ class FederatedMethod(ABC):
     def augmented(self, data: SiteSlices, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Augmented slices (B, 1, S, S) in [-1, 1] and their candidates (B, classes, S, S), see `candidate_masks`.
 
-        Draws from numpy's global generator.
+        Draws from PyTorch's global generator.
         """
-        pair = self.geometry(
-            data=data.images[chosen][:, None].astype(np.float32),
-            seg=data.candidates[chosen][:, None].astype(np.float32),
-        )
-        pair = self.appearance(**pair)
-        candidates = torch.from_numpy(pair["seg"][:, 0].astype(np.int64)).to(device)
-        return torch.from_numpy(pair["data"]).float().to(device), candidate_masks(candidates, self.config.classes)
+        images = torch.from_numpy(data.images[chosen].astype(np.float32))[:, None]
+        candidates = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
+        images, candidates = augmented_slices(images, candidates, self.augmentation, rng=torch.default_generator)
+        return images.to(device), candidate_masks(candidates[:, 0].to(device), self.config.classes)
+
+    def restyled(self, images: Tensor) -> Tensor:
+        """Slices (B, 1, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
+        return restyled_slices(images.cpu(), self.augmentation, rng=torch.default_generator).to(images)
 
     def draws(
         self, site_round: SiteRound, among: np.ndarray, updates: int, *, stream: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from ....errors import ConfigError
-from ...augmentation import ROTATION
+from ...choices import ROTATION
 from ...labels.candidate_labels import check_classes
 from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
 from .option_checks import check_at_least, check_choice, check_positive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ...errors import ConfigError, UsageError
+from ..errors import ConfigError, UsageError
 
 ARCHITECTURES = ("unet", "dynunet", "segresnet")  # MONAI's networks for single slices
 NETWORKS = (*ARCHITECTURES, *(f"{name}3d" for name in ARCHITECTURES))  # and the same for stacks of slices
