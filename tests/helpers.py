@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 import psutil
 import torch
+from fedfactory.adaptation.engine.planned_network import PlannedNetwork
+from fedfactory.adaptation.engine.training_plan import TrainingPlan
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.labels.fixations import simulate_fixations
@@ -22,7 +24,6 @@ from fedfactory.adaptation.methods.interface.federated_method import FederatedMe
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteRound
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
@@ -85,7 +86,8 @@ def oriented(volume: Volume, codes: str) -> Volume:
 def untrained_segmenter() -> Segmenter:
     """A segmenter of three classes for slices of 16 px, with random weights."""
     fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
-    return Segmenter(build_network("unet", 3), fmt, SegmenterCard(classes=3, network="unet"))
+    plan = TrainingPlan(window=16, widths=(8, 8, 8), fold=1, classes=3, batch_size=2, updates=1)
+    return Segmenter(PlannedNetwork(plan), fmt, SegmenterCard(classes=3, network=plan.network, plan=plan))
 
 
 def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> LabelledFactory:
