@@ -31,12 +31,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib.image
 import numpy as np
 import torch
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.evaluation.evaluate import evaluate
 from fedfactory.adaptation.evaluation.summary import class_means, mean_over_classes
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.adaptation.training.translator_training import TranslatorConfig
 from fedfactory.common.files import write_json
 from fedfactory.imaging.overlays import strip

@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import draw_slices, pseudo_label
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.evaluation.scores import dice
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.generative import load_factory
 from fedfactory.node.labelling import train_on_store
@@ -65,9 +65,9 @@ def agreement(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, A
         store = SliceStore(work / f"{domain}.store")
         oracle = train_on_store(store, SegmenterConfig(updates=arguments.updates, seed=seed))
         drawn = draw_slices(labelled, domain, volumes=VOLUMES, seed=seed + 1000)
-        predicted = pseudo_label(drawn.images, oracle)
+        predicted = pseudo_label(drawn.images, oracle, drawn.volume)
         chosen = store.slices("test")
-        real = pseudo_label(store.images[chosen], oracle)
+        real = pseudo_label(store.images[chosen], oracle, store.volume_of_slices()[chosen])
         rows[domain] = {
             "factory": by_class(drawn.labels, predicted.labels, store.classes),
             "real": by_class(store.labels[chosen], real.labels, store.classes),

@@ -79,6 +79,13 @@ def train_segmenter(
     mirror: Annotated[
         bool, typer.Option(help="Random left-right flips; not for organs with a left and a right.")
     ] = True,
+    first_guess: Annotated[
+        bool,
+        typer.Option(
+            "--first-guess",
+            help="Random contrast, for a segmenter that works at sites of other contrast: see `label --first-guess`.",
+        ),
+    ] = False,
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, a setting of the method itself; may be repeated.")
     ] = None,
@@ -107,7 +114,7 @@ def train_segmenter(
     result = train_method(
         method, out, researcher=researcher, nodes=nodes, rounds=rounds, updates=updates_per_round,
         batch_size=batch_size, width=width, norm=norm, mirror=mirror, rotation=math.radians(rotation),
-        options=options, public=public, seed=seed,
+        first_guess=first_guess, options=options, public=public, seed=seed,
     )  # fmt: skip
     _print_scores(result)
     console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")

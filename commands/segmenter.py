@@ -97,6 +97,12 @@ def label(
             help="synthesis: a segmenter labels synthetic slices; inversion: own slices are inverted to latents.",
         ),
     ] = "synthesis",
+    first_guess: Annotated[
+        Path | None,
+        typer.Option(
+            help="Segmenter of several labelled sites, made by `train-segmenter --first-guess`; default: trained here."
+        ),
+    ] = None,
     network_size: NetworkSize = "standard",
     updates: Updates = None,
     minutes: Minutes = None,
@@ -115,7 +121,9 @@ def label(
 
     from ..node.labelling import label_factory
 
-    made = label_factory(factory, store, out, classes=classes, labelling=labelling, config=config)
+    made = label_factory(
+        factory, store, out, classes=classes, labelling=labelling, config=config, first_guess_file=first_guess
+    )
     card = made.card
     console.print(f"{out}: {card.classes} classes, Dice {card.agreement:.3f} on {card.validated_on}")
 

@@ -42,6 +42,7 @@ def label_factory(
     branch_updates: int = 250,
     keep: int = 3,
     config: SegmenterConfig | None = None,
+    first_guess_file: str | Path | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
 
@@ -57,6 +58,9 @@ def label_factory(
         config: of the two segmenters that are trained: one labels the factory's slices; the other, under random
             contrast, travels with the factory and gives the images of other sites their first labels.
 
+        first_guess_file: segmenter that travels in place of one that is trained here, such as one that several labelled
+            sites have trained together under random contrast.
+
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
     if labelling not in LABELLINGS:
@@ -68,9 +72,10 @@ def label_factory(
         raise UsageError(
             f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
         )
+    given = None if first_guess_file is None else _first_guess(first_guess_file, store)
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     teacher = train_on_store(store, config)
-    robust = train_on_store(store, first_guess_config(config))
+    robust = given or train_on_store(store, first_guess_config(config))
     real, held_out = (
         (_binned_slices(store, "train"), _binned_slices(store, "validation"))
         if labelling == "inversion"
@@ -82,6 +87,18 @@ def label_factory(
     )
     labelled.save(out)
     return labelled
+
+
+def _first_guess(file: str | Path, store: SliceStore) -> Segmenter:
+    """The segmenter in the file. Raises: UsageError if it is for other slices or labels than the store's."""
+    found = Segmenter.load(file)
+    for name, value, wanted in (
+        ("size", found.format.size, store.format.size),
+        ("classes", found.classes, store.classes),
+    ):
+        if value != wanted:
+            raise UsageError(f"{file}: {name} is {value}; it must be {wanted} as in {store.path}")
+    return found
 
 
 def _binned_slices(store: SliceStore, split: str) -> BinnedSlices | None:

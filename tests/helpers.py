@@ -90,7 +90,7 @@ def small_config(**changes) -> SegmenterConfig:
     return SegmenterConfig(**{**values, **changes})
 
 
-def untrained_segmenter(network="unet", **changes) -> Segmenter:
+def untrained_segmenter(network="dynunet", **changes) -> Segmenter:
     """A segmenter of three classes for slices of 16 px, with random weights.
 
     Args:
@@ -98,7 +98,7 @@ def untrained_segmenter(network="unet", **changes) -> Segmenter:
         **changes: of its plan.
     """
     fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
-    given = {"window": 16, "widths": (4, 8, 8), "fold": 1, "classes": 3, "batch_size": 4, "updates": 1}
+    given = {"window": 16, "widths": (8, 8, 8), "fold": 1, "classes": 3, "batch_size": 4, "updates": 1}
     if network.endswith("3d"):
         given |= {"slices": 8, "slice_strides": (1, 2, 2)}
     plan = TrainingPlan(network=network, **{**given, **changes})

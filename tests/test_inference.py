@@ -132,7 +132,7 @@ def test_mirrored_views_make_probabilities_symmetric_and_need_a_network_trained_
         ("classes", 2.0, "classes is '2.0'"),
         ("network", "resnet", "network is 'resnet'; it must be that of the plan"),
         ("network", "translator", "network is 'translator'; it must be that of the plan"),
-        ("plan", None, "network is 'unet'; it must be that of the plan"),
+        ("plan", None, "network is 'dynunet'; it must be that of the plan"),
         ("plan", {"network": "unet"}, "TrainingPlan lacks the entry"),
         ("translator", {"factory": {}}, "lacks the entry 'domains'"),
         ("federated", {"method": {}, "context": {}, "weights": "own"}, "not usable"),

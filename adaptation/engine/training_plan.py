@@ -141,8 +141,8 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
 
     The window holds the structures with a margin. The network has as many levels as its window can be halved, the
     first of `config.width` channels, each further one twice as many up to four times the first for four levels, as in
-    the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's channels have no upper limit. The batch has a fixed number of pixels, or
-    fewer if the memory is small; if it is smaller still, so is the window.
+    the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's channels have no upper limit. The
+    batch has a fixed number of pixels, or fewer if the memory is small; if it is smaller still, so is the window.
 
     Args:
         facts: of the data.

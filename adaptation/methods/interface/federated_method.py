@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from ....common.seeding import seed_of, seeded
 from ....errors import ConfigError, TrainingError
 from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
+from ...engine.random_appearance import MILD, STRONG
 from ...engine.random_windows import WindowVariation
+from ...engine.segmenter_config import ContrastMix
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
 from .method_config import MethodConfig
@@ -45,7 +47,7 @@ class FederatedMethod(ABC):
         config: shared settings.
         options: the method's own settings, an instance of `Options`.
         rate: learning rate.
-        augmentation: random position, shape and appearance of slices.
+        augmentation: random position, shape, appearance and, for a first guess, contrast of slices.
         public: the public slices at the researcher, for methods that need them.
     """
 
@@ -60,7 +62,11 @@ class FederatedMethod(ABC):
         self.config = config
         self.options: Any = self._options_from(config.options)
         self.rate = config.learning_rate or self.default_rate
-        self.augmentation = Augmentation(windows=WindowVariation(rotation=config.rotation, mirror=config.mirror))
+        self.augmentation = Augmentation(
+            windows=WindowVariation(rotation=config.rotation, mirror=config.mirror),
+            contrast=ContrastMix() if config.first_guess else None,
+            appearance=STRONG if config.first_guess else MILD,
+        )
 
     def _options_from(self, values: Mapping[str, object]) -> object:
         try:

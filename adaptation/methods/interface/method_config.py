@@ -30,6 +30,7 @@ class MethodConfig:
         learning_rate: of all optimizers; None takes the method's default.
         mirror: whether the augmentation flips slices.
         rotation: largest random angle of the augmentation, radians.
+        first_guess: whether slices have random contrast, so that the segmenter works at sites of other contrast too.
         seed: of all random numbers.
         options: the method's own settings, read-only; see the `Options` record of the method.
     """
@@ -46,6 +47,7 @@ class MethodConfig:
     learning_rate: float | None = None
     mirror: bool = True
     rotation: float = ROTATION
+    first_guess: bool = False
     seed: int = 0
     options: Mapping[str, object] = field(default_factory=dict)
 
