@@ -143,7 +143,7 @@ def adapt_site(
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
     if work is not None and adaptation.segmenter.minutes is not None:
         raise UsageError(
-            f"minutes is {adaptation.segmenter.minutes} and work is {work}; give `updates`: an interrupted run "
+            f"minutes is {adaptation.segmenter.minutes} and `work` is {work}; give `updates`: an interrupted run "
             "continues with the number of updates that it began with"
         )
     if not len(store.slices("train")):
