@@ -51,7 +51,7 @@ def planned(facts=HEART, *, fast_bfloat16=False, **choices) -> TrainingPlan:
         ({"minutes": math.inf}, "minutes is inf"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"memory": -1.0}, "memory is -1.0"),
-        ({"updates": 5, "minutes": 1.0}, "updates is 5 and minutes is 1.0; give one of them"),
+        ({"updates": 5, "minutes": 1.0}, "updates is 5 and `minutes` is 1.0; give one of them"),
         ({"rotation": -0.1}, "rotation is -0.1; it must be at least 0"),
         ({"rotation": math.nan}, "rotation is nan"),
     ],
