@@ -141,6 +141,11 @@ def adapt_site(
     if (factory_file is None) == (synthetic is None):
         raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
+    if work is not None and adaptation.segmenter.minutes is not None:
+        raise UsageError(
+            f"minutes is {adaptation.segmenter.minutes} and work is {work}; give `updates`: an interrupted run "
+            "continues with the number of updates that it began with"
+        )
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
