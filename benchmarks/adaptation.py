@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import torch
+from fedfactory.adaptation.choices import ROTATION
 from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.engine.window_training import WindowTrainer
 from fedfactory.adaptation.inference import slice_probabilities
@@ -87,7 +88,12 @@ def measure(
         Dice, and segmented volumes per second.
     """
     config = SegmenterConfig(
-        network=name, updates=arguments.updates, precision=arguments.precision, seed=arguments.seed
+        network=name,
+        network_size="small",
+        updates=arguments.updates,
+        rotation=ROTATION,  # the simulated heads lie straight
+        precision=arguments.precision,
+        seed=arguments.seed,
     )
     data = SegmenterData(labelled=slices(store, "train"), validation=slices(store, "validation"))
     plan = plan_segmenter(data, store.format, config, device=arguments.device)

@@ -220,6 +220,18 @@ def test_appearance_repeats_with_its_seed_and_stays_finite(variation):
     torch.testing.assert_close(flat.std(1), torch.ones(16))
 
 
+def test_rician_noise_brightens_air_as_much_as_its_distribution_says():
+    still = {"noise_probability": 1.0, "noise": 0.1}
+    air = torch.zeros(4000, 1, 8, 8)
+    gaussian, rician = (
+        random_appearance(air, replace(UNCHANGED, rician=share, **still), rng=rng()) for share in (0.0, 1.0)
+    )
+    # Without a signal it is Rayleigh's distribution; deviations are drawn uniformly from 0 to 0.1.
+    assert float(gaussian.mean()) == pytest.approx(0.0, abs=1e-3)
+    assert float(rician.min()) >= 0
+    assert float(rician.mean()) == pytest.approx(0.05 * math.sqrt(math.pi / 2), rel=0.03)
+
+
 def test_a_varied_slice_keeps_its_background_dark_and_its_labels_whole():
     images = torch.full((8, 1, 16, 16), -1.0)
     images[:, :, 4:12, 4:12] = torch.rand(8, 1, 8, 8, generator=rng()) * 1.5 - 0.5

@@ -22,7 +22,7 @@ from fedfactory.adaptation.training.segmenter_training import SegmenterData, tra
 from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorTrainer
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import SliceFormat
-from fedfactory.node.site_adaptation import Adaptation, adapt_site
+from fedfactory.node.site_adaptation import Adaptation, adapt_site, assess
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import small_config, untrained_segmenter
@@ -205,6 +205,29 @@ def test_little_shared_anatomy_is_an_alarm_only_where_labels_cross_domains(read_
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
     shown = any("shares little" in text for text in made.card.assessment.alarms)
     assert shown == expected  # an untrained factory shares nothing
+
+
+def test_a_first_guess_that_finds_nothing_is_an_alarm(labelled, store):
+    class Background(torch.nn.Module):
+        def forward(self, windows):
+            return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(len(windows), 3, *windows.shape[2:])
+
+    settings = SegmenterConfig().to_dict()
+    labelled.robust.card = replace(labelled.robust.card, settings=settings)
+    alarms = assess(store, labelled, untrained_segmenter()).alarms
+    assert not any("finds no structure" in text for text in alarms)
+    labelled.robust.network = Background()
+    alarms = assess(store, labelled, untrained_segmenter()).alarms
+    assert any("finds no structure" in text for text in alarms)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_an_organ_with_a_left_and_a_right_is_not_mirrored(mirror, labelled, store, tmp_path):
+    generator = labelled.factory.generator
+    generator.config = replace(generator.config, mirror=mirror)
+    adaptation = Adaptation(volumes=1, segmenter=small_config(updates=1))
+    made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
+    assert made.card.settings["mirror"] == mirror and len(made.card.views) == 1 + mirror
 
 
 def test_an_interrupted_translator_ends_where_an_undisturbed_translator_does(
