@@ -49,7 +49,7 @@ SegmenterOut = Annotated[Path, typer.Option(help="Segmenter file to write, .safe
 
 @commands.command()
 def plan(
-    store: Store,
+    store: Annotated[Path, typer.Argument(help="The site's slice store, made by `fedfactory prepare`.")],
     factory_file: Annotated[
         Path | None,
         typer.Option("--factory", help="Labelled factory, whose first guess is trained further; for unlabelled sites."),

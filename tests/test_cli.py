@@ -128,8 +128,8 @@ QUICK = [
     (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--updates", 9, "--minutes", 5], 2,
      "--updates is 9 and --minutes is 5.0; give one of them"),
     (["plan", "--help"], 0, "--size-of-network"),
-    (["plan", "--store", "x", "--size-of-network", "odd"], 2, "--size-of-network is 'odd'; choose small, standard or"),
-    (["plan", "--store", "x", "--memory", 0], 2, "--memory is 0.0; choose a number above 0"),
+    (["plan", "x", "--size-of-network", "odd"], 2, "--size-of-network is 'odd'; choose small, standard or"),
+    (["plan", "x", "--memory", 0], 2, "--memory is 0.0; choose a number above 0"),
 ]  # fmt: skip
 LARGE = ("torch", "monai", "fedbiomed", "scipy", "skimage", "matplotlib", "nibabel")
 DRIVER = """
@@ -270,7 +270,7 @@ def test_a_site_can_go_from_volumes_to_scores_by_commands_alone(tmp_path, capsys
 
 
 def test_a_site_sees_what_would_be_trained_before_it_trains(store, labelled_file, tmp_path, capsys):
-    words = ["plan", "--store", store.path, "--width", 8, "--batch-size", 3, "--rotation", 10, "--out"]
+    words = ["plan", store.path, "--width", 8, "--batch-size", 3, "--rotation", 10, "--out"]
     assert run(*words, tmp_path / "plan.json", "--updates", 600) == 0
     shown = {line[:24].strip(): line[24:].strip() for line in capsys.readouterr().out.splitlines()}
     made = json.loads((tmp_path / "plan.json").read_text())
@@ -293,7 +293,7 @@ def test_the_plan_of_an_unlabelled_site_goes_on_from_the_factorys_first_guess(st
     for case in index["cases"]:
         case["label_kind"] = "none"
     (store.path / "store.json").write_text(json.dumps(index))
-    words = ["plan", "--store", store.path, "--size-of-network", "small", "--width", 8, "--minutes", 0.01]
+    words = ["plan", store.path, "--size-of-network", "small", "--width", 8, "--minutes", 0.01]
     assert run(*words) == 1
     assert "no case of this store has dense labels" in capsys.readouterr().err
     assert run(*words, "--factory", tmp_path / "l.safetensors", "--out", tmp_path / "plan.json") == 0
@@ -325,7 +325,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["export", tmp_path / "empty", *out], 2, "choose a folder that a training run wrote"),
         (["label", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 1, "expected a factory"),
         (["adapt", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 2, "no slice store"),
-        (["plan", "--store", tmp_path / "empty", *out], 2, "no slice store"),
+        (["plan", tmp_path / "empty", *out], 2, "no slice store"),
         (["segment", tmp_path / "no.nii", "--model", cut, *out], 1, "not a readable"),
         (["evaluate", tmp_path / "empty", tmp_path / "site", *out], 2, "no label map"),
         (["site", "add", tmp_path / "empty", "--store", tmp_path / "empty", "--tag", "abc"], 2, "no slice store"),
