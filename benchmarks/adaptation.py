@@ -16,16 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
+from fedfactory.adaptation.choices import ROTATION
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
+from fedfactory.adaptation.engine.window_training import WindowTrainer
 from fedfactory.adaptation.inference import slice_probabilities
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.network_names import NETWORKS
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig, SegmenterData, SegmenterTrainer
+from fedfactory.adaptation.segmenter_card import SegmenterCard
+from fedfactory.adaptation.training.segmenter_training import SegmenterData, plan_segmenter
 from fedfactory.common.files import write_json
-from fedfactory.common.seeding import seed_of, seeded
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.imaging.volume_files import read_volume
 from fedfactory.imaging.volumes import Volume
@@ -75,8 +76,7 @@ def site(folder: Path, arguments: argparse.Namespace) -> tuple[SliceStore, list[
 def slices(store: SliceStore, split: str) -> LabelledSlices:
     """The labelled slices of one split; each slice carries the number of its volume."""
     chosen = store.labelled_slices(split)
-    volume = np.concatenate([np.full(case.count, n) for n, case in enumerate(store.cases)])
-    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes, volume[chosen])
+    return LabelledSlices(store.images[chosen], store.labels[chosen], store.classes, store.volume_of_slices()[chosen])
 
 
 def measure(
@@ -88,21 +88,28 @@ def measure(
         Dice, and segmented volumes per second.
     """
     config = SegmenterConfig(
-        network=name, updates=arguments.updates, precision=arguments.precision, seed=arguments.seed
+        network=name,
+        network_size="small",
+        updates=arguments.updates,
+        rotation=ROTATION,  # the simulated heads lie straight
+        precision=arguments.precision,
+        seed=arguments.seed,
     )
     data = SegmenterData(labelled=slices(store, "train"), validation=slices(store, "validation"))
-    trainer = SegmenterTrainer(data, config, device=arguments.device, facts=TrainingFacts())
+    plan = plan_segmenter(data, store.format, config, device=arguments.device)
+    trainer = WindowTrainer(
+        data.streams(config), plan, validation=data.validation, seed=config.seed, device=arguments.device
+    )
     training_seconds, seconds_to_target, score = 0.0, None, 0.0
     for number in range(arguments.updates):
         began = time.perf_counter()
-        with seeded(seed_of(arguments.seed, number)):
-            trainer.update(number)
+        trainer.update(number)
         training_seconds += time.perf_counter() - began
-        if (number + 1) % (arguments.updates // EVALUATIONS) == 0:
+        if (number + 1) % max(1, arguments.updates // EVALUATIONS) == 0:
             score = trainer.score()
             if seconds_to_target is None and score >= arguments.target:
                 seconds_to_target = round(training_seconds, 1)
-    card = SegmenterCard(classes=store.classes, network=name)
+    card = SegmenterCard(classes=store.classes, network=name, plan=plan, settings=config.to_dict())
     model = Segmenter(trainer.network, store.format, card)
 
     def whole_volume(volume: Volume) -> None:

@@ -31,12 +31,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import matplotlib.image
 import numpy as np
 import torch
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.evaluation.evaluate import evaluate
 from fedfactory.adaptation.evaluation.summary import class_means, mean_over_classes
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.adaptation.training.translator_training import TranslatorConfig
 from fedfactory.common.files import write_json
 from fedfactory.imaging.overlays import strip
@@ -45,6 +45,7 @@ from fedfactory.node.labelling import label_factory, train_on_store
 from fedfactory.node.site_adaptation import Adaptation, adapt_site
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
+from shared_anatomy import half_training
 
 METHODS = ("no_adaptation", "augmentation_only", "translator", "segmenter", "oracle")
 STRUCTURES = {1: "right ventricle", 2: "myocardium", 3: "left ventricle"}
@@ -97,12 +98,15 @@ def run_site(arguments: argparse.Namespace, work: Path, site: str, *, seed: int)
     """By method: Dice and HD95 (mm) of each structure and their means, and the seconds of training."""
     store, home = SliceStore(work / f"{site}.store"), SliceStore(work / "a.store")
     config = replace(SEGMENTER, seed=seed)
+    half = half_training(
+        config
+    )  # of a first guess, and of the adaptation that begins with it: equal updates in all rows
     labelled = work / f"labelled_{site}.safetensors"  # one file per site, because sites run in parallel
     if not labelled.is_file():
-        label_factory(work / "default.factory.safetensors", home.path, labelled, config=config)
+        label_factory(work / "default.factory.safetensors", home.path, labelled, config=half)
     encoder = EncoderConfig(width=16, blocks=(1, 2, 4, 1), shrink=max(1, store.format.size // ENCODER_SIZE))
     translator = TranslatorConfig(pretraining=200, updates=400, encoder=encoder, seed=seed, **SETTINGS)
-    adaptation = {"volumes": 60, "segmenter": config, "translator": translator}
+    adaptation = {"volumes": 60, "segmenter": half, "translator": translator}
     models = {
         "no_adaptation": lambda: Segmenter.load(work / "plain.safetensors"),
         "augmentation_only": lambda: Segmenter.load(work / "robust.safetensors"),

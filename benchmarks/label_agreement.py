@@ -21,10 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import draw_slices, pseudo_label
+from fedfactory.adaptation.choices import ROTATION
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.evaluation.scores import dice
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.generative import load_factory
 from fedfactory.node.labelling import train_on_store
@@ -56,18 +57,20 @@ def agreement(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, A
     """By domain: Dice of each class between the oracle's labels and the factory's, and the oracle's and real labels."""
     work = arguments.work / f"brains_{seed}"
     factory = load_factory(work / "default.factory.safetensors")
-    teacher, robust = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "robust"))
+    teacher, first_guess = (Segmenter.load(work / f"{name}.safetensors") for name in ("plain", "first_guess"))
     labelled = train_label_branch(
-        factory, teacher, robust, domain=factory.config.domains[0], config=LabelBranchConfig(seed=seed)
+        factory, teacher, first_guess, domain=factory.config.domains[0], config=LabelBranchConfig(seed=seed)
     )
     rows = {}
     for domain in factory.config.domains:
         store = SliceStore(work / f"{domain}.store")
-        oracle = train_on_store(store, SegmenterConfig(updates=arguments.updates, seed=seed))
+        oracle = train_on_store(
+            store, SegmenterConfig(network_size="small", updates=arguments.updates, rotation=ROTATION, seed=seed)
+        )
         drawn = draw_slices(labelled, domain, volumes=VOLUMES, seed=seed + 1000)
-        predicted = pseudo_label(drawn.images, oracle)
+        predicted = pseudo_label(drawn.images, oracle, drawn.volume)
         chosen = store.slices("test")
-        real = pseudo_label(store.images[chosen], oracle)
+        real = pseudo_label(store.images[chosen], oracle, store.volume_of_slices()[chosen])
         rows[domain] = {
             "factory": by_class(drawn.labels, predicted.labels, store.classes),
             "real": by_class(store.labels[chosen], real.labels, store.classes),

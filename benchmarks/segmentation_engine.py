@@ -243,7 +243,7 @@ def run(work: Path, job: Job) -> dict[str, Any]:
             ),
             "scores": [asdict(score) for score in best],
         }
-    write_json(work / f"{job.key}.json", row)
+    write_json(work / f"{job.key}.row.json", row)  # the segmenter's card has the name without row
     return row
 
 
@@ -345,7 +345,7 @@ def ratio(pairs: list[tuple[list[dict], list[dict]]]) -> tuple[float, tuple[floa
 
 
 def _row(work: Path, key: str) -> dict[str, Any] | None:
-    path = work / f"{key}.json"
+    path = work / f"{key}.row.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -21,14 +21,15 @@ from typing import Any
 
 import torch
 from factory_step import configuration
+from fedfactory.adaptation.engine.planned_network import PlannedNetwork
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
+from fedfactory.adaptation.engine.training_plan import DataFacts, plan_training
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
-from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.networks.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, TrainedFactory
 from fedfactory.generative.networks.generator import Synthesis
@@ -105,8 +106,8 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
         torch.save(network.state_dict(), folder / f"member{number}.pt")
         branches.append(branch)
     fmt = SliceFormat(size=arguments.size, spacing=1.0, window=(-1.0, 1.0), z_bins=config.z_bins)
-    robust_card = SegmenterCard(classes=CLASSES, network=SegmenterConfig().network)
-    robust = Segmenter(build_network(SegmenterConfig().network, CLASSES), fmt, robust_card)
+    plan = plan_training(DataFacts(size=arguments.size, extent=None, classes=CLASSES), SegmenterConfig())
+    robust = Segmenter(PlannedNetwork(plan), fmt, SegmenterCard(classes=CLASSES, network=plan.network, plan=plan))
     card = LabelledFactoryCard(
         classes=CLASSES,
         labelled_domain=DOMAIN,

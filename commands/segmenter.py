@@ -119,7 +119,7 @@ def label(
 ) -> None:
     """Train the label branch of a factory at a site with labels, and the first guess: a segmenter for other contrasts.
 
-    --updates and --minutes are those of each of the segmenters that are trained before the branch.
+    Two segmenters, and a localiser if asked for, are trained before the branch; updates or minutes are given for each.
     """
     config = SegmenterConfig(
         network_size=network_size, updates=updates, minutes=minutes, rotation=math.radians(rotation), memory=memory,

@@ -17,13 +17,13 @@ import torch
 from rich.console import Console
 
 from .. import __version__
-from ..adaptation.engine.segmenter_config import SegmenterConfig
+from ..adaptation.choices import ROTATION
+from ..adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
 from ..adaptation.evaluation.evaluate import evaluate
 from ..adaptation.evaluation.scores import Score
 from ..adaptation.evaluation.summary import mean_dice
 from ..adaptation.generate_volumes import Drawing, generate_volumes
 from ..adaptation.inference import segment
-from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.segmenter import Segmenter
 from ..common.files import refuse_existing, write_json
 from ..common.progress import track
@@ -54,7 +54,7 @@ class DemoSize:
         test_subjects: held-out subjects per site.
         rounds: rounds of phase one.
         updates_per_round: local updates between two averagings.
-        segmenter_updates: updates of every segmenter.
+        segmenter_updates: updates of every segmenter that is compared; an adapted one has half of them as first guess.
         branch_updates: updates of the label branch.
         synthetic_volumes: synthetic volumes on which a site's segmenter is trained.
     """
@@ -63,7 +63,7 @@ class DemoSize:
     test_subjects: int = 6
     rounds: int = 50
     updates_per_round: int = 10
-    segmenter_updates: int = 200
+    segmenter_updates: int = 400
     branch_updates: int = 250
     synthetic_volumes: int = 60
 
@@ -105,8 +105,14 @@ class DemoRun:
 
     @property
     def segmenter(self) -> SegmenterConfig:
-        """Settings of every segmenter."""
-        return SegmenterConfig(updates=self.size.segmenter_updates, seed=self.seed)
+        """Settings of every segmenter; the simulated heads lie straight."""
+        updates = self.size.segmenter_updates
+        return SegmenterConfig(network_size="small", updates=updates, rotation=ROTATION, seed=self.seed)
+
+    @property
+    def half_training(self) -> SegmenterConfig:
+        """The settings of the factory's segmenters and of the adaptation that follows."""
+        return replace(self.segmenter, updates=max(1, self.size.segmenter_updates // 2))
 
 
 def run_demo(
@@ -143,7 +149,7 @@ def run_demo(
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
         options = {"branch_updates": size.branch_updates, "keep": 1}  # three branches would take a minute more
-        label_factory(factory_file, demo_sites[0].store, labelled_file, config=run.segmenter, **options)
+        label_factory(factory_file, demo_sites[0].store, labelled_file, config=run.half_training, **options)
         for site in demo_sites:
             drawing = Drawing(domain=site.name, volumes=4, seed=seed)
             generate_volumes(labelled_file, out / "synthetic" / site.name, drawing)
@@ -233,7 +239,7 @@ def _train_segmenters(run: DemoRun, sites: list[DemoSite], labelled_file: Path) 
     config = run.segmenter
     shared = {
         "no_adaptation": train_on_store(SliceStore(sites[0].store), config),
-        "augmentation_only": LabelledFactory.load(labelled_file).robust,
+        "augmentation_only": train_on_store(SliceStore(sites[0].store), first_guess_config(config)),
     }
     models: dict[str, dict[str, Path]] = {}
     for site in sites:
@@ -241,7 +247,7 @@ def _train_segmenters(run: DemoRun, sites: list[DemoSite], labelled_file: Path) 
         for method, model in shared.items():
             # The network comes from the labelled site; intensities are scaled by the site that applies it.
             Segmenter(model.network, SliceStore(site.store).format, model.card).save(paths[method])
-        adaptation = Adaptation(segmenter=config, volumes=run.size.synthetic_volumes)
+        adaptation = Adaptation(segmenter=run.half_training, volumes=run.size.synthetic_volumes)
         adapt_site(site.store, paths["adapted"], factory_file=labelled_file, adaptation=adaptation)
         labelled = site is sites[0]
         oracle = shared["no_adaptation"] if labelled else train_on_store(SliceStore(site.oracle_store), config)

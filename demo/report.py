@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site and applied without a change",
-    "augmentation_only": "augmentation only: trained on the labelled site with strong random contrast augmentation",
-    "adapted": "adapted: trained on synthetic volumes of the site's domain and on its own images with pseudo-labels",
+    "augmentation_only": "first guess: trained on the labelled site under random contrast, which needs no factory",
+    "adapted": "adapted: a first guess, trained further on synthetic volumes of the domain and on the site's images",
     "oracle": "oracle: trained on labels of the site's own images (not available in practice)",
 }
 
@@ -101,7 +101,7 @@ def _dice_table(result: DemoResult) -> str:
     return (
         f"<table><tr><th>mean foreground Dice</th>{head}</tr>{rows}</table>"
         "<p><small>Mean over subjects for each class, then over classes; in brackets the 95 % interval over held-out "
-        "subjects (bootstrap); one training run each.</small></p>"
+        "subjects (bootstrap); one training run each, all of as many updates.</small></p>"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -141,6 +142,11 @@ def adapt_site(
     if (factory_file is None) == (synthetic is None):
         raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
+    if work is not None and adaptation.segmenter.minutes is not None:
+        raise UsageError(
+            f"minutes is {adaptation.segmenter.minutes} and `work` is {work}; give `updates`: an interrupted run "
+            "continues with the number of updates that it began with"
+        )
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
@@ -188,7 +194,9 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
         )
     explained = {"adapted": adapted, "first_guess": first_guess}
     agreement = labelled.robust.agreement(torch.from_numpy(images)[:, None], volume)
-    if agreement <= DOUBTFUL_AGREEMENT:
+    if len(labelled.robust.card.views) > 1 and math.isnan(agreement):
+        found.append(f"{store.domain}: the first guess finds no structure in the site's images")
+    elif agreement <= DOUBTFUL_AGREEMENT:
         found.append(
             f"{store.domain}: turned and mirrored images get other labels by the first guess than upright ones (Dice "
             f"{agreement:.2f}; good segmenters had more than {DOUBTFUL_AGREEMENT})"
@@ -219,6 +227,8 @@ def _train_segmenters(
     """Segmenters, the best first, from a labelled factory or from a folder of synthetic volumes."""
     config, validation = adaptation.segmenter, None
     if labelled is not None:
+        # A factory that does not mirror its slices is one of organs with a left and a right, see `label_factory`.
+        config = replace(config, mirror=config.mirror and labelled.factory.config.mirror)
         data, validation = _draw_training_set(store, labelled, adaptation)
     else:
         drawn = read_synthetic(synthetic, store.domain)

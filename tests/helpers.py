@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 from fedfactory.adaptation.engine.planned_network import PlannedNetwork
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.engine.training_plan import TrainingPlan
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
@@ -83,11 +84,25 @@ def oriented(volume: Volume, codes: str) -> Volume:
     return Volume(data, volume.affine @ nib.orientations.inv_ornt_aff(change, volume.data.shape))
 
 
-def untrained_segmenter() -> Segmenter:
-    """A segmenter of three classes for slices of 16 px, with random weights."""
+def small_config(**changes) -> SegmenterConfig:
+    """A segmenter of the smallest size that is trained in a moment."""
+    values = {"network_size": "small", "width": 8, "updates": 3, "batch_size": 4, "rotation": 0.15}
+    return SegmenterConfig(**{**values, **changes})
+
+
+def untrained_segmenter(network="dynunet", **changes) -> Segmenter:
+    """A segmenter of three classes for slices of 16 px, with random weights.
+
+    Args:
+        network: one of NETWORKS.
+        **changes: of its plan.
+    """
     fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
-    plan = TrainingPlan(window=16, widths=(8, 8, 8), fold=1, classes=3, batch_size=2, updates=1)
-    return Segmenter(PlannedNetwork(plan), fmt, SegmenterCard(classes=3, network=plan.network, plan=plan))
+    given = {"window": 16, "widths": (8, 8, 8), "fold": 1, "classes": 3, "batch_size": 4, "updates": 1}
+    if network.endswith("3d"):
+        given |= {"slices": 8, "slice_strides": (1, 2, 2)}
+    plan = TrainingPlan(network=network, **{**given, **changes})
+    return Segmenter(PlannedNetwork(plan), fmt, SegmenterCard(classes=plan.classes, network=network, plan=plan))
 
 
 def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> LabelledFactory:

@@ -6,22 +6,26 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import fedfactory
 import pytest
 import torch
 from fedfactory.adaptation import choices
+from fedfactory.adaptation.engine.planned_network import PlannedNetwork
+from fedfactory.adaptation.engine.training_plan import TrainingPlan
+from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.volume_formats import WRITERS
 from fedfactory.cli import main
 from fedfactory.commands.terminal import with_flags
 from fedfactory.errors import UsageError
-from helpers import ball_volume, untrained_labelled_factory, write_site
+from helpers import ball_volume, small_config, untrained_labelled_factory, write_site
 
 COMMANDS = [
-    ["demo"], ["prepare"], ["import-slices"], ["embed"], ["gaze"], ["weaken-labels"], ["site", "add"],
+    ["demo"], ["prepare"], ["import-slices"], ["embed"], ["gaze"], ["weaken-labels"], ["plan"], ["site", "add"],
     ["site", "approve"], ["train"], ["export"], ["import-checkpoint"], ["train-segmenter"], ["adapt-remote"], ["label"],
     ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"], ["train-localiser"], ["locate"],
 ]  # fmt: skip
@@ -123,6 +127,11 @@ QUICK = [
     (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--network", "odd"], 2, "--network is 'odd'"),
     (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--precision", "odd"], 2, "--precision is 'odd'"),
     (["adapt", "--store", "x", "--out", "y", "--synthetic", "s", "--engine", "translator"], 2, "give --factory"),
+    (["adapt", "--store", "x", "--out", "y", "--factory", "f", "--updates", 9, "--minutes", 5], 2,
+     "--updates is 9 and --minutes is 5.0; give one of them"),
+    (["plan", "--help"], 0, "--size-of-network"),
+    (["plan", "--store", "x", "--size-of-network", "odd"], 2, "--size-of-network is 'odd'; choose small, standard or"),
+    (["plan", "--store", "x", "--memory", 0], 2, "--memory is 0.0; choose a number above 0"),
 ]  # fmt: skip
 LARGE = ("torch", "monai", "fedbiomed", "scipy", "skimage", "matplotlib", "nibabel")
 DRIVER = """
@@ -262,6 +271,40 @@ def test_a_site_can_go_from_volumes_to_scores_by_commands_alone(tmp_path, capsys
     assert "2 cases of 2 patients, mean foreground Dice" in capsys.readouterr().out
 
 
+def test_a_site_sees_what_would_be_trained_before_it_trains(store, labelled_file, tmp_path, capsys):
+    words = ["plan", "--store", store.path, "--width", 8, "--batch-size", 3, "--rotation", 10, "--out"]
+    assert run(*words, tmp_path / "plan.json", "--updates", 600) == 0
+    shown = {line[:24].strip(): line[24:].strip() for line in capsys.readouterr().out.splitlines()}
+    made = json.loads((tmp_path / "plan.json").read_text())
+    plan = TrainingPlan.from_dict(made["plan"])
+    assert (plan.updates, plan.batch_size, plan.widths[0], plan.classes) == (600, 3, 8, 3)
+    assert made["minutes"] == pytest.approx(10 * made["seconds_per_update"]) and made["seconds_per_update"] > 0
+    assert made["memory"] == plan.memory and made["slices"] == len(store.slices("train"))
+    assert made["parameters"] == sum(values.numel() for values in PlannedNetwork(plan).parameters())
+    assert shown["network"].startswith("dynunet, ") and shown["channels by level"] == "8 16 16"
+    assert shown["window"] == f"16 x 16 pixels, {16 * store.format.spacing:.0f} mm"
+    assert shown["updates"].startswith("600, ") and shown["batch"] == "3 windows"
+    assert shown["training"] == f"about {max(1, math.ceil(made['minutes']))} min on this machine"
+
+
+def test_the_plan_of_an_unlabelled_site_goes_on_from_the_factorys_first_guess(store, labelled_file, tmp_path, capsys):
+    factory = LabelledFactory.load(labelled_file)
+    factory.robust.card = replace(factory.robust.card, settings=small_config().to_dict())
+    factory.save(tmp_path / "l.safetensors")
+    index = json.loads((store.path / "store.json").read_text())
+    for case in index["cases"]:
+        case["label_kind"] = "none"
+    (store.path / "store.json").write_text(json.dumps(index))
+    words = ["plan", "--store", store.path, "--size-of-network", "small", "--width", 8, "--minutes", 0.01]
+    assert run(*words) == 1
+    assert "no case of this store has dense labels" in capsys.readouterr().err
+    assert run(*words, "--factory", tmp_path / "l.safetensors", "--out", tmp_path / "plan.json") == 0
+    plan = TrainingPlan.from_dict(json.loads((tmp_path / "plan.json").read_text())["plan"])
+    was = factory.robust.card.plan
+    assert plan == replace(was, updates=plan.updates, learning_rate=was.learning_rate / 2)
+    assert 1 <= plan.updates < 600  # an update takes at least a millisecond
+
+
 def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labelled_file):
     write_site(tmp_path / "site")
     (tmp_path / "text" / "a" / "image").mkdir(parents=True)
@@ -284,6 +327,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         (["export", tmp_path / "empty", *out], 2, "choose a folder that a training run wrote"),
         (["label", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 1, "expected a factory"),
         (["adapt", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 2, "no slice store"),
+        (["plan", "--store", tmp_path / "empty", *out], 2, "no slice store"),
         (["segment", tmp_path / "no.nii", "--model", cut, *out], 1, "not a readable"),
         (["evaluate", tmp_path / "empty", tmp_path / "site", *out], 2, "no label map"),
         (["site", "add", tmp_path / "empty", "--store", tmp_path / "empty", "--tag", "abc"], 2, "no slice store"),

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import fedfactory
 import pytest
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import METHODS
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig
 from fedfactory.imaging.slice_format import SliceFormat

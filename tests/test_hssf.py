@@ -136,14 +136,14 @@ def test_a_slice_is_trained_on_only_above_the_least_confidence(trust, accepted):
 
     method = hssf(perturbation=False, min_slice_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
     weak = torch.rand(2, 1, 32, 32)
-    loss, share = method.pseudo_loss(Fixed("unet", 3), weak, weak)
+    loss, share = method.pseudo_loss(Fixed("unet", 3, size=32), weak, weak)
     assert share == accepted and (float(loss.detach()) > 0) == bool(accepted)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_unsupervised_term_trains_what_it_is_meant_to(name):
     torch.manual_seed(0)
-    network = AssessedNetwork(name, 3)
+    network = AssessedNetwork(name, 3, size=32)
     weak = torch.rand(2, 1, 32, 32) * 2 - 1
     loss, share = hssf(min_slice_confidence=0.0, min_pixel_confidence=0.0, perturbation=False).pseudo_loss(
         network, weak, weak + 0.1
@@ -250,7 +250,7 @@ def test_only_a_better_teacher_is_distilled(mine, theirs, distilled, monkeypatch
     batch = next(method.public_views(site()).views(1, phase=FUSION, epoch=0, batch_size=4))
     monkeypatch.setattr("fedfactory.adaptation.methods.hssf.grades", lambda z, y, kind: torch.full((len(z),), mine))
     teacher = Teacher(logits_of(batch.truth), torch.full((4,), theirs))
-    _, share = method.public_loss(AssessedNetwork("unet", 3), batch, teacher)
+    _, share = method.public_loss(AssessedNetwork("unet", 3, size=32), batch, teacher)
     assert share == distilled
 
 

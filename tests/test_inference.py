@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib.image
 import nibabel as nib
 import numpy as np
 import pytest
+from fedfactory.adaptation.engine.object_rule import keep_single_objects
 from fedfactory.adaptation.evaluation.evaluate import evaluate
 from fedfactory.adaptation.evaluation.scores import score_case
 from fedfactory.adaptation.inference import Outputs, segment
 from fedfactory.adaptation.segmenter import KIND, Segmenter
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.common.weights_file import write_weights
 from fedfactory.errors import CheckpointError, UsageError
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.labelling import train_on_store
-from helpers import ball_volume, oriented, untrained_segmenter, write_dicom
+from helpers import ball_volume, oriented, small_config, untrained_segmenter, write_dicom
 
 EVERYTHING = Outputs(probabilities=True, pictures=True)
 
 
 @pytest.fixture
 def model(store, tmp_path):
-    train_on_store(store, SegmenterConfig(updates=3, batch_size=8)).save(tmp_path / "m.safetensors")
+    made = train_on_store(store, small_config())
+    made.card = replace(made.card, single_objects=())  # labels are those of the probabilities
+    made.save(tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
 
 
@@ -66,7 +70,7 @@ def test_label_map_and_probabilities_lie_on_the_images_own_grid(kind, model, tmp
 
 
 def test_an_image_without_any_organ_is_all_background_and_can_be_scored(store, tmp_path):
-    made = train_on_store(store, SegmenterConfig(updates=3, batch_size=8))
+    made = train_on_store(store, small_config())
     last = [module for module in made.network.modules() if hasattr(module, "bias") and module.bias is not None][-1]
     last.bias.data = last.bias.data + 1000 * (np.arange(3) == 0)  # predicts background everywhere
     made.save(tmp_path / "m.safetensors")
@@ -97,7 +101,7 @@ def test_a_whole_data_set_is_segmented_and_scored_by_its_cases_names(site, model
 
 
 def test_an_ensemble_gives_the_mean_probabilities_of_its_members(store, model, tmp_path):
-    other = train_on_store(store, SegmenterConfig(updates=3, batch_size=8, seed=1))
+    other = train_on_store(store, small_config(seed=1))
     other.save(tmp_path / "n.safetensors")
     write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
 
@@ -109,26 +113,27 @@ def test_an_ensemble_gives_the_mean_probabilities_of_its_members(store, model, t
     np.testing.assert_allclose(likely("both", model, tmp_path / "n.safetensors"), (first + second) / 2, atol=1e-5)
 
 
-def test_flips_make_probabilities_symmetric_and_need_a_network_trained_with_mirroring(store, model, tmp_path):
+def test_mirrored_views_make_probabilities_symmetric_and_need_a_network_trained_with_mirroring(store, model, tmp_path):
     image, _ = ball_volume(shape=(20, 24, 8))
     symmetric = Volume(np.maximum(image.data, image.data[::-1]), np.diag([3.0, 3.0, 5.0, 1.0]))
     symmetric.affine[0, 3] = -28.5  # the middle of the volume is the middle of the slices
     write_volume(tmp_path / "case.nii.gz", symmetric)
-    segment([tmp_path / "case.nii.gz"], [model], tmp_path / "out", outputs=Outputs(probabilities=True, flips=True))
+    segment([tmp_path / "case.nii.gz"], [model], tmp_path / "out", outputs=Outputs(probabilities=True, views=2))
     likely = np.asarray(nib.load(tmp_path / "out" / "case_probabilities.nii.gz").dataobj)
     np.testing.assert_allclose(likely, likely[::-1], atol=1e-4)
-    train_on_store(store, SegmenterConfig(updates=1, mirror=False)).save(tmp_path / "n.safetensors")
-    with pytest.raises(UsageError, match="mirrored"):
-        segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(flips=True))
+    train_on_store(store, small_config(updates=1, mirror=False)).save(tmp_path / "n.safetensors")
+    with pytest.raises(UsageError, match="views is 2; choose from 1 to 1"):
+        segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(views=2))
 
 
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
         ("classes", 2.0, "classes is '2.0'"),
-        ("network", "resnet", "network is 'resnet'; choose one of unet"),
-        ("network", "translator", "'translator', which it must be built from"),
-        ("network", "federated", "'federated', which it must be built from"),
+        ("network", "resnet", "network is 'resnet'; it must be that of the plan"),
+        ("network", "translator", "network is 'translator'; it must be that of the plan"),
+        ("plan", None, "network is 'dynunet'; it must be that of the plan"),
+        ("plan", {"network": "unet"}, "TrainingPlan lacks the entry"),
         ("translator", {"factory": {}}, "lacks the entry 'domains'"),
         ("federated", {"method": {}, "context": {}, "weights": "own"}, "not usable"),
         ("training", {"slices": "many"}, "slices is 'many'"),
@@ -144,10 +149,30 @@ def test_an_unusable_card_of_a_segmenter_is_refused_by_name(entry, value, messag
         Segmenter.load(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("network", ["translator", "federated"])
+def test_a_card_without_what_its_network_is_built_from_is_refused(network, tmp_path):
+    made = untrained_segmenter()
+    card = {**made.to_dict(), "kind": KIND, "network": network, "plan": None}
+    write_weights(tmp_path / "m.safetensors", made.network.state_dict(), card)
+    with pytest.raises(CheckpointError, match=f"'{network}', but the entry that it must be built from is missing"):
+        Segmenter.load(tmp_path / "m.safetensors")
+
+
+def test_a_label_map_has_one_object_of_a_structure_that_is_one(model, tmp_path):
+    write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
+    (path,) = segment([tmp_path / "case.nii.gz"], [model], tmp_path / "plain")
+    made = Segmenter.load(model)
+    made.card = replace(made.card, single_objects=(1, 2))
+    made.save(tmp_path / "n.safetensors")
+    plain = read_volume(path, integer=True).data
+    (path,) = segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "tidy")
+    tidy = read_volume(path, integer=True).data
+    np.testing.assert_array_equal(tidy, keep_single_objects(plain, (1, 2)))
+    assert (tidy != plain).any()  # a network that was hardly trained leaves islands
+
+
 def test_models_of_different_formats_are_no_ensemble(store, model, tmp_path):
     made = Segmenter.load(model)
-    from dataclasses import replace
-
     Segmenter(made.network, replace(made.format, spacing=9.0), made.card).save(tmp_path / "n.safetensors")
     write_volume(tmp_path / "case.nii.gz", ball_volume()[0])
     with pytest.raises(CheckpointError, match="share"):

@@ -21,7 +21,7 @@ from fedfactory.adaptation.training.latent_inversion import invert
 from fedfactory.errors import UsageError
 from fedfactory.generative import TrainedFactory, make_generator
 from fedfactory.node.labelling import label_factory
-from helpers import untrained_segmenter, with_head
+from helpers import small_config, untrained_segmenter, with_head
 
 
 class Threshold:
@@ -29,7 +29,7 @@ class Threshold:
 
     classes = 3
 
-    def probabilities(self, images):
+    def probabilities(self, images, volume=None):
         label = (images[:, 0] > -0.2).long() + (images[:, 0] > 0.2)
         return F.one_hot(label, 3).permute(0, 3, 1, 2).float()
 
@@ -188,10 +188,8 @@ def test_labels_come_from_the_chosen_view_of_the_same_latent(config, choice):
 
 
 def test_labelling_by_inversion_works_from_files(trained, store, tmp_path):
-    from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
-
     trained.save(tmp_path / "f.safetensors")
-    options = {"config": SegmenterConfig(updates=2), "labelling": "inversion"}
+    options = {"config": small_config(), "labelling": "inversion"}
     made = label_factory(tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", **options)
     assert LabelledFactory.load(tmp_path / "l.safetensors").card == made.card
     with pytest.raises(UsageError, match="synthesis, inversion"):

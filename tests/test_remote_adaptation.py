@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fedbiomed.common.serializer import Serializer
+from fedfactory.adaptation.engine.segmenter_config import ContrastMix, SegmenterConfig
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
@@ -103,6 +104,12 @@ def test_settings_from_the_researcher_are_checked_at_the_site(config):
         plan_with(config, card={"kind": "labelled factory"})
     with pytest.raises(NodeDataError, match="at most"):
         plan_with(config, adaptation=replace(Adaptation(), volumes=10**9).to_dict())
+    for segmenter, message in [
+        (SegmenterConfig(updates=10**9), "updates is 1000000000; a site makes at most"),
+        (SegmenterConfig(minutes=1.5), "minutes is 1.5; give the number of updates instead"),
+    ]:
+        with pytest.raises(NodeDataError, match=message):
+            plan_with(config, adaptation=Adaptation(segmenter=segmenter).to_dict())
     with pytest.raises(ConfigError, match="cannot be used"):
         plan_with(config, adaptation={"engine": "segmenter"})
     with pytest.raises(ConfigError, match="cannot be used"):
@@ -110,5 +117,6 @@ def test_settings_from_the_researcher_are_checked_at_the_site(config):
 
 
 def test_settings_of_an_adaptation_survive_the_transport():
-    adaptation = Adaptation(engine="translator", keep=2, one_target_slice=True)
+    config = SegmenterConfig(network="unet3d", width=8, contrast=ContrastMix(curves=0.1), rotation=0.15)
+    adaptation = Adaptation(engine="translator", segmenter=config, keep=2, one_target_slice=True)
     assert Adaptation.from_dict(json.loads(json.dumps(adaptation.to_dict()))) == adaptation

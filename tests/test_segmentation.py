@@ -21,7 +21,6 @@ from fedfactory.adaptation.methods.interface.site_round import SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
-from fedfactory.adaptation.training.segmenter_training import SegmenterConfig
 from fedfactory.cli import main
 from fedfactory.commands.federated_segmentation import _options
 from fedfactory.errors import ConfigError, FederationError, NodeDataError, UsageError
@@ -34,7 +33,7 @@ from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import site_facts
+from helpers import site_facts, small_config
 
 CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=2, rounds=2, width=4)
 
@@ -116,7 +115,7 @@ def test_a_site_scores_on_the_images_grid_as_segment_and_evaluate_do(site, tmp_p
     config = PrepareConfig(domain="x", size=16, spacing=9.0, z_bins=4)
     prepare(site, tmp_path / "s", replace(config, split="train", exclude=names[1:]))
     store = prepare(site, tmp_path / "s", replace(config, split="test", exclude=names[:1])).store
-    made = train_on_store(store, SegmenterConfig(updates=40, batch_size=8))
+    made = train_on_store(store, small_config(updates=40, batch_size=8))
     found = held_out_scores(store, made)
     made.save(tmp_path / "m.safetensors")
     for name in names[1:]:

@@ -8,27 +8,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import pseudo_label, training_set
+from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, pseudo_label, training_set
+from fedfactory.adaptation.engine.augmentation import Augmentation
+from fedfactory.adaptation.engine.segmenter_config import ContrastMix, SegmenterConfig
 from fedfactory.adaptation.engine.training_loop import STATE_FILE, LoopConfig, Trainer, train
+from fedfactory.adaptation.engine.training_plan import TrainingPlan
+from fedfactory.adaptation.engine.window_training import Stream, WindowTrainer
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.network_names import NETWORKS, dimensions
-from fedfactory.adaptation.networks.architectures import build_network
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
-from fedfactory.adaptation.segmenter import PATCH_DEPTH, Segmenter
-from fedfactory.adaptation.segmenter_card import SegmenterCard, TrainingFacts
-from fedfactory.adaptation.training.segmenter_training import (
-    Sampler,
-    SegmenterConfig,
-    SegmenterData,
-    SegmenterTrainer,
-    train_segmenters,
-)
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.training.segmenter_training import SegmenterData, train_segmenters
 from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorTrainer
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import SliceFormat
-from fedfactory.node.site_adaptation import Adaptation, adapt_site
+from fedfactory.node.site_adaptation import Adaptation, adapt_site, assess
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
+from helpers import small_config, untrained_segmenter
 
 FORMAT = SliceFormat(size=16, spacing=1.0, window=(-1.0, 1.0), z_bins=4)
 TRANSLATOR = TranslatorConfig(updates=4, pretraining=2, batch_size=4, encoder=EncoderConfig(width=4, blocks=(1,) * 4))
@@ -49,7 +46,7 @@ def volumes_of(sizes, classes=3, seed=0) -> LabelledSlices:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_learns_squares_and_gives_probabilities(name):
     data = volumes_of([10, 6, 9])
-    config = SegmenterConfig(network=name, updates=12, batch_size=24, mirror=False)
+    config = small_config(network=name, updates=20, learning_rate=1e-2)
     (made,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     found = made.probabilities(torch.from_numpy(data.images[:10])[:, None])
     assert found.shape == (10, 3, 16, 16)
@@ -60,12 +57,12 @@ def test_every_network_learns_squares_and_gives_probabilities(name):
 
 
 def test_a_three_dimensional_network_segments_a_single_slice():
-    made = Segmenter(build_network("unet3d", 2), FORMAT, SegmenterCard(classes=2, network="unet3d"))
-    assert made.probabilities(torch.zeros(1, 1, 16, 16)).shape == (1, 2, 16, 16)
+    made = untrained_segmenter("unet3d")
+    assert made.probabilities(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
 
 
 def test_a_three_dimensional_network_never_mixes_volumes():
-    made = Segmenter(build_network("unet3d", 2), FORMAT, SegmenterCard(classes=2, network="unet3d"))
+    made = untrained_segmenter("unet3d")
     images = torch.randn(14, 1, 16, 16)
     together = made.probabilities(images, np.repeat([3, 0, 7], [5, 1, 8]))
     apart = torch.cat([made.probabilities(part) for part in images.split([5, 1, 8])])
@@ -73,38 +70,11 @@ def test_a_three_dimensional_network_never_mixes_volumes():
 
 
 def test_a_three_dimensional_teacher_labels_volume_by_volume():
-    made = Segmenter(build_network("unet3d", 3), FORMAT, SegmenterCard(classes=3, network="unet3d"))
+    made = untrained_segmenter("unet3d")
     data = volumes_of([5, 9])
     together = pseudo_label(data.images, made, data.volume).labels
     apart = [pseudo_label(data.images[part], made).labels for part in (slice(0, 5), slice(5, 14))]
     np.testing.assert_array_equal(together, np.concatenate(apart))
-
-
-def test_stacks_are_neighbouring_slices_of_one_volume():
-    data = volumes_of([20, 3])
-    numbered = LabelledSlices(
-        np.broadcast_to(np.arange(23.0)[:, None, None], (23, 16, 16)), data.labels, 3, data.volume
-    )
-    sampler = Sampler(numbered, stacks=True, seed=0)
-    for number in range(10):
-        images, labels = sampler.batch(number, 2)
-        assert images.shape == labels.shape == (2, 1, PATCH_DEPTH, 16, 16)
-        for stack in images[:, 0, :, 0, 0]:
-            real = stack[stack >= 0]
-            np.testing.assert_array_equal(np.diff(real), 1)
-            assert len(real) == (3 if real[0] >= 20 else PATCH_DEPTH)
-    with pytest.raises(UsageError, match="volumes"):
-        Sampler(LabelledSlices(data.images, data.labels, 3), stacks=True, seed=0)
-
-
-def test_every_slice_is_drawn_once_per_pass_and_batches_do_not_depend_on_earlier_batches():
-    data = volumes_of([10])
-    numbered = LabelledSlices(np.broadcast_to(np.arange(10.0)[:, None, None], (10, 16, 16)), data.labels, 3)
-    sampler = Sampler(numbered, stacks=False, seed=3)
-    seen = np.concatenate([sampler.batch(number, 4)[0][:, 0, 0, 0] for number in range(5)])
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    again = Sampler(numbered, stacks=False, seed=3).batch(3, 4)[0][:, 0, 0, 0]
-    np.testing.assert_array_equal(again, seen[12:16])
 
 
 class Interrupted(Exception):
@@ -112,11 +82,10 @@ class Interrupted(Exception):
 
 
 def trainer(updates, stop_at=None, **changes):
-    config = SegmenterConfig(updates=updates, batch_size=4, self_training=0.5, **changes)
-    data = volumes_of([8, 8])
-    made = SegmenterTrainer(
-        SegmenterData(labelled=data, unlabelled=data, validation=volumes_of([6], seed=1)), config, facts=TrainingFacts()
-    )
+    plan = TrainingPlan(window=16, widths=(4, 8, 8), fold=1, classes=3, batch_size=4, updates=updates, **changes)
+    drawn = Stream(slices=volumes_of([8, 8]), augmentation=Augmentation(contrast=ContrastMix()))
+    own = Stream(slices=volumes_of([6], seed=2), augmentation=Augmentation(), share=0.5)
+    made = WindowTrainer([drawn, own], plan, validation=volumes_of([6], seed=1))
     if stop_at is not None:
         update = made.update
 
@@ -183,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_training_and_is_named():
 @pytest.mark.parametrize("engine", ["segmenter", "translator"])
 def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labelled_file, store, tmp_path):
     adaptation = Adaptation(
-        engine=engine, volumes=2, keep=2, segmenter=SegmenterConfig(updates=6, batch_size=4), translator=TRANSLATOR,
+        engine=engine, volumes=2, keep=2, segmenter=small_config(updates=6), translator=TRANSLATOR,
         one_target_slice=True,
     )  # fmt: skip
     out = tmp_path / "m.safetensors"
@@ -212,43 +181,53 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_pseudo_labels_of_a_segmenter_that_fails_in_the_domain_are_not_trained_on(monkeypatch):
-    data = volumes_of([20, 20])
-    config = SegmenterConfig(updates=60, batch_size=16, mirror=False, learning_rate=1e-2)
+def test_a_site_trains_on_synthetic_slices_only_where_the_first_guess_agrees_with_their_labels():
+    data, own = volumes_of([20, 20]), volumes_of([10], seed=5)
+    config = small_config(updates=60, batch_size=8, learning_rate=1e-2)
     (good,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
-    inverted = LabelledSlices(-data.images, data.labels, 3, data.volume)
-    own = volumes_of([10], seed=5)
-    where = {"fmt": FORMAT, "domain": "dark", "config": config}
-    inverted_guess = pseudo_label(-own.images, good).labels
-
-    def own_part(data):  # the smaller part is repeated, at the end
-        return data.labels[-len(own.images) :]
-
-    training = training_set(-own.images, inverted, good, **where)
-    assert len(training.images) > len(inverted.images)  # both kinds of slices
-    right = [(found == own.labels)[own.labels > 0].mean() for found in (own_part(training), inverted_guess)]
-    assert right[0] > right[1] + 0.2
-    wrong = LabelledSlices(-data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
-    assert wrong_is_left_out(training_set(own.images, wrong, good, **where), own, good)
-    # Where the pseudo-labels are good, no segmenter is trained.
-    monkeypatch.setattr("fedfactory.adaptation.adapt.adapt", None)
-    training = training_set(own.images, data, good, **where)
-    np.testing.assert_array_equal(own_part(training), pseudo_label(own.images, good).labels)
-
-
-def wrong_is_left_out(training, own, good) -> bool:
-    """Synthetic slices with shifted labels are left out where the segmenter already knows these images."""
-    return len(training.images) == len(own.images) and (training.labels == pseudo_label(own.images, good).labels).all()
+    shifted = LabelledSlices(data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
+    for drawn, agrees in ((data, True), (shifted, False)):
+        made = training_set(own.images, drawn, good, volume=own.volume)
+        assert made.further == (((drawn, SYNTHETIC_SHARE),) if agrees else ())
+        assert made.start is good and made.validation is None
+        np.testing.assert_array_equal(made.labelled.labels, pseudo_label(own.images, good, own.volume).labels)
+    right = (made.labelled.labels == own.labels)[own.labels > 0].mean()
+    assert right > 0.8  # the labels that the site's own slices get are good ones
+    with pytest.raises(StoreError, match="synthetic slices are 16 px; they must be 8 px"):
+        training_set(own.images[:, :8, :8], data, good)
 
 
 @pytest.mark.parametrize(("read_in", "expected"), [("view", True), ("own", False)])
 def test_little_shared_anatomy_is_an_alarm_only_where_labels_cross_domains(read_in, expected, labelled, site, tmp_path):
     store = prepare(site, tmp_path / "dark", PrepareConfig(domain="dark", size=16, z_bins=4)).store
     labelled.card = replace(labelled.card, labels_from={"bright": "view", "dark": read_in})
-    adaptation = Adaptation(volumes=1, segmenter=SegmenterConfig(updates=2, batch_size=4))
+    adaptation = Adaptation(volumes=1, segmenter=small_config(updates=2))
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
     shown = any("shares little" in text for text in made.card.assessment.alarms)
     assert shown == expected  # an untrained factory shares nothing
+
+
+def test_a_first_guess_that_finds_nothing_is_an_alarm(labelled, store):
+    class Background(torch.nn.Module):
+        def forward(self, windows):
+            return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(len(windows), 3, *windows.shape[2:])
+
+    settings = SegmenterConfig().to_dict()
+    labelled.robust.card = replace(labelled.robust.card, settings=settings)
+    alarms = assess(store, labelled, untrained_segmenter()).alarms
+    assert not any("finds no structure" in text for text in alarms)
+    labelled.robust.network = Background()
+    alarms = assess(store, labelled, untrained_segmenter()).alarms
+    assert any("finds no structure" in text for text in alarms)
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_an_organ_with_a_left_and_a_right_is_not_mirrored(mirror, labelled, store, tmp_path):
+    generator = labelled.factory.generator
+    generator.config = replace(generator.config, mirror=mirror)
+    adaptation = Adaptation(volumes=1, segmenter=small_config(updates=1))
+    made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
+    assert made.card.settings["mirror"] == mirror and len(made.card.views) == 1 + mirror
 
 
 def test_an_interrupted_translator_ends_where_an_undisturbed_translator_does(
@@ -280,7 +259,7 @@ def test_an_interrupted_translator_ends_where_an_undisturbed_translator_does(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("engine", ["segmenter", "translator"])
 def test_an_engine_trains_on_a_gpu_and_leaves_a_file_for_any_machine(engine, labelled_file, store, tmp_path):
-    config = SegmenterConfig(updates=6, batch_size=4)
+    config = small_config(updates=6)
     adaptation = Adaptation(engine=engine, volumes=1, segmenter=config, translator=TRANSLATOR)
     out = tmp_path / "m.safetensors"
     adapt_site(store.path, out, factory_file=labelled_file, adaptation=adaptation, device="cuda")
@@ -288,10 +267,10 @@ def test_an_engine_trains_on_a_gpu_and_leaves_a_file_for_any_machine(engine, lab
 
 
 def test_a_three_dimensional_network_adapts_to_volumes_like_the_sites(labelled_file, store, tmp_path):
-    config = SegmenterConfig(network="unet3d", updates=2, batch_size=8)
+    config = small_config(network="unet3d", updates=2)
     adaptation = Adaptation(volumes=2, segmenter=config)
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled_file, adaptation=adaptation)
-    assert made.dimensions == 3
+    assert made.card.plan.dimensions == 3
 
 
 def test_wrong_requests_are_refused_and_write_nothing(labelled_file, store, site, tmp_path):
@@ -312,6 +291,17 @@ def test_wrong_requests_are_refused_and_write_nothing(labelled_file, store, site
             lambda: adapt_site(store.path, out, synthetic=tmp_path, adaptation=Adaptation(engine="translator")),
             UsageError,
             "factory itself",
+        ),
+        (
+            lambda: adapt_site(
+                store.path,
+                out,
+                factory_file=labelled_file,
+                work=tmp_path,
+                adaptation=Adaptation(segmenter=SegmenterConfig(minutes=1)),
+            ),
+            UsageError,
+            "minutes is 1",
         ),
         (lambda: Adaptation(engine="magic"), ConfigError, "segmenter, translator"),
         (lambda: Adaptation(keep=9), ConfigError, "keep"),

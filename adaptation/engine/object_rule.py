@@ -35,11 +35,13 @@ def learn_single_objects(data: LabelledSlices) -> tuple[int, ...]:
 
 def keep_single_objects(labels: np.ndarray, single_objects: Sequence[int]) -> np.ndarray:
     """A label map (X, Y, Z) in which each of these structures is its largest connected object; the rest becomes 0."""
-    result = labels.copy()
-    for label in sorted(single_objects):  # the foreground first
-        mask = result > 0 if label == FOREGROUND else result == label
-        if mask.any():
-            result[mask & ~_largest_object(mask)] = 0
+    result, removes = labels.copy(), True
+    while removes:  # what is removed of a structure may have connected others to the foreground
+        removes = False
+        for label in sorted(single_objects):  # the foreground first
+            mask = result > 0 if label == FOREGROUND else result == label
+            if mask.any() and (others := mask & ~_largest_object(mask)).any():
+                result[others], removes = 0, True
     return result
 
 

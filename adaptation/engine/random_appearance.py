@@ -28,8 +28,9 @@ class AppearanceVariation:
         blur: smallest and largest standard deviation, pixels.
         resolution_probability: of a lower resolution, 0 to 1.
         resolution: smallest and largest share of the pixels per side that are left.
-        noise_probability: of Gaussian noise, 0 to 1.
+        noise_probability: of noise, 0 to 1.
         noise: largest standard deviation, for intensities from 0 to 1.
+        rician: share of the noise that is Rician, as in magnitude images of MRI, 0 to 1; the rest is Gaussian.
     """
 
     gamma_probability: float
@@ -42,27 +43,30 @@ class AppearanceVariation:
     resolution: tuple[float, float]
     noise_probability: float
     noise: float
+    rician: float
 
     def __post_init__(self) -> None:
         for part in ("gamma", "bias", "blur", "resolution", "noise"):
             value = getattr(self, f"{part}_probability")
             if not 0 <= value <= 1:
                 raise ConfigError(f"{part}_probability is {value}; choose from 0 to 1")
+        if not 0 <= self.rician <= 1:
+            raise ConfigError(f"rician is {self.rician}; choose from 0 to 1")
 
 
 MILD = AppearanceVariation(
     gamma_probability=0.3, gamma=(0.6, 1.7), bias_probability=0.0, bias=0.0, blur_probability=0.2, blur=(0.3, 1.0),
-    resolution_probability=0.2, resolution=(0.45, 0.9), noise_probability=0.15, noise=0.08,
+    resolution_probability=0.2, resolution=(0.45, 0.9), noise_probability=0.15, noise=0.08, rician=0.5,
 )  # fmt: skip
 STRONG = AppearanceVariation(
     gamma_probability=0.5, gamma=(0.5, 2.0), bias_probability=0.5, bias=0.35, blur_probability=0.4, blur=(0.3, 1.3),
-    resolution_probability=0.15, resolution=(0.45, 0.9), noise_probability=0.6, noise=0.08,
+    resolution_probability=0.15, resolution=(0.45, 0.9), noise_probability=0.6, noise=0.08, rician=0.5,
 )  # fmt: skip
 
 
 UNCHANGED = AppearanceVariation(
     gamma_probability=0.0, gamma=(1.0, 1.0), bias_probability=0.0, bias=0.0, blur_probability=0.0, blur=(1.0, 1.0),
-    resolution_probability=0.0, resolution=(1.0, 1.0), noise_probability=0.0, noise=0.0,
+    resolution_probability=0.0, resolution=(1.0, 1.0), noise_probability=0.0, noise=0.0, rician=0.0,
 )  # fmt: skip
 PRESETS = {"mild": MILD, "strong": STRONG}
 
@@ -84,13 +88,16 @@ def random_appearance(windows: Tensor, variation: AppearanceVariation, *, rng: t
     field = torch.randn(batch, 1, BIAS_NODES, BIAS_NODES, generator=rng) * uniform(0, variation.bias)
     biased = windows * F.interpolate(field, windows.shape[2:], mode="bicubic", align_corners=True).exp()
     windows = torch.where(chosen(variation.bias_probability), biased, windows)
-    deviation = uniform(*variation.blur).flatten()
-    windows = torch.where(chosen(variation.blur_probability), blurred(windows, deviation), windows)
+    width = uniform(*variation.blur).flatten()
+    windows = torch.where(chosen(variation.blur_probability), blurred(windows, width), windows)
     shares = uniform(*variation.resolution).flatten()
     for index in torch.nonzero(chosen(variation.resolution_probability).flatten()).flatten().tolist():
         windows[index : index + 1] = with_resolution(windows[index : index + 1], float(shares[index]))
-    noise = uniform(0, variation.noise) * torch.randn(windows.shape, generator=rng)
-    return torch.where(chosen(variation.noise_probability), windows + noise, windows)
+    deviation = uniform(0, variation.noise)
+    real, imaginary = (deviation * torch.randn(windows.shape, generator=rng) for _ in range(2))
+    noisy = windows + real
+    noisy = torch.where(chosen(variation.rician), torch.hypot(noisy, imaginary), noisy)
+    return torch.where(chosen(variation.noise_probability), noisy, windows)
 
 
 def with_gamma(windows: Tensor, exponent: Tensor) -> Tensor:

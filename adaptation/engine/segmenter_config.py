@@ -97,11 +97,11 @@ class SegmenterConfig:
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("minutes", "learning_rate", "memory"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive number")
         if self.updates is not None and self.minutes is not None:
-            raise ConfigError(f"updates is {self.updates} and minutes is {self.minutes}; give one of them")
-        if self.rotation < 0:
+            raise ConfigError(f"updates is {self.updates} and `minutes` is {self.minutes}; give one of them")
+        if not 0 <= self.rotation < math.inf:
             raise ConfigError(f"rotation is {self.rotation}; it must be at least 0")
 
     @property

@@ -21,6 +21,7 @@ MAX_BATCH = 16
 MAX_WIDTH = 320  # channels, as nnU-Net's
 FIRST_WIDTH = {"small": 16, "standard": 24, "large": 32}  # channels of the first level, by size of the network
 STACK = 8  # slices in a window of a 3-D network
+NORM_GROUPS = 8  # of SegResNet's group norm: its channels are a multiple
 MAPS_IN_MEMORY = 14  # feature maps of a level that training stores, in units of the level's width
 BYTES_PER_WEIGHT = 20  # float32: weight, moving average, gradient, two moments
 
@@ -92,6 +93,10 @@ class TrainingPlan:
             raise ConfigError(f"window is {self.window}; it must be a multiple of {self.side_multiple}")
         if self.slices < 1 or self.slices % math.prod(self.slice_strides):
             raise ConfigError(f"slices is {self.slices}; it must be a multiple of {math.prod(self.slice_strides)}")
+        if self.dimensions == 2 and self.slices > 1:
+            raise ConfigError(f"slices is {self.slices}; it must be 1 for {self.network}, which sees single slices")
+        if self.network.startswith("segresnet") and self.widths[0] % NORM_GROUPS:
+            raise ConfigError(f"widths begins with {self.widths[0]}; {self.network} needs a multiple of {NORM_GROUPS}")
         if self.classes < 2:
             raise ConfigError(f"classes is {self.classes}; it must be at least 2, background included")
         for name in ("batch_size", "updates"):
@@ -136,8 +141,9 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
 
     The window holds the structures with a margin, or the whole slice if that is chosen. The network has as many levels
     as its window can be halved, the first of `config.width` channels, each further one twice as many up to four times
-    the first for four levels, as in the recipe that was measured, and up to MAX_WIDTH in deeper networks. The batch has
-    a fixed number of pixels, or fewer if the memory is small; if it is smaller still, so is the window.
+    the first for four levels, as in the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's
+    channels have no upper limit. The batch has a fixed number of pixels, or fewer if the memory is small; if it is
+    smaller still, so is the window.
 
     Args:
         facts: of the data.
@@ -157,6 +163,8 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     levels = min(config.depth or max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1), most)
     first = config.width or FIRST_WIDTH[config.network_size]
     largest = min(MAX_WIDTH, first * 2 ** max(1, levels - 2))
+    if config.network.startswith("segresnet"):  # doubles its channels at every level
+        largest = first * 2 ** (levels - 1)
     multiple = fold * 2 ** (levels - 1)
     slices = STACK if dimensions(config.network) == 3 else 1
     window = multiple * max(2, round(wanted / multiple), math.ceil(min(facts.extent or 0, facts.size) / multiple))
@@ -179,10 +187,16 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
         learning_rate=config.learning_rate or TrainingPlan.learning_rate,
         precision=precision,
     )
-    while plan.memory > config.memory * 2**30 and plan.batch_size > 1:
-        plan = replace(plan, batch_size=plan.batch_size // 2)
+    plan = with_batch_in_memory(plan, config.memory)
     while plan.memory > config.memory * 2**30 and plan.window > 2 * multiple:
         plan = replace(plan, window=plan.window - multiple)
+    return plan
+
+
+def with_batch_in_memory(plan: TrainingPlan, memory: float) -> TrainingPlan:
+    """The plan with its batch halved until the training takes at most `memory` GiB, or one window is left."""
+    while plan.memory > memory * 2**30 and plan.batch_size > 1:
+        plan = replace(plan, batch_size=plan.batch_size // 2)
     return plan
 
 

@@ -77,13 +77,14 @@ def averaged_views(
 
     Returns: of each volume, (n, classes, W, W).
     """
-    shown = standardised(torch.cat(windows))
+    shown = torch.cat(windows)
     counts = [len(part) for part in windows]
     total = torch.zeros(())
     for view in views:
         turned = turn(shown, view)
         if plan.dimensions == 2:
-            found = torch.cat([network(part).float().softmax(1) for part in turned.split(WINDOWS_AT_ONCE)])
+            parts = turned.split(WINDOWS_AT_ONCE)
+            found = torch.cat([network(standardised(part)).float().softmax(1) for part in parts])
         else:
             found = torch.cat([_stack_probabilities(network, part, plan) for part in turned.split(counts)])
         total = total + turn_back(found, view)
@@ -111,11 +112,16 @@ def view_agreement(label_maps: list[Tensor], mean_labels: Tensor, classes: int) 
 
 
 def _stack_probabilities(network: nn.Module, stack: Tensor, plan: TrainingPlan) -> Tensor:
-    """Probabilities (n, classes, W, W) of the windows (n, 1, W, W) of one volume by a 3-D network."""
+    """Probabilities (n, classes, W, W) of the windows (n, 1, W, W) in [0, 1] of one volume by a 3-D network."""
+
+    def logits(part: Tensor) -> Tensor:
+        """Of (1, 1, D, W, W): a whole stack is standardised, with the air beyond the volume's ends, as in training."""
+        return network(standardised(part[:, 0])[:, None])
+
     inferer = SlidingWindowInferer(
         (plan.slices, plan.window, plan.window), sw_batch_size=1, overlap=0.5, mode="gaussian", cval=0.0
     )
-    return inferer(stack[:, 0][None, None], network)[0].movedim(0, 1).float().softmax(1)
+    return inferer(stack[:, 0][None, None], logits)[0].movedim(0, 1).float().softmax(1)
 
 
 def _centred(found: Tensor, corner: tuple[int, int], *, room: int) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
@@ -47,14 +49,18 @@ class AssessedNetwork(nn.Module):
         classes: channels of the logits.
         size: pixels per side of the slices.
 
-    Raises: ConfigError for an unknown architecture.
+    Raises: ConfigError for an unknown architecture, or for a size that cannot be halved twice.
     """
 
     def __init__(self, architecture: str, classes: int, *, size: int) -> None:
         super().__init__()
         check_architecture(architecture)
         config = SegmenterConfig(network=architecture, network_size="small")
-        self.body = PlannedNetwork(plan_training(DataFacts(size=size, extent=None, classes=FEATURES), config))
+        facts = DataFacts(size=size, extent=None, classes=FEATURES)
+        plan = plan_training(facts, config)
+        while size % plan.side_multiple:  # the network sees whole slices, which fewer levels can halve
+            plan = plan_training(facts, replace(config, depth=len(plan.widths) - 1))
+        self.body = PlannedNetwork(plan)
         self.classifier = nn.Sequential(nn.ReLU(), _conv(FEATURES), nn.Conv2d(FEATURES, classes, 1))
         self.assessment = SelfAssessment(classes)
 

@@ -19,7 +19,7 @@ from ..engine.object_rule import learn_single_objects
 from ..engine.precision import fast_bfloat16
 from ..engine.segmenter_config import SegmenterConfig
 from ..engine.training_loop import LoopConfig, train
-from ..engine.training_plan import TrainingPlan, plan_training
+from ..engine.training_plan import TrainingPlan, plan_training, with_batch_in_memory
 from ..engine.window_training import Stream, WindowTrainer
 from ..labelled_slices import LabelledSlices
 from ..segmenter import Segmenter
@@ -81,7 +81,9 @@ def plan_segmenter(
     if data.start is not None and _is_alike(data.start, config, plan.classes):
         was = data.start.card.plan
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
-        plan = replace(was, updates=plan.updates, learning_rate=rate, precision=plan.precision)
+        batch = config.batch_size or was.batch_size
+        plan = replace(was, updates=plan.updates, learning_rate=rate, precision=plan.precision, batch_size=batch)
+        plan = with_batch_in_memory(plan, config.memory)
     if config.minutes is not None:
         seconds = seconds_per_update(data, plan, config, device=device)
         plan = replace(plan, updates=max(1, round(60 * config.minutes / seconds)))
