@@ -43,8 +43,8 @@ def adapt(
     Args:
         fmt: the site's own slice format: its intensity window maps its images to the scale of the synthetic ones.
         domain: the site's domain.
-        data: slices to train on; the labelled ones are usually synthetic slices of the site's domain, see
-            `draw_slices` and `read_synthetic`.
+        data: slices to train on, see `training_set`, or synthetic slices alone, see `draw_slices` and
+            `read_synthetic`.
         config: of the training.
         facts: where the data came from; kept in the segmenter's card.
         loop: evaluations and checkpoints; None evaluates at the end alone.
@@ -52,10 +52,12 @@ def adapt(
 
     Raises: StoreError if size of slices and format differ.
     """
-    images = data.labelled.images
-    if images.shape[1] != fmt.size:
-        raise StoreError(f"synthetic slices are {images.shape[1]} px; they must be {fmt.size} px as in the store")
-    facts = replace(facts or TrainingFacts(), domain=domain, slices=len(images))
+    side, facts = data.labelled.images.shape[1], facts or TrainingFacts()
+    if side != fmt.size:
+        raise StoreError(f"synthetic slices are {side} px; they must be {fmt.size} px as in the store")
+    parts = (data.labelled, *(slices for slices, _ in data.further))
+    count = sum(len(part.images) for part in parts) - facts.labelled_slices
+    facts = replace(facts, domain=domain, slices=count)
     title = f"adapting to {domain}"
     return train_segmenters(data, fmt, config, title=title, facts=facts, loop=loop, device=device)
 

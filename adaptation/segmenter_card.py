@@ -54,7 +54,7 @@ class TrainingFacts:
 
     Attributes:
         domain: of the images that it segments.
-        slices: number of labelled slices in the training set; synthetic ones count.
+        slices: number of slices in the training set: synthetic ones, and the site's own with pseudo-labels.
         source: where they came from: "factory", "synthetic volumes", or "" for the site's own labelled slices.
         labelled_slices: number of the site's own labelled slices added to them.
         chosen_by: by which slices the best state was chosen.

@@ -19,7 +19,7 @@ def seed_of(*numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed Python's, numpy's and PyTorch's global generators inside, and restore them afterwards.
 
-    batchgenerators draws from the first two, MONAI initialises from the third.
+    Sampling of slices and some methods draw from the second, networks are initialised from the third.
     """
     python, array, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)

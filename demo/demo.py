@@ -42,7 +42,7 @@ from .report import write_report
 from .simulated_subjects import CONTRASTS, simulate_site
 
 TAG = "fedfactory-demo"
-PACKAGES = ("fedbiomed", "torch", "monai", "batchgenerators", "nibabel", "nilearn", "numpy", "scipy")
+PACKAGES = ("fedbiomed", "torch", "monai", "nibabel", "nilearn", "numpy", "scipy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ SMALLER = (
     (r"--updates-per-round \d+", ""),
     (r"^(fedfactory train(?:-segmenter)? .*)", r"\1 --updates-per-round 2"),
     (r"^(fedfactory train(?:-segmenter)? (?!.*--approval-timeout).*)", r"\1 --approval-timeout 400"),
-    (r"^(fedfactory (label|adapt|adapt-remote) .*)", r"\1 --updates 3"),
+    (r"^(fedfactory (adapt|adapt-remote|label) .*)", r"\1 --updates 3"),
     (r"--n-volumes \d+", "--n-volumes 2"),
     (r"^(fedfactory site approve .*)", r"\1 --wait 300"),
 )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, pseudo_label, training_set
+from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, adapt, pseudo_label, training_set
 from fedfactory.adaptation.engine.augmentation import Augmentation
 from fedfactory.adaptation.engine.segmenter_config import ContrastMix, SegmenterConfig
 from fedfactory.adaptation.engine.training_loop import STATE_FILE, LoopConfig, Trainer, train
@@ -18,6 +18,7 @@ from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.network_names import NETWORKS, dimensions
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import TrainingFacts
 from fedfactory.adaptation.training.segmenter_training import SegmenterData, train_segmenters
 from fedfactory.adaptation.training.translator_training import TranslatorConfig, TranslatorTrainer
 from fedfactory.errors import CheckpointError, ConfigError, StoreError, TrainingError, UsageError
@@ -205,6 +206,14 @@ def test_little_shared_anatomy_is_an_alarm_only_where_labels_cross_domains(read_
     made = adapt_site(store.path, tmp_path / "m.safetensors", factory_file=labelled, adaptation=adaptation)
     shown = any("shares little" in text for text in made.card.assessment.alarms)
     assert shown == expected  # an untrained factory shares nothing
+
+
+def test_the_card_counts_all_slices_that_have_labels_but_not_from_the_site():
+    own_labelled = volumes_of([2])
+    data = SegmenterData(labelled=volumes_of([3]), further=((volumes_of([4]), 0.5), (own_labelled, 0.25)))
+    facts = TrainingFacts(labelled_slices=len(own_labelled.images))
+    (made,) = adapt(FORMAT, "dark", data, config=small_config(updates=1), facts=facts)
+    assert (made.card.training.slices, made.card.training.labelled_slices) == (7, 2)
 
 
 def test_a_first_guess_that_finds_nothing_is_an_alarm(labelled, store):

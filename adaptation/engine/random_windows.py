@@ -1,7 +1,7 @@
 """Random windows of labelled slices: position, rotation, size, mirroring and elastic deformation in one resampling.
 
-batchgenerators resamples one slice after the other with SciPy; one call for the whole batch leaves the time to the
-network (`benchmarks/segmentation_engine.py` measures both).
+One call for the whole batch leaves the time to the network: batchgenerators resamples one slice after the other with
+SciPy, and MONAI's transforms take one after the other as well (`benchmarks/segmentation_engine_speed.py`).
 """
 
 from __future__ import annotations
