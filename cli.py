@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from typer.core import TyperGroup
 
-from .commands import data, demo, federated_segmentation, researcher, segmenter, site
+from .commands import data, demo, federated_segmentation, localiser, researcher, segmenter, site
 from .commands.terminal import errors, fail
 from .errors import FedFactoryError
 
@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (demo, data, researcher, federated_segmentation, segmenter):
+for part in (demo, data, researcher, federated_segmentation, localiser, segmenter):
     app.add_typer(part.commands)
 app.add_typer(site.commands, name="site")
 

@@ -12,12 +12,12 @@ import torch
 from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
-from ..imaging.cases import find_cases
-from ..imaging.dicom import find_series
+from ..imaging.cases import CaseFiles, file_name, find_images
+from ..imaging.centre_table import CentreSource
 from ..imaging.overlays import strip
 from ..imaging.slice_format import mean_and_deviation
 from ..imaging.slice_grid import SliceGrid
-from ..imaging.volume_files import case_name, read_volume, write_volume
+from ..imaging.volume_files import read_volume, write_volume
 from ..imaging.volumes import Volume
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
@@ -44,37 +44,44 @@ def segment(
     out: str | Path,
     *,
     outputs: Outputs | None = None,
+    centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
     """Segment images.
 
     Args:
-        images: NIfTI files, folders with one DICOM series, or whole data sets (see `find_cases`); names must differ.
+        images: NIfTI files, folders with one DICOM series, or whole data sets (see `find_images`); names must differ.
         models: segmenter files; the probabilities of several are averaged.
         out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape.
+        outputs: what is written besides; None: nothing.
+        centres: gives the place of each image around which its slices are cut; all are looked up before the first image
+            is segmented. None cuts around the middle of the body.
+        device: of the models.
 
     Returns: the written label maps. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
     """
-    outputs, cases = outputs or Outputs(), [case for image in images for case in _cases(Path(image))]
-    names = [name for name, _ in cases]
-    if not cases or not models:
-        raise UsageError(f"there are {len(cases)} images and {len(models)} models; give at least one of each")
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
+    if not images or not models:
+        raise UsageError(f"there are {len(images)} images and {len(models)} models; give at least one of each")
+    outputs, found_images = outputs or Outputs(), find_images(images)
+    for problem in found_images.problems.values():
+        raise UsageError(problem)
+    cases = found_images.cases
     refuse_existing(out)
     segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(segmenter.format, segmenter.classes) for segmenter in segmenters}) > 1:
         raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
     for segmenter in segmenters:
         segmenter.check_views(outputs.views)
+    places = _places(cases, centres) if centres is not None else {}
     with atomic_folder(out) as folder:
-        for name, source in track(cases, "segmenting"):
-            volume = read_volume(source)
+        for case in track(cases, "segmenting"):
+            volume, name = read_volume(case.image), file_name(case.name)
             try:
-                grid, found = slice_probabilities(volume, segmenters, views=outputs.views, device=device)
+                grid, found = slice_probabilities(
+                    volume, segmenters, centre=places.get(case.name), views=outputs.views, device=device
+                )
             except VolumeError as error:
-                raise VolumeError(f"{name}: {error}") from None
+                raise VolumeError(f"{case.name}: {error}") from None
             labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), volume.affine)
             write_volume(folder / f"{name}.nii.gz", labels)
             if outputs.probabilities:
@@ -82,36 +89,48 @@ def segment(
                 write_volume(folder / f"{name}{PROBABILITIES}.nii.gz", whole)
             if outputs.pictures:
                 _picture(folder / f"{name}.png", volume, labels, grid=grid)
-    return [Path(out) / f"{name}.nii.gz" for name in names]
+    return [Path(out) / f"{file_name(case.name)}.nii.gz" for case in cases]
 
 
 def slice_probabilities(
-    volume: Volume, segmenters: Sequence[Segmenter], *, views: int = 1, device: str = "cpu"
+    volume: Volume,
+    segmenters: Sequence[Segmenter],
+    *,
+    centre: np.ndarray | None = None,
+    views: int = 1,
+    device: str = "cpu",
 ) -> tuple[SliceGrid, np.ndarray]:
-    """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it."""
+    """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it.
+
+    Args:
+        volume: the image.
+        segmenters: of one slice format; their probabilities are averaged.
+        centre: (3,) voxel in the middle of the slices, see `SliceGrid.of`.
+        views: see `Segmenter.probabilities`.
+        device: where the segmenters are.
+
+    Raises: VolumeError for an image without contrast, or a centre in the air around the body.
+    """
     fmt = segmenters[0].format
-    grid = SliceGrid.of(volume, fmt)
+    grid = SliceGrid.of(volume, fmt, centre=centre)
     mean, deviation = mean_and_deviation(grid.kept(volume))
     slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
     found = torch.stack([segmenter.probabilities(slices, views=views) for segmenter in segmenters]).mean(0)
     return grid, found.cpu().numpy()
 
 
-def _cases(path: Path) -> list[tuple[str, Path | tuple[Path, ...]]]:
-    """Name and file of an image, or of all images in a folder.
-
-    Raises: UsageError if a folder has no image, or an ambiguous one.
-    """
-    if not path.is_dir():
-        return [(case_name(path), path)]
-    series = find_series(path)
-    if len(series) == 1:
-        return [(path.name, next(iter(series.values())))]
-    found = find_cases(path, label_key=None)
-    if found.problems or not found.cases:
-        said = next(iter(found.problems.values()), f"{path}: holds no image")
-        raise UsageError(said)
-    return [(case.name.replace("/", "_"), case.image) for case in found.cases]
+def _places(cases: Sequence[CaseFiles], centres: CentreSource) -> dict[str, np.ndarray]:
+    """The (3,) voxel around which each image is cut, by name. Raises: VolumeError that names all images without one."""
+    places, reasons = {}, {}
+    for case in track(cases, "locating"):
+        try:
+            places[case.name] = centres.voxel_in(case.name, read_volume(case.image))
+        except VolumeError as error:
+            reasons[case.name] = str(error)
+    if reasons:
+        first = next(iter(reasons.values()))
+        raise VolumeError(f"{len(reasons)} of {len(cases)} images have no centre: {', '.join(reasons)}; {first}")
+    return places
 
 
 def _picture(path: Path, volume: Volume, labels: Volume, *, grid: SliceGrid) -> None:

@@ -28,6 +28,7 @@ from .segmenter_card import MAX_CLASSES
 MAX_BRANCHES = 20
 KIND = "labelled factory"
 VIEWS = ("view", "own")
+LOCALISER = "localiser."  # before the names of its weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class _Networks:
     facts: FactoryFacts
     robust: dict[str, object]
     branches: int
+    localiser: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.branches <= MAX_BRANCHES:
@@ -98,18 +100,23 @@ class LabelledFactory:
         robust: the labelled site's segmenter, trained with random contrasts; gives every site first labels of its own
             images.
         card: what is known of the labels.
+        localiser: finds the place of the structures in whole images, see `Localiser`; None if there is none.
     """
 
     factory: TrainedFactory
     branches: list[LabelBranch]
     robust: Segmenter
     card: LabelledFactoryCard
+    localiser: Segmenter | None = None
 
     def save(self, path: str | Path) -> None:
         tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
         for number, branch in enumerate(self.branches):
             tensors |= {f"branch{number}.{name}": tensor for name, tensor in branch.state_dict().items()}
         tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
+        if self.localiser is not None:
+            weights = self.localiser.network.state_dict()
+            tensors |= {f"{LOCALISER}{name}": tensor for name, tensor in weights.items()}
         write_weights(path, tensors, self.to_dict())
 
     @classmethod
@@ -122,6 +129,8 @@ class LabelledFactory:
             raise CheckpointError(f"{path}: {error}; give a file written by `fedfactory label`") from None
         named = {f"branch{number}.": branch for number, branch in enumerate(made.branches)}
         networks = {"g_ema.": made.factory.generator, "robust.": made.robust.network, **named}
+        if made.localiser is not None:
+            networks[LOCALISER] = made.localiser.network
         for prefix, network in networks.items():
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             load_strictly(network, own, path)
@@ -138,6 +147,7 @@ class LabelledFactory:
             "facts": factory.facts.to_dict(),
             "robust": self.robust.to_dict(),
             "branches": len(self.branches),
+            "localiser": None if self.localiser is None else self.localiser.to_dict(),
             **self.card.to_dict(),
         }
 
@@ -159,9 +169,10 @@ class LabelledFactory:
                 generator=generator, latest={}, spacing=parts.spacing, height=parts.height, facts=parts.facts
             )
             robust = Segmenter.from_dict(parts.robust)
+            localiser = None if parts.localiser is None else Segmenter.from_dict(parts.localiser)
         except (KeyError, TypeError, UsageError) as error:
             raise UsageError(f"its card is not usable ({error})") from None
-        return cls(factory, branches, robust, card)
+        return cls(factory, branches, robust, card, localiser)
 
     def to(self, device: torch.device | str) -> LabelledFactory:
         for network in (self.factory.generator, *self.branches):

@@ -117,6 +117,8 @@ class SegmenterCard:
         assessment: how well it fits the site's images; None where nobody computed it.
         single_objects: labels of the structures of which only the largest connected object is kept; 0 stands for all
             structures together. Learnt from the labelled site, see `learn_single_objects`.
+        volumes: of a localiser, smallest and largest volume of all structures together among the cases that it was
+            trained on, millilitres; None where nobody recorded them.
     """
 
     classes: int
@@ -129,6 +131,7 @@ class SegmenterCard:
     chosen: ChosenState | None = None
     assessment: SiteAssessment | None = None
     single_objects: tuple[int, ...] = ()
+    volumes: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         planned = self.network if self.plan is None else self.plan.network

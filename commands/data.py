@@ -11,15 +11,18 @@ import typer
 from ..adaptation.choices import REFINEMENTS, WEAK_LABEL_KINDS
 from ..errors import ConfigError
 from .options import (
+    Centres,
     Device,
     DomainOfStore,
     Encoder,
     LabelKey,
+    LocaliserFile,
     NewStore,
     PatientPattern,
     Seed,
     Workers,
     ZBins,
+    centre_source,
     listed,
     more_than,
     one_of,
@@ -43,12 +46,6 @@ Spacing = Annotated[
 FieldOfView = Annotated[
     float | None,
     typer.Option(help="Millimetres per side of the slices, instead of --spacing: cuts them around the body's centre."),
-]
-Centres = Annotated[
-    Path | None,
-    typer.Option(
-        help="Table of places to cut around instead: columns case,x,y,z (scanner millimetres) or case,i,j,k (voxels)."
-    ),
 ]
 SliceSpacing = Annotated[float | None, typer.Option(help="Millimetres between slices; default: as acquired.")]
 Like = Annotated[
@@ -95,6 +92,7 @@ def prepare(
     spacing: Spacing = None,
     field_of_view: FieldOfView = None,
     centres: Centres = None,
+    localiser: LocaliserFile = None,
     slice_spacing: SliceSpacing = None,
     like: Like = None,
     plane: Plane = "axial",
@@ -120,7 +118,6 @@ def prepare(
     A second run adds new cases. Cases that cannot be used are listed and left out; the exit code is 3 then.
     """
     from ..common.files import read_lines
-    from ..imaging.centre_table import read_centre_table
     from ..node.store.prepare_config import PrepareConfig
 
     config = PrepareConfig(
@@ -129,7 +126,7 @@ def prepare(
         z_bins=z_bins,
         spacing=spacing,
         field_of_view=field_of_view,
-        centres=read_centre_table(centres) if centres else None,
+        centres=centre_source(centres, localiser),
         slice_spacing=slice_spacing,
         plane=plane,
         crop=crop,

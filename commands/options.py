@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..adaptation.choices import ENGINES, NETWORK_SIZES, PRECISIONS
 from ..adaptation.network_names import NETWORKS
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from ..imaging.centre_table import CentreSource
 
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
@@ -66,6 +69,38 @@ PatientPattern = Annotated[
     str | None, typer.Option(help="Regular expression that finds the patient's identifier in the name of a case.")
 ]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
+
+# Where the slices of small organs are cut.
+Centres = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of places to cut around, instead of the body's centre: columns case,x,y,z (scanner millimetres) or "
+        "case,i,j,k (voxels)."
+    ),
+]
+LocaliserFile = Annotated[
+    Path | None,
+    typer.Option("--localiser", help="Localiser or labelled factory with one: finds the places, instead of a table."),
+]
+
+
+def centre_source(centres: Path | None, localiser: Path | None) -> CentreSource | None:
+    """What gives the places around which slices are cut: a table or a localiser; None for neither.
+
+    Raises: UsageError if both are given, or a file cannot be used.
+    """
+    if centres is not None and localiser is not None:
+        raise UsageError(f"centres is {centres} and `localiser` is {localiser}; give one of them")
+    if centres is not None:
+        from ..imaging.centre_table import read_centre_table
+
+        return read_centre_table(centres)
+    if localiser is not None:
+        from ..adaptation.localiser import load_localiser  # imports PyTorch, which no table needs
+
+        return load_localiser(localiser)
+    return None
+
 
 # The nodes of a federation.
 Researcher = Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher component.")]

@@ -16,6 +16,7 @@ from ..common.files import refuse_existing, write_json
 from ..errors import UsageError
 from .options import (
     BatchSize,
+    Centres,
     Classes,
     Depth,
     Device,
@@ -23,6 +24,7 @@ from .options import (
     Engine,
     LabelledFactoryFile,
     LearningRate,
+    LocaliserFile,
     Memory,
     Minutes,
     Network,
@@ -37,6 +39,7 @@ from .options import (
     Volumes,
     Width,
     Workers,
+    centre_source,
     listed,
     one_of,
 )
@@ -103,6 +106,10 @@ def label(
             help="Segmenter of several labelled sites, made by `train-segmenter --first-guess`; default: trained here."
         ),
     ] = None,
+    localiser: Annotated[
+        Path | None,
+        typer.Option(help="Coarse store of whole images, to train a localiser on, or a localiser: it goes along."),
+    ] = None,
     network_size: NetworkSize = "standard",
     updates: Updates = None,
     minutes: Minutes = None,
@@ -112,7 +119,7 @@ def label(
 ) -> None:
     """Train the label branch of a factory at a site with labels, and the first guess: a segmenter for other contrasts.
 
-    Two segmenters are trained before the branch; updates or minutes are given for each of them.
+    Two segmenters, and a localiser if asked for, are trained before the branch; updates or minutes are given for each.
     """
     config = SegmenterConfig(
         network_size=network_size, updates=updates, minutes=minutes, rotation=math.radians(rotation), memory=memory,
@@ -122,8 +129,9 @@ def label(
     from ..node.labelling import label_factory
 
     made = label_factory(
-        factory, store, out, classes=classes, labelling=labelling, config=config, first_guess_file=first_guess
-    )
+        factory, store, out, classes=classes, labelling=labelling, config=config, first_guess_file=first_guess,
+        localiser=localiser,
+    )  # fmt: skip
     card = made.card
     console.print(f"{out}: {card.classes} classes, Dice {card.agreement:.3f} on {card.validated_on}")
 
@@ -319,15 +327,19 @@ def segment(
     views: Annotated[
         int, typer.Option(min=1, max=8, help="Number of turned and mirrored views of each image that are averaged.")
     ] = 1,
+    centres: Centres = None,
+    localiser: LocaliserFile = None,
     device: Device = "cpu",
 ) -> None:
     """Write label maps of new images, on the images' own grid."""
     refuse_existing(out)
+    source = centre_source(centres, localiser)
 
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run
 
-    for path in run(images, model, out, outputs=Outputs(probabilities, pictures, views), device=device):
+    outputs = Outputs(probabilities, pictures, views)
+    for path in run(images, model, out, outputs=outputs, centres=source, device=device):
         console.print(str(path), markup=False)
 
 

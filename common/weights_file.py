@@ -43,21 +43,22 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: Mapping[st
     write_json(path.with_suffix(".json"), card)
 
 
-def read_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that `write_weights` wrote.
 
     Args:
         path: the safetensors file.
-        kind: kind of file that is expected.
+        kind: kind of file that is expected, or several of which any will do.
 
     Returns: the state dict (tensors on the CPU by name) and the card.
     Raises: UsageError if there is no such file; CheckpointError if it is truncated, foreign or of another kind.
     """
     from safetensors import safe_open
 
-    path = Path(path)
+    path, kinds = Path(path), (kind,) if isinstance(kind, str) else kind
+    wanted = " or ".join(kinds)
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a {kind} written by fedfactory")
+        raise UsageError(f"{path}: no such file; give a {wanted} written by fedfactory")
     try:
         with safe_open(path, framework="pt") as file:
             card = json.loads((file.metadata() or {}).get(CARD, "null"))
@@ -65,9 +66,9 @@ def read_weights(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     except Exception as error:  # safetensors' own error type is private; any of them means the same here
         raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]}); copy it again") from None
     if not isinstance(card, dict) or "kind" not in card:
-        raise CheckpointError(f"{path}: has no card; give a {kind} written by fedfactory")
-    if card["kind"] != kind:
-        raise CheckpointError(f"{path}: is a {card['kind']}, expected a {kind}")
+        raise CheckpointError(f"{path}: has no card; give a {wanted} written by fedfactory")
+    if card["kind"] not in kinds:
+        raise CheckpointError(f"{path}: is a {card['kind']}, expected a {wanted}")
     if fingerprint(tensors) != card.get("sha256"):
         raise CheckpointError(f"{path}: its weights are not those that its card was written for; copy it again")
     return tensors, card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +91,39 @@ def find_cases(
         )
     found.cases.sort(key=lambda case: case.name)
     return found
+
+
+def find_images(paths: Sequence[str | Path], *, image_key: str = "image") -> Found:
+    """Images without their labels, in the order of the paths.
+
+    Args:
+        paths: NIfTI files, folders with one DICOM series, or whole data sets, see `find_cases`.
+        image_key: modality folder of the images in a data set.
+
+    Returns: images under the names that `find_cases` gives to cases, or of their file or folder.
+    Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
+    """
+    found = Found()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.cases.append(CaseFiles(printable(case_name(path)), path))
+        elif len(series := find_series(path)) == 1:
+            found.cases.append(CaseFiles(printable(path.name), next(iter(series.values()))))
+        else:
+            part = find_cases(path, image_key=image_key, label_key=None)
+            if not part.cases and not part.problems:
+                raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series or a data set")
+            found.cases += part.cases
+            found.problems |= part.problems
+    names = [file_name(case.name) for case in found.cases]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
+    return found
+
+
+def file_name(case: str) -> str:
+    """The name of a case as part of a file's name."""
+    return case.replace("/", "_")
 
 
 def printable(name: str) -> str:

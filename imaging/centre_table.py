@@ -1,20 +1,45 @@
-"""The table in which a site gives the place around which the slices of each case are cut."""
+"""The place around which the slices of each case are cut: who gives it, and the table in which a site gives it."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
+from .volumes import Volume
 
 NAME, MILLIMETRES, VOXELS = "case", ("x", "y", "z"), ("i", "j", "k")
 HEADINGS = f"{','.join((NAME, *MILLIMETRES))} or {','.join((NAME, *VOXELS))}"
 HALF_VOXEL = 0.5 + 1e-6  # a volume reaches half a voxel beyond the centres of its outer voxels
+
+
+class CentreSource(Protocol):
+    """What gives the place of each case: a table of the site, or a localiser."""
+
+    @property
+    def path(self) -> Path:
+        """Of its file, for messages."""
+
+    @property
+    def digest(self) -> str | None:
+        """SHA-256 of a localiser; None for a table, whose places can be compared themselves."""
+
+    def voxel_in(self, case: str, volume: Volume) -> np.ndarray:
+        """The place of a case, (3,) in voxel indices of the stored volume, fractional.
+
+        Args:
+            case: name of the case.
+            volume: its image.
+
+        Raises: VolumeError if there is no place, or none inside of the volume.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,14 @@ class CentreTable:
     path: Path
     in_voxels: bool
     places: dict[str, tuple[float, float, float]]
+
+    @property
+    def digest(self) -> None:
+        """None, see `CentreSource`."""
+
+    def voxel_in(self, case: str, volume: Volume) -> np.ndarray:
+        """See `voxel`, of a volume that was read."""
+        return self.voxel(case, volume.data.shape, volume.affine)
 
     def voxel(self, case: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
         """The place of a case, (3,) in voxel indices of the stored volume, fractional.
@@ -67,6 +100,19 @@ def read_centre_table(path: str | Path) -> CentreTable:
             return _read(path, csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read as a table ({error}); give comma-separated values") from None
+
+
+def write_centre_table(path: str | Path, places: Mapping[str, tuple[float, float, float]]) -> None:
+    """Write a table in scanner millimetres, with two decimals, which `read_centre_table` reads.
+
+    Args:
+        path: file to write.
+        places: millimetres by name of the case.
+    """
+    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((NAME, *MILLIMETRES))
+        writer.writerows((name, *(f"{value:.2f}" for value in place)) for name, place in places.items())
 
 
 def _read(path: Path, rows: csv.DictReader[str]) -> CentreTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, VolumeError
 
 CROPS = ("air", "none")
 AIR_SHARE = 0.1  # a plane is air if no voxel in it reaches this share of the volume's bright end
@@ -32,6 +32,22 @@ def crop_box(data: np.ndarray, crop: str, *, published: bool = False) -> tuple[t
         return tuple(_published_ends(profile) for profile in profiles)
     darkest = float(data.min())
     return tuple(_ends(profile - darkest) for profile in profiles)
+
+
+def refuse_centre_in_air(what: str, centre: tuple[float, float], box: tuple[tuple[int, int], ...]) -> None:
+    """Raises: VolumeError if the centre of a case's slices is beside the kept part of its volume.
+
+    Args:
+        what: the centre's name in the message, such as "the centre of case 1".
+        centre: voxel along the slices' rows and columns, fractional.
+        box: first and last + 1 index of the kept part, along the turned axes.
+    """
+    for value, (start, stop), axis in zip(centre, box, ("rows", "columns"), strict=False):
+        if not start - 0.5 <= value <= stop - 0.5:
+            raise VolumeError(
+                f"{what} is voxel {value:.6g} along the slices' {axis}, in the air that is cropped away; choose one "
+                f"from {start} to {stop - 1}, or keep the air (crop 'none')"
+            )
 
 
 def _ends(profile: np.ndarray) -> tuple[int, int]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .cropping import crop_box
+from .cropping import crop_box, refuse_centre_in_air
 from .slice_format import UNLABELLED, SliceFormat
-from .volumes import Volume, orientation, turned_back, turned_positions
+from .volumes import Volume, in_plane, orientation, turned_affine, turned_back, turned_positions
 
 BLUR = 0.42  # standard deviation of the blur before coarser sampling, as a share of the new pixel
 EDGE = 0.5 + 1e-6  # a voxel reaches half a voxel beyond its centre
@@ -133,10 +133,23 @@ class SliceGrid:
         self.height = float((box[2][1] - box[2][0]) * self.spacing[2])
 
     @classmethod
-    def of(cls, volume: Volume, fmt: SliceFormat) -> SliceGrid:
-        """The grid of a volume, cropped as the format describes."""
+    def of(cls, volume: Volume, fmt: SliceFormat, *, centre: np.ndarray | None = None) -> SliceGrid:
+        """The grid of a volume, cropped as the format describes.
+
+        Args:
+            volume: the image.
+            fmt: of the slices.
+            centre: (3,) voxel of the stored volume that is in the middle of the slices, fractional; None takes the
+                middle of what is left after cropping.
+
+        Raises: VolumeError if the centre is in the air that is cropped away.
+        """
         box = crop_box(volume.turned(fmt.plane).data, fmt.crop, published=fmt.published)
-        return cls(volume.data.shape, volume.affine, box=box, fmt=fmt)
+        middle = None
+        if centre is not None:
+            middle = in_plane(centre, volume.data.shape, affine=volume.affine, plane=fmt.plane)
+            refuse_centre_in_air("the centre", middle, box)
+        return cls(volume.data.shape, volume.affine, box=box, fmt=fmt, centre=middle)
 
     def kept(self, volume: Volume) -> np.ndarray:
         """The cropped voxels (X, Y, Z) in reoriented axis order, a view."""
@@ -251,6 +264,24 @@ class SliceGrid:
         turned = turned_positions(voxels, self.stored_shape, affine=self.affine, plane=self.fmt.plane)
         rows, columns, slices = ((turned[:, a] - axis.offset) / axis.ratio for a, axis in enumerate(self.axes))
         return np.stack([slices, rows, columns], axis=1)
+
+    def millimetres_of(self, pixel: tuple[float, float, float]) -> tuple[float, float, float]:
+        """The place of a (slice, row, column), fractional, in scanner millimetres."""
+        turned = [axis.offset + axis.ratio * pixel[place] for axis, place in zip(self.axes, (1, 2, 0), strict=True)]
+        affine = turned_affine(self.affine, self.stored_shape, plane=self.fmt.plane)
+        x, y, z = (affine @ [*turned, 1.0])[:3].tolist()
+        return x, y, z
+
+    @property
+    def pixel_volume(self) -> float:
+        """Cubic millimetres of a pixel, in which a slice is as thick as slices are apart."""
+        return float(np.prod([axis.ratio * mm for axis, mm in zip(self.axes, self.spacing, strict=True)]))
+
+    @property
+    def kept_pixels(self) -> tuple[slice, slice, slice]:
+        """The slices, rows and columns that lie in the kept part of the volume; the rest is padding."""
+        rows, columns, slices = (axis.inside for axis in self.axes)
+        return slices, rows, columns
 
     def _blur(self, axis: Axis) -> float:
         return 0.0 if self.fmt.published or axis.ratio <= 1 else BLUR * float(np.sqrt(axis.ratio**2 - 1))

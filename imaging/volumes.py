@@ -34,7 +34,7 @@ class Volume:
     def turned(self, plane: str) -> Volume:
         """The same voxels with the slice axis last and every axis ascending, see `orientation`."""
         turn = orientation(self.affine, plane)
-        affine = self.affine @ nib.orientations.inv_ornt_aff(turn, self.data.shape)
+        affine = turned_affine(self.affine, self.data.shape, plane=plane)
         return Volume(nib.orientations.apply_orientation(self.data, turn), affine)
 
     def ordered_like(self, other: Volume) -> Volume:
@@ -67,6 +67,17 @@ def orientation(affine: np.ndarray, plane: str) -> np.ndarray:
     return np.array([[places[int(world)], direction] for world, direction in closest])
 
 
+def turned_affine(affine: np.ndarray, shape: tuple[int, ...], *, plane: str) -> np.ndarray:
+    """(4, 4), turned voxel index to millimetres.
+
+    Args:
+        affine: (4, 4), of the stored volume.
+        shape: of the stored volume.
+        plane: see `orientation`.
+    """
+    return affine @ nib.orientations.inv_ornt_aff(orientation(affine, plane), shape)
+
+
 def turned_positions(voxels: np.ndarray, shape: tuple[int, ...], *, affine: np.ndarray, plane: str) -> np.ndarray:
     """Positions in a volume after its axes are turned.
 
@@ -83,6 +94,12 @@ def turned_positions(voxels: np.ndarray, shape: tuple[int, ...], *, affine: np.n
         values = voxels[:, stored]
         turned[:, place] = values if direction > 0 else shape[stored] - 1 - values
     return turned
+
+
+def in_plane(voxel: np.ndarray, shape: tuple[int, ...], *, affine: np.ndarray, plane: str) -> tuple[float, float]:
+    """Row and column of a (3,) voxel of the stored volume after its axes are turned, see `turned_positions`."""
+    row, column, _ = turned_positions(voxel[None], shape, affine=affine, plane=plane)[0].tolist()
+    return row, column
 
 
 def turned_back(array: np.ndarray, affine: np.ndarray, plane: str) -> np.ndarray:

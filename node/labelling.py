@@ -1,14 +1,17 @@
-"""What a labelled site does alone: it trains its own segmenter and adds the label branch to a factory."""
+"""What a labelled site does alone: it trains segmenters of its own and adds the label branch to a factory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..adaptation.choices import LABELLINGS
-from ..adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
+from ..adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config, localiser_config
 from ..adaptation.labelled_factory import LabelledFactory
 from ..adaptation.labelled_slices import LabelledSlices
+from ..adaptation.localiser import load_localiser
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
 from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
@@ -32,6 +35,40 @@ def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
 
 
+def train_localiser(store_dir: str | Path, config: SegmenterConfig, *, out: str | Path | None = None) -> Segmenter:
+    """Train a localiser: a segmenter of two classes, background and all structures together, under random contrast.
+
+    Args:
+        store_dir: slice store of whole images in coarse pixels, with dense labels.
+        config: seed and number of updates; a small network is trained on whole slices.
+        out: segmenter file to write; None writes nothing.
+
+    Raises: StoreError if no training case has dense labels; UsageError if slices are cut around given places: a
+        localiser must work before any place is known.
+    """
+    store = SliceStore(store_dir)
+    if centred := [case.name for case in store.cases if case.centre is not None]:
+        raise UsageError(
+            f"{store.path}: the slices of {len(centred)} cases, such as {centred[0]}, are cut around given places; "
+            "prepare whole images for a localiser, without centres"
+        )
+    data = labelled_slices(store)
+    data = LabelledSlices(data.images, (data.labels > 0).astype(np.uint8), 2, data.volume)
+    facts = TrainingFacts(domain=store.domain, slices=len(data.images))
+    title = f"training a localiser on {store.domain}"
+    made = train_segmenter(data, store.format, localiser_config(config), title=title, facts=facts)
+    if made.card.plan.window < store.format.size:
+        raise UsageError(f"memory is {config.memory:g} GiB, too little for whole slices of {store.format.size} pixels")
+    cases = [case for case in store.cases if case.split == "train" and case.label_kind == "dense"]
+    volumes = [sum(case.facts.label_volumes.values()) for case in cases if case.facts.label_volumes]
+    if volumes:
+        smallest, largest = (float(f"{value:.2g}") for value in (min(volumes), max(volumes)))
+        made.card = replace(made.card, volumes=(smallest, largest))
+    if out is not None:
+        made.save(out)
+    return made
+
+
 def label_factory(
     factory_file: str | Path,
     store_dir: str | Path,
@@ -43,6 +80,7 @@ def label_factory(
     keep: int = 3,
     config: SegmenterConfig | None = None,
     first_guess_file: str | Path | None = None,
+    localiser: str | Path | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
 
@@ -57,9 +95,10 @@ def label_factory(
         keep: number of the branch's best states, whose mean gives the labels.
         config: of the two segmenters that are trained: one labels the factory's slices; the other, under random
             contrast, travels with the factory and gives the images of other sites their first labels.
-
         first_guess_file: segmenter that travels in place of one that is trained here, such as one that several labelled
             sites have trained together under random contrast.
+        localiser: slice store of the site's whole images in coarse pixels, on which a localiser is trained that travels
+            with the factory; or the file of a localiser, which travels as it is. None: the factory has none.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
@@ -74,6 +113,7 @@ def label_factory(
         )
     given = None if first_guess_file is None else _first_guess(first_guess_file, store)
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
+    finder = None if localiser is None else _localiser(Path(localiser), store, config)
     teacher = train_on_store(store, config)
     robust = given or train_on_store(store, first_guess_config(config))
     real, held_out = (
@@ -85,6 +125,7 @@ def label_factory(
     labelled = train_label_branch(
         factory, teacher, robust, domain=store.domain, real=real, held_out=held_out, config=branch_config
     )
+    labelled.localiser = finder
     labelled.save(out)
     return labelled
 
@@ -99,6 +140,19 @@ def _first_guess(file: str | Path, store: SliceStore) -> Segmenter:
         if value != wanted:
             raise UsageError(f"{file}: {name} is {value}; it must be {wanted} as in {store.path}")
     return found
+
+
+def _localiser(path: Path, store: SliceStore, config: SegmenterConfig) -> Segmenter:
+    """The localiser in a file, or one that is trained on a coarse store of the store's domain.
+
+    Raises: UsageError or StoreError if the coarse store does not fit; CheckpointError for a damaged file.
+    """
+    if path.is_file():
+        return load_localiser(path).segmenter
+    coarse = SliceStore(path)
+    if coarse.domain != store.domain:
+        raise UsageError(f"{path}: domain is '{coarse.domain}'; it must be '{store.domain}', as in {store.path}")
+    return train_localiser(path, config)
 
 
 def _binned_slices(store: SliceStore, split: str) -> BinnedSlices | None:

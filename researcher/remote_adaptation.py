@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def adaptation_experiment(
     """A Fed-BioMed `Experiment` of one round in which every node trains its own segmenter.
 
     Args:
-        labelled: labelled factory that is sent to the nodes.
+        labelled: labelled factory that is sent to the nodes, without its localiser: their stores are prepared already.
         adaptation: how the sites adapt.
         tag: tag under which the sites registered their data.
         nodes: ids of the nodes that take part.
@@ -72,6 +73,7 @@ def adaptation_experiment(
     from .plans.factory_plans import AdaptationPlan
     from .strategy import FactoryStrategy
 
+    labelled = replace(labelled, localiser=None)
     experiment = make_experiment(
         tag,
         nodes=nodes,

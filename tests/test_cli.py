@@ -27,7 +27,7 @@ from helpers import ball_volume, small_config, untrained_labelled_factory, write
 COMMANDS = [
     ["demo"], ["prepare"], ["import-slices"], ["embed"], ["gaze"], ["weaken-labels"], ["plan"], ["site", "add"],
     ["site", "approve"], ["train"], ["export"], ["import-checkpoint"], ["train-segmenter"], ["adapt-remote"], ["label"],
-    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"],
+    ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"], ["train-localiser"], ["locate"],
 ]  # fmt: skip
 
 
@@ -90,6 +90,8 @@ QUICK = [
      "--spacing is 1 and --field-of-view is 150 mm; give one of them"),
     (["prepare", "x", "--out", "y", "--domain", "a", "--field-of-view", 0], 2, "--field-of-view is 0.0; it must be"),
     (["prepare", "x", "--out", "y", "--domain", "a", "--centres", "no.csv"], 2, "no.csv: cannot be read as a table"),
+    (["prepare", "x", "--out", "y", "--domain", "a", "--centres", "c", "--localiser", "l"], 2,
+     "--centres is c and --localiser is l; give one of them"),
     (["gaze", "x", "--refine", "odd"], 2, "--refine is 'odd'; choose crf or none"),
     (["gaze", "x", "--loose", 0.9], 2, "--loose is 0.9"),
     (["gaze", "x", "--sigma", 0], 2, "--sigma is 0.0; choose a number above 0"),

@@ -54,6 +54,8 @@ class SegmenterConfig:
         depth: number of resolution levels; None follows from the data.
         batch_size: windows per update; None follows from their size.
         learning_rate: of AdamW, the peak of a one-cycle schedule; None takes the plan's.
+        whole_slices: whether windows are whole slices, for structures that may be anywhere in them; otherwise windows
+            hold the structures with a margin.
         memory: GiB that the training may take; batch and window become smaller to fit.
         appearance: "mild" or "strong" variation of gamma, bias field, blur, resolution and noise.
         contrast: random contrast of the windows, with which a segmenter works at sites of other contrast; None leaves
@@ -73,6 +75,7 @@ class SegmenterConfig:
     depth: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    whole_slices: bool = False
     memory: float = 8.0
     appearance: str = "mild"
     contrast: ContrastMix | None = None
@@ -124,3 +127,8 @@ class SegmenterConfig:
 def first_guess_config(config: SegmenterConfig) -> SegmenterConfig:
     """The same training under random contrast and strong variation, for a segmenter that works at other sites."""
     return replace(config, contrast=ContrastMix(), appearance="strong")
+
+
+def localiser_config(config: SegmenterConfig) -> SegmenterConfig:
+    """The training of a localiser, for which a small network will do: under random contrast, on whole slices."""
+    return replace(first_guess_config(config), network_size="small", whole_slices=True)

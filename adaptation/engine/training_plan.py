@@ -139,10 +139,11 @@ class TrainingPlan:
 def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: bool = False) -> TrainingPlan:
     """The plan for these data.
 
-    The window holds the structures with a margin. The network has as many levels as its window can be halved, the
-    first of `config.width` channels, each further one twice as many up to four times the first for four levels, as in
-    the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's channels have no upper limit. The
-    batch has a fixed number of pixels, or fewer if the memory is small; if it is smaller still, so is the window.
+    The window holds the structures with a margin, or the whole slice if that is chosen. The network has as many levels
+    as its window can be halved, the first of `config.width` channels, each further one twice as many up to four times
+    the first for four levels, as in the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's
+    channels have no upper limit. The batch has a fixed number of pixels, or fewer if the memory is small; if it is
+    smaller still, so is the window.
 
     Args:
         facts: of the data.
@@ -153,6 +154,8 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     """
     if facts.size < 2 * SMALLEST_MAP:
         raise ConfigError(f"size is {facts.size}; slices must have at least {2 * SMALLEST_MAP} pixels per side")
+    if config.whole_slices:
+        facts = replace(facts, extent=facts.size)
     wanted = facts.size if facts.extent is None else min(facts.size, math.ceil(MARGIN * facts.extent))
     fold = 2 if wanted >= FOLDED_FROM else 1
     halves_slices = config.network == "segresnet3d"  # at every level

@@ -23,7 +23,7 @@ from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 from .prepare_config import PrepareConfig
 from .reference_runs import to_runs
-from .slice_centres import centre_of, refuse_centre_in_air
+from .slice_centres import centre_of, refuse_beside
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HISTOGRAM_BINS = 64
@@ -52,6 +52,7 @@ class Survey:
         low: lowest kept voxel.
         high: highest kept voxel.
         counts: (64,) histogram of the kept voxels in equal bins from `low` to `high`.
+        localiser: digest of the localiser that found the centre; None without one.
     """
 
     digest: str
@@ -69,6 +70,7 @@ class Survey:
     low: float
     high: float
     counts: np.ndarray
+    localiser: str | None = None
 
     @property
     def extent(self) -> np.ndarray:
@@ -141,8 +143,8 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     published = config.compatibility == "published"
     turned = image.turned(config.plane)
     box = crop_box(turned.data, config.crop, published=published)
-    centre = centre_of(case.name, image.data.shape, image.affine, config=config)
-    refuse_centre_in_air(case.name, centre, box=box, config=config)
+    centre = centre_of(case.name, image, config=config)
+    refuse_beside(case.name, centre, box=box, config=config)
     if case.mask is not None:
         box = (*box[:2], _mask_ends(case, image, config, ends=box[2]))
     kept = turned.data[tuple(slice(*ends) for ends in box)]
@@ -167,6 +169,7 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
         low=low,
         high=high,
         counts=histogram(kept, low, high),
+        localiser=None if config.centres is None else config.centres.digest,
     )
 
 

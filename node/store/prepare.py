@@ -165,9 +165,7 @@ class _Run:
 
     def _is_as_asked(self, case: Case) -> bool:
         """Whether a case of the store, whose files have not changed, is what these settings would make of them."""
-        return case.label_kind in ("none", self.config.label_kind) and is_centred(
-            case.name, case.centre, shape=case.shape, affine=np.array(case.affine), config=self.config
-        )
+        return case.label_kind in ("none", self.config.label_kind) and is_centred(case, self.config)
 
     def _each(self, cases: list[CaseFiles], work: Callable[[CaseFiles], R], title: str) -> dict[str, R]:
         """Results by name; cases that cannot be used are written down and left out."""
@@ -347,6 +345,7 @@ def _describe(
         affine=tuple(tuple(row) for row in seen.affine.tolist()),
         box=seen.box,
         centre=seen.centre,
+        localiser=seen.localiser,
         mean=seen.mean,
         deviation=seen.deviation,
         height=cut.height,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
-from ...imaging.centre_table import CentreTable
+from ...imaging.centre_table import CentreSource
 from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
 from ...imaging.patients import check_pattern
@@ -47,7 +47,8 @@ class PrepareConfig:
         z_bins: number of height bins.
         spacing: millimetres per pixel; default: the site's median, or as much as the widest volume needs to fit.
         field_of_view: millimetres per side of the slices, instead of `spacing`, which is then field_of_view / size.
-        centres: the place of each case that is in the middle of its slices; default: the middle of what `crop` leaves.
+        centres: the place of each case that is in the middle of its slices, from a table or a localiser; default: the
+            middle of what `crop` leaves.
         slice_spacing: millimetres from slice to slice; default: as acquired.
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
@@ -74,7 +75,7 @@ class PrepareConfig:
     z_bins: int = 29
     spacing: float | None = None
     field_of_view: float | None = None
-    centres: CentreTable | None = None
+    centres: CentreSource | None = None
     slice_spacing: float | None = None
     plane: str = "axial"
     crop: str = "air"

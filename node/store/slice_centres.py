@@ -1,4 +1,4 @@
-"""Where the table of a site puts the middle of each case's slices."""
+"""Where the middle of each case's slices is, if the site gives a table or has a localiser."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from collections.abc import Collection
 import numpy as np
 
 from ...errors import VolumeError
-from ...imaging.volumes import turned_positions
+from ...imaging.centre_table import CentreTable
+from ...imaging.cropping import refuse_centre_in_air
+from ...imaging.volumes import Volume, in_plane
 from .prepare_config import PrepareConfig
+from .slice_store import Case
 
 
-def centre_of(
-    case: str, shape: tuple[int, ...], affine: np.ndarray, *, config: PrepareConfig
-) -> tuple[float, float] | None:
-    """Position of a case's centre along rows and columns, in voxels of the turned axes; None without a table.
+def centre_of(case: str, volume: Volume, *, config: PrepareConfig) -> tuple[float, float] | None:
+    """Position of a case's centre along rows and columns, in voxels of the turned axes; None for the body's middle.
 
     Args:
         case: name of the case.
-        shape: of the stored volume.
-        affine: (4, 4), of the stored volume.
-        config: has the table and the plane of the slices.
+        volume: its image.
+        config: has the table or the localiser, and the plane of the slices.
 
-    Raises: VolumeError if the table has no row for the case, or its place is outside of the volume.
+    Raises: VolumeError if there is no place for the case, or it is outside of the volume.
     """
     if config.centres is None:
         return None
-    voxel = config.centres.voxel(case, shape, affine)
-    row, column, _ = turned_positions(voxel[None], shape, affine=affine, plane=config.plane)[0].tolist()
-    return row, column
+    voxel = config.centres.voxel_in(case, volume)
+    return in_plane(voxel, volume.data.shape, affine=volume.affine, plane=config.plane)
 
 
-def refuse_centre_in_air(
+def refuse_beside(
     case: str, centre: tuple[float, float] | None, *, box: tuple[tuple[int, int], ...], config: PrepareConfig
 ) -> None:
     """Raises: VolumeError if the centre of a case is beside the kept part of its volume.
@@ -40,39 +39,30 @@ def refuse_centre_in_air(
         case: name of the case.
         centre: see `centre_of`.
         box: first and last + 1 index of the kept part, along the turned axes.
-        config: has the table.
+        config: has the table or the localiser.
     """
-    if config.centres is None or centre is None:
-        return
-    for value, (start, stop), axis in zip(centre, box, ("rows", "columns"), strict=False):
-        if not start - 0.5 <= value <= stop - 0.5:
-            raise VolumeError(
-                f"{config.centres.path}: the centre of {case} is voxel {value:.6g} along the slices' {axis}, in the "
-                f"air that is cropped away; choose one from {start} to {stop - 1}, or keep the air (crop 'none')"
-            )
+    if config.centres is not None and centre is not None:
+        refuse_centre_in_air(f"{config.centres.path}: the centre of {case}", centre, box)
 
 
-def is_centred(
-    case: str,
-    centre: tuple[float, float] | None,
-    *,
-    shape: tuple[int, ...],
-    affine: np.ndarray,
-    config: PrepareConfig,
-) -> bool:
-    """Whether the slices that a store holds of a case have the centre that the table gives.
+def is_centred(case: Case, config: PrepareConfig) -> bool:
+    """Whether the slices that a store holds of a case have the centre that these settings give it.
+
+    Of a localiser only the digest is compared: the files of the case have not changed, so it would find the same place.
 
     Args:
-        case: name of the case.
-        centre: of the slices in the store, see `centre_of`.
-        shape: of the stored volume.
-        affine: (4, 4), of the stored volume.
-        config: has the table and the plane of the slices.
+        case: of the store; its files have not changed.
+        config: has the table or the localiser, and the plane of the slices.
     """
+    if not isinstance(config.centres, CentreTable):
+        wanted = None if config.centres is None else config.centres.digest
+        return case.localiser == wanted and (wanted is not None or case.centre is None)
+    affine = np.array(case.affine)
     try:
-        return centre_of(case, shape, affine, config=config) == centre
+        voxel = config.centres.voxel(case.name, case.shape, affine)
     except VolumeError:  # the case is surveyed again, which names the reason
         return False
+    return in_plane(voxel, case.shape, affine=affine, plane=config.plane) == case.centre
 
 
 def rows_without_case(config: PrepareConfig, known: Collection[str]) -> dict[str, str]:
@@ -82,7 +72,7 @@ def rows_without_case(config: PrepareConfig, known: Collection[str]) -> dict[str
         config: has the table.
         known: names of all cases of the site, used or not.
     """
-    if config.centres is None:
+    if not isinstance(config.centres, CentreTable):
         return {}
     reason = f"{config.centres.path}: has a row for this name, but there is no such case; correct or remove the row"
     return {name: reason for name in config.centres.places if name not in known}

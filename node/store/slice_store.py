@@ -70,6 +70,7 @@ class Case:
         affine: (4, 4) of the stored volume.
         box: first and last + 1 index of the part that was kept, along the turned axes.
         centre: voxel in the middle of the slices, along the first two turned axes; None is the middle of the box.
+        localiser: SHA-256 of the localiser that found the centre; None if a table gives it, or there is none.
         mean: intensities v became (v - mean) / deviation.
         deviation: see `mean`.
         height: millimetres along the slice axis.
@@ -89,6 +90,7 @@ class Case:
     affine: tuple[tuple[float, ...], ...]
     box: tuple[tuple[int, int], ...]
     centre: tuple[float, float] | None = None
+    localiser: str | None = None
     mean: float
     deviation: float
     height: float

@@ -1,0 +1,70 @@
+"""What a site types to find the places around which small organs are cut out: train-localiser, locate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..adaptation.engine.segmenter_config import SegmenterConfig
+from ..errors import UsageError, VolumeError
+from .options import Memory, Minutes, Seed, Updates
+from .terminal import SOME_FAILED, Commands, console, errors, fail
+
+commands = Commands()
+
+
+@commands.command("train-localiser")
+def train_localiser(
+    store: Annotated[Path, typer.Option(help="Coarse slice store of whole images, with dense labels.")],
+    out: Annotated[Path, typer.Option(help="Localiser file to write, .safetensors.")],
+    updates: Updates = None,
+    minutes: Minutes = None,
+    memory: Memory = 8,
+    seed: Seed = 0,
+) -> None:
+    """Train a localiser at a site with labels: it finds where the structures are in images of any contrast."""
+    config = SegmenterConfig(updates=updates, minutes=minutes, memory=memory, seed=seed)
+
+    from ..node.labelling import train_localiser as run
+
+    made = run(store, config, out=out)
+    console.print(f"{out}: localiser of {made.card.training.domain}, from {made.card.training.slices} slices")
+
+
+@commands.command()
+def locate(
+    images: Annotated[list[Path], typer.Argument(help="NIfTI images, folders of DICOM files, or whole data sets.")],
+    localiser: Annotated[Path, typer.Option(help="Localiser, or labelled factory with one.")],
+    out: Annotated[Path, typer.Option(help="Table to write, .csv, which --centres of prepare and segment reads.")],
+    image_key: Annotated[
+        str, typer.Option(help="Modality folder of the images, or channel number of an nnU-Net data set.")
+    ] = "image",
+) -> None:
+    """Write a table of where a localiser finds the structures. Look at it and correct it before it is used.
+
+    Images in which nothing is found are listed and left out; the exit code is 3 then.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: exists, perhaps with corrections; choose another file")
+
+    from ..adaptation.localiser import load_localiser
+    from ..adaptation.localiser import locate as run
+    from ..imaging.cases import find_images
+    from ..imaging.centre_table import write_centre_table
+
+    found = find_images(images, image_key=image_key)
+    places, failed = run(found.cases, load_localiser(localiser))
+    failed = {**found.problems, **failed}
+    for name, place in places.items():
+        x, y, z = place.centre
+        console.print(f"{name}: ({x:g}, {y:g}, {z:g}) mm, {place.millilitres:.3g} ml", markup=False)
+    for name, reason in failed.items():
+        errors.print(f"not located: {name}: {reason}", markup=False)
+    if not places:
+        raise VolumeError(f"{out}: not one of {len(failed)} images could be located; no table is written")
+    write_centre_table(out, {name: place.centre for name, place in places.items()})
+    console.print(f"{out}: {len(places)} images; compare their volumes, and look at the places", markup=False)
+    if failed:
+        fail(f"{len(failed)} images could not be located; the table holds the others", SOME_FAILED)
