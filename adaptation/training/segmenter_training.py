@@ -78,8 +78,8 @@ def plan_segmenter(
     plan = plan_training(
         data_facts(parts, anisotropy=anisotropy), config, fast_bfloat16=fast_bfloat16(torch.device(device))
     )
-    if data.start is not None and _is_alike(data.start, config, plan.classes):
-        was = data.start.card.plan
+    was = None if data.start is None else data.start.card.plan
+    if data.start is not None and was is not None and _is_alike(data.start, config, plan.classes):
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
         batch = config.batch_size or was.batch_size
         plan = replace(was, updates=plan.updates, learning_rate=rate, precision=plan.precision, batch_size=batch)
