@@ -114,7 +114,7 @@ def label_factory(
     given = None if first_guess_file is None else _first_guess(first_guess_file, store)
     config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
-    teacher = train_on_store(store, config)
+    teacher = train_on_store(store, replace(config, contrast=None))
     robust = given or train_on_store(store, first_guess_config(config))
     real, held_out = (
         (_binned_slices(store, "train"), _binned_slices(store, "validation"))

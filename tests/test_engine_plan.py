@@ -95,6 +95,8 @@ def test_a_first_guess_is_trained_longer_under_random_contrast():
     assert guess == replace(config, contrast=ContrastMix(), appearance="strong")
     assert (config.wanted_updates, guess.wanted_updates) == (UPDATES, FIRST_GUESS_UPDATES)
     assert first_guess_config(replace(config, updates=7)).wanted_updates == 7
+    chosen = replace(config, contrast=ContrastMix(curves=0.65))
+    assert first_guess_config(chosen) == chosen
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,11 @@ class SegmenterConfig:
 
 
 def first_guess_config(config: SegmenterConfig) -> SegmenterConfig:
-    """The same training under random contrast and strong variation, for a segmenter that works at other sites."""
-    return replace(config, contrast=ContrastMix(), appearance="strong")
+    """The same training for a segmenter that works at other sites: under random contrast and strong variation.
+
+    A configuration that already has random contrast stays as it is.
+    """
+    return replace(config, contrast=ContrastMix(), appearance="strong") if config.contrast is None else config
 
 
 def localiser_config(config: SegmenterConfig) -> SegmenterConfig:
