@@ -7,13 +7,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
-from .volumes import Volume
+
+if TYPE_CHECKING:
+    from .volumes import Volume  # with it comes nibabel, which the command line does not need to check its options
 
 NAME, MILLIMETRES, VOXELS = "case", ("x", "y", "z"), ("i", "j", "k")
 HEADINGS = f"{','.join((NAME, *MILLIMETRES))} or {','.join((NAME, *VOXELS))}"
