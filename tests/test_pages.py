@@ -42,6 +42,7 @@ SMALLER = (
     (r"^(fedfactory train(?:-segmenter)? .*)", r"\1 --updates-per-round 2"),
     (r"^(fedfactory train(?:-segmenter)? (?!.*--approval-timeout).*)", r"\1 --approval-timeout 400"),
     (r"^(fedfactory (adapt|adapt-remote|label) .*)", r"\1 --updates 3"),
+    (r"^(fedfactory train-localiser .*)", r"\1 --updates 120"),
     (r"--n-volumes \d+", "--n-volumes 2"),
     (r"^(fedfactory site approve .*)", r"\1 --wait 300"),
 )
@@ -231,8 +232,7 @@ def test_a_site_adapts_segments_and_scores_and_so_does_a_researcher_remotely(tow
 
 
 def test_volumes_become_stores_that_agree(town):
-    first, around, second, *more = shell_lines("docs/preparing.md")
-    assert not more
+    first, around, *localised, second = shell_lines("docs/preparing.md")
     town.put_aside("VOLUMES", "store")
     write_site(town.folder / "VOLUMES")
     town.type(first)
@@ -242,6 +242,11 @@ def test_volumes_become_stores_that_agree(town):
     (town.folder / "centres.csv").write_text(f"case,x,y,z\n{rows}")
     town.type(around)
     assert SliceStore(town.folder / "store").format.field_of_view == 150
+    town.put_aside("store", "centres", "found")
+    for line in localised:
+        town.type(line)
+    assert (town.folder / "centres.csv").read_text().count("\n") == 4
+    assert len(list((town.folder / "found").iterdir())) == 3
     town.put_aside("store")
     town.type(second)
     assert SliceStore(town.folder / "store").format.size == 256
