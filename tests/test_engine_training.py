@@ -177,7 +177,7 @@ def test_minutes_become_the_number_of_updates_that_fits(monkeypatch):
     monkeypatch.setattr(segmenter_training, "seconds_per_update", timed)
     data = SegmenterData(labelled=volumes())
     plan = plan_segmenter(data, FORMAT, small_config(updates=None, minutes=0.5))
-    assert plan.updates == round(30 / measured[0]) > 30  # an update of this network takes less than a second
+    assert measured[0] > 0 and plan.updates == max(1, round(30 / measured[0]))  # however busy the machine is
     monkeypatch.setattr(segmenter_training, "seconds_per_update", lambda *args, **options: 0.25)
     assert plan_segmenter(data, FORMAT, small_config(updates=None, minutes=2)).updates == 480
     assert plan_segmenter(data, FORMAT, small_config(updates=None, minutes=1e-6)).updates == 1

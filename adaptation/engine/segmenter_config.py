@@ -109,11 +109,6 @@ class SegmenterConfig:
         """The number of updates, where no time is given."""
         return self.updates or (UPDATES if self.contrast is None else FIRST_GUESS_UPDATES)
 
-    @property
-    def views(self) -> int:
-        """Number of turned and mirrored views that a segmenter trained in this way knows: 1, 2, 4 or 8."""
-        return (4 if self.rotation >= math.pi else 1) * (2 if self.mirror else 1)
-
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, the inverse of `from_dict`."""
         return record_to_dict(self)

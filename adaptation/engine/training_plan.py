@@ -21,6 +21,8 @@ MAX_BATCH = 16
 MAX_WIDTH = 320  # channels, as nnU-Net's
 FIRST_WIDTH = {"small": 16, "standard": 24, "large": 32}  # channels of the first level, by size of the network
 STACK = 8  # slices in a window of a 3-D network
+HALVINGS = int(math.log2(STACK))  # until one slice is left
+MAX_HALVINGS = 2  # of the slices, where the network leaves the choice
 NORM_GROUPS = 8  # of SegResNet's group norm: its channels are a multiple
 MAPS_IN_MEMORY = 14  # feature maps of a level that training stores, in units of the level's width
 BYTES_PER_WEIGHT = 20  # float32: weight, moving average, gradient, two moments
@@ -159,8 +161,8 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     wanted = facts.size if facts.extent is None else min(facts.size, math.ceil(MARGIN * facts.extent))
     fold = 2 if wanted >= FOLDED_FROM else 1
     halves_slices = config.network == "segresnet3d"  # at every level
-    most = int(math.log2(STACK)) + 1 if halves_slices else MAX_LEVELS
-    levels = min(config.depth or max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1), most)
+    deepest = HALVINGS + 1 if halves_slices else MAX_LEVELS
+    levels = min(config.depth or max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1), deepest)
     first = config.width or FIRST_WIDTH[config.network_size]
     largest = min(MAX_WIDTH, first * 2 ** max(1, levels - 2))
     if config.network.startswith("segresnet"):  # doubles its channels at every level
@@ -168,6 +170,9 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     multiple = fold * 2 ** (levels - 1)
     slices = STACK if dimensions(config.network) == 3 else 1
     window = multiple * max(2, round(wanted / multiple), math.ceil(min(facts.extent or 0, facts.size) / multiple))
+    strides: tuple[int, ...] = ()
+    if slices > 1:
+        strides = (1, *[2] * (levels - 1)) if halves_slices else _slice_strides(levels, facts.anisotropy, fold)
     precision = config.precision
     if precision == "auto":
         # SegResNet's group norm is slow in half precision: 319 against 201 ms an update.
@@ -177,9 +182,7 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
         window=window,
         slices=slices,
         widths=tuple(min(largest, first * 2**level) for level in range(levels)),
-        slice_strides=_slice_strides(
-            levels, math.inf if slices == 1 else 0 if halves_slices else facts.anisotropy, fold
-        ),
+        slice_strides=strides,
         fold=fold,
         classes=facts.classes,
         batch_size=config.batch_size or max(2, min(MAX_BATCH, round(BATCH_PIXELS / (window**2 * slices)))),
@@ -202,8 +205,8 @@ def with_batch_in_memory(plan: TrainingPlan, memory: float) -> TrainingPlan:
 
 def _slice_strides(levels: int, anisotropy: float, fold: int) -> tuple[int, ...]:
     """1 or 2 for each level: the number of slices is halved once pixels are about as large as slices are apart."""
-    strides, pixel, most = [1], float(fold), int(math.log2(STACK)) if anisotropy == 0 else 2
+    strides, pixel = [1], float(fold)
     for _ in range(levels - 1):
-        strides.append(2 if pixel >= anisotropy / 2 and strides.count(2) < most else 1)
+        strides.append(2 if pixel >= anisotropy / 2 and strides.count(2) < MAX_HALVINGS else 1)
         pixel *= 2
     return tuple(strides)

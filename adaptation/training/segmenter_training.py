@@ -25,6 +25,7 @@ from ..labelled_slices import LabelledSlices
 from ..segmenter import Segmenter
 from ..segmenter_card import ChosenState, SegmenterCard, TrainingFacts
 
+UNKNOWN_ANISOTROPY = 4.0  # distance of slices that lie as acquired, in pixels: in most scans they are further apart
 WARM_UP_UPDATES, TIMED_UPDATES = 2, 5
 SAME_NETWORK = ("network", "network_size", "width", "depth")  # of two configurations with equal networks
 FURTHER_RATE = 0.5  # learning rate of a training that begins with a trained network, relative to a new one's
@@ -73,13 +74,12 @@ def plan_segmenter(
         config: how to train.
         device: to train on.
     """
-    anisotropy = fmt.slice_spacing / fmt.spacing if fmt.slice_spacing else 1.0
+    anisotropy = fmt.slice_spacing / fmt.spacing if fmt.slice_spacing else UNKNOWN_ANISOTROPY
     parts = [data.labelled, *(slices for slices, _ in data.further)]
     plan = plan_training(
         data_facts(parts, anisotropy=anisotropy), config, fast_bfloat16=fast_bfloat16(torch.device(device))
     )
-    was = None if data.start is None else data.start.card.plan
-    if data.start is not None and was is not None and _is_alike(data.start, config, plan.classes):
+    if (was := _plan_to_continue(data, config)) is not None:
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
         batch = config.batch_size or was.batch_size
         plan = replace(was, updates=plan.updates, learning_rate=rate, precision=plan.precision, batch_size=batch)
@@ -128,7 +128,7 @@ def train_segmenters(
     """
     facts = facts or TrainingFacts(slices=len(data.labelled.images))
     plan, start = plan_segmenter(data, fmt, config, device=device), data.start
-    continues = start is not None and _is_alike(start, config, plan.classes)
+    continues = _plan_to_continue(data, config) is not None
     trainer = WindowTrainer(
         data.streams(config),
         plan,
@@ -167,11 +167,13 @@ def train_segmenter(
     return train_segmenters(SegmenterData(labelled=data), fmt, config, title=title, facts=facts)[0]
 
 
-def _is_alike(start: Segmenter, config: SegmenterConfig, classes: int) -> bool:
-    """Whether the configuration describes the network of this segmenter."""
-    settings = start.card.settings
-    equal = all(settings.get(name) == getattr(config, name) for name in SAME_NETWORK)
-    return start.card.plan is not None and start.classes == classes and equal
+def _plan_to_continue(data: SegmenterData, config: SegmenterConfig) -> TrainingPlan | None:
+    """The plan of the segmenter to begin with, if the configuration describes its network; otherwise None."""
+    start = data.start
+    if start is None or start.classes != data.labelled.classes:
+        return None
+    alike = all(start.card.settings.get(name) == getattr(config, name) for name in SAME_NETWORK)
+    return start.card.plan if alike else None
 
 
 def _with_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
