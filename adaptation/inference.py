@@ -30,7 +30,7 @@ class Outputs:
     Attributes:
         probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one.
         pictures: `<case>.png`, slices with their labels.
-        views: number of turned and mirrored views that are averaged; at most as many as the models were trained in.
+        views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
     """
 
     probabilities: bool = False

@@ -55,7 +55,7 @@ class Segmenter:
             images: (N, 1, S, S) in [-1, 1].
             volume: (N,) integer, the volume that a slice belongs to; slices of a volume follow each other. None: all
                 slices are of one volume.
-            views: number of turned and mirrored views that are averaged; at most as many as the card has.
+            views: number of turned, mirrored or shifted views that are averaged; at most as many as the card has.
 
         Raises: UsageError for more views than the network was trained in.
         """
@@ -88,15 +88,20 @@ class Segmenter:
 
     @torch.no_grad()
     def _mean_of_views(self, images: Tensor, volume: np.ndarray | None, views: tuple[int, ...]) -> Tensor:
-        """Mean probabilities (N, classes, S, S) over these views of slices (N, 1, S, S) in [-1, 1]."""
+        """Mean probabilities (N, classes, S, S) over these views of slices (N, 1, S, S) in [-1, 1].
+
+        They are computed on the network's device and returned on that of the slices.
+        """
+        given = images.to(next(self.network.parameters()).device)
         if self.card.plan is not None:
-            given = (images.float() + 1) / 2
-            return window_probabilities(self.network, given, self.card.plan, volume=volume, views=views)
+            given = (given.float() + 1) / 2
+            found = window_probabilities(self.network, given, self.card.plan, volume=volume, views=views)
+            return found.to(images.device)
         total = torch.zeros(())
         for view in views:
-            parts = turn(images, view).split(SLICES_AT_ONCE)
+            parts = turn(given, view).split(SLICES_AT_ONCE)
             total = total + turn_back(torch.cat([self.network(part).softmax(1) for part in parts]), view)
-        return total / len(views)
+        return (total / len(views)).to(images.device)
 
     def save(self, path: str | Path) -> None:
         write_weights(path, self.network.state_dict(), {**self.to_dict(), "kind": KIND})

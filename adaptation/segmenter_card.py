@@ -10,6 +10,7 @@ from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
 from .engine.training_plan import TrainingPlan
+from .engine.window_inference import SHIFTED_VIEWS
 from .methods.interface.method_config import MethodConfig
 from .methods.interface.site_round import SiteContext
 from .networks.translator_network import EncoderConfig
@@ -88,8 +89,8 @@ class SiteAssessment:
         quality: distances of synthetic to real slices by name, see `SiteQuality`.
         explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
             and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
-        agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single turned or mirrored views with
-            those of the mean of all views; NaN where it knows one view only, or finds nothing.
+        agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single views, turned, mirrored or shifted,
+            with those of the mean of all views; NaN where it knows one view only, or finds nothing.
         alarms: reasons to doubt the segmenter, one sentence each.
     """
 
@@ -146,11 +147,17 @@ class SegmenterCard:
 
     @property
     def views(self) -> tuple[int, ...]:
-        """Views of an image in which the network was trained: 0 to 3 quarter turns, 4 to 7 their mirror images."""
-        rotation = self.settings.get("rotation", 0.0)
-        turned = isinstance(rotation, (int, float)) and rotation >= math.pi
-        turns = range(4) if turned else range(1)
-        return (*turns, *(4 + view for view in turns)) if self.settings.get("mirror") else tuple(turns)
+        """Views of an image in which the network was trained: 0 to 3 quarter turns, 4 to 7 their mirror images; where
+        a planned network knows no quarter turns, also 8 to 11, shifted by a few pixels."""
+        if self.plan is None:
+            given = self.settings.get("rotation", 0.0)
+            rotation, mirror = given if isinstance(given, (int, float)) else 0.0, bool(self.settings.get("mirror"))
+        else:
+            rotation, mirror = self.plan.rotation, self.plan.mirror
+        turns = tuple(range(4)) if rotation >= math.pi else (0,)
+        mirrored = tuple(4 + view for view in turns) if mirror else ()
+        shifted = () if self.plan is None or len(turns) > 1 else SHIFTED_VIEWS
+        return (*turns, *mirrored, *shifted)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, the inverse of `from_dict`."""

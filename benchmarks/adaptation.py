@@ -98,7 +98,7 @@ def measure(
     data = SegmenterData(labelled=slices(store, "train"), validation=slices(store, "validation"))
     plan = plan_segmenter(data, store.format, config, device=arguments.device)
     trainer = WindowTrainer(
-        data.streams(config), plan, validation=data.validation, seed=config.seed, device=arguments.device
+        data.streams(config, plan), plan, validation=data.validation, seed=config.seed, device=arguments.device
     )
     training_seconds, seconds_to_target, score = 0.0, None, 0.0
     for number in range(arguments.updates):

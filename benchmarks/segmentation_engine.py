@@ -7,8 +7,8 @@ brings.
 `--cardiac` is a folder with site_a, site_b (inverted contrast, bias field, noise) and site_c (gamma, blur, noise), each
 with train and test cases in Fed-BioMed's layout; `--hippocampus` an nnU-Net raw data set, from which three sites are
 made in the same way. Site a has labels; those of b and c are used by the oracle, and for the scores. Every run is
-finished once: its row is a JSON file in the work folder, and a second call continues. `--only` takes names of runs. Two
-runs go on side by side, one thread each; a run of 3,500 updates takes six to nine minutes.
+finished once: its row is a JSON file in the work folder, and a second call continues. `--only` takes names of runs.
+`--processes` runs go on side by side, one thread each; a run of 3,500 updates takes six to nine minutes of a CPU core.
 
 All test cases are scored on their own grid: mean over cases for each structure, then over structures. Intervals of the
 ratios come from a bootstrap over patients, paired.
@@ -60,7 +60,7 @@ class Job:
         name: of the method.
         task: "cardiac" or "hippocampus".
         seed: of everything random.
-        train: from the stores of the sites to the segmenter.
+        train: from the stores of the sites, the segmenter to begin with and the device to the segmenter.
         sites: where it is scored.
         after: key of a run whose segmenter is trained further; None begins anew.
     """
@@ -68,7 +68,7 @@ class Job:
     name: str
     task: str
     seed: int
-    train: Callable[[Job, dict[str, SliceStore], Segmenter | None], Segmenter]
+    train: Callable[[Job, dict[str, SliceStore], Segmenter | None, str], Segmenter]
     sites: str
     after: str | None = None
 
@@ -92,13 +92,14 @@ class Supervised:
     changes: dict[str, Any]
     first_guess: bool = False
 
-    def __call__(self, job: Job, stores: dict[str, SliceStore], before: Segmenter | None) -> Segmenter:
+    def __call__(self, job: Job, stores: dict[str, SliceStore], before: Segmenter | None, device: str) -> Segmenter:
         config = SegmenterConfig(**{"updates": UPDATES, "seed": job.seed, "precision": "float32"})
         config = replace(first_guess_config(config) if self.first_guess else config, **self.changes)
         data = training_slices(stores[self.site])
         if job.name == "three-point curves":
             data = with_three_point_curves(data, seed=job.seed)
-        return train_segmenters(SegmenterData(labelled=data), stores[self.site].format, config, title=job.key)[0]
+        given = SegmenterData(labelled=data)
+        return train_segmenters(given, stores[self.site].format, config, title=job.key, device=device)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,7 @@ class SelfTraining:
     rounds: int = 1
     updates: int = UPDATES
 
-    def __call__(self, job: Job, stores: dict[str, SliceStore], before: Segmenter | None) -> Segmenter:
+    def __call__(self, job: Job, stores: dict[str, SliceStore], before: Segmenter | None, device: str) -> Segmenter:
         assert before is not None
         store, segmenter = stores[self.site], before
         images = training_slices(store)
@@ -123,47 +124,55 @@ class SelfTraining:
             SegmenterConfig.from_dict(before.card.settings), contrast=None, updates=self.updates // self.rounds
         )
         for _ in range(self.rounds):
-            own = pseudo_label(images.images, segmenter, images.volume)
+            own = pseudo_label(images.images, segmenter.to(device), images.volume)
             data = SegmenterData(labelled=own, start=segmenter)
-            (segmenter,) = train_segmenters(data, store.format, config, title=job.key)
+            (segmenter,) = train_segmenters(data, store.format, config, title=job.key, device=device)
         return segmenter
 
 
 def jobs(seeds: list[int]) -> list[Job]:
     """All runs, in the order in which they are started."""
     found = []
-    for seed in seeds:
-        first = {"task": "cardiac", "seed": seed}
-        found.append(
-            Job(name="first guess", train=Supervised(site="a", changes={}, first_guess=True), sites="abc", **first)
-        )
+    for task, targets in (("cardiac", "bc"), ("hippocampus", "b")):
+        for seed in seeds:
+            found += basic_jobs(task, targets, seed)
+        for seed in seeds:
+            found += longer_jobs(task, targets, seed)
+    return found + ablation(seeds[0])
+
+
+def basic_jobs(task: str, targets: str, seed: int) -> list[Job]:
+    """First guess and oracles of equally many updates."""
+    guess = Supervised(site="a", changes={}, first_guess=True)
+    return [
+        Job(name="first guess", task=task, seed=seed, train=guess, sites="abc"),
+        *(
+            Job(name=f"oracle {site}", task=task, seed=seed, train=Supervised(site=site, changes={}), sites=site)
+            for site in targets
+        ),
+    ]
+
+
+def longer_jobs(task: str, targets: str, seed: int) -> list[Job]:
+    """Twice as many updates in all: spent on the first guess, on self-training, or on the oracle."""
+    twice = {"updates": 2 * UPDATES}
+    longer = Supervised(site="a", changes=twice, first_guess=True)
+    found = [Job(name="first guess, 7000", task=task, seed=seed, train=longer, sites="abc")]
+    for site in targets:
+        common: dict[str, Any] = {"task": task, "seed": seed, "sites": site}
+        after = f"{task}_first guess_{seed}"
         found += [
-            Job(name=f"oracle {site}", train=Supervised(site=site, changes={}), sites=site, **first) for site in "bc"
+            Job(name=f"self-training {site}", train=SelfTraining(site=site), after=after, **common),
+            Job(name=f"self-training {site}, 2 rounds", train=SelfTraining(site=site, rounds=2), after=after, **common),
+            Job(name=f"oracle {site}, 7000", train=Supervised(site=site, changes=twice), **common),
         ]
-    for seed in seeds:
-        first = {"task": "cardiac", "seed": seed}
-        longer = Supervised(site="a", changes={"updates": 2 * UPDATES}, first_guess=True)
-        found.append(Job(name="first guess, 7000", train=longer, sites="abc", **first))
-        found += [
-            Job(
-                name=f"self-training {site}",
-                train=SelfTraining(site=site),
-                sites=site,
-                after=f"cardiac_first guess_{seed}",
-                **first,
-            )
-            for site in "bc"
-        ]
-    for seed in seeds:
-        first = {"task": "hippocampus", "seed": seed}
-        found.append(
-            Job(name="first guess", train=Supervised(site="a", changes={}, first_guess=True), sites="abc", **first)
-        )
-        found.append(Job(name="oracle b", train=Supervised(site="b", changes={}), sites="b", **first))
-    seed = seeds[0]
-    first = {"task": "cardiac", "seed": seed}
+    return found
+
+
+def ablation(seed: int) -> list[Job]:
+    """First guesses with one part of the augmentation removed or changed."""
     strong = {"appearance": "strong"}
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "no random contrast": {"contrast": None, "appearance": "mild"},
         "no random contrast, strong appearance": {"contrast": None, **strong},
         "three-point curves": {"contrast": None, **strong},
@@ -173,11 +182,16 @@ def jobs(seeds: list[int]) -> list[Job]:
         "mild appearance": {"appearance": "mild"},
         "without rotation and mirroring": {"rotation": 0.15, "mirror": False},
     }
-    found += [
-        Job(name=name, train=Supervised(site="a", changes=changes, first_guess=True), sites="bc", **first)
+    return [
+        Job(
+            name=name,
+            task="cardiac",
+            seed=seed,
+            train=Supervised(site="a", changes=changes, first_guess=True),
+            sites="bc",
+        )
         for name, changes in parts.items()
     ]
-    return found
 
 
 def main() -> None:
@@ -188,6 +202,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="runs whose names begin like this")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -199,7 +214,7 @@ def main() -> None:
             for job in list(waiting):
                 ready = job.after is None or _row(arguments.work, job.after)
                 if ready and len(running) < arguments.processes:
-                    running[pool.submit(run, arguments.work, job)] = job
+                    running[pool.submit(run, arguments.work, job, arguments.device)] = job
                     waiting.remove(job)
             if not running:
                 print("these need other runs first:", *(job.key for job in waiting), sep="\n  ")
@@ -209,25 +224,27 @@ def main() -> None:
                 running.pop(done).key, {site: row["dice"] for site, row in done.result()["sites"].items()}, flush=True
             )
     if arguments.out:
-        write_json(arguments.out, summary(arguments.work, jobs(arguments.seeds), arguments.seeds))
+        write_json(arguments.out, summary(arguments.work, arguments.seeds, arguments.device))
 
 
-def run(work: Path, job: Job) -> dict[str, Any]:
-    """Train, score, and write the row of a run."""
+def run(work: Path, job: Job, device: str) -> dict[str, Any]:
+    """Train, score, and write the row of a run. The segmenter's file is written first: later runs begin with it."""
     torch.set_num_threads(1)
     stores = {site: SliceStore(work / f"{job.task}_{site}.store") for site in "abc"}
-    before = Segmenter.load(work / f"{job.after}.safetensors") if job.after else None
+    before = Segmenter.load(work / f"{job.after}.safetensors").to(device) if job.after else None
     began, cpu = time.monotonic(), time.process_time()
-    segmenter = job.train(job, stores, before)
+    segmenter = job.train(job, stores, before, device)
     row: dict[str, Any] = {
         "key": job.key,
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
+        "device": device,
         "plan": segmenter.card.plan.to_dict() if segmenter.card.plan else None,
         "parameters": sum(values.numel() for values in segmenter.network.parameters()),
         "sites": {},
     }
     segmenter.save(work / f"{job.key}.safetensors")
+    segmenter.to(device)
     for site in job.sites:
         store = stores[site]
         scores = {views: case_scores(store, segmenter, views=views) for views in (1, len(segmenter.card.views))}
@@ -298,8 +315,9 @@ def make_stores(arguments: argparse.Namespace) -> None:
                     prepare(folder / f"site_{site}" / split, out, replace(config, domain=site, split=split))
 
 
-def summary(work: Path, wanted: list[Job], seeds: list[int]) -> dict[str, Any]:
+def summary(work: Path, seeds: list[int], device: str) -> dict[str, Any]:
     """All finished runs, and the shares of the oracle with their intervals."""
+    wanted = jobs(seeds)
     rows = {job.key: row for job in wanted if (row := _row(work, job.key))}
     methods: dict[str, dict[str, Any]] = {}
     for job in wanted:
@@ -326,7 +344,7 @@ def summary(work: Path, wanted: list[Job], seeds: list[int]) -> dict[str, Any]:
         }
         for key, row in rows.items()
     }
-    return {"machine": machine("cpu"), "seeds": seeds, "methods": methods, "runs": slim}
+    return {"machine": machine(device), "seeds": seeds, "methods": methods, "runs": slim}
 
 
 def ratio(pairs: list[tuple[list[dict], list[dict]]]) -> tuple[float, tuple[float, float]]:

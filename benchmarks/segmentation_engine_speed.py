@@ -59,7 +59,7 @@ def main() -> None:
     data = slices()
     config = SegmenterConfig(precision="float32")
     plan = plan_training(DataFacts(size=SIZE, extent=EXTENT, classes=CLASSES), config)
-    trainer = WindowTrainer([Stream(slices=data, augmentation=Augmentation.of(config))], plan)
+    trainer = WindowTrainer([Stream(slices=data, augmentation=Augmentation.of(config, plan))], plan)
     steps: dict[str, Callable[[int], Any]] = {"engine": trainer.update}
     steps |= {f"plain loop, {workers} workers": plain_loop(data, plan, workers=workers) for workers in (0, 1)}
     found: dict[str, list[float]] = {name: [] for name in steps}

@@ -33,6 +33,7 @@ from .options import (
     Updates,
     UpdatesPerRound,
     Volumes,
+    radians,
 )
 from .terminal import Commands, console, key_and_value, quiet_framework
 
@@ -134,7 +135,7 @@ def adapt_remote(
     network: Network = "dynunet",
     network_size: NetworkSize = "standard",
     updates: Updates = None,
-    rotation: Rotation = 180,
+    rotation: Rotation = None,
     volumes: Volumes = 90,
     one_target_slice: OneTargetSlice = False,
     node_timeout: NodeTimeout = 60,
@@ -148,7 +149,7 @@ def adapt_remote(
     )
     refuse_existing(out)
     config = SegmenterConfig(
-        network=network, network_size=network_size, updates=updates, rotation=math.radians(rotation), seed=seed
+        network=network, network_size=network_size, updates=updates, rotation=radians(rotation), seed=seed
     )
 
     from ..adaptation.training.translator_training import TranslatorConfig  # only now: slow to import

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -82,6 +83,11 @@ LocaliserFile = Annotated[
     Path | None,
     typer.Option("--localiser", help="Localiser or labelled factory with one: finds the places, instead of a table."),
 ]
+
+
+def radians(degrees: float | None) -> float | None:
+    """An angle that a user gave in degrees, if any."""
+    return None if degrees is None else math.radians(degrees)
 
 
 def centre_source(centres: Path | None, localiser: Path | None) -> CentreSource | None:
@@ -166,8 +172,12 @@ LearningRate = Annotated[float | None, typer.Option(callback=more_than(0), help=
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Windows per update.")]
 Memory = Annotated[float, typer.Option(callback=more_than(0), help="GiB that the training may take.")]
 Rotation = Annotated[
-    float,
-    typer.Option(min=0, max=180, help="Largest random angle in degrees; less than 180 if all patients lie alike."),
+    float | None,
+    typer.Option(
+        min=0,
+        max=180,
+        help="Largest random angle, degrees; default: small where labels show that patients lie alike.",
+    ),
 ]
 Precision = Annotated[
     str, typer.Option(callback=one_of(PRECISIONS), help=f"Precision of the network: {listed(PRECISIONS)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +41,7 @@ from .options import (
     centre_source,
     listed,
     one_of,
+    radians,
 )
 from .terminal import Commands, console, print_alarms, require_one_of
 
@@ -66,7 +66,7 @@ def plan(
     depth: Depth = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    rotation: Rotation = 180,
+    rotation: Rotation = None,
     memory: Memory = 8,
     precision: Precision = "auto",
     device: Device = "cpu",
@@ -74,7 +74,7 @@ def plan(
     """Show which network would be trained on a store, on which windows, and for how long on this machine."""
     config = SegmenterConfig(
         network=network, network_size=network_size, updates=updates, minutes=minutes, width=width, depth=depth,
-        learning_rate=learning_rate, batch_size=batch_size, rotation=math.radians(rotation), memory=memory,
+        learning_rate=learning_rate, batch_size=batch_size, rotation=radians(rotation), memory=memory,
         precision=precision,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def label(
     network_size: NetworkSize = "standard",
     updates: Updates = None,
     minutes: Minutes = None,
-    rotation: Rotation = 180,
+    rotation: Rotation = None,
     memory: Memory = 8,
     seed: Seed = 0,
 ) -> None:
@@ -122,7 +122,7 @@ def label(
     Two segmenters, and a localiser if asked for, are trained before the branch; updates or minutes are given for each.
     """
     config = SegmenterConfig(
-        network_size=network_size, updates=updates, minutes=minutes, rotation=math.radians(rotation), memory=memory,
+        network_size=network_size, updates=updates, minutes=minutes, rotation=radians(rotation), memory=memory,
         seed=seed,
     )  # fmt: skip
 
@@ -266,7 +266,7 @@ def adapt(
     depth: Depth = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    rotation: Rotation = 180,
+    rotation: Rotation = None,
     memory: Memory = 8,
     volumes: Volumes = 90,
     one_target_slice: OneTargetSlice = False,
@@ -291,7 +291,7 @@ def adapt(
 
     config = SegmenterConfig(
         network=network, network_size=network_size, updates=updates, minutes=minutes, width=width, depth=depth,
-        learning_rate=learning_rate, batch_size=batch_size, rotation=math.radians(rotation), memory=memory,
+        learning_rate=learning_rate, batch_size=batch_size, rotation=radians(rotation), memory=memory,
         precision=precision, seed=seed,
     )  # fmt: skip
 
@@ -325,7 +325,10 @@ def segment(
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probability maps too.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write slices with their labels as PNG too.")] = False,
     views: Annotated[
-        int, typer.Option(min=1, max=8, help="Number of turned and mirrored views of each image that are averaged.")
+        int,
+        typer.Option(
+            min=1, max=8, help="Number of views of each image, turned, mirrored or shifted, that are averaged."
+        ),
     ] = 1,
     centres: Centres = None,
     localiser: LocaliserFile = None,

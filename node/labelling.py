@@ -112,7 +112,9 @@ def label_factory(
             f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
         )
     given = None if first_guess_file is None else _first_guess(first_guess_file, store)
-    config = replace(config or SegmenterConfig(), mirror=factory.config.mirror)
+    config = config or SegmenterConfig()
+    if not factory.config.mirror:  # a factory of organs with a left and a right
+        config = replace(config, mirror=False)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
     teacher = train_on_store(store, replace(config, contrast=None))
     robust = given or train_on_store(store, first_guess_config(config))

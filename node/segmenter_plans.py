@@ -61,6 +61,7 @@ class PlannedTraining:
             ("classes", f"{plan.classes}, background included"),
             ("training slices", str(self.slices)),
             ("batch", f"{plan.batch_size} windows"),
+            ("random angle", f"up to {math.degrees(plan.rotation):.0f} degrees{', mirrored' if plan.mirror else ''}"),
             ("learning rate", f"{plan.learning_rate:g}"),
             ("memory", f"about {self.memory / 2**30:.1f} GiB"),
             ("updates", f"{plan.updates}, {self.seconds_per_update:.3f} s each"),

@@ -198,7 +198,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
         found.append(f"{store.domain}: the first guess finds no structure in the site's images")
     elif agreement <= DOUBTFUL_AGREEMENT:
         found.append(
-            f"{store.domain}: turned and mirrored images get other labels by the first guess than upright ones (Dice "
+            f"{store.domain}: turned, mirrored or shifted images get other labels by the first guess (Dice "
             f"{agreement:.2f}; good segmenters had more than {DOUBTFUL_AGREEMENT})"
         )
     return SiteAssessment(quality=quality.to_dict(), explained=explained, agreement=agreement, alarms=tuple(found))
@@ -228,7 +228,8 @@ def _train_segmenters(
     config, validation = adaptation.segmenter, None
     if labelled is not None:
         # A factory that does not mirror its slices is one of organs with a left and a right, see `label_factory`.
-        config = replace(config, mirror=config.mirror and labelled.factory.config.mirror)
+        if not labelled.factory.config.mirror:
+            config = replace(config, mirror=False)
         data, validation = _draw_training_set(store, labelled, adaptation)
     else:
         drawn = read_synthetic(synthetic, store.domain)

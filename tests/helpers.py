@@ -86,7 +86,7 @@ def oriented(volume: Volume, codes: str) -> Volume:
 
 def small_config(**changes) -> SegmenterConfig:
     """A segmenter of the smallest size that is trained in a moment."""
-    values = {"network_size": "small", "width": 8, "updates": 3, "batch_size": 4, "rotation": 0.15}
+    values = {"network_size": "small", "width": 8, "updates": 3, "batch_size": 4, "rotation": 0.15, "mirror": True}
     return SegmenterConfig(**{**values, **changes})
 
 

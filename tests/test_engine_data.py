@@ -247,11 +247,12 @@ def test_a_varied_slice_keeps_its_background_dark_and_its_labels_whole():
     assert not torch.allclose(restyled, images, atol=0.1)
 
 
-def test_the_variation_of_a_training_is_that_of_its_configuration():
-    made = Augmentation.of(SegmenterConfig(rotation=0.2, mirror=False, appearance="strong", contrast=ContrastMix()))
+def test_the_variation_of_a_training_is_that_of_its_configuration_and_plan():
+    config = SegmenterConfig(appearance="strong", contrast=ContrastMix())
+    made = Augmentation.of(config, replace(PLAN, rotation=0.2, mirror=False))
     assert (made.windows.rotation, made.windows.mirror) == (0.2, False)
     assert (made.appearance, made.contrast) == (STRONG, ContrastMix())
-    assert Augmentation.of(SegmenterConfig()) == Augmentation(appearance=MILD, contrast=None)
+    assert Augmentation.of(SegmenterConfig(), PLAN) == Augmentation(appearance=MILD, contrast=None)
 
 
 # Which slices

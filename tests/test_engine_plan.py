@@ -104,14 +104,31 @@ def test_a_first_guess_is_trained_longer_under_random_contrast():
     [
         (math.radians(180), True, (0, 1, 2, 3, 4, 5, 6, 7)),
         (math.pi, False, (0, 1, 2, 3)),
-        (0.15, True, (0, 4)),
-        (0.15, False, (0,)),
+        (0.15, True, (0, 4, 8, 9, 10, 11)),
+        (0.15, False, (0, 8, 9, 10, 11)),
     ],
 )
 def test_a_segmenter_knows_the_views_in_which_it_was_trained(rotation, mirror, views):
-    config = SegmenterConfig(rotation=rotation, mirror=mirror)
-    card = SegmenterCard(classes=3, network="dynunet", plan=PLAN, settings=config.to_dict())
-    assert card.views == views
+    plan = replace(PLAN, rotation=rotation, mirror=mirror)
+    assert SegmenterCard(classes=3, network="dynunet", plan=plan).views == views
+
+
+@pytest.mark.parametrize(
+    ("spread", "chosen", "expected"),
+    [
+        (None, {}, (180, True)),  # nobody knows how patients lie
+        ((38, 39), {}, (180, True)),  # each in its own way
+        ((7, 81), {}, (21, False)),  # all alike, the mirror image is another orientation
+        ((3, 3), {}, (15, True)),  # a symmetric organ
+        ((7, 81), {"rotation": math.pi}, (180, True)),
+        ((7, 81), {"mirror": True}, (21, True)),
+        (None, {"rotation": 0.0, "mirror": False}, (0, False)),
+    ],
+)
+def test_windows_are_turned_as_much_as_patients_lie_differently(spread, chosen, expected):
+    given = None if spread is None else tuple(math.radians(degrees) for degrees in spread)
+    plan = plan_training(replace(HEART, orientation_spread=given), SegmenterConfig(**chosen))
+    assert (math.degrees(plan.rotation), plan.mirror) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_a_card_whose_network_or_classes_are_not_those_of_its_plan_is_refused():

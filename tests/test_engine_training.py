@@ -45,7 +45,7 @@ def equal_weights(first: Segmenter, second: Segmenter) -> bool:
 
 
 def test_a_segmenter_learns():
-    stream = Stream(slices=volumes(24), augmentation=Augmentation.of(small_config()))
+    stream = Stream(slices=volumes(24), augmentation=Augmentation.of(small_config(), PLAN))
     trainer = WindowTrainer([stream], PLAN, validation=volumes(seed=7))
     untrained = trainer.score()
     (best,) = train(trainer, PLAN.updates, LoopConfig(evaluations=1), title="squares", seed=0)
@@ -107,7 +107,7 @@ def constant(label: int) -> LabelledSlices:
 )
 def test_further_slices_have_their_share_of_every_batch(shares, counts):
     further = tuple((constant(label), share) for label, share in enumerate(shares, start=2))
-    streams = SegmenterData(labelled=constant(1), further=further).streams(small_config())
+    streams = SegmenterData(labelled=constant(1), further=further).streams(small_config(), PLAN)
     trainer = WindowTrainer(streams, replace(PLAN, classes=4))
     for number in range(3):
         _, labels = trainer.batch(number)

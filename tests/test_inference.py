@@ -122,8 +122,8 @@ def test_mirrored_views_make_probabilities_symmetric_and_need_a_network_trained_
     likely = np.asarray(nib.load(tmp_path / "out" / "case_probabilities.nii.gz").dataobj)
     np.testing.assert_allclose(likely, likely[::-1], atol=1e-4)
     train_on_store(store, small_config(updates=1, mirror=False)).save(tmp_path / "n.safetensors")
-    with pytest.raises(UsageError, match="views is 2; choose from 1 to 1"):
-        segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(views=2))
+    with pytest.raises(UsageError, match="views is 6; choose from 1 to 5"):
+        segment([tmp_path / "case.nii.gz"], [tmp_path / "n.safetensors"], tmp_path / "p", outputs=Outputs(views=6))
 
 
 @pytest.mark.parametrize(

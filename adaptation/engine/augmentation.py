@@ -11,6 +11,7 @@ from .random_appearance import MILD, PRESETS, AppearanceVariation, random_appear
 from .random_contrast import random_contrast
 from .random_windows import WindowVariation, draw_centres, random_windows
 from .segmenter_config import ContrastMix, SegmenterConfig
+from .training_plan import TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class Augmentation:
     appearance: AppearanceVariation = MILD
 
     @classmethod
-    def of(cls, config: SegmenterConfig) -> Augmentation:
+    def of(cls, config: SegmenterConfig, plan: TrainingPlan) -> Augmentation:
         """That of a segmenter's training."""
-        windows = WindowVariation(rotation=config.rotation, mirror=config.mirror)
+        windows = WindowVariation(rotation=plan.rotation, mirror=plan.mirror)
         return cls(windows=windows, contrast=config.contrast, appearance=PRESETS[config.appearance])
 
 

@@ -60,8 +60,9 @@ class SegmenterConfig:
         appearance: "mild" or "strong" variation of gamma, bias field, blur, resolution and noise.
         contrast: random contrast of the windows, with which a segmenter works at sites of other contrast; None leaves
             the contrast as it is.
-        mirror: whether windows are flipped at random.
-        rotation: largest random angle in the plane of the slice, radians; pi where scans have no common orientation.
+        mirror: whether windows are flipped at random; None follows from how alike the labelled structures lie.
+        rotation: largest random angle in the plane of the slice, radians; None follows likewise, and is pi where scans
+            have no common orientation.
         precision: "float32", "bfloat16" to compute the network in half precision, or "auto" for bfloat16 where the
             device is faster with it; losses stay in float32.
         seed: of everything random.
@@ -79,8 +80,8 @@ class SegmenterConfig:
     memory: float = 8.0
     appearance: str = "mild"
     contrast: ContrastMix | None = None
-    mirror: bool = True
-    rotation: float = math.pi
+    mirror: bool | None = None
+    rotation: float | None = None
     precision: str = "auto"
     seed: int = 0
 
@@ -101,7 +102,7 @@ class SegmenterConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a positive number")
         if self.updates is not None and self.minutes is not None:
             raise ConfigError(f"updates is {self.updates} and `minutes` is {self.minutes}; give one of them")
-        if not 0 <= self.rotation < math.inf:
+        if self.rotation is not None and not 0 <= self.rotation < math.inf:
             raise ConfigError(f"rotation is {self.rotation}; it must be at least 0")
 
     @property

@@ -20,6 +20,9 @@ BATCH_PIXELS = 6 * 80 * 80  # of all windows in an update
 MAX_BATCH = 16
 MAX_WIDTH = 320  # channels, as nnU-Net's
 FIRST_WIDTH = {"small": 16, "standard": 24, "large": 32}  # channels of the first level, by size of the network
+COMMON_ORIENTATION = math.radians(15)  # deviation of the structures' orientation below which all patients lie alike
+LEAST_ROTATION = math.radians(15)  # largest random angle, where all patients lie alike
+ROTATED_DEVIATIONS = 3.0  # or this many deviations, if that is more
 STACK = 8  # slices in a window of a 3-D network
 HALVINGS = int(math.log2(STACK))  # until one slice is left
 MAX_HALVINGS = 2  # of the slices, where the network leaves the choice
@@ -39,12 +42,15 @@ class DataFacts:
         classes: number of label values, background included.
         anisotropy: distance of neighbouring slices in pixels; 3-D networks halve the number of slices only once pixels
             have become as large.
+        orientation_spread: deviation of the structures' orientation over the volumes, radians, and that over the
+            volumes and their mirror images, see `fedfactory.adaptation.engine.orientation`; None where it is unknown.
     """
 
     size: int
     extent: int | None
     classes: int
     anisotropy: float = 1.0
+    orientation_spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,8 @@ class TrainingPlan:
         updates: optimizer steps.
         learning_rate: largest of AdamW's one-cycle schedule.
         precision: "bfloat16" computes the network in half precision, "float32" does not.
+        rotation: largest random angle of the windows, radians.
+        mirror: whether windows are mirrored at random.
     """
 
     network: str = "dynunet"
@@ -78,6 +86,8 @@ class TrainingPlan:
     updates: int
     learning_rate: float = 3e-3
     precision: str = "float32"
+    rotation: float = math.pi
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -108,6 +118,8 @@ class TrainingPlan:
             raise ConfigError(f"learning_rate is {self.learning_rate}; it must be positive")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision is '{self.precision}'; choose float32 or bfloat16")
+        if not 0 <= self.rotation < math.inf:
+            raise ConfigError(f"rotation is {self.rotation}; it must be at least 0")
 
     @property
     def side_multiple(self) -> int:
@@ -144,7 +156,9 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     The window holds the structures with a margin, or the whole slice if that is chosen. The network has as many levels
     as its window can be halved, the first of `config.width` channels, each further one twice as many up to four times
     the first for four levels, as in the recipe that was measured, and up to MAX_WIDTH in deeper networks; SegResNet's
-    channels have no upper limit. The batch has a fixed number of pixels, or fewer if the memory is small; if it is
+    channels have no upper limit. Windows are turned by any angle and mirrored, unless the labels show that all patients
+    lie alike: then by as much as their orientation varies, and mirrored only if the mirror image lies alike too. The
+    batch has a fixed number of pixels, or fewer if the memory is small; if it is
     smaller still, so is the window.
 
     Args:
@@ -173,6 +187,7 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     strides: tuple[int, ...] = ()
     if slices > 1:
         strides = (1, *[2] * (levels - 1)) if halves_slices else _slice_strides(levels, facts.anisotropy, fold)
+    rotation, mirror = _turning(facts, config)
     precision = config.precision
     if precision == "auto":
         # SegResNet's group norm is slow in half precision: 319 against 201 ms an update.
@@ -189,6 +204,8 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
         updates=config.wanted_updates,
         learning_rate=config.learning_rate or TrainingPlan.learning_rate,
         precision=precision,
+        rotation=rotation,
+        mirror=mirror,
     )
     plan = with_batch_in_memory(plan, config.memory)
     while plan.memory > config.memory * 2**30 and plan.window > 2 * multiple:
@@ -201,6 +218,18 @@ def with_batch_in_memory(plan: TrainingPlan, memory: float) -> TrainingPlan:
     while plan.memory > memory * 2**30 and plan.batch_size > 1:
         plan = replace(plan, batch_size=plan.batch_size // 2)
     return plan
+
+
+def _turning(facts: DataFacts, config: SegmenterConfig) -> tuple[float, bool]:
+    """Largest random angle of the windows, radians, and whether they are mirrored."""
+    spread, mirrored_spread = facts.orientation_spread or (math.inf, math.inf)
+    alike = spread < COMMON_ORIENTATION
+    rotation, mirror = config.rotation, config.mirror
+    if rotation is None:
+        rotation = max(LEAST_ROTATION, ROTATED_DEVIATIONS * spread) if alike else math.pi
+    if mirror is None:
+        mirror = not alike or rotation >= math.pi or mirrored_spread < COMMON_ORIENTATION
+    return rotation, mirror
 
 
 def _slice_strides(levels: int, anisotropy: float, fold: int) -> tuple[int, ...]:

@@ -14,6 +14,9 @@ from .random_appearance import standardised
 from .training_plan import TrainingPlan
 
 WINDOWS_AT_ONCE = 32
+SHIFTS = ((3, 0), (-3, 0), (0, 3), (0, -3))  # rows and columns; odd, so that pixels are folded and halved differently
+FIRST_SHIFTED_VIEW = 8
+SHIFTED_VIEWS = tuple(range(FIRST_SHIFTED_VIEW, FIRST_SHIFTED_VIEW + len(SHIFTS)))
 
 
 @torch.no_grad()
@@ -33,7 +36,8 @@ def window_probabilities(
         images: (N, 1, S, S) in [0, 1]; smaller slices than the plan's windows are padded with zeros.
         plan: the network's.
         volume: (N,) integer, the volume that each slice belongs to; None: all slices are of one volume.
-        views: which views are averaged: 0 to 3 quarter turns, and 4 to 7 their mirror images, left to right.
+        views: which views are averaged: 0 to 3 quarter turns, 4 to 7 their mirror images, left to right, and 8 to 11
+            shifted by a few pixels.
 
     Returns: (N, classes, S, S) float32, summing to one over the classes; background outside of the window.
     """
@@ -69,7 +73,7 @@ def window_probabilities(
 def averaged_views(
     network: nn.Module, windows: list[Tensor], plan: TrainingPlan, *, views: tuple[int, ...]
 ) -> list[Tensor]:
-    """Mean probabilities over turned and mirrored views.
+    """Mean probabilities over turned, mirrored and shifted views.
 
     Args:
         network, plan, views: see `window_probabilities`.
@@ -92,13 +96,19 @@ def averaged_views(
 
 
 def turn(images: Tensor, view: int) -> Tensor:
-    """Images (N, C, W, W) as a view shows them: turned, then mirrored; see `window_probabilities`."""
+    """Images (N, C, W, W) as a view shows them: turned, then mirrored; or shifted, where what leaves at one side comes
+    in at the other. See `window_probabilities`."""
+    if view >= FIRST_SHIFTED_VIEW:
+        return images.roll(SHIFTS[view - FIRST_SHIFTED_VIEW], (2, 3))
     turned = torch.rot90(images, view % 4, (2, 3))
     return turned.flip(2) if view >= 4 else turned
 
 
 def turn_back(images: Tensor, view: int) -> Tensor:
     """The inverse of `turn`, (N, C, W, W)."""
+    if view >= FIRST_SHIFTED_VIEW:
+        rows, columns = SHIFTS[view - FIRST_SHIFTED_VIEW]
+        return images.roll((-rows, -columns), (2, 3))
     return torch.rot90(images.flip(2) if view >= 4 else images, -(view % 4), (2, 3))
 
 

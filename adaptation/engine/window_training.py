@@ -80,7 +80,9 @@ class WindowTrainer(Trainer):
             self.trained.load_state_dict(start)
         self.trained = self.trained.to(device)
         self.network: nn.Module = copy.deepcopy(self.trained).requires_grad_(False).eval()
-        optimizer = torch.optim.AdamW(self.trained.parameters(), plan.learning_rate, weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(
+            self.trained.parameters(), plan.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+        )
         self.optimizers = [(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate))]
         # Dice over the whole batch: a class that is absent from most windows has no gradient in a window's own Dice.
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, include_background=False)

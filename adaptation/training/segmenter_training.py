@@ -16,6 +16,7 @@ from ...imaging.slice_format import SliceFormat
 from ..engine.augmentation import Augmentation
 from ..engine.labelled_volumes import data_facts
 from ..engine.object_rule import learn_single_objects
+from ..engine.orientation import orientation_spread
 from ..engine.precision import fast_bfloat16
 from ..engine.segmenter_config import SegmenterConfig
 from ..engine.training_loop import LoopConfig, train
@@ -56,9 +57,9 @@ class SegmenterData:
                 f"the shares of further slices are {shares}; they must be positive and sum to less than 1"
             )
 
-    def streams(self, config: SegmenterConfig) -> list[Stream]:
+    def streams(self, config: SegmenterConfig, plan: TrainingPlan) -> list[Stream]:
         """What a batch is drawn from."""
-        augmentation = Augmentation.of(config)
+        augmentation = Augmentation.of(config, plan)
         parts = ((self.labelled, 1 - sum(share for _, share in self.further)), *self.further)
         return [Stream(slices=slices, augmentation=augmentation, share=share) for slices, share in parts]
 
@@ -76,13 +77,15 @@ def plan_segmenter(
     """
     anisotropy = fmt.slice_spacing / fmt.spacing if fmt.slice_spacing else UNKNOWN_ANISOTROPY
     parts = [data.labelled, *(slices for slices, _ in data.further)]
-    plan = plan_training(
-        data_facts(parts, anisotropy=anisotropy), config, fast_bfloat16=fast_bfloat16(torch.device(device))
-    )
+    facts = replace(data_facts(parts, anisotropy=anisotropy), orientation_spread=orientation_spread(parts))
+    plan = plan_training(facts, config, fast_bfloat16=fast_bfloat16(torch.device(device)))
     if (was := _plan_to_continue(data, config)) is not None:
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
         batch = config.batch_size or was.batch_size
-        plan = replace(was, updates=plan.updates, learning_rate=rate, precision=plan.precision, batch_size=batch)
+        turning = {name: getattr(config, name) for name in ("rotation", "mirror") if getattr(config, name) is not None}
+        plan = replace(
+            was, updates=plan.updates, learning_rate=rate, precision=plan.precision, batch_size=batch, **turning
+        )
         plan = with_batch_in_memory(plan, config.memory)
     if config.minutes is not None:
         seconds = seconds_per_update(data, plan, config, device=device)
@@ -94,7 +97,7 @@ def seconds_per_update(
     data: SegmenterData, plan: TrainingPlan, config: SegmenterConfig, *, device: str = "cpu"
 ) -> float:
     """Mean seconds of a few updates on this machine, after warming up."""
-    trainer = WindowTrainer(data.streams(config), plan, seed=config.seed, device=device)
+    trainer = WindowTrainer(data.streams(config, plan), plan, seed=config.seed, device=device)
     for number in range(WARM_UP_UPDATES):
         trainer.update(number)
     began = time.perf_counter()
@@ -130,7 +133,7 @@ def train_segmenters(
     plan, start = plan_segmenter(data, fmt, config, device=device), data.start
     continues = _plan_to_continue(data, config) is not None
     trainer = WindowTrainer(
-        data.streams(config),
+        data.streams(config, plan),
         plan,
         settings={**config.to_dict(), **record_to_dict(facts)},
         validation=data.validation,
