@@ -89,8 +89,8 @@ class SiteAssessment:
         quality: distances of synthetic to real slices by name, see `SiteQuality`.
         explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
             and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
-        agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single views, turned, mirrored or shifted,
-            with those of the mean of all views; NaN where it knows one view only, or finds nothing.
+        agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single views, turned, mirrored or
+            shifted, with those of the mean of all views; NaN where it knows one view only, or finds nothing.
         alarms: reasons to doubt the segmenter, one sentence each.
     """
 

@@ -326,9 +326,7 @@ def segment(
     pictures: Annotated[bool, typer.Option("--pictures", help="Write slices with their labels as PNG too.")] = False,
     views: Annotated[
         int,
-        typer.Option(
-            min=1, max=8, help="Number of views of each image, turned, mirrored or shifted, that are averaged."
-        ),
+        typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
     ] = 1,
     centres: Centres = None,
     localiser: LocaliserFile = None,
