@@ -70,8 +70,12 @@ def segment(
     segmenters = [Segmenter.load(model).to(device) for model in models]
     if len({(segmenter.format, segmenter.classes) for segmenter in segmenters}) > 1:
         raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
-    for segmenter in segmenters:
+    for model, segmenter in zip(models, segmenters, strict=True):
         segmenter.check_views(outputs.views)
+        if centres is None and segmenter.card.training.centred:
+            raise UsageError(
+                f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
+            )
     places = _places(cases, centres) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):

@@ -92,7 +92,7 @@ class Segmenter:
 
         They are computed on the network's device and returned on that of the slices.
         """
-        given = images.to(next(self.network.parameters()).device)
+        given = images.to(next((values.device for values in self.network.parameters()), images.device))
         if self.card.plan is not None:
             given = (given.float() + 1) / 2
             found = window_probabilities(self.network, given, self.card.plan, volume=volume, views=views)

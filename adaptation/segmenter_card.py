@@ -56,9 +56,11 @@ class TrainingFacts:
     Attributes:
         domain: of the images that it segments.
         slices: number of slices in the training set: synthetic ones, and the site's own with pseudo-labels.
-        source: where they came from: "factory", "synthetic volumes", or "" for the site's own labelled slices.
+        source: where they came from: "factory", "own slices" (with the first guess's labels), "factory and own slices",
+            "synthetic volumes", or "" for the site's own labelled slices.
         labelled_slices: number of the site's own labelled slices added to them.
         chosen_by: by which slices the best state was chosen.
+        centred: whether slices are cut around given places, such as a localiser's.
     """
 
     domain: str = ""
@@ -66,6 +68,7 @@ class TrainingFacts:
     source: str = ""
     labelled_slices: int = 0
     chosen_by: str = ""
+    centred: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,11 @@ from hippocampus_sites import make_hippocampus_sites
 from measuring import machine
 
 UPDATES = 3500
+# Shares and variation of the feasibility study: a fifth of the windows through random networks, strong appearance.
+RECIPE: dict[str, Any] = {"contrast": ContrastMix(curves=0.45), "appearance": "strong"}
 CARDIAC = PrepareConfig(domain="a", size=144, spacing=2.5, z_bins=6, crop="none", patient_pattern=r"patient\d+")
 HIPPOCAMPUS = PrepareConfig(domain="a", size=64, spacing=1.0, z_bins=6, crop="none", plane="sagittal")
+GUESSES: dict[str, dict[str, Any]] = {"first guess": {}, "recipe's first guess": RECIPE}
 THREE_POINT_COPIES = 20  # of every slice, each with its own curve
 
 
@@ -142,10 +145,12 @@ def jobs(seeds: list[int]) -> list[Job]:
 
 
 def basic_jobs(task: str, targets: str, seed: int) -> list[Job]:
-    """First guess and oracles of equally many updates."""
+    """First guesses and oracles of equally many updates."""
     guess = Supervised(site="a", changes={}, first_guess=True)
+    recipe = Supervised(site="a", changes=RECIPE, first_guess=True)
     return [
         Job(name="first guess", task=task, seed=seed, train=guess, sites="abc"),
+        Job(name="recipe's first guess", task=task, seed=seed, train=recipe, sites="abc"),
         *(
             Job(name=f"oracle {site}", task=task, seed=seed, train=Supervised(site=site, changes={}), sites=site)
             for site in targets
@@ -156,31 +161,40 @@ def basic_jobs(task: str, targets: str, seed: int) -> list[Job]:
 def longer_jobs(task: str, targets: str, seed: int) -> list[Job]:
     """Twice as many updates in all: spent on the first guess, on self-training, or on the oracle."""
     twice = {"updates": 2 * UPDATES}
-    longer = Supervised(site="a", changes=twice, first_guess=True)
-    found = [Job(name="first guess, 7000", task=task, seed=seed, train=longer, sites="abc")]
+    found = [
+        Job(
+            name=f"{name}, 7000",
+            task=task,
+            seed=seed,
+            train=Supervised(site="a", changes={**twice, **changes}, first_guess=True),
+            sites="abc",
+        )
+        for name, changes in GUESSES.items()
+    ]
     for site in targets:
         common: dict[str, Any] = {"task": task, "seed": seed, "sites": site}
-        after = f"{task}_first guess_{seed}"
-        found += [
-            Job(name=f"self-training {site}", train=SelfTraining(site=site), after=after, **common),
-            Job(name=f"self-training {site}, 2 rounds", train=SelfTraining(site=site, rounds=2), after=after, **common),
-            Job(name=f"oracle {site}, 7000", train=Supervised(site=site, changes=twice), **common),
-        ]
+        found.append(Job(name=f"oracle {site}, 7000", train=Supervised(site=site, changes=twice), **common))
+        for name in GUESSES:
+            common["after"] = f"{task}_{name}_{seed}"
+            found += [
+                Job(name=f"{name}, self-training {site}", train=SelfTraining(site=site), **common),
+                Job(name=f"{name}, self-training {site}, 2 rounds", train=SelfTraining(site=site, rounds=2), **common),
+            ]
     return found
 
 
 def ablation(seed: int) -> list[Job]:
-    """First guesses with one part of the augmentation removed or changed."""
+    """The recipe's first guess with one part of the augmentation removed or changed."""
     strong = {"appearance": "strong"}
     parts: dict[str, dict[str, Any]] = {
         "no random contrast": {"contrast": None, "appearance": "mild"},
         "no random contrast, strong appearance": {"contrast": None, **strong},
         "three-point curves": {"contrast": None, **strong},
-        "random networks alone": {"contrast": ContrastMix(curves=0.0)},
-        "curves alone": {"contrast": ContrastMix(curves=0.65)},
-        "without inversion": {"contrast": ContrastMix(inverted=0.0)},
-        "mild appearance": {"appearance": "mild"},
-        "without rotation and mirroring": {"rotation": 0.15, "mirror": False},
+        "random networks alone": {"contrast": ContrastMix(curves=0.0), **strong},
+        "curves alone": {"contrast": ContrastMix(curves=0.65), **strong},
+        "without inversion": {"contrast": ContrastMix(curves=0.45, inverted=0.0), **strong},
+        "mild appearance": {**RECIPE, "appearance": "mild"},
+        "without rotation and mirroring": {**RECIPE, "rotation": 0.15, "mirror": False},
     }
     return [
         Job(
@@ -224,7 +238,7 @@ def main() -> None:
                 running.pop(done).key, {site: row["dice"] for site, row in done.result()["sites"].items()}, flush=True
             )
     if arguments.out:
-        write_json(arguments.out, summary(arguments.work, arguments.seeds, arguments.device))
+        write_json(arguments.out, summary(arguments.work, arguments.seeds))
 
 
 def run(work: Path, job: Job, device: str) -> dict[str, Any]:
@@ -238,7 +252,7 @@ def run(work: Path, job: Job, device: str) -> dict[str, Any]:
         "key": job.key,
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        "device": device,
+        "device": machine(device)["device"],
         "plan": segmenter.card.plan.to_dict() if segmenter.card.plan else None,
         "parameters": sum(values.numel() for values in segmenter.network.parameters()),
         "sites": {},
@@ -315,7 +329,7 @@ def make_stores(arguments: argparse.Namespace) -> None:
                     prepare(folder / f"site_{site}" / split, out, replace(config, domain=site, split=split))
 
 
-def summary(work: Path, seeds: list[int], device: str) -> dict[str, Any]:
+def summary(work: Path, seeds: list[int]) -> dict[str, Any]:
     """All finished runs, and the shares of the oracle with their intervals."""
     wanted = jobs(seeds)
     rows = {job.key: row for job in wanted if (row := _row(work, job.key))}
@@ -344,7 +358,7 @@ def summary(work: Path, seeds: list[int], device: str) -> dict[str, Any]:
         }
         for key, row in rows.items()
     }
-    return {"machine": machine(device), "seeds": seeds, "methods": methods, "runs": slim}
+    return {"machine": machine("cpu"), "seeds": seeds, "methods": methods, "runs": slim}
 
 
 def ratio(pairs: list[tuple[list[dict], list[dict]]]) -> tuple[float, tuple[float, float]]:

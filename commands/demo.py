@@ -23,7 +23,7 @@ def demo(
     sites: Annotated[int, typer.Option(min=2, max=3, help="Number of hospitals; the first has labels.")] = 3,
     seed: Seed = 0,
     preset: Annotated[
-        str, typer.Option(callback=one_of(PRESETS), help="Size of the factory: tiny (10 to 14 minutes) or small.")
+        str, typer.Option(callback=one_of(PRESETS), help="Size of the factory: tiny (8 minutes) or small.")
     ] = "tiny",
 ) -> None:
     """Run both phases on this machine and write a report.

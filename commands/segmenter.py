@@ -106,6 +106,10 @@ def label(
             help="Segmenter of several labelled sites, made by `train-segmenter --first-guess`; default: trained here."
         ),
     ] = None,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(help="Segmenter for the store's own images, which labels the slices; default: trained here."),
+    ] = None,
     localiser: Annotated[
         Path | None,
         typer.Option(help="Coarse store of whole images, to train a localiser on, or a localiser: it goes along."),
@@ -130,7 +134,7 @@ def label(
 
     made = label_factory(
         factory, store, out, classes=classes, labelling=labelling, config=config, first_guess_file=first_guess,
-        localiser=localiser,
+        segmenter_file=segmenter, localiser=localiser,
     )  # fmt: skip
     card = made.card
     console.print(f"{out}: {card.classes} classes, Dice {card.agreement:.3f} on {card.validated_on}")
@@ -310,8 +314,8 @@ def adapt(
     made = adapt_site(
         store, out, factory_file=factory_file, synthetic=synthetic, adaptation=adaptation, work=work, device=device
     )
-    card = made.card
-    console.print(f"{out}: {card.network} for {card.training.domain}, from {card.training.slices} slices")
+    card, facts = made.card, made.card.training
+    console.print(f"{out}: {card.network} for {facts.domain}, from {facts.slices} slices ({facts.source})")
     print_alarms(card.assessment.alarms if card.assessment else [])
 
 

@@ -30,7 +30,7 @@ def labelled_slices(store: SliceStore) -> LabelledSlices:
 
 def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     """Train a segmenter on a site's own labelled slices, without any other site."""
-    facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")))
+    facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")), centred=store.centred)
     title = f"training on {store.domain}"
     return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
 
@@ -80,6 +80,7 @@ def label_factory(
     keep: int = 3,
     config: SegmenterConfig | None = None,
     first_guess_file: str | Path | None = None,
+    segmenter_file: str | Path | None = None,
     localiser: str | Path | None = None,
 ) -> LabelledFactory:
     """Add the label branch at a labelled site.
@@ -97,6 +98,8 @@ def label_factory(
             contrast, travels with the factory and gives the images of other sites their first labels.
         first_guess_file: segmenter that travels in place of one that is trained here, such as one that several labelled
             sites have trained together under random contrast.
+        segmenter_file: segmenter for the store's own images that labels the factory's slices, in place of one that is
+            trained here.
         localiser: slice store of the site's whole images in coarse pixels, on which a localiser is trained that travels
             with the factory; or the file of a localiser, which travels as it is. None: the factory has none.
 
@@ -111,13 +114,15 @@ def label_factory(
         raise UsageError(
             f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
         )
-    given = None if first_guess_file is None else _first_guess(first_guess_file, store)
+    guess, teacher = (
+        None if file is None else _given_segmenter(file, store) for file in (first_guess_file, segmenter_file)
+    )
     config = config or SegmenterConfig()
     if not factory.config.mirror:  # a factory of organs with a left and a right
         config = replace(config, mirror=False)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
-    teacher = train_on_store(store, replace(config, contrast=None))
-    robust = given or train_on_store(store, first_guess_config(config))
+    teacher = teacher or train_on_store(store, replace(config, contrast=None))
+    robust = guess or train_on_store(store, first_guess_config(config))
     real, held_out = (
         (_binned_slices(store, "train"), _binned_slices(store, "validation"))
         if labelling == "inversion"
@@ -132,7 +137,7 @@ def label_factory(
     return labelled
 
 
-def _first_guess(file: str | Path, store: SliceStore) -> Segmenter:
+def _given_segmenter(file: str | Path, store: SliceStore) -> Segmenter:
     """The segmenter in the file. Raises: UsageError if it is for other slices or labels than the store's."""
     found = Segmenter.load(file)
     for name, value, wanted in (

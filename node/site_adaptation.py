@@ -25,7 +25,7 @@ from ..adaptation.segmenter_card import SiteAssessment, TrainingFacts
 from ..adaptation.training.segmenter_training import SegmenterData
 from ..adaptation.training.translator_training import TranslatorConfig, TranslatorData, train_translator
 from ..errors import ConfigError, StoreError, UsageError
-from ..generative.metrics.alarm import alarms
+from ..generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from ..generative.metrics.quality import site_quality
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
@@ -40,6 +40,7 @@ VALIDATION_SEED_OFFSET = 1_000_000  # from the seeds of the subjects that are tr
 MIN_EXPLAINED_RATIO = 0.85
 # Of the six first guesses of a study at two sites, those with at most this agreement of views had Dice below .55.
 DOUBTFUL_AGREEMENT = 0.8
+FACTORY_AND_OWN, OWN_SLICES = "factory and own slices", "own slices"  # what a segmenter was trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +155,7 @@ def adapt_site(
     facts = TrainingFacts(
         source="factory" if labelled is not None else "synthetic volumes",
         labelled_slices=0 if few is None else len(few.images),
+        centred=store.centred,
         chosen_by="synthetic slices that are not trained on" if adaptation.validates else "nothing: the last state",
     )
     training = {"few": few, "loop": adaptation.loop(work), "device": device, "facts": facts}
@@ -181,10 +183,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
     quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
-    pair, shared = {store.domain, labelled.card.labelled_domain}, None
-    if labelled.card.labels_from[store.domain] == "view":  # labels read in the domain's own view cross no domains
-        shared = next((score for names, score in shared_anatomy(factory.generator).items() if set(names) == pair), None)
-    found = alarms(store.domain, quality, shared)
+    found = alarms(store.domain, quality, _shared_with_labelled(labelled, store.domain))
     volume = store.volume_of_slices()[chosen]
     adapted, first_guess = (explained_intensity(images, model, volume) for model in (segmenter, labelled.robust))
     if adapted < MIN_EXPLAINED_RATIO * first_guess:
@@ -202,6 +201,14 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
             f"{agreement:.2f}; good segmenters had more than {DOUBTFUL_AGREEMENT})"
         )
     return SiteAssessment(quality=quality.to_dict(), explained=explained, agreement=agreement, alarms=tuple(found))
+
+
+def _shared_with_labelled(labelled: LabelledFactory, domain: str) -> float | None:
+    """The `shared_anatomy` of a domain and the labelled one; None if no label crosses from one to the other."""
+    if labelled.card.labels_from[domain] != "view":  # labels read in the domain's own view cross no domains
+        return None
+    pair, scores = {domain, labelled.card.labelled_domain}, shared_anatomy(labelled.factory.generator)
+    return next((score for names, score in scores.items() if set(names) == pair), None)
 
 
 def _open_factory(
@@ -222,6 +229,7 @@ def _train_segmenters(
     *,
     adaptation: Adaptation,
     few: LabelledSlices | None,
+    facts: TrainingFacts,
     **training: Any,
 ) -> list[Segmenter]:
     """Segmenters, the best first, from a labelled factory or from a folder of synthetic volumes."""
@@ -231,6 +239,8 @@ def _train_segmenters(
         if not labelled.factory.config.mirror:
             config = replace(config, mirror=False)
         data, validation = _draw_training_set(store, labelled, adaptation)
+        own = data.start is not None  # the first guess is trained further on own slices
+        facts = replace(facts, source=FACTORY_AND_OWN if data.further else OWN_SLICES if own else facts.source)
     else:
         drawn = read_synthetic(synthetic, store.domain)
         _require_classes(few, drawn.classes, store)
@@ -239,7 +249,7 @@ def _train_segmenters(
         data = SegmenterData(labelled=drawn)
     further = data.further if few is None else (*data.further, (few, OWN_LABELLED_SHARE))
     data = replace(data, further=further, validation=validation)
-    return adapt(store.format, store.domain, data, config=config, **training)
+    return adapt(store.format, store.domain, data, config=config, facts=facts, **training)
 
 
 def _draw_training_set(
@@ -253,7 +263,9 @@ def _draw_training_set(
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     chosen = store.slices("train")
     images, volume = store.images[chosen].astype(np.float32), store.volume_of_slices()[chosen]
-    data = training_set(images, drawn, labelled.robust, volume=volume)
+    shared = _shared_with_labelled(labelled, store.domain)
+    carry_over = shared is None or shared >= MIN_SHARED_ANATOMY
+    data = training_set(images, drawn, labelled.robust, volume=volume, labels_carry_over=carry_over)
     if not adaptation.validates:
         return data, None
     seed += VALIDATION_SEED_OFFSET

@@ -11,7 +11,9 @@ from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.training.label_branch_training import train_label_branch
 from fedfactory.errors import UsageError
+from fedfactory.node import labelling
 from fedfactory.node.labelling import label_factory, train_on_store
 from helpers import method_of, site
 
@@ -47,6 +49,31 @@ def test_a_given_segmenter_travels_in_place_of_one_that_is_trained_here(trained,
     found = LabelledFactory.load(tmp_path / "l.safetensors").robust
     for parameter, expected in zip(found.network.parameters(), given.network.parameters(), strict=True):
         assert torch.equal(parameter, expected)
+
+
+def test_with_both_segmenters_given_only_the_branch_is_trained(trained, store, tmp_path, monkeypatch):
+    trained.save(tmp_path / "f.safetensors")
+    for name, seed in (("own", 1), ("guess", 2)):
+        train_on_store(store, replace(BRIEF, seed=seed)).save(tmp_path / f"{name}.safetensors")
+    teachers = []
+
+    def seen(factory, teacher, robust, **options):
+        teachers.append(teacher)
+        return train_label_branch(factory, teacher, robust, **options)
+
+    monkeypatch.setattr(labelling, "train_label_branch", seen)
+    monkeypatch.setattr(labelling, "train_on_store", lambda *_: pytest.fail("a segmenter was trained"))
+    label_factory(
+        tmp_path / "f.safetensors", store.path, tmp_path / "l.safetensors", branch_updates=2,
+        segmenter_file=tmp_path / "own.safetensors", first_guess_file=tmp_path / "guess.safetensors",
+    )  # fmt: skip
+    (teacher,), own = teachers, Segmenter.load(tmp_path / "own.safetensors")
+    assert equal_weights(teacher, own) and not equal_weights(teacher, Segmenter.load(tmp_path / "guess.safetensors"))
+
+
+def equal_weights(first: Segmenter, second: Segmenter) -> bool:
+    pairs = zip(first.network.parameters(), second.network.parameters(), strict=True)
+    return all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 @pytest.mark.parametrize("change", [{"size": 32}, {"classes": 4}])

@@ -182,16 +182,19 @@ def test_the_same_seed_trains_the_same_translator(labelled_file, store, tmp_path
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_site_trains_on_synthetic_slices_only_where_the_first_guess_agrees_with_their_labels():
+def test_a_site_trains_on_what_first_guess_and_factory_agree_on_or_on_the_one_to_be_believed():
     data, own = volumes_of([20, 20]), volumes_of([10], seed=5)
     config = small_config(updates=60, batch_size=8, learning_rate=1e-2)
     (good,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
     shifted = LabelledSlices(data.images, np.roll(data.labels, 8, axis=2), 3, data.volume)
     for drawn, agrees in ((data, True), (shifted, False)):
-        made = training_set(own.images, drawn, good, volume=own.volume)
+        made = training_set(own.images, drawn, good, volume=own.volume, labels_carry_over=False)
         assert made.further == (((drawn, SYNTHETIC_SHARE),) if agrees else ())
         assert made.start is good and made.validation is None
         np.testing.assert_array_equal(made.labelled.labels, pseudo_label(own.images, good, own.volume).labels)
+    made = training_set(own.images, shifted, good, volume=own.volume)  # the factory's labels carry over
+    assert made == SegmenterData(labelled=shifted)
+    made = training_set(own.images, data, good, volume=own.volume)
     right = (made.labelled.labels == own.labels)[own.labels > 0].mean()
     assert right > 0.8  # the labels that the site's own slices get are good ones
     with pytest.raises(StoreError, match="synthetic slices are 16 px; they must be 8 px"):
@@ -221,8 +224,6 @@ def test_a_first_guess_that_finds_nothing_is_an_alarm(labelled, store):
         def forward(self, windows):
             return torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1).expand(len(windows), 3, *windows.shape[2:])
 
-    settings = SegmenterConfig().to_dict()
-    labelled.robust.card = replace(labelled.robust.card, settings=settings)
     alarms = assess(store, labelled, untrained_segmenter()).alarms
     assert not any("finds no structure" in text for text in alarms)
     labelled.robust.network = Background()

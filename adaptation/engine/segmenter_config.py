@@ -12,7 +12,7 @@ from ..choices import APPEARANCES, NETWORK_SIZES, PRECISIONS
 from ..network_names import dimensions
 
 UPDATES = 1700  # of a segmenter for its own contrast
-FIRST_GUESS_UPDATES = 3500  # random contrasts take longer to learn
+FIRST_GUESS_UPDATES = 7000  # random contrasts take longer to learn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ContrastMix:
     """
 
     unchanged: float = 0.35
-    curves: float = 0.45
+    curves: float = 0.65
     inverted: float = 0.25
 
     def __post_init__(self) -> None:
@@ -121,11 +121,11 @@ class SegmenterConfig:
 
 
 def first_guess_config(config: SegmenterConfig) -> SegmenterConfig:
-    """The same training for a segmenter that works at other sites: under random contrast and strong variation.
+    """The same training for a segmenter that works at other sites: under random contrast.
 
     A configuration that already has random contrast stays as it is.
     """
-    return replace(config, contrast=ContrastMix(), appearance="strong") if config.contrast is None else config
+    return replace(config, contrast=ContrastMix()) if config.contrast is None else config
 
 
 def localiser_config(config: SegmenterConfig) -> SegmenterConfig:

@@ -227,7 +227,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
                 classes=self.config.classes,
                 network=FEDERATED,
                 federated=FederatedDesign(method=self.config, context=context, weights=which),
-                training=TrainingFacts(domain=store.domain),
+                training=TrainingFacts(domain=store.domain, centred=store.centred),
             )
             network = self.method.segmenter(self.model(), context, state).cpu()
             segmenters[modality] = Segmenter(network, store.format, card)

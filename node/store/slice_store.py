@@ -281,6 +281,11 @@ class SliceStore:
                 counts[case.label_kind] = counts.get(case.label_kind, 0) + case.count
         return dict(sorted(counts.items()))
 
+    @property
+    def centred(self) -> bool:
+        """Whether slices are cut around given places, such as a localiser's."""
+        return any(case.centre is not None for case in self.cases)
+
     def grid(self, case: Case) -> SliceGrid:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
         return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format, centre=case.centre)
