@@ -102,7 +102,8 @@ def train(folder: Path, *, cpu_minutes: float, seed: int) -> dict[str, float]:
     dataset = json.loads((folder / "dataset.json").read_text())
 
     def trainer(epochs: int, updates: int) -> nnUNetTrainer:
-        made = nnUNetTrainer(plans, "2d", "all", dataset, device=torch.device("cpu"))
+        started = {**plans, "continue_training": False}  # the trainer of nnU-Net 2.8 takes this entry out
+        made = nnUNetTrainer(started, "2d", "all", dataset, device=torch.device("cpu"))
         made.num_epochs, made.num_iterations_per_epoch, made.num_val_iterations_per_epoch = epochs, updates, 1
         made.disable_checkpointing = False
         return made
