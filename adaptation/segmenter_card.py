@@ -61,6 +61,7 @@ class TrainingFacts:
         labelled_slices: number of the site's own labelled slices added to them.
         chosen_by: by which slices the best state was chosen.
         centred: whether slices are cut around given places, such as a localiser's.
+        continued: whether the training began with the network of a first guess, not with random weights.
     """
 
     domain: str = ""
@@ -69,6 +70,7 @@ class TrainingFacts:
     labelled_slices: int = 0
     chosen_by: str = ""
     centred: bool = False
+    continued: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,7 +315,8 @@ def adapt(
         store, out, factory_file=factory_file, synthetic=synthetic, adaptation=adaptation, work=work, device=device
     )
     card, facts = made.card, made.card.training
-    console.print(f"{out}: {card.network} for {facts.domain}, from {facts.slices} slices ({facts.source})")
+    begun = "the first guess, trained further" if facts.continued else "a new network"
+    console.print(f"{out}: {card.network} for {facts.domain}, {begun}, from {facts.slices} slices ({facts.source})")
     print_alarms(card.assessment.alarms if card.assessment else [])
 
 

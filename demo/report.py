@@ -27,7 +27,7 @@ COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, the
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site and applied without a change",
     "augmentation_only": "first guess: trained on the labelled site under random contrast, which needs no factory",
-    "adapted": "adapted: trained on synthetic volumes of the domain and, if the first guess agrees with them, on the site's images",
+    "adapted": "adapted: trained on synthetic volumes of the domain, and the site's images if the first guess agrees",
     "oracle": "oracle: trained on labels of the site's own images (not available in practice)",
 }
 

@@ -135,7 +135,12 @@ def test_a_segmenter_that_exists_is_trained_further_where_an_equal_network_is_as
     for change in ({"width": 12}, {"network": "unet"}, {"network_size": "large"}, {"depth": 4}):
         anew = trained(data, replace(still, **change))
         without = trained(replace(data, start=None), replace(still, **change))
-        assert equal_weights(anew, without)
+        assert equal_weights(anew, without) and not anew.card.training.continued
+    assert same.card.training.continued and not start.card.training.continued
+    turned = plan_segmenter(data, FORMAT, replace(config, rotation=0.5, mirror=False))
+    assert (turned.rotation, turned.mirror) == (0.5, False)
+    kept = plan_segmenter(data, FORMAT, replace(config, rotation=None, mirror=None))
+    assert (kept.rotation, kept.mirror) == (start.card.plan.rotation, start.card.plan.mirror)
 
 
 def test_a_training_that_goes_on_takes_the_batch_and_memory_that_the_site_gives():

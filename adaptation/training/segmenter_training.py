@@ -129,9 +129,9 @@ def train_segmenters(
 
     Raises: TrainingError if the loss becomes NaN or infinite.
     """
-    facts = facts or TrainingFacts(slices=len(data.labelled.images))
     plan, start = plan_segmenter(data, fmt, config, device=device), data.start
     continues = _plan_to_continue(data, config) is not None
+    facts = replace(facts or TrainingFacts(slices=len(data.labelled.images)), continued=continues)
     trainer = WindowTrainer(
         data.streams(config, plan),
         plan,
