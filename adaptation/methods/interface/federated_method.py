@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ....common.seeding import seed_of, seeded
 from ....errors import ConfigError, TrainingError
 from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
-from ...engine.random_appearance import MILD, STRONG
 from ...engine.random_windows import WindowVariation
 from ...engine.segmenter_config import ContrastMix
 from ...labels.candidate_labels import SiteSlices, candidate_masks
@@ -65,7 +64,6 @@ class FederatedMethod(ABC):
         self.augmentation = Augmentation(
             windows=WindowVariation(rotation=config.rotation, mirror=config.mirror),
             contrast=ContrastMix() if config.first_guess else None,
-            appearance=STRONG if config.first_guess else MILD,
         )
 
     def _options_from(self, values: Mapping[str, object]) -> object:
