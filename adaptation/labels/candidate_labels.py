@@ -73,7 +73,7 @@ def candidates_from_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
     for value, box in boxes.items():
         others = np.zeros(labels.shape, bool)
         for other in boxes.values():
-            if other != box and not _is_inside(box, other):
+            if other != box and not is_inside(box, other):
                 others[other] = True
         middle = tuple(_middle_third(side) for side in box)
         free = ~others[middle] & (labels[middle] == value)
@@ -151,7 +151,7 @@ class SiteSlices:
         return np.flatnonzero(informative)
 
 
-def _is_inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
+def is_inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
     """Whether `other` encloses `box`."""
     return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(box, other, strict=True))
 

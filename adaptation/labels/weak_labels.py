@@ -20,7 +20,7 @@ from ...imaging.cases import find_cases
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.volume_files import read_volume, write_volume
 from ...imaging.volumes import Volume
-from .candidate_labels import boxes_of
+from .candidate_labels import boxes_of, is_inside
 
 POINT_RADIUS = 1.5  # pixels
 BLOCKS_PER_SLICE, BLOCK_SIDE = 3, 5  # squares, and their side in pixels
@@ -76,6 +76,8 @@ def blocks(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def boxes(labels: np.ndarray, rng: np.random.Generator, *, margin: int = 0) -> np.ndarray:
     """Paint one box around each structure, from the largest box to the smallest.
 
+    A box inside of another one stays inside of it, so that it does not hide the other one.
+
     Args:
         labels: (S, S) uint8 label values.
         rng: draws how far each side is moved.
@@ -91,9 +93,22 @@ def boxes(labels: np.ndarray, rng: np.random.Generator, *, margin: int = 0) -> n
         )
         for value, box in found.items()
     }
+    for value, box in found.items():
+        for around in found.values():
+            if around != box and is_inside(box, around):
+                sides = zip(wide[value], box, around, strict=True)
+                wide[value] = tuple(_kept_inside(moved, own, outer) for moved, own, outer in sides)
     for value in sorted(wide, key=lambda value: -np.prod([side.stop - side.start for side in wide[value]])):
         marked[wide[value]] = value
     return marked
+
+
+def _kept_inside(moved: slice, own: slice, outer: slice) -> slice:
+    """A side of a widened box that leaves a pixel of the box around it, and covers the structure's own side."""
+    return slice(
+        max(moved.start, min(own.start, outer.start + 1)),
+        min(moved.stop, max(own.stop, outer.stop - 1)),
+    )
 
 
 CONVERTERS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
