@@ -34,7 +34,7 @@ from helpers import ball_volume, fixate, processes_of, write_site
 from test_documentation import COMMANDS, ROOT, commands_of
 
 pytestmark = pytest.mark.tutorial
-ELSEWHERE = {"fedfactory demo"}  # six minutes; tests/test_federation.py runs a smaller demo
+ELSEWHERE = {"fedfactory demo"}  # eight minutes; tests/test_federation.py runs a smaller demo
 SMALLER = (
     (r"^(fedfactory prepare (?!.*--(size|like)).*)", r"\1 --size 32"),
     (r"--rounds \d+", "--rounds 1"),
