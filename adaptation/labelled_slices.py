@@ -13,7 +13,7 @@ class LabelledSlices:
     """Training data.
 
     Attributes:
-        images: (N, S, S) float in [-1, 1].
+        images: (N, C, S, S) float in [-1, 1]; slices of one channel may be given as (N, S, S).
         labels: (N, S, S) integer below `classes`.
         classes: number of label values, background included.
         volume: (N,) integer, which volume a slice belongs to; a volume's slices follow each other in order. None
@@ -24,6 +24,10 @@ class LabelledSlices:
     labels: np.ndarray
     classes: int
     volume: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim == 3:
+            object.__setattr__(self, "images", self.images[:, None])
 
     def part(self, chosen: np.ndarray) -> LabelledSlices:
         """The chosen slices: indices (n,) or a mask (N,) bool."""

@@ -13,6 +13,10 @@ from .cropping import CROPS
 
 PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")  # see `fedfactory.imaging.volumes.orientation`
 
+CONTENTS = ("volumes", "pictures")
+MAX_CHANNELS = 8
+PICTURE_SIDE = 100.0  # millimetres that stand for the longer side of a picture
+
 BACKGROUND = -1.0  # value of padding, the darkest of the [-1, 1] scale
 UNLABELLED = 255  # label of pixels that nobody annotated
 WINDOW_BINS = 256
@@ -27,24 +31,31 @@ class SliceFormat:
         size: pixels per side.
         spacing: millimetres per pixel, both in-plane axes.
         slice_spacing: millimetres from slice to slice; None leaves the slices where they were acquired.
-        window: lowest and highest standardised intensity, which are mapped to -1 and 1.
+        window: of each channel the lowest and the highest standardised intensity, which are mapped to -1 and 1. A single
+            pair is that of one channel.
         z_bins: number of height bins that a volume is divided into.
         plane: orientation of the slices, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" removes the air around the patient first, "none" does not.
         compatibility: "published" crops and resamples as the published program did, "none" does not.
+        content: "volumes" or "pictures". The longer side of a picture counts as PICTURE_SIDE millimetres, for it has
+            none; it is one slice, and is never turned or cropped.
+        colour: whether the three channels are red, green and blue, which share one rule of intensity.
     """
 
     size: int
     spacing: float
-    window: tuple[float, float]
+    window: tuple[tuple[float, float], ...]
     z_bins: int
     slice_spacing: float | None = None
     plane: str = "axial"
     crop: str = "air"
     compatibility: str = "none"
+    content: str = "volumes"
+    colour: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "window", tuple(float(value) for value in self.window))
+        pairs = self.window if self.window and isinstance(self.window[0], (tuple, list)) else (self.window,)
+        object.__setattr__(self, "window", tuple(tuple(float(value) for value in pair) for pair in pairs))
         for name in ("size", "z_bins"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -52,17 +63,32 @@ class SliceFormat:
             raise ConfigError(f"spacing is {self.spacing} mm; it must be positive")
         if not (self.slice_spacing is None or self.slice_spacing > 0):
             raise ConfigError(f"slice_spacing is {self.slice_spacing} mm; it must be positive or None")
-        if len(self.window) != 2:
-            raise ConfigError(f"window has {len(self.window)} values; it must have two")
-        if not self.window[1] > self.window[0]:
-            raise ConfigError(f"window is {self.window}; its second value must be above its first")
+        if any(len(pair) != 2 for pair in self.window):
+            raise ConfigError(f"window is {self.window}; it must have two values for each channel")
+        if any(not high > low for low, high in self.window):
+            raise ConfigError(f"window is {self.window}; of every pair the second value must be above the first")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ConfigError(f"window has {self.channels} channels; it must have 1 to {MAX_CHANNELS}")
+        if self.colour and (self.channels != 3 or len(set(self.window)) != 1):
+            raise ConfigError(f"colour is True, but window is {self.window}; it must be three times the same")
         for name, value, known in (
             ("plane", self.plane, PLANES),
             ("crop", self.crop, CROPS),
             ("compatibility", self.compatibility, COMPATIBILITY),
+            ("content", self.content, CONTENTS),
         ):
             if value not in known:
                 raise ConfigError(f"{name} is '{value}'; choose one of {', '.join(known)}")
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of a slice."""
+        return len(self.window)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the slices are pictures."""
+        return self.content == "pictures"
 
     @property
     def published(self) -> bool:
@@ -76,7 +102,7 @@ class SliceFormat:
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able copy, the inverse of `from_dict`."""
-        return {**asdict(self), "window": list(self.window)}
+        return {**asdict(self), "window": [list(pair) for pair in self.window]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> SliceFormat:
@@ -90,19 +116,24 @@ class SliceFormat:
             raise ConfigError(f"slice format: {error}; see SliceFormat for names and types") from None
 
     def scale(self, standardised: np.ndarray) -> np.ndarray:
-        """Standardised intensities of any shape (...,) to float32 in [-1, 1]; NaN (outside the image) becomes -1."""
-        low, high = self.window
+        """Standardised intensities (n, channels, ...) to float32 in [-1, 1]; NaN (outside the image) becomes -1."""
+        low, high = self._limits(standardised.ndim)
         scaled = standardised.astype(np.float32)  # a copy: the rest happens in place
         np.clip(scaled, low, high, out=scaled)
-        scaled -= np.float32(low)
-        scaled *= np.float32(2 / (high - low))
+        scaled -= low
+        scaled *= 2 / (high - low)
         scaled -= 1
         return np.nan_to_num(scaled, copy=False, nan=BACKGROUND)
 
     def unscale(self, scaled: np.ndarray) -> np.ndarray:
-        """Values of any shape (...,) in [-1, 1] back to standardised intensities, float32."""
-        low, high = self.window
+        """Values (n, channels, ...) in [-1, 1] back to standardised intensities, float32."""
+        low, high = self._limits(scaled.ndim)
         return (scaled.astype(np.float32) + 1) / 2 * (high - low) + low
+
+    def _limits(self, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of the windows, (channels, 1, ...) float32, for arrays with this number of axes."""
+        ends = np.array(self.window, np.float32).reshape(-1, 2, *(1,) * (dimensions - 2))
+        return ends[:, 0], ends[:, 1]
 
 
 def mean_and_deviation(data: np.ndarray) -> tuple[float, float]:
