@@ -17,27 +17,44 @@ CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz,
 TABLE = ".csv"
 
 
+ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A file with labels.
+
+    Attributes:
+        path: label map, table of numbers, mask, or DICOM object.
+        value: label of everything that the file marks; None if the file tells the labels itself.
+    """
+
+    path: Path
+    value: int | None = None
+
+
 @dataclass(frozen=True)
 class CaseFiles:
     """Files of one case.
 
     Attributes:
         name: name of the subject, file or series, made printable.
-        image: one NIfTI file, or the files of a DICOM series in slice order.
-        label: label map or table; None if the case has none.
+        channels: the image's files, one for each channel; a colour picture is one file. None for a channel that the
+            case lacks and that is to be filled with background.
+        labels: of the label map or table; several masks are united. Empty if the case has none.
         mask: brain or body mask; None if the case has none.
     """
 
     name: str
-    image: Path | tuple[Path, ...]
-    label: Path | None = None
+    channels: tuple[ImageFile | None, ...]
+    labels: tuple[LabelFile, ...] = ()
     mask: Path | None = None
 
     @property
     def files(self) -> list[Path]:
         """All files of the case, in a fixed order."""
-        image = list(self.image) if isinstance(self.image, tuple) else [self.image]
-        return image + [path for path in (self.label, self.mask) if path is not None]
+        images = [path for image in self.channels if image for path in (image if isinstance(image, tuple) else [image])]
+        return images + [label.path for label in self.labels] + ([self.mask] if self.mask is not None else [])
 
 
 @dataclass
