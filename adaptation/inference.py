@@ -9,18 +9,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .. import __version__
 from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
-from ..imaging.cases import CaseFiles, file_name, find_images
+from ..imaging.archive.segmentation_writer import write_segmentation
+from ..imaging.case_files import CaseFiles, file_name
+from ..imaging.cases import find_images
 from ..imaging.centre_table import CentreSource
+from ..imaging.image_reader import read_image
+from ..imaging.images import Image
 from ..imaging.overlays import strip
-from ..imaging.slice_format import mean_and_deviation
+from ..imaging.pictures.contours import with_contours
+from ..imaging.pictures.decoding import write_picture
+from ..imaging.slice_format import SliceFormat
 from ..imaging.slice_grid import SliceGrid
-from ..imaging.volume_files import read_volume, write_volume
+from ..imaging.volume_files import write_volume
 from ..imaging.volumes import Volume
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
+
+CONTOURS = "_contours"  # ending of the name of a picture with contours
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,15 @@ class Outputs:
     """What is written besides label maps.
 
     Attributes:
-        probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one.
-        pictures: `<case>.png`, slices with their labels.
+        probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one; not of pictures.
+        pictures: `<case>.png`, slices with their labels; of a picture `<case>_contours.png`, itself with their contours.
+        dicom_seg: `<case>.dcm`, a DICOM segmentation that refers to the series; of DICOM series only.
         views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
     """
 
     probabilities: bool = False
     pictures: bool = False
+    dicom_seg: bool = False
     views: int = 1
 
 
@@ -44,16 +55,19 @@ def segment(
     out: str | Path,
     *,
     outputs: Outputs | None = None,
+    image_key: str = "image",
     centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
     """Segment images.
 
     Args:
-        images: NIfTI files, folders with one DICOM series, or whole data sets (see `find_images`); names must differ.
+        images: NIfTI files, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names must
+            differ.
         models: segmenter files; the probabilities of several are averaged.
-        out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape.
+        out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape; `<case>.png` of pictures.
         outputs: what is written besides; None: nothing.
+        image_key: modality folders of the images in a data set, see `find_cases`.
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
@@ -62,12 +76,9 @@ def segment(
     """
     if not images or not models:
         raise UsageError(f"there are {len(images)} images and {len(models)} models; give at least one of each")
-    outputs, found_images = outputs or Outputs(), find_images(images)
-    for problem in found_images.problems.values():
-        raise UsageError(problem)
-    cases = found_images.cases
-    refuse_existing(out)
+    outputs = outputs or Outputs()
     segmenters = [Segmenter.load(model).to(device) for model in models]
+    fmt = segmenters[0].format
     if len({(segmenter.format, segmenter.classes) for segmenter in segmenters}) > 1:
         raise CheckpointError(f"the {len(segmenters)} models must share slice format and number of classes")
     for model, segmenter in zip(models, segmenters, strict=True):
@@ -76,38 +87,80 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    places = _places(cases, centres) if centres is not None else {}
+    cases = _cases(images, fmt, outputs, image_key=image_key)
+    refuse_existing(out)
+    places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
-            volume, name = read_volume(case.image), file_name(case.name)
+            image = read_image(case.channels, fmt=fmt)
             try:
                 grid, found = slice_probabilities(
-                    volume, segmenters, centre=places.get(case.name), views=outputs.views, device=device
+                    image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
                 )
             except VolumeError as error:
                 raise VolumeError(f"{case.name}: {error}") from None
-            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), volume.affine)
-            write_volume(folder / f"{name}.nii.gz", labels)
+            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), image.affine)
+            _write(folder, case, labels, image=image, segmenter=segmenters[0], outputs=outputs)
             if outputs.probabilities:
-                whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), volume.affine)
-                write_volume(folder / f"{name}{PROBABILITIES}.nii.gz", whole)
-            if outputs.pictures:
-                _picture(folder / f"{name}.png", volume, labels, grid=grid)
-    return [Path(out) / f"{file_name(case.name)}.nii.gz" for case in cases]
+                whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), image.affine)
+                write_volume(folder / f"{file_name(case.name)}{PROBABILITIES}.nii.gz", whole)
+    ending = "png" if fmt.pictures else "nii.gz"
+    return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
+
+
+def _cases(
+    images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str
+) -> list[CaseFiles]:
+    """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
+    found = find_images(images, image_key=image_key, channels=1 if fmt.pictures else fmt.channels)
+    for problem in found.problems.values():
+        raise UsageError(problem)
+    if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):
+        asked = "probabilities" if outputs.probabilities else "dicom_seg"
+        raise UsageError(f"{asked} is True, but the model is for pictures; leave it out")
+    others = [case.name for case in found.cases if not isinstance(case.channels[0], tuple)]
+    if outputs.dicom_seg and others:
+        raise UsageError(f"dicom_seg is True, but {len(others)} images, such as {others[0]}, are no DICOM series")
+    return found.cases
+
+
+def _write(
+    folder: Path, case: CaseFiles, labels: Volume, *, image: Image, segmenter: Segmenter, outputs: Outputs
+) -> None:
+    """The label map of a case, and what else is asked for."""
+    name, fmt = file_name(case.name), segmenter.format
+    if fmt.pictures:
+        flat = labels.data[..., 0]
+        write_picture(folder / f"{name}.png", flat)
+        if outputs.pictures:
+            shown = (read_image(case.channels).shown() * 255).round().astype(np.uint8)  # with all its pixels
+            write_picture(folder / f"{name}{CONTOURS}.png", with_contours(shown, flat))
+        return
+    write_volume(folder / f"{name}.nii.gz", labels)
+    if outputs.pictures:
+        _strip(folder / f"{name}.png", Volume(image.shown(), image.affine), labels, plane=fmt.plane)
+    if outputs.dicom_seg:
+        write_segmentation(
+            folder / f"{name}.dcm",
+            labels,
+            case.channels[0],
+            names=segmenter.card.names,
+            algorithm=f"fedfactory {__version__}",
+        )
 
 
 def slice_probabilities(
-    volume: Volume,
+    image: Image,
     segmenters: Sequence[Segmenter],
     *,
     centre: np.ndarray | None = None,
     views: int = 1,
     device: str = "cpu",
 ) -> tuple[SliceGrid, np.ndarray]:
-    """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it.
+    """The slices' grid in the image, and mean probabilities (slices, classes, size, size) on it.
 
     Args:
-        volume: the image.
+        image: of the segmenters' channels.
         segmenters: of one slice format; their probabilities are averaged.
         centre: (3,) voxel in the middle of the slices, see `SliceGrid.of`.
         views: see `Segmenter.probabilities`.
@@ -116,19 +169,19 @@ def slice_probabilities(
     Raises: VolumeError for an image without contrast, or a centre in the air around the body.
     """
     fmt = segmenters[0].format
-    grid = SliceGrid.of(volume, fmt, centre=centre)
-    mean, deviation = mean_and_deviation(grid.kept(volume))
-    slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
+    grid = image.grid(fmt, centre=centre)
+    intensities = image.facts(plane=fmt.plane, box=grid.box).intensities
+    slices = torch.from_numpy(fmt.scale(image.standardised(grid, intensities))).to(device)
     found = torch.stack([segmenter.probabilities(slices, views=views) for segmenter in segmenters]).mean(0)
     return grid, found.cpu().numpy()
 
 
-def _places(cases: Sequence[CaseFiles], centres: CentreSource) -> dict[str, np.ndarray]:
+def _places(cases: Sequence[CaseFiles], centres: CentreSource, fmt: SliceFormat) -> dict[str, np.ndarray]:
     """The (3,) voxel around which each image is cut, by name. Raises: VolumeError that names all images without one."""
     places, reasons = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = centres.voxel_in(case.name, read_volume(case.image))
+            places[case.name] = centres.voxel_in(case.name, read_image(case.channels, fmt=fmt))
         except VolumeError as error:
             reasons[case.name] = str(error)
     if reasons:
@@ -137,8 +190,6 @@ def _places(cases: Sequence[CaseFiles], centres: CentreSource) -> dict[str, np.n
     return places
 
 
-def _picture(path: Path, volume: Volume, labels: Volume, *, grid: SliceGrid) -> None:
-    import matplotlib.image
-
-    image, found = (part.turned(grid.fmt.plane).data for part in (volume, labels))
-    matplotlib.image.imsave(path, strip(image, found))
+def _strip(path: Path, image: Volume, labels: Volume, *, plane: str) -> None:
+    shown, found = (part.turned(plane).data for part in (image, labels))
+    write_picture(path, strip(shown, found))

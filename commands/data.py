@@ -15,6 +15,7 @@ from .options import (
     Device,
     DomainOfStore,
     Encoder,
+    ImageKey,
     LabelKey,
     LocaliserFile,
     NewStore,
@@ -34,10 +35,16 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
+MISSING_CHANNELS = ("refuse", "fill")
+COLOURS = ("grey", "colour")
+
 # The options of `prepare` that no other command has. `PrepareConfig` checks their values.
 Source = Annotated[
     Path,
-    typer.Argument(help="Folders SUBJECT/MODALITY/, an nnU-Net raw data set, NIfTI files, or folders of DICOM files."),
+    typer.Argument(
+        help="Folders SUBJECT/MODALITY/, an nnU-Net raw data set, NIfTI files, folders of DICOM files, or pictures in "
+        "images/ with masks/."
+    ),
 ]
 Size = Annotated[int, typer.Option(min=8, help="Pixels per side of the slices; the factory's image size.")]
 Spacing = Annotated[
@@ -57,7 +64,35 @@ Plane = Annotated[
 ]
 Crop = Annotated[str, typer.Option(help="What is cut away before resampling: air, or none.")]
 Compatibility = Annotated[str, typer.Option(help="published: prepare exactly as the published program did; or none.")]
-ImageKey = Annotated[str, typer.Option(help="Modality folder of the images, or channel number of an nnU-Net data set.")]
+MissingChannels = Annotated[
+    str,
+    typer.Option(
+        callback=one_of(MISSING_CHANNELS),
+        help="What becomes of a case that lacks some of several channels: refuse leaves it out and names it, fill "
+        "makes the channel background.",
+    ),
+]
+ClassNames = Annotated[
+    str | None, typer.Option(help="Names of the label values, such as 1=liver,2=spleen; shown wherever labels are.")
+]
+MaskColours = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of the labels of pictures' masks by colour or grey level: columns R,G,B,CLASS or VALUE,CLASS, and "
+        "NAME if the classes have names."
+    ),
+]
+Colour = Annotated[
+    str | None,
+    typer.Option(
+        callback=one_of(COLOURS),
+        help="Whether pictures become grey or colour slices; default: colour if one of them is in colour.",
+    ),
+]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Pictures with more pixels are refused.")]
+Patients = Annotated[
+    Path | None, typer.Option(help="Table of the patient (or video) of each case: columns CASE,PATIENT or name,group.")
+]
 LabelKind = Annotated[
     str,
     typer.Option(
@@ -99,13 +134,19 @@ def prepare(
     crop: Crop = "air",
     compatibility: Compatibility = "none",
     image_key: ImageKey = "image",
+    missing_channels: MissingChannels = "refuse",
     label_key: LabelKey = "label",
     label_kind: LabelKind = "dense",
     unlabelled_value: UnlabelledValue = None,
     classes: NumClasses = None,
+    class_names: ClassNames = None,
+    mask_colours: MaskColours = None,
+    colour: Colour = None,
+    max_pixels: MaxPixels = 100_000_000,
     mask_key: MaskKey = None,
     mask_as_class: MaskAsClass = False,
     patient_pattern: PatientPattern = None,
+    patients: Patients = None,
     validation_share: ValidationShare = 0.15,
     test_share: TestShare = 0.15,
     split: Split = None,
@@ -113,13 +154,19 @@ def prepare(
     workers: Workers = None,
     seed: Seed = 0,
 ) -> None:
-    """Convert a site's volumes to a slice store, which stays at the site.
+    """Convert a site's volumes or pictures to a slice store, which stays at the site.
 
     A second run adds new cases. Cases that cannot be used are listed and left out; the exit code is 3 then.
     """
     from ..common.files import read_lines
+    from ..imaging.label_maps import parse_class_names
+    from ..imaging.patients import read_patient_table
+    from ..imaging.pictures.masks import read_colour_table
     from ..node.store.prepare_config import PrepareConfig
 
+    table = None if mask_colours is None else read_colour_table(mask_colours)
+    names = {} if table is None else dict(table.names)
+    names |= {} if class_names is None else parse_class_names(class_names)
     config = PrepareConfig(
         domain=domain,
         size=size,
@@ -132,12 +179,18 @@ def prepare(
         crop=crop,
         compatibility=compatibility,
         image_key=image_key,
+        fill_missing=missing_channels == "fill",
         label_key=label_key,
         mask_key=mask_key,
         mask_as_class=mask_as_class,
         label_kind=label_kind,
         unlabelled_value=unlabelled_value,
         classes=classes,
+        class_names=names,
+        mask_colours=None if table is None else table.labels,
+        colour=colour,
+        max_pixels=max_pixels,
+        patients=None if patients is None else read_patient_table(patients),
         patient_pattern=patient_pattern,
         validation_share=validation_share,
         test_share=test_share,

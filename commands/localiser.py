@@ -9,7 +9,7 @@ import typer
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..errors import UsageError, VolumeError
-from .options import Memory, Minutes, Seed, Updates
+from .options import ImageKey, Memory, Minutes, Seed, Updates
 from .terminal import SOME_FAILED, Commands, console, errors, fail
 
 commands = Commands()
@@ -38,9 +38,7 @@ def locate(
     images: Annotated[list[Path], typer.Argument(help="NIfTI images, folders of DICOM files, or whole data sets.")],
     localiser: Annotated[Path, typer.Option(help="Localiser, or labelled factory with one.")],
     out: Annotated[Path, typer.Option(help="Table to write, .csv, which --centres of prepare and segment reads.")],
-    image_key: Annotated[
-        str, typer.Option(help="Modality folder of the images, or channel number of an nnU-Net data set.")
-    ] = "image",
+    image_key: ImageKey = "image",
 ) -> None:
     """Write a table of where a localiser finds the structures. Look at it and correct it before it is used.
 
@@ -54,8 +52,9 @@ def locate(
     from ..imaging.cases import find_images
     from ..imaging.centre_table import write_centre_table
 
-    found = find_images(images, image_key=image_key)
-    places, failed = run(found.cases, load_localiser(localiser))
+    finder = load_localiser(localiser)
+    found = find_images(images, image_key=image_key, channels=finder.segmenter.format.channels)
+    places, failed = run(found.cases, finder)
     failed = {**found.problems, **failed}
     for name, place in places.items():
         x, y, z = place.centre

@@ -69,6 +69,13 @@ ZBins = Annotated[int, typer.Option(min=1, help="Number of height bins; the same
 PatientPattern = Annotated[
     str | None, typer.Option(help="Regular expression that finds the patient's identifier in the name of a case.")
 ]
+ImageKey = Annotated[
+    str,
+    typer.Option(
+        help="Modality folder of the images, or channel number of an nnU-Net data set; several, separated by commas, "
+        "make images of several channels. Of an nnU-Net data set, image takes all channels."
+    ),
+]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
 
 # Where the slices of small organs are cut.

@@ -322,13 +322,21 @@ def adapt(
 
 @commands.command()
 def segment(
-    images: Annotated[list[Path], typer.Argument(help="NIfTI images, folders of DICOM files, or whole data sets.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="NIfTI images, pictures, folders of DICOM files, or whole data sets.")
+    ],
     model: Annotated[
         list[Path], typer.Option("--model", "--ensemble", help="Segmenter file; the outputs of several are averaged.")
     ],
     out: Annotated[Path, typer.Option(help="New folder for the label maps.")],
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probability maps too.")] = False,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Write slices with their labels as PNG too.")] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Write slices with their labels as PNG too; of pictures, their contours.")
+    ] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Write a DICOM segmentation of each DICOM series too.")
+    ] = False,
+    image_key: ImageKey = "image",
     views: Annotated[
         int,
         typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
@@ -337,15 +345,15 @@ def segment(
     localiser: LocaliserFile = None,
     device: Device = "cpu",
 ) -> None:
-    """Write label maps of new images, on the images' own grid."""
+    """Write label maps of new images, on the images' own grid: NIfTI, or PNG for pictures."""
     refuse_existing(out)
     source = centre_source(centres, localiser)
 
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run
 
-    outputs = Outputs(probabilities, pictures, views)
-    for path in run(images, model, out, outputs=outputs, centres=source, device=device):
+    outputs = Outputs(probabilities=probabilities, pictures=pictures, dicom_seg=dicom_seg, views=views)
+    for path in run(images, model, out, outputs=outputs, image_key=image_key, centres=source, device=device):
         console.print(str(path), markup=False)
 
 

@@ -1,175 +1,179 @@
-"""Finding the cases of a hospital's folder: medical-folder layout, nnU-Net raw data set, or a plain folder."""
+"""Finding the cases of a hospital's folder: medical-folder layout, nnU-Net raw data set, plain folder, or pictures."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
 from .dicom import find_series, is_dicom
+from .pictures.decoding import is_picture
+from .pictures.finding import find_picture_cases
+from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
 TABLE = ".csv"
 
 
-ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
-
-
-@dataclass(frozen=True)
-class LabelFile:
-    """A file with labels.
-
-    Attributes:
-        path: label map, table of numbers, mask, or DICOM object.
-        value: label of everything that the file marks; None if the file tells the labels itself.
-    """
-
-    path: Path
-    value: int | None = None
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """Files of one case.
-
-    Attributes:
-        name: name of the subject, file or series, made printable.
-        channels: the image's files, one for each channel; a colour picture is one file. None for a channel that the
-            case lacks and that is to be filled with background.
-        labels: of the label map or table; several masks are united. Empty if the case has none.
-        mask: brain or body mask; None if the case has none.
-    """
-
-    name: str
-    channels: tuple[ImageFile | None, ...]
-    labels: tuple[LabelFile, ...] = ()
-    mask: Path | None = None
-
-    @property
-    def files(self) -> list[Path]:
-        """All files of the case, in a fixed order."""
-        images = [path for image in self.channels if image for path in (image if isinstance(image, tuple) else [image])]
-        return images + [label.path for label in self.labels] + ([self.mask] if self.mask is not None else [])
-
-
-@dataclass
-class Found:
-    """What a folder holds.
-
-    Attributes:
-        cases: the usable cases.
-        problems: for every unusable case the reason, in one sentence.
-        without_image: names of subjects that lack the modality of the image.
-    """
-
-    cases: list[CaseFiles] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)
-    without_image: list[str] = field(default_factory=list)
-
-
 def find_cases(
-    source: Path, *, image_key: str = "image", label_key: str | None = "label", mask_key: str | None = None
+    source: Path,
+    *,
+    image_key: str = "image",
+    label_key: str | None = "label",
+    mask_key: str | None = None,
+    fill_missing: bool = False,
 ) -> Found:
     """All cases below `source`, sorted by name.
 
     Args:
         source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
             DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
-            files or DICOM series in it or in its subfolders (no labels).
-        image_key: modality folder of the image; for nnU-Net its channel number, or "image" for channel 0.
+            files or DICOM series in it or in its subfolders (no labels). If it holds no volumes: pictures, see
+            `fedfactory.imaging.pictures.finding`.
+        image_key: modality folder of the image; several, separated by commas, make one image of several channels. For
+            nnU-Net its channel numbers, or "image" for all of them.
         label_key: modality folder of the label map or table; None reads no labels.
         mask_key: modality folder of the brain or body mask; None reads none.
+        fill_missing: whether a case that lacks some of several channels is a case all the same; otherwise it is named
+            among the problems.
 
     Raises: UsageError if the folder is missing or unreadable, or holds no case at all.
     """
     source = Path(source)
     if not source.is_dir():
         raise UsageError(f"{source}: no such folder; give a folder of cases")
+    keys = tuple(key.strip() for key in image_key.split(","))
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise UsageError(f"image_key is '{image_key}'; give names of modalities, each once, separated by commas")
     try:
-        if (source / "dataset.json").is_file():
-            if mask_key is not None:
-                raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
-            found = _nnunet(source, image_key, label_key)
-        else:
-            found = _medical_folder(source, image_key=image_key, label_key=label_key, mask_key=mask_key)
-            if not found.cases and not found.problems:
-                found = _plain(source)
-    except _Unusable as error:
+        found = _find_volumes(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
+        if not found.cases and not found.problems:
+            found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
+    except Unusable as error:
         raise UsageError(str(error)) from None
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
-            "dataset.json, NIfTI files, or folders of DICOM files"
+            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/"
         )
     found.cases.sort(key=lambda case: case.name)
     return found
 
 
-def find_images(paths: Sequence[str | Path], *, image_key: str = "image") -> Found:
+def _image_files(files: Sequence[Path], channels: int) -> list[CaseFiles]:
+    """Images whose files are given; several channels are told by the numbers that end their names."""
+    if channels == 1:
+        names = [path.stem if is_picture(path) else case_name(path) for path in files]
+        return [CaseFiles(printable(name), (path,)) for name, path in zip(names, files, strict=True)]
+    parts: dict[str, dict[int, Path]] = {}
+    for path in files:
+        name, number = _channel_of(case_name(path), channels) or (case_name(path), 0)
+        parts.setdefault(name, {})[number] = path
+    for name, known in parts.items():
+        if lacking := [number for number in range(channels) if number not in known]:
+            raise UsageError(
+                f"{next(iter(known.values()))}: {name} has no file {name}_{lacking[0]:0{CHANNEL_DIGITS}d}; an image has "
+                f"{channels} channels here, give all of them"
+            )
+    return [CaseFiles(printable(name), tuple(known[n] for n in range(channels))) for name, known in parts.items()]
+
+
+def _channel_of(name: str, channels: int) -> tuple[str, int] | None:
+    """Name of the case and number of the channel, if a file's name ends in the number of a channel."""
+    case, _, digits = name.rpartition("_")
+    if case and len(digits) == CHANNEL_DIGITS and digits.isdecimal() and int(digits) < channels:
+        return case, int(digits)
+    return None
+
+
+def _find_volumes(
+    source: Path, keys: tuple[str, ...], *, label_key: str | None, mask_key: str | None, fill_missing: bool
+) -> Found:
+    if (source / "dataset.json").is_file():
+        if mask_key is not None:
+            raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
+        return _nnunet(source, keys, label_key, fill_missing=fill_missing)
+    found = _medical_folder(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
+    return found if found.cases or found.problems else _plain(source)
+
+
+def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channels: int = 1) -> Found:
     """Images without their labels, in the order of the paths.
 
     Args:
-        paths: NIfTI files, folders with one DICOM series, or whole data sets, see `find_cases`.
-        image_key: modality folder of the images in a data set.
+        paths: NIfTI files, pictures, folders with one DICOM series, or whole data sets, see `find_cases`.
+        image_key: modality folders of the images in a data set, see `find_cases`.
+        channels: that an image has. If it has several, files whose names end in the numbers of channels (_0000, _0001
+            and so on, as nnU-Net writes them) are one image.
 
     Returns: images under the names that `find_cases` gives to cases, or of their file or folder.
     Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
     """
     found = Found()
+    files = [path for path in map(Path, paths) if not path.is_dir()]
     for path in map(Path, paths):
         if not path.is_dir():
-            found.cases.append(CaseFiles(printable(case_name(path)), path))
+            continue
+        if channels > 1 and not (path / "dataset.json").is_file() and any(map(is_volume, _entries(path))):
+            files += [file for file in _entries(path) if is_volume(file)]
         elif len(series := find_series(path)) == 1:
-            found.cases.append(CaseFiles(printable(path.name), next(iter(series.values()))))
+            found.cases.append(CaseFiles(printable(path.name), tuple(series.values())))
         else:
             part = find_cases(path, image_key=image_key, label_key=None)
             if not part.cases and not part.problems:
-                raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series or a data set")
+                raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series, pictures or a data set")
             found.cases += part.cases
             found.problems |= part.problems
+    found.cases = [*_image_files(files, channels), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
     return found
 
 
-def file_name(case: str) -> str:
-    """The name of a case as part of a file's name."""
-    return case.replace("/", "_")
-
-
-def printable(name: str) -> str:
-    """The name with everything that could break a line or an encoding written as an escape."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-class _Unusable(Exception):
-    """The files of one case among many are unusable."""
-
-
-def _medical_folder(source: Path, *, image_key: str, label_key: str | None, mask_key: str | None) -> Found:
+def _medical_folder(
+    source: Path, keys: tuple[str, ...], *, label_key: str | None, mask_key: str | None, fill_missing: bool
+) -> Found:
     found, absent = Found(), []
     for subject in _folders(source):
         name = printable(subject.name)
         try:
-            image = _only_image(subject / image_key)
-            if image is None:
+            channels = {key: _only_image(subject / key) for key in keys}
+            if not any(channels.values()):
                 absent.append(name)
                 continue
-            label = _only_volume(subject / label_key, tables=True) if label_key else None
+            _refuse_missing(subject, channels, fill_missing=fill_missing)
+            labels = _only_label(subject / label_key) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
-            found.cases.append(CaseFiles(name, image, label, mask))
-        except _Unusable as error:
+            found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
+        except Unusable as error:
             found.problems[name] = str(error)
     if found.cases or found.problems:
         found.without_image = absent
     return found
+
+
+def _refuse_missing(where: Path, channels: Mapping[str, ImageFile | None], *, fill_missing: bool) -> None:
+    """Raises: Unusable if a case lacks some of its channels and they are not to be filled."""
+    missing = [key for key, image in channels.items() if image is None]
+    if missing and not fill_missing:
+        raise Unusable(
+            f"{where}: has no channel {', '.join(missing)}; add the files, or fill them with background "
+            "(--missing-channels fill)"
+        )
+
+
+def _only_label(folder: Path) -> tuple[LabelFile, ...]:
+    """The label map, table or DICOM object of a modality folder."""
+    files = [path for path in _entries(folder) if is_volume(path) or _is_table(path) or is_dicom(path)]
+    if len(files) > 1:
+        raise Unusable(f"{folder}: holds {len(files)} label files, expected one")
+    return tuple(LabelFile(path) for path in files)
 
 
 def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
@@ -179,63 +183,100 @@ def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
         return volume
     series = _readable_series(folder)
     if len(series) != 1:
-        raise _Unusable(f"{folder}: holds {len(series)} DICOM series, expected one")
+        raise Unusable(f"{folder}: holds {len(series)} DICOM series, expected one")
     return next(iter(series.values()))
 
 
 def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The series of a folder.
 
-    Raises: _Unusable if a DICOM file belongs to no series: it is damaged, so a series may lack a slice.
+    Raises: Unusable if a DICOM file belongs to no series: it is damaged, so a series may lack a slice.
     """
     series = find_series(folder)
     belonging = {path.name for files in series.values() for path in files}
     damaged = [path.name for path in _entries(folder) if is_dicom(path) and path.name not in belonging]
     if damaged:
-        raise _Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}; copy them again")
+        raise Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}; copy them again")
     return series
 
 
-def _only_volume(folder: Path, *, tables: bool = False) -> Path | None:
-    volumes = [path for path in _entries(folder) if is_volume(path) or (tables and _is_table(path))]
+def _only_volume(folder: Path) -> Path | None:
+    volumes = [path for path in _entries(folder) if is_volume(path)]
     if len(volumes) > 1:
-        raise _Unusable(f"{folder}: holds {len(volumes)} volumes, expected one")
+        raise Unusable(f"{folder}: holds {len(volumes)} volumes, expected one")
     return volumes[0] if volumes else None
 
 
-def _nnunet(source: Path, image_key: str, label_key: str | None) -> Found:
+def _nnunet(source: Path, keys: tuple[str, ...], label_key: str | None, *, fill_missing: bool) -> Found:
     try:
-        json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        described = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error}); copy it again") from None
     if not (source / "imagesTr").is_dir():
         raise UsageError(f"{source}: has a dataset.json but no imagesTr folder; add the images")
-    channel = "0" if image_key == "image" else image_key
-    if not channel.isdecimal():
-        raise UsageError(
-            f"image_key is '{image_key}'; an nnU-Net data set numbers its channels, choose a number such as 0"
-        )
+    files = _numbered_channels(source, _number_of_channels(described))
+    known = sorted({number for channels in files.values() for number in channels})
+    chosen = known if keys == ("image",) else [_channel_number(key) for key in keys]
     found = Found()
-    for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
-        name, _, digits = case_name(path).rpartition("_")
-        has_channel = len(digits) == CHANNEL_DIGITS and digits.isdecimal()
-        if has_channel and int(digits) != int(channel):
+    for name, channels in files.items():
+        images = {str(number): channels.get(number) for number in chosen}
+        if not any(images.values()):
+            found.without_image.append(printable(name))
             continue
-        name = name if has_channel else case_name(path)
-        label = next((p for s in (".nii.gz", ".nii") if (p := source / "labelsTr" / f"{name}{s}").is_file()), None)
-        found.cases.append(CaseFiles(printable(name), path, label if label_key else None))
+        try:
+            _refuse_missing(source / "imagesTr" / name, images, fill_missing=fill_missing)
+        except Unusable as error:
+            found.problems[printable(name)] = str(error)
+            continue
+        label = _nnunet_label(source, name) if label_key else None
+        labels = () if label is None else (LabelFile(label),)
+        found.cases.append(CaseFiles(printable(name), tuple(images.values()), labels))
     return found
 
 
+def _number_of_channels(described: object) -> int:
+    """How many channels the description of an nnU-Net data set names (today's or the first version's key)."""
+    values = described if isinstance(described, dict) else {}
+    names = values.get("channel_names") or values.get("modality")
+    return len(names) if isinstance(names, (dict, list)) and names else MAX_CHANNELS
+
+
+def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]]:
+    """Files of an nnU-Net data set by case and channel number.
+
+    Four digits at the end of a name are the channel if there can be such a channel, and no label map of the whole name:
+    otherwise they number the cases, and the file is channel 0.
+    """
+    files: dict[str, dict[int, Path]] = {}
+    for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
+        whole = case_name(path)
+        numbered = None if _nnunet_label(source, whole) else _channel_of(whole, channels)
+        case, number = numbered or (whole, 0)
+        files.setdefault(case, {}).setdefault(number, path)
+    return files
+
+
+def _nnunet_label(source: Path, case: str) -> Path | None:
+    return next((path for s in (".nii.gz", ".nii") if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
+
+
+def _channel_number(key: str) -> int:
+    if not key.isdecimal():
+        raise UsageError(
+            f"image_key is '{key}'; an nnU-Net data set numbers its channels, choose numbers such as 0 or 0,1"
+        )
+    return int(key)
+
+
 def _plain(source: Path) -> Found:
-    found = Found([CaseFiles(printable(case_name(path)), path) for path in _entries(source) if is_volume(path)])
+    found = Found([CaseFiles(printable(case_name(path)), (path,)) for path in _entries(source) if is_volume(path)])
     found.cases += _series(source, "") if _has_dicom(source) else []
     for folder in _folders(source):
         try:
             files = [path for path in _entries(folder) if is_volume(path)]
-            found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), path) for path in files]
+            found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
             found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
-        except _Unusable as error:
+        except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
     return found
 
@@ -244,9 +285,9 @@ def _series(folder: Path, name: str) -> list[CaseFiles]:
     """DICOM series of a folder. Several are distinguished by a digest of their identifiers, which are not stored."""
     series = _readable_series(folder)
     if name and len(series) == 1:
-        return [CaseFiles(printable(name), files) for files in series.values()]
+        return [CaseFiles(printable(name), (files,)) for files in series.values()]
     digests = {hashlib.sha256(uid.encode()).hexdigest()[:8]: files for uid, files in series.items()}
-    return [CaseFiles(printable(f"{name}/{d}" if name else f"series-{d}"), files) for d, files in digests.items()]
+    return [CaseFiles(printable(f"{name}/{d}" if name else f"series-{d}"), (files,)) for d, files in digests.items()]
 
 
 def _has_dicom(folder: Path) -> bool:
@@ -262,7 +303,7 @@ def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir()) if os.path.isdir(folder) else []
     except OSError as error:
-        raise _Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _is_table(path: Path) -> bool:
@@ -289,7 +330,7 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
             label = _only_volume(subject / label_key)
             if label is not None:
                 found[subject.name] = label
-    except _Unusable as error:
+    except Unusable as error:
         raise UsageError(str(error)) from None
     if not found:
         raise UsageError(f"{source}: no label map found; expected NIfTI files or CASE/{label_key}/*.nii.gz")

@@ -12,16 +12,16 @@ SHOWN = 5  # slices of a volume in one strip
 LEAST_SIDE = 192  # pixels; smaller slices are enlarged
 
 
-def coloured(grey: np.ndarray, label: np.ndarray) -> np.ndarray:
+def coloured(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """A picture with labels in colour.
 
     Args:
-        grey: (...), values in [0, 1]; others are clipped.
-        label: same shape, integers; 0 is not coloured.
+        image: (..., 3) colours or (..., 1) grey levels in [0, 1]; others are clipped.
+        label: (...), integers; 0 is not coloured.
 
     Returns: (..., 3) uint8.
     """
-    shown = np.repeat(np.clip(grey, 0, 1)[..., None], 3, axis=-1)
+    shown = np.broadcast_to(np.clip(image, 0, 1), (*label.shape, 3)).copy()
     marked = label > 0
     shown[marked] = (1 - OPACITY) * shown[marked] + OPACITY * COLOURS[(label[marked].astype(int) - 1) % len(COLOURS)]
     return (shown * 255).astype(np.uint8)
@@ -42,7 +42,7 @@ def strip(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, (0.5, 99.5))
     grey = (image - low) / max(float(high - low), 1e-12)
     rows = [
-        np.concatenate([_upright(coloured(grey[..., k], label[..., k])) for k in places], axis=1) for label in labels
+        np.concatenate([_upright(coloured(grey[..., k, None], label[..., k])) for k in places], axis=1) for label in labels
     ]
     enlarged = -(-LEAST_SIDE // max(image.shape[:2]))
     return np.concatenate(rows).repeat(enlarged, axis=0).repeat(enlarged, axis=1)

@@ -145,11 +145,24 @@ class SliceGrid:
         Raises: VolumeError if the centre is in the air that is cropped away.
         """
         box = crop_box(volume.turned(fmt.plane).data, fmt.crop, published=fmt.published)
-        middle = None
+        shape, affine = volume.data.shape, volume.affine
+        middle = None if centre is None else in_plane(centre, shape, affine=affine, plane=fmt.plane)
+        return cls.checked(shape, affine, box=box, fmt=fmt, centre=middle)
+
+    @classmethod
+    def checked(
+        cls,
+        shape: tuple[int, ...],
+        affine: np.ndarray,
+        *,
+        box: tuple[tuple[int, int], ...],
+        fmt: SliceFormat,
+        centre: tuple[float, float] | None,
+    ) -> SliceGrid:
+        """The grid, see the class. Raises: VolumeError if the centre is in the air that is cropped away."""
         if centre is not None:
-            middle = in_plane(centre, volume.data.shape, affine=volume.affine, plane=fmt.plane)
-            refuse_centre_in_air("the centre", middle, box)
-        return cls(volume.data.shape, volume.affine, box=box, fmt=fmt, centre=middle)
+            refuse_centre_in_air("the centre", centre, box)
+        return cls(shape, affine, box=box, fmt=fmt, centre=centre)
 
     def kept(self, volume: Volume) -> np.ndarray:
         """The cropped voxels (X, Y, Z) in reoriented axis order, a view."""

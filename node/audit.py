@@ -73,11 +73,11 @@ def audit_factory(
     labelled, store = LabelledFactory.load(factory_file), SliceStore(store_dir)
     config = labelled.factory.config
     config.domain_index(store.domain)
-    store.require(size=config.image_size, z_bins=config.z_bins)
+    store.require_factory(config)
     trained, held_out = real_slices(store, ("train",)), real_slices(store, ("validation", "test"))
     if held_out_dir is not None:
         other = SliceStore(held_out_dir)
-        other.require(size=config.image_size, z_bins=config.z_bins)
+        other.require_factory(config)
         held_out = real_slices(other, SPLITS)
     synthetic, labels = _draw_synthetic(labelled, store.domain, volumes=volumes, seed=seed)
     result = audit(synthetic, trained, held_out, features=features, seed=seed)
@@ -169,7 +169,7 @@ def _draw_synthetic(
         for number in track(range(volumes), f"drawing volumes of {domain}")
     ]
     synthetic = AuditSlices(
-        torch.from_numpy(np.concatenate([images for images, _ in drawn]))[:, None],
+        torch.from_numpy(np.concatenate([images for images, _ in drawn])),
         heights.round().long().repeat(volumes),
         torch.arange(volumes).repeat_interleave(len(heights)),
     )
@@ -277,6 +277,6 @@ def _standardised_features(
 
 
 def _pixels(trained: AuditSlices, held_out: AuditSlices, synthetic: AuditSlices) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels (N, S * S) of the three kinds of slices, in [-1, 1]."""
+    """Pixels (N, C * S * S) of the three kinds of slices, in [-1, 1]."""
     seen, unseen, made = (slices.images.clamp(-1, 1).flatten(1).double() for slices in (trained, held_out, synthetic))
     return seen, unseen, made

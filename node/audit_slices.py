@@ -16,7 +16,7 @@ class AuditSlices:
     """Slices of one kind.
 
     Attributes:
-        images: (N, 1, S, S) float32 in [-1, 1].
+        images: (N, C, S, S) float32 in [-1, 1].
         z_bin: (N,) int64 height bins.
         group: (N,) int64 number of the patient or synthetic subject.
     """
@@ -38,7 +38,7 @@ def real_slices(store: SliceStore, splits: tuple[str, ...]) -> AuditSlices:
         [np.full(case.count, numbers[case.patient]) for split in splits for case in store.cases if case.split == split]
         or [np.empty(0, np.int64)]
     )
-    images = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
+    images = torch.from_numpy(store.images[chosen].astype(np.float32))
     return AuditSlices(images, torch.from_numpy(store.z_bin[chosen]), torch.from_numpy(patients))
 
 

@@ -109,7 +109,7 @@ def label_factory(
         raise UsageError(f"labelling is '{labelling}'; choose one of {', '.join(LABELLINGS)}")
     factory, store = load_factory(factory_file), SliceStore(store_dir)
     factory.config.domain_index(store.domain)
-    store.require(size=factory.config.image_size, z_bins=factory.config.z_bins)
+    store.require_factory(factory.config)
     if classes is not None and classes != store.classes:
         raise UsageError(
             f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
@@ -142,6 +142,7 @@ def _given_segmenter(file: str | Path, store: SliceStore) -> Segmenter:
     found = Segmenter.load(file)
     for name, value, wanted in (
         ("size", found.format.size, store.format.size),
+        ("channels", found.format.channels, store.format.channels),
         ("classes", found.classes, store.classes),
     ):
         if value != wanted:

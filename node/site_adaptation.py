@@ -182,7 +182,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
     images, factory = store.images[chosen].astype(np.float32), labelled.factory
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
-    quality = site_quality(factory.generator, torch.from_numpy(images)[:, None], z_bin, domain=domain)
+    quality = site_quality(factory.generator, torch.from_numpy(images), z_bin, domain=domain)
     found = alarms(store.domain, quality, _shared_with_labelled(labelled, store.domain))
     volume = store.volume_of_slices()[chosen]
     adapted, first_guess = (explained_intensity(images, model, volume) for model in (segmenter, labelled.robust))
@@ -192,7 +192,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
             f"of the labelled site's segmenter {first_guess:.0%}"
         )
     explained = {"adapted": adapted, "first_guess": first_guess}
-    agreement = labelled.robust.agreement(torch.from_numpy(images)[:, None], volume)
+    agreement = labelled.robust.agreement(torch.from_numpy(images), volume)
     if len(labelled.robust.card.views) > 1 and math.isnan(agreement):
         found.append(f"{store.domain}: the first guess finds no structure in the site's images")
     elif agreement <= DOUBTFUL_AGREEMENT:
@@ -217,7 +217,7 @@ def _open_factory(
     """The labelled factory, checked against the store and the site's own labelled slices."""
     labelled = factory if isinstance(factory, LabelledFactory) else LabelledFactory.load(factory)
     labelled.factory.config.domain_index(store.domain)
-    store.require(size=labelled.factory.config.image_size, z_bins=labelled.factory.config.z_bins)
+    store.require_factory(labelled.factory.config)
     _require_classes(few, labelled.card.classes, store)
     return labelled
 

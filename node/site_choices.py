@@ -57,6 +57,11 @@ class SiteChoices:
                     f"{path} ({name}): its slices have {other.format.size} px, those of {store.path} "
                     f"{store.format.size}; prepare both with the same size"
                 )
+            if (other.format.channels, other.format.colour) != (store.format.channels, store.format.colour):
+                raise UsageError(
+                    f"{path} ({name}): its slices have {other.format.channels} channels, those of {store.path} "
+                    f"{store.format.channels}; prepare both alike"
+                )
         if self.public and (kinds := set(SliceStore(self.public).label_kinds())) != {"dense"}:
             raise UsageError(
                 f"{self.public}: its label kinds are {', '.join(sorted(kinds))}; all public slices need dense labels"

@@ -56,6 +56,8 @@ class SiteFacts:
         domain: name of the site's scanner, modality or organ.
         size: pixels per side of a slice.
         z_bins: number of height bins.
+        channels: number of channels of a slice.
+        colour: whether these are red, green and blue.
         plane: which plane a slice shows.
         crop: how volumes were cropped.
         compatibility: whether slices were made as the published program made them.
@@ -72,6 +74,8 @@ class SiteFacts:
     domain: str
     size: int
     z_bins: int
+    channels: int
+    colour: bool
     plane: str
     crop: str
     compatibility: str
@@ -99,7 +103,8 @@ class SiteFacts:
             raise ConfigError(f"what a site announces is {shortened(values)}; it must be a table")
         return cls(
             **{name: _text(values, name) for name in ("version", "domain", *CONVENTIONS)},
-            **{name: _whole_number(values, name, least=1) for name in ("size", "z_bins")},
+            **{name: _whole_number(values, name, least=1) for name in ("size", "z_bins", "channels")},
+            colour=_yes_or_no(values, "colour"),
             **{name: _whole_number(values, name, least=0) for name in ("slices", "classes")},
             label_kinds=checked_label_kinds(values.get("label_kinds")),
             network=_network(values.get("network")),
@@ -116,6 +121,8 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
         domain=store.domain,
         size=fmt.size,
         z_bins=fmt.z_bins,
+        channels=fmt.channels,
+        colour=fmt.colour,
         plane=fmt.plane,
         crop=fmt.crop,
         compatibility=fmt.compatibility,
@@ -165,6 +172,13 @@ def _whole_number(values: Mapping[str, object], name: str, *, least: int) -> int
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_COUNT:
         raise ConfigError(f"{name} is {shortened(value)}; it must be a whole number from {least} to {MAX_COUNT}")
+    return value
+
+
+def _yes_or_no(values: Mapping[str, object], name: str) -> bool:
+    value = values.get(name)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} is {shortened(value)}; it must be true or false")
     return value
 
 

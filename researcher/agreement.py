@@ -74,4 +74,6 @@ def _misfit(site: SiteFacts | None, config: FactoryConfig) -> str | None:
             f"has {site.size} px in {site.z_bins} bins, the factory {config.image_size} px in {config.z_bins}; "
             f"run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}` there"
         )
+    if site.channels != config.image_channels:
+        return f"has slices of {site.channels} channels, the factory of {config.image_channels}"
     return None

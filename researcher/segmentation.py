@@ -165,6 +165,11 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
     if len({site.size for site in facts.values()}) > 1:
         listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
         raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
+    if len({(site.channels, site.colour) for site in facts.values()}) > 1:
+        listed = ", ".join(
+            f"{node}: {'colour' if site.colour else f'{site.channels} channels'}" for node, site in sorted(facts.items())
+        )
+        raise FederationError(f"sites do not agree on the channels of slices ({listed}); prepare all alike")
     other = {node: site.version for node, site in facts.items() if site.version != __version__}
     if other:
         listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))
@@ -178,7 +183,7 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
 def agreed_config(
     method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
 ) -> MethodConfig:
-    """The configuration of a method, completed by what follows from the stores: size, classes, modalities.
+    """The configuration of a method, completed by what follows from the stores: size, channels, classes, modalities.
 
     Args:
         method: description of the method.
@@ -190,9 +195,9 @@ def agreed_config(
     """
     options = dict(settings.pop("options", {}))
     classes = [site.classes for site in facts.values()]
-    size = next(iter(facts.values())).size
+    first = next(iter(facts.values()))
     if method.needs_public:
-        _require_public(method.name, facts, public, size=size)
+        _require_public(method.name, facts, public, first)
         options["public_slices"] = len(public.slices("train"))
         classes.append(public.classes)
     elif public is not None:
@@ -200,15 +205,23 @@ def agreed_config(
     if method.needs_modalities:
         options["modalities"] = _agreed_modalities(method.name, facts)
         classes += [modality.classes for site in facts.values() for modality in site.modalities.values()]
-    sites = {"classes": max(2, *classes), "size": size, "sites": len(facts)}
+    sites = {
+        "classes": max(2, *classes),
+        "size": first.size,
+        "channels": first.channels,
+        "colour": first.colour,
+        "sites": len(facts),
+    }
     return MethodConfig(method=method.name, **sites, options=options, **settings)
 
 
-def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, *, size: int) -> None:
+def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, of_sites: SiteFacts) -> None:
     if public is None:
         raise UsageError(f"public is None; {method} needs labelled slices that all sites have registered too")
-    if public.format.size != size:
-        raise UsageError(f"{public.path}: public slices have {public.format.size} px; they must have the sites' {size}")
+    for name in ("size", "channels", "colour"):
+        ours, theirs = getattr(public.format, name), getattr(of_sites, name)
+        if ours != theirs:
+            raise UsageError(f"{public.path}: {name} of the public slices is {ours}; it must be the sites', {theirs}")
     if set(public.label_kinds()) != {"dense"}:
         raise UsageError(f"{public.path}: public slices need dense labels; choose a store where all have them")
     expected = digest(public)

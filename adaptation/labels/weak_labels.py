@@ -6,6 +6,7 @@ Real annotators are less regular; if a data set has its own scribbles, as ACDC h
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,12 @@ from skimage.morphology import skeletonize
 from ...common.files import atomic_folder
 from ...common.progress import track
 from ...errors import UsageError
+from ...imaging.case_files import CaseFiles
 from ...imaging.cases import find_cases
+from ...imaging.image_reader import read_image
+from ...imaging.label_maps import read_label_map
+from ...imaging.pictures.decoding import write_picture
+from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.volume_files import read_volume, write_volume
 from ...imaging.volumes import Volume
@@ -140,7 +146,7 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
 
     Args:
         source: a data set that `fedfactory prepare` reads.
-        out: new folder, with SUBJECT/image and SUBJECT/label.
+        out: new folder, with SUBJECT/image (image0, image1, ... of several channels) and SUBJECT/label.
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
         label_key: modality folder of the label maps.
         seed: of everything random.
@@ -148,16 +154,33 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
     _check_kind(kind)
-    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.label is not None]
+    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.labels]
     if not labelled:
         raise UsageError(f"{source}: no case has a label map under '{label_key}'; choose another label_key")
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
-            image, label = read_volume(case.image), read_volume(case.label, integer=True)
+            image = read_image(case.channels)
+            label = read_label_map(case, image).volume
             weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
-            write_volume(folder / case.name / "image" / "image.nii.gz", image)
-            write_volume(folder / case.name / "label" / f"{kind}.nii.gz", Volume(weak, label.affine))
+            _write_copy(folder / case.name, case, Volume(weak, label.affine), kind=kind)
     return len(labelled)
+
+
+def _write_copy(folder: Path, case: CaseFiles, labels: Volume, *, kind: str) -> None:
+    """Image and new labels of a case as SUBJECT/image and SUBJECT/label; several channels as image0, image1, ..."""
+    several = len(case.channels) > 1
+    for number, files in enumerate(case.channels):
+        part = folder / (f"image{number}" if several else "image")
+        if files is not None and is_picture_file(files):
+            part.mkdir(parents=True)
+            shutil.copyfile(files, part / f"image{files.suffix.lower()}")
+        elif files is not None:
+            write_volume(part / "image.nii.gz", read_volume(files))
+    if is_picture_file(case.channels[0]):
+        (folder / "label").mkdir()
+        write_picture(folder / "label" / f"{kind}.png", labels.data[..., 0])
+    else:
+        write_volume(folder / "label" / f"{kind}.nii.gz", labels)
 
 
 def _check_kind(kind: str) -> None:

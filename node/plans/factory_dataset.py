@@ -33,12 +33,12 @@ class SliceDataset(CustomDataset):
         """Open the store. Raises: NodeDataError with a text that may leave the site; details go to the site's log."""
         try:
             self.store = SliceStore(self.path)
-            self.store.require(size=self.config.image_size, z_bins=self.config.z_bins)
+            self.store.require_factory(self.config)
         except FedFactoryError as error:
             logger.error(f"fedfactory: {error}")
             raise NodeDataError(
-                f"this site's slice store cannot be used with {self.config.image_size} px and {self.config.z_bins} "
-                "bins; see the node's log"
+                f"this site's slice store cannot be used with {self.config.image_size} px, {self.config.image_channels} "
+                f"channels and {self.config.z_bins} bins; see the node's log"
             ) from None
         if self.store.domain not in self.config.domains:
             raise NodeDataError(
@@ -69,7 +69,7 @@ class SliceDataset(CustomDataset):
 
     @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
-        """{"image": (1, S, S) float32 in [-1, 1], "z_bin": () int64} of one slice."""
+        """{"image": (C, S, S) float32 in [-1, 1], "z_bin": () int64} of one slice."""
         number = self.chosen[index]
-        image = torch.from_numpy(self.store.images[number].astype(np.float32))[None]
+        image = torch.from_numpy(self.store.images[number].astype(np.float32))
         return {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}

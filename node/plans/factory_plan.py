@@ -195,12 +195,12 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         chosen = self.dataset.chosen
         chosen = chosen[:: -(-len(chosen) // MAX_QUALITY_SLICES)]
         store, encoding = self.dataset.store, self.dataset.encoding
-        real = torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
+        real = torch.from_numpy(store.images[chosen].astype(np.float32))
         z_bin = torch.from_numpy(store.z_bin[chosen])
         return site_quality(self.model().generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
 
     def _batches(self, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
-        """Endless batches {"image": (B, 1, S, S) float32 in [-1, 1], "z_bin": (B,) int64}; the loader shuffles with
+        """Endless batches {"image": (B, C, S, S) float32 in [-1, 1], "z_bin": (B,) int64}; the loader shuffles with
         PyTorch's global generator, which is seeded from the site's."""
         while True:
             torch.manual_seed(int(torch.randint(MAX_SEED, (1,), generator=rng, device=rng.device)))

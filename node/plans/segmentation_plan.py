@@ -66,6 +66,11 @@ class SegmentationDataset(CustomDataset):
             raise NodeDataError(
                 f"this site's slices have {self.store.format.size} px, the method {self.config.size}; both must agree"
             )
+        if (self.store.format.channels, self.store.format.colour) != (self.config.channels, self.config.colour):
+            raise NodeDataError(
+                f"this site's slices have {_channels(self.store.format.channels, colour=self.store.format.colour)}, the "
+                f"method {_channels(self.config.channels, colour=self.config.colour)}; both must agree"
+            )
         if self.store.classes > self.config.classes:
             raise NodeDataError(
                 f"this site has {self.store.classes} label values, the method {self.config.classes}; it must have at "
@@ -98,8 +103,8 @@ class SegmentationDataset(CustomDataset):
 
     @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
-        """{"image": (1, S, S) float32 in [-1, 1]} of one slice."""
-        return {"image": torch.from_numpy(self.data.images[index])[None]}
+        """{"image": (C, S, S) float32 in [-1, 1]} of one slice."""
+        return {"image": torch.from_numpy(self.data.images[index])}
 
 
 class SegmentationTrainingPlan(PersistentOptimizerPlan):
@@ -270,6 +275,10 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             metric=metric, iteration=1, epoch=None, train=True, total_samples=count, batch_samples=count,
             num_batches=1, num_samples_trained=count,
         )  # fmt: skip
+
+
+def _channels(number: int, *, colour: bool) -> str:
+    return "red, green and blue" if colour else f"{number} channels"
 
 
 def _listed(kinds: dict[str, int]) -> str:

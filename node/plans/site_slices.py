@@ -66,7 +66,7 @@ def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]
 def _case_scores(store: SliceStore, case: Case, segmenter: Segmenter) -> list[Score]:
     """Scores of all classes of the store for a densely labelled test case."""
     reference = store.reference(case)
-    images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
+    images = torch.from_numpy(store.images[case.span].astype(np.float32))
     found = segmenter.tidied(store.grid(case).labels_to_volume(segmenter.probabilities(images).cpu().numpy()))
     unknown = reference.data == UNLABELLED
     ours, theirs = (Volume(np.where(unknown, 0, data), reference.affine) for data in (found, reference.data))

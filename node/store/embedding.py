@@ -33,7 +33,7 @@ def embed_store(path: str | Path, *, encoder: str, weights: str | Path, device: 
     store, network = SliceStore(path), load_image_encoder(encoder, weights, device=device)
     chosen = store.slices("train")
     starts = track(range(0, len(chosen), BATCH), "embedding slices")
-    batches = (torch.from_numpy(store.images[chosen[n : n + BATCH]].astype(np.float32))[:, None] for n in starts)
+    batches = (torch.from_numpy(store.images[chosen[n : n + BATCH]].astype(np.float32)) for n in starts)
     mean = network.mean_embedding(batches)
     with atomic_file(store.path / EMBEDDING) as temporary, temporary.open("wb") as file:
         np.save(file, mean.numpy()[None], allow_pickle=False)

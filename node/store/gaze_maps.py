@@ -58,11 +58,11 @@ def read_gaze(
     store, config = SliceStore(store_dir), config or GazeConfig()
     if store.gaze is None:
         raise UsageError(f"{store.path}: no fixations here; run `fedfactory prepare ... --label-kind gaze`")
-    candidates = np.zeros(store.images.shape, np.uint8)
+    candidates = np.zeros(_shape(store), np.uint8)
     fixated = np.unique(store.gaze[:, 0]).astype(int).tolist()
 
     def view(number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Fixations (n, 3) and image (S, S) of a slice."""
+        """Fixations (n, 3) and image (C, S, S) of a slice."""
         return store.gaze[store.gaze[:, 0] == number, 1:], store.images[number].astype(np.float64)
 
     if target_share is not None:
@@ -83,6 +83,11 @@ def read_gaze(
     )
 
 
+def _shape(store: SliceStore) -> tuple[int, int, int]:
+    """Of the candidate labels, (N, S, S)."""
+    return len(store), store.format.size, store.format.size
+
+
 def gaze_candidates(store: SliceStore) -> np.ndarray:
     """Candidate labels (N, S, S) uint8, 0 to 3. Raises: StoreError if they are missing or of other fixations."""
     hint = f"run `fedfactory gaze {store.path}`"
@@ -93,7 +98,7 @@ def gaze_candidates(store: SliceStore) -> np.ndarray:
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
     if (
         card.get("gaze") != store.files.get("gaze")
-        or candidates.shape != store.images.shape
+        or candidates.shape != _shape(store)
         or candidates.dtype != np.uint8
     ):
         raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")

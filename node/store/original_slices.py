@@ -13,10 +13,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import UsageError, VolumeError
-from ...imaging.cases import CaseFiles, Found, printable
+from ...imaging.case_files import CaseFiles, Found, printable
+from ...imaging.images import ImageFacts, Intensities, digest_of_array
 from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat
-from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, digest_of_array, histogram, label_facts
+from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, label_facts
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig
 from .reference_runs import to_runs
@@ -54,23 +55,20 @@ def import_slices(
 
     def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
         data, labels = _read_case(case, config.size)
-        low, high = float(data.min()), float(data.max())
+        known = ImageFacts(  # padding is expected, so no slice counts as blank
+            voxels=digest_of_array(data), intensities=(Intensities.of(data, absolute=True),), blank=0
+        )
         return Survey(
             digest=digest_of(case),
-            voxels=digest_of_array(data),
             patient=patient_of(case.name, config.patient_pattern),
             labelled=labels is not None,
             shape=(*data.shape[1:], len(data)),
             affine=affine,
+            channels=1,
             box=tuple((0, n) for n in (*data.shape[1:], len(data))),
             centre=None,
             spacing=np.diag(affine)[:3],
-            mean=0.0,
-            deviation=1.0,
-            blank=0,  # padding is expected
-            low=low,
-            high=high,
-            counts=histogram(data, low, high),
+            image=known,
         )
 
     def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
@@ -79,7 +77,14 @@ def import_slices(
         facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)
         reference = None if labels is None else to_runs(np.moveaxis(labels, 0, -1))
         height = len(data) * slice_spacing
-        return CaseSlices(standardised=data, labels=labels, reference=reference, height=height, facts=facts)
+        return CaseSlices(
+            standardised=data[:, None],
+            image=seen.image,
+            labels=labels,
+            reference=reference,
+            height=height,
+            facts=facts,
+        )
 
     return prepare_cases(found, out, config, workers=workers, survey=survey, cut=cut)
 
@@ -94,7 +99,7 @@ def _find(source: Path) -> Found:
     found = Found()
     for case, parts in files.items():
         if sorted(parts) == list(range(len(parts))):
-            found.cases.append(CaseFiles(case, tuple(parts[n] for n in range(len(parts)))))
+            found.cases.append(CaseFiles(case, (tuple(parts[n] for n in range(len(parts))),)))
         else:  # height bins would be wrong
             found.problems[case] = f"{source}: the slices of {case} are not numbered 0, 1, 2, ..."
     found.cases.sort(key=lambda case: case.name)
@@ -105,7 +110,7 @@ def _size(found: Found) -> int:
     """Pixels per side of the first readable slice."""
     for case in found.cases:
         try:
-            return len(_read_record(case.image[0])["data"])
+            return len(_read_record(case.files[0])["data"])
         except VolumeError:
             continue
     return 1  # every case will be refused with its own reason
@@ -114,7 +119,7 @@ def _size(found: Found) -> int:
 def _read_case(case: CaseFiles, size: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(n, S, S) float32 images and uint8 labels. Raises VolumeError naming the slice that cannot be used."""
     images, labels = [], []
-    for path in case.image:
+    for path in case.files:
         record = _read_record(path)
         data, mask, weight = record["data"], record.get("mask"), record.get("weight")
         if data.shape != (size, size, 1) or not np.isfinite(data).all() or np.abs(data).max() > 1 + 1e-4:
@@ -130,7 +135,7 @@ def _read_case(case: CaseFiles, size: int) -> tuple[np.ndarray, np.ndarray | Non
                 label[weight[..., 0] == 0] = UNLABELLED
             labels.append(label)
     if labels and len(labels) != len(images):
-        raise VolumeError(f"{case.image[0].parent}: only some slices of {case.name} have a mask")
+        raise VolumeError(f"{case.files[0].parent}: only some slices of {case.name} have a mask")
     return np.stack(images), np.stack(labels) if labels else None
 
 

@@ -1,6 +1,6 @@
-"""Volumes to a slice store: one orientation, one size, one intensity window per site.
+"""Volumes or pictures to a slice store: one orientation, one size, one intensity window per channel and site.
 
-A run has four passes over the cases, each in parallel and with one volume in memory per worker: survey (what is there),
+A run has four passes over the cases, each in parallel and with one image in memory per worker: survey (what is there),
 cut (slices, kept in a working folder), count (the site's intensity window), write (the store's arrays). The store's
 index comes last. The next run uses what a killed run has cut.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,8 +21,17 @@ from threadpoolctl import threadpool_limits
 from ... import __version__
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
-from ...imaging.cases import CaseFiles, Found, find_cases, printable
-from ...imaging.slice_format import WINDOW_BINS, SliceFormat, count_intensities, intensity_window, z_bins_of
+from ...imaging.case_files import CaseFiles, Found, printable
+from ...imaging.cases import find_cases
+from ...imaging.pictures.picture_image import is_picture_file
+from ...imaging.slice_format import (
+    PICTURE_SIDE,
+    WINDOW_BINS,
+    SliceFormat,
+    count_intensities,
+    intensity_window,
+    z_bins_of,
+)
 from .case_slices import CaseSlices, Survey, digest_of
 from .case_slices import cut as cut_volume
 from .case_slices import survey as survey_volume
@@ -61,14 +70,14 @@ class Preparation:
 
 
 def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, workers: int = 1) -> Preparation:
-    """Prepare one site's volumes, or add to a store what is new in their folder.
+    """Prepare one site's images, or add to a store what is new in their folder.
 
     Args:
-        source: folder of volumes, see `find_cases`.
+        source: folder of volumes or pictures, see `find_cases`.
         out: store folder. A store that is there is extended with its own slice format and intensity window: cases
             whose files have not changed are skipped, changed ones replaced, others kept.
         config: how slices are made.
-        workers: volumes worked on at once.
+        workers: images worked on at once.
 
     Returns: the store and what became of each case; cases that cannot be used are left out and named.
     Raises:
@@ -81,7 +90,10 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
         image_key=config.image_key,
         label_key=None if config.label_kind == "none" else config.label_key,
         mask_key=config.mask_key,
+        fill_missing=config.fill_missing,
     )
+    if any(is_picture_file(file) for case in found.cases for file in case.channels):
+        config = config.for_pictures()
     return prepare_cases(found, out, config, workers=workers)
 
 
@@ -97,7 +109,7 @@ def prepare_cases(
     """`prepare` for cases that were found already.
 
     Args:
-        survey, cut: what a case is, and its slices; default: of volumes.
+        survey, cut: what a case is, and its slices; default: of volumes and pictures.
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}; it must be at least 1")
@@ -215,7 +227,10 @@ class _Run:
         """The store's own format, or a format that suits the cases and still lacks its intensity window."""
         if self.store:
             return self.store.format
-        config = self.config
+        config, channels = self.config, seen[0].channels
+        if config.content == "pictures":
+            colour = config.colour == "colour" or (config.colour is None and any(s.channels == 3 for s in seen))
+            return picture_format(config.size, colour=colour)
         middle = np.median([s.spacing for s in seen], axis=0)
         fits = np.max([s.extent for s in seen], axis=0) / config.size
         between = config.slice_spacing
@@ -226,7 +241,7 @@ class _Run:
             size=config.size,
             spacing=config.pixel or float(max(*middle[:2], *fits[:2])),
             slice_spacing=between,
-            window=config.window or (-1.0, 1.0),
+            window=config.windows(channels) or ((-1.0, 1.0),) * channels,
             z_bins=config.z_bins,
             plane=config.plane,
             crop=config.crop,
@@ -236,26 +251,35 @@ class _Run:
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
         settings = {**fmt.to_dict(), "window": None, "z_bins": None, **asdict(self.config.site)}
-        labels = [self.config.label_kind, self.config.unlabelled_value, self.config.classes]
-        text = json.dumps([__version__, seen.digest, settings, labels, seen.centre])
+        config = self.config
+        labels = [config.label_kind, config.unlabelled_value, config.classes, sorted(config.class_names.items())]
+        colours = None if config.mask_colours is None else sorted(map(str, config.mask_colours.items()))
+        text = json.dumps([__version__, seen.digest, settings, labels, colours, seen.centre, fmt.channels])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             part.write(self.cut(case, seen, fmt, config=self.config))
         return part
 
     def _with_window(self, fmt: SliceFormat, parts: list[CutCase]) -> SliceFormat:
-        if self.store or self.config.window:
+        if self.store or self.config.window or fmt.colour:
             return fmt
+        windows = [self._window(channel, fmt, parts) for channel in range(fmt.channels)]
+        return replace(fmt, window=tuple(windows))
+
+    def _window(self, channel: int, fmt: SliceFormat, parts: list[CutCase]) -> tuple[float, float]:
+        """The intensity window of one channel."""
         facts = [part.facts for part in parts]
-        low, high = min(fact.low for fact in facts), max(fact.high for fact in facts)
+        low, high = min(fact.low[channel] for fact in facts), max(fact.high[channel] for fact in facts)
         if not high > low:
             raise StoreError(
                 f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
             )
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
-        for _, found in self._parallel(parts, lambda p: count_intensities(p.standardised(), low, high), "counting"):
+        for _, found in self._parallel(
+            parts, lambda p: count_intensities(p.standardised()[:, channel], low, high), "counting"
+        ):
             counts += found
-        return replace(fmt, window=intensity_window(low, high, counts))
+        return intensity_window(low, high, counts)
 
     def _write(
         self,
@@ -273,7 +297,7 @@ class _Run:
         classes = max([known, *(part.facts.classes for _, part in fresh.values())])
         kinds = {kind for _, part in fresh.values() for kind in part.facts.kinds}
         kinds |= {"images", *(self.store.files if self.store else ())}
-        arrays = StoreArrays(self.work, sum(counts), fmt.size, classes=classes, kinds=kinds)
+        arrays = StoreArrays(self.work, sum(counts), fmt, classes=classes, kinds=kinds)
 
         def write_one(name: str) -> Case:
             if name in kept:
@@ -307,6 +331,7 @@ class _Run:
             made_by=f"fedfactory {__version__}",
             domain=self.config.domain,
             classes=classes,
+            class_names=self._class_names([part.facts.labels.names for _, part in fresh.values()]),
             height=float(np.median([case.height for case in cases])),
             site=self.config.site,
             format=fmt,
@@ -316,6 +341,37 @@ class _Run:
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
         )
         commit(self.out, self.work, index)
+
+
+    def _class_names(self, of_cases: Iterable[Mapping[str, str]]) -> dict[str, str]:
+        """Names by label value: those that were asked for, of the store as it was, and of the label files.
+
+        Raises: UsageError if label files give one value several names.
+        """
+        names = {str(value): name for value, name in (self.store.class_names if self.store else {}).items()}
+        names |= {str(value): name for value, name in self.config.class_names.items()}
+        for given in of_cases:
+            for value, name in given.items():
+                if names.setdefault(value, name) != name:
+                    raise UsageError(
+                        f"label {value} is '{names[value]}' in one label file and '{name}' in another; give class_names, "
+                        "by which their classes are matched"
+                    )
+        return dict(sorted(names.items(), key=lambda item: int(item[0])))
+
+
+def picture_format(size: int, *, colour: bool) -> SliceFormat:
+    """The format of pictures of `size` pixels per side; grey ones still lack their intensity window."""
+    return SliceFormat(
+        size=size,
+        spacing=PICTURE_SIDE / size,
+        window=((0.0, 1.0),) * 3 if colour else ((-1.0, 1.0),),
+        z_bins=1,
+        plane="stored",
+        crop="none",
+        content="pictures",
+        colour=colour,
+    )
 
 
 def _one_line(text: str) -> str:
@@ -346,22 +402,19 @@ def _describe(
         box=seen.box,
         centre=seen.centre,
         localiser=seen.localiser,
-        mean=seen.mean,
-        deviation=seen.deviation,
+        intensities=cut.image.intensities,
         height=cut.height,
         digest=seen.digest,
-        voxels=seen.voxels,
+        voxels=cut.image.voxels,
         checksum=digest,
         facts=CaseFacts(
             spacing=tuple(seen.spacing.tolist()),
-            blank=seen.blank,
-            low=seen.low,
-            high=seen.high,
-            counts=tuple(seen.counts.tolist()),
+            blank=cut.image.blank,
             clipped=clipped,
             label_volumes=cut.labels.label_volumes,
             label_loss=cut.labels.label_loss,
             cut_labels=cut.labels.cut_labels,
             marks=cut.labels.marks,
+            remarks=cut.labels.remarks,
         ),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
@@ -12,14 +13,24 @@ from ...imaging.centre_table import CentreSource
 from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
 from ...imaging.patients import check_pattern
-from ...imaging.slice_format import PLANES, SliceFormat
+from ...imaging.slice_format import CONTENTS, PLANES, SliceFormat
 from .patient_split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
 NEEDS_UNLABELLED = ("scribble", "point", "block")
 FORMAT_FILE = "format.json"
 # Stores may be mixed or extended only where these agree.
-AGREED = ("size", "z_bins", "plane", "crop", "compatibility")
+AGREED = ("size", "z_bins", "plane", "crop", "compatibility", "content")
+COLOURS = ("grey", "colour")
+# What only volumes have, with the values that mean that nobody asked for it.
+OF_VOLUMES: dict[str, object] = {
+    "spacing": None,
+    "field_of_view": None,
+    "slice_spacing": None,
+    "centres": None,
+    "mask_key": None,
+    "compatibility": "none",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +41,18 @@ class SiteSettings:
         domain: name of the site's scanner, modality or organ.
         mask_key: modality folder of the masks; None without masks.
         mask_as_class: whether label 1 is the mask.
+        channels: modality folders or numbers of the channels, in their order; empty for one channel.
     """
 
     domain: str
     mask_key: str | None
     mask_as_class: bool
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How one site's volumes become slices. Raises: ConfigError or UsageError if a value makes no sense.
+    """How one site's images become slices. Raises: ConfigError or UsageError if a value makes no sense.
 
     Attributes:
         domain: name of the site's scanner, modality or organ, as in the factory's configuration.
@@ -52,15 +65,25 @@ class PrepareConfig:
         slice_spacing: millimetres from slice to slice; default: as acquired.
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
-        window: standardised intensities shown as -1 and 1; default: 0.1 % and 99.9 % of the site's voxels.
+        window: standardised intensities shown as -1 and 1, of all channels or a pair for each; default: 0.1 % and 99.9 %
+            of the site's voxels.
         compatibility: "published" prepares as the published program did, its errors included.
-        image_key: modality folder of the images; a channel number for an nnU-Net data set.
+        image_key: modality folder of the images; a channel number for an nnU-Net data set. Several, separated by
+            commas, make images of several channels; "image" takes all channels of an nnU-Net data set.
+        fill_missing: whether a channel that a case lacks is filled with background; otherwise the case is left out.
         label_key: modality folder of the labels.
         mask_key: modality folder of the masks.
         mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
         label_kind: one of LABEL_KINDS; "none" does not read labels.
         unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
         classes: label values including background; higher ones are refused. Default: up to 254.
+        class_names: name of each label value. Labels in DICOM are matched by these names.
+        mask_colours: label of each colour or grey level of the masks of pictures, see
+            `fedfactory.imaging.pictures.masks.read_colour_table`.
+        colour: "colour" gives pictures three channels, "grey" one; default: three if any picture of the site has colours.
+        max_pixels: of a picture that is read; default: 100 million.
+        content: "volumes" or "pictures", see `for_pictures`.
+        patients: patient of each case by name; default: by `patient_pattern`.
         patient_pattern: regular expression that finds the patient in a case's name; default: its beginning up to the
             first digits, or the DICOM headers.
         validation_share: share of the patients held out for validation, in [0, 1).
@@ -79,15 +102,22 @@ class PrepareConfig:
     slice_spacing: float | None = None
     plane: str = "axial"
     crop: str = "air"
-    window: tuple[float, float] | None = None
+    window: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     compatibility: str = "none"
     image_key: str = "image"
+    fill_missing: bool = False
     label_key: str = "label"
     mask_key: str | None = None
     mask_as_class: bool = False
     label_kind: str = "dense"
     unlabelled_value: int | None = None
     classes: int | None = None
+    class_names: Mapping[int, str] = field(default_factory=dict)
+    mask_colours: Mapping[int | tuple[int, int, int], int] | None = None
+    colour: str | None = None
+    max_pixels: int | None = None
+    content: str = "volumes"
+    patients: Mapping[str, str] | None = None
     patient_pattern: str | None = None
     validation_share: float = 0.15
     test_share: float = 0.15
@@ -105,12 +135,14 @@ class PrepareConfig:
             ("compatibility", COMPATIBILITY),
         ):
             if getattr(self, name) not in choices:
-                raise UsageError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+                raise UsageError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(filter(None, choices))}")
         if self.split not in (None, *SPLITS):
             raise UsageError(f"split is '{self.split}'; choose one of {', '.join(SPLITS)}, or none to draw it")
         self._check_numbers()
         self._check_labels()
         check_pattern(self.patient_pattern)
+        if self.patients is not None and self.patient_pattern is not None:
+            raise UsageError(f"patient_pattern is '{self.patient_pattern}', but there is a table of patients; give one")
 
     def _check_numbers(self) -> None:
         for name in ("size", "z_bins"):
@@ -132,6 +164,8 @@ class PrepareConfig:
                 f"validation_share is {self.validation_share} and test_share {self.test_share}; choose them so that "
                 "patients remain for training"
             )
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ConfigError(f"max_pixels is {self.max_pixels}; it must be at least 1")
         if self.classes is not None and not 2 <= self.classes <= 255:
             raise ConfigError(f"classes is {self.classes}; choose 2 to 255, background included")
 
@@ -160,6 +194,24 @@ class PrepareConfig:
         """Millimetres per pixel that were asked for, as `spacing` or by `field_of_view`; None leaves it to the site."""
         return self.spacing if self.field_of_view is None else self.field_of_view / self.size
 
+    def for_pictures(self) -> PrepareConfig:
+        """These settings for a folder of pictures, each of which is a case of one slice in one height bin.
+
+        Raises: UsageError if something is asked for that only volumes have.
+        """
+        if self.content == "pictures":
+            return self
+        for name, unasked in OF_VOLUMES.items():
+            if getattr(self, name) != unasked:
+                raise UsageError(f"{name} is '{getattr(self, name)}', but the folder holds pictures; leave it out")
+        return replace(self, content="pictures", z_bins=1, plane="stored", crop="none")
+
+    def windows(self, channels: int) -> tuple[tuple[float, float], ...] | None:
+        """The intensity window of each channel that was asked for; None leaves it to the site."""
+        if not self.window:
+            return None
+        return tuple(self.window) if isinstance(self.window[0], tuple) else (self.window,) * channels
+
     def like(self, path: str | Path) -> PrepareConfig:
         """These settings with another site's slice format; of the same domain also with its intensity window.
 
@@ -183,20 +235,35 @@ class PrepareConfig:
                 f"field_of_view is {self.field_of_view:g} mm, but the slices of {path} show {fmt.field_of_view:g} mm; "
                 "leave field_of_view out, it is taken over"
             )
-        agreed: dict[str, object] = {name: getattr(fmt, name) for name in (*AGREED, "spacing", "slice_spacing")}
-        return replace(self, **agreed, field_of_view=None, window=fmt.window if domain == self.domain else self.window)
+        agreed: dict[str, object] = {name: getattr(fmt, name) for name in AGREED}
+        if fmt.pictures:
+            return replace(self, **agreed, colour="colour" if fmt.colour else "grey")
+        agreed |= {"spacing": fmt.spacing, "slice_spacing": fmt.slice_spacing, "field_of_view": None}
+        return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
 
     @property
     def site(self) -> SiteSettings:
         """What a store records besides the slice format."""
-        return SiteSettings(domain=self.domain, mask_key=self.mask_key, mask_as_class=self.mask_as_class)
+        keys = tuple(key.strip() for key in self.image_key.split(","))
+        return SiteSettings(
+            domain=self.domain,
+            mask_key=self.mask_key,
+            mask_as_class=self.mask_as_class,
+            channels=keys if len(keys) > 1 else (),
+        )
 
     def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
         pairs += [(name, getattr(self, name), value) for name, value in asdict(site).items()]
-        chosen = {"spacing": self.pixel, "slice_spacing": self.slice_spacing, "window": self.window}
+        chosen: dict[str, object] = {
+            "spacing": self.pixel,
+            "slice_spacing": self.slice_spacing,
+            "window": self.windows(fmt.channels),
+        }
         pairs += [(name, wanted, getattr(fmt, name)) for name, wanted in chosen.items() if wanted is not None]
+        if self.colour is not None:
+            pairs.append(("colour", self.colour == "colour", fmt.colour))
         other = [f"{name} is {there}, not {wanted}" for name, wanted, there in pairs if wanted != there]
         if other:
             raise UsageError(f"{where}: was prepared otherwise ({'; '.join(other)}); choose another folder")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...common.html_pages import picture, pixels, table, write_page
+from ...imaging.images import HISTOGRAM_BINS
 from ...imaging.overlays import COLOURS, coloured
 from ...imaging.slice_format import UNLABELLED
 from .slice_store import Case, SliceStore
@@ -21,7 +23,7 @@ COLUMNS, MONTAGE_CASES = 8, 6
 SHOWN_SIZE = 128
 LISTED = 500  # cases in the table
 SAMPLED = 64  # slices behind the histogram of prepared intensities
-HISTOGRAM_BINS = 64
+CHANNEL_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:grey")
 NOTE = (
     "<b>This page shows patients and stays at this site.</b> It names cases and holds images. Of the store, only "
     "<code>format.json</code> may be handed to others: it has slice format and domain, nothing of any patient."
@@ -35,14 +37,11 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
         f"{sum(case.split == part for case in store.cases)} {part}" for part in ("train", "validation", "test")
     )
     fmt = store.format
-    between = "as acquired" if fmt.slice_spacing is None else f"every {fmt.slice_spacing:.3g} mm"
     body = [
         f"<h1>Slice store of domain {html.escape(store.domain)}</h1>",
         f'<p class="note">{NOTE}</p>',
         f"<p>{len(store.cases)} cases of {len({case.patient for case in store.cases})} patients ({splits}), {labelled} "
-        f"with {html.escape(store.label_kind)} labels; {len(store)} slices of {fmt.size} x {fmt.size} px at "
-        f"{fmt.spacing:.3g} mm, {between}, {fmt.plane} plane, {fmt.z_bins} height bins. Standardised intensities "
-        f"{fmt.window[0]:.2f} to {fmt.window[1]:.2f} became -1 to 1.</p>",
+        f"with {html.escape(store.label_kind)} labels; {_format(store)}</p>",
         "<h2>Warnings</h2>",
         "".join(f"<p>{html.escape(text)}</p>" for text in store.warnings) or "<p>none</p>",
         "<h2>Slices</h2>",
@@ -55,9 +54,37 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
     write_page(path, f"slice store {store.domain}", body)
 
 
+def _format(store: SliceStore) -> str:
+    """Size, place and intensities of the slices, and the names of the classes, in sentences."""
+    fmt = store.format
+    between = "as acquired" if fmt.slice_spacing is None else f"every {fmt.slice_spacing:.3g} mm"
+    if fmt.pictures:
+        text = f"{len(store)} pictures, brought to {fmt.size} x {fmt.size} px"
+    else:
+        text = (
+            f"{len(store)} slices of {fmt.size} x {fmt.size} px at {fmt.spacing:.3g} mm, {between}, {fmt.plane} plane, "
+            f"{fmt.z_bins} height bins"
+        )
+    if fmt.colour:
+        text += ", in colour."
+    else:
+        named = store.site.channels or tuple(str(channel) for channel in range(fmt.channels))
+        windows = [f"{low:.2f} to {high:.2f}" for low, high in fmt.window]
+        which = [f" of {html.escape(name)}" if fmt.channels > 1 else "" for name in named]
+        ends = "; ".join(f"{window}{name}" for window, name in zip(windows, which, strict=True))
+        text += f". Standardised intensities {ends} became -1 to 1."
+    names = ", ".join(f"{value} {html.escape(name)}" for value, name in store.class_names.items())
+    return text + (f" Classes: {names}." if names else "")
+
+
 def _montage(store: SliceStore) -> str:
-    """One row per case, from the lowest to the highest slice."""
+    """One row per case, from the lowest to the highest slice; pictures in one row."""
     rows = []
+    if store.format.pictures:
+        shown = [store.cases[n] for n in _spread(len(store.cases), COLUMNS)]
+        strip = np.concatenate([_coloured(store, case, case.first) for case in shown], axis=1)
+        names = html.escape(", ".join(case.name for case in shown))
+        return f"<p>{names}<br>{pixels(strip, 'pictures of the store')}</p>"
     for case in (store.cases[n] for n in _spread(len(store.cases), MONTAGE_CASES)):
         places = np.linspace(case.first, case.first + case.count - 1, COLUMNS).round().astype(int)
         strip = np.concatenate([_coloured(store, case, place) for place in places], axis=1)
@@ -68,29 +95,33 @@ def _montage(store: SliceStore) -> str:
 def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
     """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
     step = max(1, store.format.size // SHOWN_SIZE)
-    grey = (np.asarray(store.images[number, ::step, ::step], dtype=np.float32) + 1) / 2
-    label = np.zeros(grey.shape, np.uint8)
+    image = np.asarray(store.images[number, :, ::step, ::step], dtype=np.float32)
+    shown = (np.moveaxis(image, 0, -1) if store.format.colour else image[0, ..., None]) / 2 + 0.5
+    label = np.zeros(shown.shape[:2], np.uint8)
     if store.labels is not None and case.labelled:
         label = np.asarray(store.labels[number, ::step, ::step])
-    shown = coloured(grey, np.where(label == UNLABELLED, 0, label))
+    shown = coloured(shown, np.where(label == UNLABELLED, 0, label))
     if store.gaze is not None and case.labelled:
         rows = store.gaze[store.gaze[:, 0] == number]
         places = (rows[:, 1:3] / step).round().astype(int).clip(0, len(shown) - 1)
         shown[places[:, 0], places[:, 1]] = COLOURS[0] * 255
-    # Rows of a slice go from left to right; on paper the front of the body is up.
-    return np.pad(np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
+    # Rows of a volume's slice go from left to right; on paper the front of the body is up.
+    return np.pad(shown if store.format.pictures else np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
 
 
 def _histograms(store: SliceStore) -> Figure:
     from matplotlib import pyplot as plt
 
     figure, (before, after) = plt.subplots(1, 2, figsize=(10, 3))
-    for case in store.cases:
-        counts, edges = np.array(case.facts.counts), np.linspace(case.facts.low, case.facts.high, 65)
-        before.plot(edges[:-1], counts / counts.sum(), color="tab:blue", alpha=0.3, linewidth=0.8)
+    colours = ("tab:red", "tab:green", "tab:blue") if store.format.colour else CHANNEL_COLOURS
     sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
-    counts, edges = np.histogram(sample, HISTOGRAM_BINS, (-1, 1))
-    after.plot(edges[:-1], counts / counts.sum(), color="tab:blue")
+    for channel, colour in zip(range(store.format.channels), colours, strict=False):
+        for case in store.cases:
+            found = case.intensities[channel]
+            counts, edges = np.array(found.counts), np.linspace(found.low, found.high, HISTOGRAM_BINS + 1)
+            before.plot(edges[:-1], counts / max(1, counts.sum()), color=colour, alpha=0.3, linewidth=0.8)
+        counts, edges = np.histogram(sample[:, channel], HISTOGRAM_BINS, (-1, 1))
+        after.plot(edges[:-1], counts / counts.sum(), color=colour)
     before.set(title="as acquired, one line per case", xlabel="intensity", ylabel="share of voxels", yscale="log")
     after.set(title="in the store, padding included", xlabel="intensity", yscale="log")
     for axis in (before, after):
@@ -100,32 +131,29 @@ def _histograms(store: SliceStore) -> Figure:
 
 def _cases(store: SliceStore) -> str:
     values = sorted({int(v) for case in store.cases for v in case.facts.label_volumes})[:12]
-    head = [
-        "case",
-        "patient",
-        "split",
-        "shape",
-        "voxel in mm",
-        "slices",
-        "clipped",
-        *(f"label {v} in ml" for v in values),
-    ]
-    rows = [_row(case, values) for case in store.cases[:LISTED]]
+    pictures = store.format.pictures
+    named = [store.class_names.get(value, f"label {value}") for value in values]
+    head = ["case", "patient", "split", "shape", *([] if pictures else ["voxel in mm", "slices"]), "clipped"]
+    head += [f"{name} in {'% of the picture' if pictures else 'ml'}" for name in named]
+    rows = [_row(case, values, pictures=pictures) for case in store.cases[:LISTED]]
     rest = len(store.cases) - LISTED
     return table(head, rows) + (f"<p>and {rest} more</p>" if rest > 0 else "")
 
 
-def _row(case: Case, values: list[int]) -> list[str]:
-    volumes = case.facts.label_volumes
+def _row(case: Case, values: list[int], *, pictures: bool) -> list[str]:
+    shares = case.facts.label_volumes
+    if pictures:  # millilitres of what stands for its size
+        whole = math.prod(case.shape) * abs(float(np.linalg.det(np.array(case.affine)[:3, :3]))) / 1000
+        shares = {value: 100 * volume / whole for value, volume in shares.items()}
+    size = [" x ".join(f"{mm:.3g}" for mm in case.facts.spacing), str(case.count)]
     return [
         case.name,
         case.patient,
         case.split,
-        " x ".join(str(n) for n in case.shape),
-        " x ".join(f"{mm:.3g}" for mm in case.facts.spacing),
-        str(case.count),
+        " x ".join(str(n) for n in (case.shape[:2] if pictures else case.shape)),
+        *([] if pictures else size),
         f"{case.facts.clipped:.1%}",
-        *(f"{volumes[str(v)]:.3g}" if str(v) in volumes else ("" if case.labelled else "-") for v in values),
+        *(f"{shares[str(v)]:.3g}" if str(v) in shares else ("" if case.labelled else "-") for v in values),
     ]
 
 

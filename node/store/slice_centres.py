@@ -9,25 +9,26 @@ import numpy as np
 from ...errors import VolumeError
 from ...imaging.centre_table import CentreTable
 from ...imaging.cropping import refuse_centre_in_air
-from ...imaging.volumes import Volume, in_plane
+from ...imaging.images import Image
+from ...imaging.volumes import in_plane
 from .prepare_config import PrepareConfig
 from .slice_store import Case
 
 
-def centre_of(case: str, volume: Volume, *, config: PrepareConfig) -> tuple[float, float] | None:
+def centre_of(case: str, image: Image, *, config: PrepareConfig) -> tuple[float, float] | None:
     """Position of a case's centre along rows and columns, in voxels of the turned axes; None for the body's middle.
 
     Args:
         case: name of the case.
-        volume: its image.
+        image: of the case.
         config: has the table or the localiser, and the plane of the slices.
 
     Raises: VolumeError if there is no place for the case, or it is outside of the volume.
     """
     if config.centres is None:
         return None
-    voxel = config.centres.voxel_in(case, volume)
-    return in_plane(voxel, volume.data.shape, affine=volume.affine, plane=config.plane)
+    voxel = config.centres.voxel_in(case, image)
+    return in_plane(voxel, image.shape, affine=image.affine, plane=config.plane)
 
 
 def refuse_beside(

@@ -13,6 +13,8 @@ import numpy as np
 from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
+from ...generative.config import FactoryConfig
+from ...imaging.images import Intensities
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import SliceGrid
 from ...imaging.volumes import Volume
@@ -21,7 +23,7 @@ from .prepare_config import LABEL_KINDS, SiteSettings
 from .reference_runs import from_runs
 
 INDEX = "store.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ARRAY_OF = {"image": "presence", "gaze": "gaze"}  # where labels of a kind lie; all others are label maps
 DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32, "references": np.uint32}
 
@@ -33,31 +35,27 @@ class CaseFacts:
     Attributes:
         spacing: millimetres along the turned axes.
         blank: number of slices in which all voxels are equal.
-        low: lowest intensity.
-        high: highest intensity.
-        counts: histogram of the intensities, in 64 equal bins from `low` to `high`.
         clipped: share of the voxels far outside the intensity window, in [0, 1].
         label_volumes: millilitres by label value.
         label_loss: share of the annotated voxels that lie outside the slices, in [0, 1].
         cut_labels: label value to the number of slices in which it touches the border of the image.
         marks: whether the labels mark anything.
+        remarks: what is unusual about the label file, one sentence each.
     """
 
     spacing: tuple[float, float, float]
     blank: int
-    low: float
-    high: float
-    counts: tuple[int, ...]
     clipped: float
     label_volumes: dict[str, float]
     label_loss: float
     cut_labels: dict[str, int]
     marks: bool
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One volume of a store.
+    """One volume or picture of a store.
 
     Attributes:
         name: of the case at this site.
@@ -71,8 +69,7 @@ class Case:
         box: first and last + 1 index of the part that was kept, along the turned axes.
         centre: voxel in the middle of the slices, along the first two turned axes; None is the middle of the box.
         localiser: SHA-256 of the localiser that found the centre; None if a table gives it, or there is none.
-        mean: intensities v became (v - mean) / deviation.
-        deviation: see `mean`.
+        intensities: grey levels of each channel.
         height: millimetres along the slice axis.
         digest: SHA-256 over its files.
         voxels: SHA-256 over its voxels.
@@ -91,8 +88,7 @@ class Case:
     box: tuple[tuple[int, int], ...]
     centre: tuple[float, float] | None = None
     localiser: str | None = None
-    mean: float
-    deviation: float
+    intensities: tuple[Intensities, ...]
     height: float
     digest: str
     voxels: str
@@ -131,6 +127,7 @@ class StoreIndex:
         made_by: program and version.
         domain: see `SliceStore`.
         classes: see `SliceStore`.
+        class_names: see `SliceStore`.
         height: see `SliceStore`.
         site: see `SliceStore`.
         format: see `SliceStore`.
@@ -144,6 +141,7 @@ class StoreIndex:
     made_by: str
     domain: str
     classes: int
+    class_names: dict[str, str]
     height: float
     site: SiteSettings
     format: SliceFormat
@@ -166,12 +164,13 @@ class SliceStore:
         label_kind: of the labelled training cases (of all, if none of those is labelled); "mixed" if they differ,
             "none" for a site without labels.
         classes: number of label values including background; 0 without labels.
+        class_names: name by label value, of the classes that have one.
         height: median extent of the volumes along the slice axis, millimetres.
         cases: the volumes, sorted by name.
         site: settings of this store beside the slice format.
         warnings: what is unusual about the volumes, one sentence each.
         files: file names by kind of array.
-        images: (N, S, S) float16 memory map, in [-1, 1].
+        images: (N, C, S, S) float16 memory map, in [-1, 1].
         labels: (N, S, S) uint8 memory map, 255 where nobody annotated; or None.
         presence: (N, classes) uint8 memory map, 1 where a slice shows the class, for image-level labels; or None.
         gaze: (M, 4) float32 memory map: slice, row, column, milliseconds of each fixation; or None.
@@ -199,6 +198,7 @@ class SliceStore:
                 )
             index = read_record(StoreIndex, content)
             self.domain, self.classes, self.height = index.domain, index.classes, index.height
+            self.class_names = {int(value): name for value, name in index.class_names.items()}
             self.site, self.format, self.files = index.site, index.format, index.arrays
             self.cases, self.warnings = list(index.cases), list(index.warnings)
             self.label_kind = _common_kind(self.cases)
@@ -227,7 +227,7 @@ class SliceStore:
         slices = (total, self.format.size, self.format.size)
         starts = np.cumsum([0, *(case.count for case in self.cases)])[:-1]
         ok = (
-            self.images.shape == slices
+            self.images.shape == (total, self.format.channels, *slices[1:])
             and (self.labels is None or self.labels.shape == slices)
             and (self.presence is None or self.presence.shape == (total, self.classes))
             and (self.gaze is None or self.gaze.shape[1:] == (4,))
@@ -290,12 +290,18 @@ class SliceStore:
         """Where the slices of a case lie in its volume: for bringing predictions back to it."""
         return SliceGrid(case.shape, np.array(case.affine), box=case.box, fmt=self.format, centre=case.centre)
 
-    def require(self, *, size: int, z_bins: int) -> None:
-        """Raises StoreError if the slices do not fit a network of this size and number of bins."""
-        if self.format.size != size or self.format.z_bins != z_bins:
+    def require_factory(self, config: FactoryConfig) -> None:
+        """Raises StoreError if the slices do not fit a factory's networks: size, number of bins and channels."""
+        fmt = self.format
+        if fmt.channels != config.image_channels:
             raise StoreError(
-                f"{self.path}: slices are {self.format.size} px in {self.format.z_bins} bins, the factory needs "
-                f"{size} px in {z_bins}; run `fedfactory prepare --size {size} --z-bins {z_bins}`"
+                f"{self.path}: slices have {fmt.channels} channels, the factory needs {config.image_channels}; run "
+                "`fedfactory prepare` with other channels (--image-key, --colour)"
+            )
+        if (fmt.size, fmt.z_bins) != (config.image_size, config.z_bins):
+            raise StoreError(
+                f"{self.path}: slices are {fmt.size} px in {fmt.z_bins} bins, the factory needs {config.image_size} px "
+                f"in {config.z_bins}; run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}`"
             )
 
     def verify(self) -> None:

@@ -26,9 +26,6 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
         (f"with more than {CLIPPED:.0%} of the voxels far outside the intensity window", _names(
             case for case in cases if case.facts.clipped > CLIPPED)),
         ("with slices in which all voxels are equal", _names(case for case in cases if case.facts.blank)),
-        (f"with voxels that no scanner has (below {SMALLEST} or above {LARGEST:g} mm)", _names(
-            case for case in cases if min(case.facts.spacing) < SMALLEST or max(case.facts.spacing) > LARGEST)),
-        ("with a single slice", _names(case for case in cases if case.count == 1)),
         ("wider than the slices; their rims are cut off", _names(case for case in cases if _too_wide(case, fmt))),
         ("with a label file that marks nothing", _names(
             case for case in cases if case.labelled and not case.facts.marks)),
@@ -36,8 +33,16 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
             case for case in cases if case.facts.label_loss > LOST_LABELS)),
         ("without an image", without_image),
     ]  # fmt: skip
+    if not fmt.pictures:  # these have one slice, and no millimetres
+        findings += [
+            (f"with voxels that no scanner has (below {SMALLEST} or above {LARGEST:g} mm)", _names(
+                case for case in cases if min(case.facts.spacing) < SMALLEST or max(case.facts.spacing) > LARGEST)),
+            ("with a single slice", _names(case for case in cases if case.count == 1)),
+        ]  # fmt: skip
+    findings += [(f"with a remark: {remark}", _names(
+        case for case in cases if remark in case.facts.remarks)) for remark in _remarks(cases)]  # fmt: skip
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
-    sentences += size_warnings([_size(case) for case in cases])
+    sentences += [] if fmt.pictures else size_warnings([_size(case) for case in cases])
     if len(cases) > 1 and len({case.patient for case in cases}) == 1:
         sentences.append(
             f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; run "
@@ -48,6 +53,10 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
 
 def _names(cases: Iterable[Case]) -> list[str]:
     return [case.name for case in cases]
+
+
+def _remarks(cases: list[Case]) -> list[str]:
+    return sorted({remark for case in cases for remark in case.facts.remarks})
 
 
 def _some(names: list[str]) -> str:

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from ...common.files import refuse_existing, write_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
+from ...imaging.images import ImageFacts
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
 from .case_slices import CaseSlices, LabelFacts
 from .prepare_config import FORMAT_FILE
@@ -73,8 +74,9 @@ class CutFacts:
         height: millimetres along the slice axis.
         labels: what is known of its labels.
         count: number of slices.
-        low: lowest standardised intensity.
-        high: highest standardised intensity.
+        image: what is known of its voxels.
+        low: lowest standardised intensity of each channel.
+        high: highest standardised intensity of each channel.
         kinds: of the label arrays it has.
         classes: number of label values, background included; 0 without labels.
     """
@@ -82,8 +84,9 @@ class CutFacts:
     height: float
     labels: LabelFacts
     count: int
-    low: float
-    high: float
+    image: ImageFacts
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     kinds: tuple[str, ...]
     classes: int
 
@@ -116,24 +119,26 @@ class CutCase:
             height=slices.height,
             labels=slices.facts,
             count=len(slices.standardised),
-            low=float(np.nanmin(slices.standardised)),
-            high=float(np.nanmax(slices.standardised)),
+            image=slices.image,
+            low=_ends(slices.standardised, np.fmin),
+            high=_ends(slices.standardised, np.fmax),
             kinds=tuple(arrays),
             classes=slices.facts.highest_label + 1 if arrays else 0,
         )
         write_json(self._path("facts.json"), write_record(facts))
 
     def standardised(self) -> np.ndarray:
-        """(n, S, S) float32, NaN outside the volume."""
+        """(n, C, S, S) float32, NaN outside the image."""
         return self._load("standardised")
 
     def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
         """The arrays (n, ...) as the store has them, and the share of voxels that lie far outside of the window."""
         raw = self.standardised()
         finite = np.isfinite(raw).sum()
-        low, high = fmt.window
-        slack = FAR_OUTSIDE * (high - low)  # air a little darker than the site's darkest loses nothing
-        cut = (raw < low - slack).sum() + (raw > high + slack).sum()
+        cut = 0
+        for channel, (low, high) in enumerate(fmt.window):
+            slack = FAR_OUTSIDE * (high - low)  # air a little darker than the site's darkest loses nothing
+            cut += (raw[:, channel] < low - slack).sum() + (raw[:, channel] > high + slack).sum()
         arrays = {"images": fmt.scale(raw).astype(np.float16)}
         arrays |= {kind: self._load(kind) for kind in self.facts.kinds}
         return arrays, float(cut / max(1, finite))
@@ -148,19 +153,25 @@ class CutCase:
         return self.work / f"{self.key}.{ending}"
 
 
+def _ends(values: np.ndarray, pick: np.ufunc) -> tuple[float, ...]:
+    """The lowest or highest value of each channel of slices (n, C, S, S), 0 for a channel of NaN alone."""
+    return tuple(np.nan_to_num(pick.reduce(values, axis=(0, 2, 3))).astype(float).tolist())
+
+
 class StoreArrays:
     """The arrays of a store that is being made. Cases may be put from several threads.
 
     Args:
-        work: working folder. count: slices. size: pixels per side. classes: columns of `presence`.
+        work: working folder. count: slices. fmt: of the slices. classes: columns of `presence`.
         kinds: which arrays there are.
     """
 
-    def __init__(self, work: Path, count: int, size: int, *, classes: int, kinds: Iterable[str]) -> None:
+    def __init__(self, work: Path, count: int, fmt: SliceFormat, *, classes: int, kinds: Iterable[str]) -> None:
         self.staged = work / STAGED
         shutil.rmtree(self.staged, ignore_errors=True)  # of a killed run
         self.staged.mkdir()
-        rows = {"images": (size, size), "labels": (size, size), "presence": (classes,)}
+        side = (fmt.size, fmt.size)
+        rows = {"images": (fmt.channels, *side), "labels": side, "presence": (classes,)}
         self.files = {kind: _ArrayFile(self._path(kind), kind, (count, *rows[kind])) for kind in rows if kind in kinds}
         # Of these a case has any number of rows, which follow the number of its first slice.
         self.lists: dict[str, dict[int, np.ndarray]] = {kind: {} for kind in LISTS if kind in kinds}

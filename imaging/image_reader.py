@@ -1,0 +1,39 @@
+"""Reading the image of a case, a volume or a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import VolumeError
+from .case_files import ImageFile
+from .images import Image, VolumeImage, on_grid_of
+from .pictures.picture_image import is_picture_file, read_picture_image
+from .slice_format import SliceFormat
+from .volume_files import read_volume
+
+
+def read_image(files: Sequence[ImageFile | None], *, fmt: SliceFormat | None = None, max_pixels: int | None = None) -> Image:
+    """Read an image.
+
+    Args:
+        files: one for each channel, see `CaseFiles.channels`.
+        fmt: of the slices that are wanted; a picture is then read with its channels, and no finer than they need it.
+        max_pixels: of a picture that is read; None is the default of `read_picture`.
+
+    Raises: VolumeError or UsageError naming the file that cannot be used.
+    """
+    paths = [file[0] if isinstance(file, tuple) else file for file in files]
+    first_path = next(path for path in paths if path is not None)
+    given = [file for file in files if file is not None]
+    pictures = any(is_picture_file(file) for file in given)
+    if fmt is not None and fmt.pictures != pictures:
+        kinds = ("a picture", "volumes") if pictures else ("a volume", "pictures")
+        raise VolumeError(f"{first_path}: is {kinds[0]}; it must be one of the {kinds[1]} that the slices are made of")
+    if pictures:
+        return read_picture_image(given, fmt=fmt, max_pixels=max_pixels)
+    if fmt is not None and len(files) != fmt.channels:
+        raise VolumeError(f"{first_path}: is one of {len(files)} channels; an image must have {fmt.channels} here")
+    volumes = [None if file is None else read_volume(file) for file in files]
+    first = next(volume for volume in volumes if volume is not None)
+    same = [None if v is None else on_grid_of(first, v, path) for v, path in zip(volumes, paths, strict=True)]
+    return VolumeImage(first_path, same)

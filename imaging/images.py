@@ -1,0 +1,205 @@
+"""The interface through which images are read: volumes and pictures, of one or several channels."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import VolumeError
+from .cropping import crop_box
+from .slice_format import SliceFormat, mean_and_deviation
+from .slice_grid import SliceGrid
+from .volumes import Volume, in_plane, turned_affine
+
+HISTOGRAM_BINS = 64
+AFFINE_TOLERANCE = 1e-2  # millimetres
+
+Box = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intensities:
+    """The grey levels of one channel of an image; v becomes (v - mean) / deviation.
+
+    Attributes:
+        mean: of the kept voxels; 0 where grey levels have an absolute meaning, and for a channel that is missing.
+        deviation: standard deviation of the kept voxels; 1 where `mean` is 0 for one of these reasons.
+        low: lowest kept voxel.
+        high: highest kept voxel.
+        counts: (64,) histogram of the kept voxels in equal bins from `low` to `high`.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, values: np.ndarray, *, absolute: bool = False) -> Intensities:
+        """Grey levels of voxels of any shape.
+
+        Raises: VolumeError if all are equal, unless their meaning is absolute.
+        """
+        mean, deviation = (0.0, 1.0) if absolute else mean_and_deviation(values)
+        low, high = float(values.min()), float(values.max())
+        return cls(mean=mean, deviation=deviation, low=low, high=high, counts=tuple(histogram(values, low, high)))
+
+
+MISSING = Intensities(mean=0.0, deviation=1.0, low=0.0, high=0.0, counts=(0,) * HISTOGRAM_BINS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What is known of an image's voxels.
+
+    Attributes:
+        voxels: SHA-256 over the voxels and the shape alone.
+        intensities: grey levels of each channel.
+        blank: number of slices of the kept part in which all voxels are equal, in every channel.
+    """
+
+    voxels: str
+    intensities: tuple[Intensities, ...]
+    blank: int
+
+
+class Image(ABC):
+    """An image of one or several channels, on one grid.
+
+    Attributes:
+        path: of its first file, for messages.
+        shape: (3,) of the stored image; that of a picture is (rows, columns, 1).
+        affine: (4, 4), voxel index to millimetres (RAS+).
+        channels: number of channels.
+        colour: whether the channels are red, green and blue.
+        deferred: whether voxels are read only when they are needed, for the slices' format does not follow from them.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    channels: int
+    colour: bool = False
+    deferred: bool = False
+
+    def turned_spacing(self, plane: str) -> np.ndarray:
+        """(3,) millimetres along the turned axes, see `orientation`."""
+        return np.linalg.norm(turned_affine(self.affine, self.shape, plane=plane)[:3, :3], axis=0)
+
+    @abstractmethod
+    def box(self, *, plane: str, crop: str, published: bool) -> Box:
+        """First and last + 1 index of the part that is kept, along the turned axes, see `SliceFormat`."""
+
+    @abstractmethod
+    def facts(self, *, plane: str, box: Box) -> ImageFacts:
+        """What is known of the kept part.
+
+        Raises: VolumeError for a channel without contrast.
+        """
+
+    @abstractmethod
+    def slices(self, grid: SliceGrid) -> np.ndarray:
+        """(slices, channels, size, size) float32 on the grid, in the image's own grey levels; NaN outside of it."""
+
+    @abstractmethod
+    def shown(self) -> np.ndarray:
+        """What people are shown: (X, Y, Z) of the first channel, or (rows, columns, 3) of a picture, in [0, 1]."""
+
+    def grid(self, fmt: SliceFormat, *, centre: np.ndarray | None = None) -> SliceGrid:
+        """Where the slices lie in the image.
+
+        Args:
+            fmt: of the slices.
+            centre: (3,) voxel of the stored image in the middle of the slices; None takes that of the kept part.
+
+        Raises: VolumeError if the centre is in the air that is cropped away.
+        """
+        middle = None if centre is None else in_plane(centre, self.shape, affine=self.affine, plane=fmt.plane)
+        box = self.box(plane=fmt.plane, crop=fmt.crop, published=fmt.published)
+        return SliceGrid.checked(self.shape, self.affine, box=box, fmt=fmt, centre=middle)
+
+    def standardised(self, grid: SliceGrid, intensities: Sequence[Intensities]) -> np.ndarray:
+        """`slices` with every channel's grey levels v as (v - mean) / deviation."""
+        slices = self.slices(grid)
+        for channel, values in enumerate(intensities):
+            slices[:, channel] -= np.float32(values.mean)
+            slices[:, channel] /= np.float32(values.deviation)
+        return slices
+
+
+class VolumeImage(Image):
+    """A volume of one or several channels.
+
+    Args:
+        path: of its first file, for messages.
+        volumes: one for each channel, of one grid; None for a channel that is filled with background.
+    """
+
+    def __init__(self, path: Path, volumes: Sequence[Volume | None]) -> None:
+        self.path, self.volumes = path, tuple(volumes)
+        self.present = [volume for volume in self.volumes if volume is not None]
+        self.shape, self.affine = self.present[0].data.shape, self.present[0].affine
+        self.channels = len(self.volumes)
+
+    def box(self, *, plane: str, crop: str, published: bool) -> Box:
+        """See `Image`; that of several channels holds all their boxes."""
+        boxes = [crop_box(volume.turned(plane).data, crop, published=published) for volume in self.present]
+        return tuple(
+            (min(start for start, _ in ends), max(stop for _, stop in ends)) for ends in zip(*boxes, strict=True)
+        )
+
+    def facts(self, *, plane: str, box: Box) -> ImageFacts:
+        """See `Image`."""
+        part = tuple(slice(*ends) for ends in box)
+        kept = [None if volume is None else volume.turned(plane).data[part] for volume in self.volumes]
+        try:
+            intensities = tuple(MISSING if values is None else Intensities.of(values) for values in kept)
+        except VolumeError as error:
+            raise VolumeError(f"{self.path}: {error}; give an image with contrast") from None
+        blank = [values.max(axis=(0, 1)) == values.min(axis=(0, 1)) for values in kept if values is not None]
+        digests = ["missing" if volume is None else digest_of_array(volume.data) for volume in self.volumes]
+        whole = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        return ImageFacts(voxels=whole, intensities=intensities, blank=int(np.all(blank, axis=0).sum()))
+
+    def slices(self, grid: SliceGrid) -> np.ndarray:
+        """See `Image`."""
+        if self.channels == 1:  # without a copy
+            return grid.image_slices(self.present[0])[:, None]
+        missing = np.full((grid.axes[2].count, grid.fmt.size, grid.fmt.size), np.nan, np.float32)
+        return np.stack([missing if v is None else grid.image_slices(v) for v in self.volumes], axis=1)
+
+    def shown(self) -> np.ndarray:
+        """See `Image`."""
+        return self.present[0].data
+
+
+def on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
+    """`other` in the stored axis order of the image. Raises VolumeError if it is of another grid."""
+    if other is image:
+        return other
+    other = other.ordered_like(image)
+    if other.data.shape != image.data.shape:
+        raise VolumeError(f"{path}: shape is {other.data.shape}; it must be that of its image, {image.data.shape}")
+    if not np.allclose(other.affine, image.affine, atol=AFFINE_TOLERANCE):
+        raise VolumeError(f"{path}: its affine differs from that of its image; both must be equal")
+    return other
+
+
+def histogram(values: np.ndarray, low: float, high: float) -> list[int]:
+    """How many values of an array of any shape lie in each of 64 equal bins from low to high."""
+    scaled = (values.ravel(order="K") - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
+    bins = np.clip(scaled, 0, HISTOGRAM_BINS - 1).astype(np.uint8)
+    return np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+
+
+def digest_of_array(array: np.ndarray) -> str:
+    """SHA-256 over shape and values."""
+    digest = hashlib.sha256(str(array.shape).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

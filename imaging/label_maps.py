@@ -1,0 +1,120 @@
+"""Reading the labels of a case: label maps, masks of pictures, and labels in DICOM; and the names of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UsageError, VolumeError
+from .archive.segmentation_object import kind_of_object, read_segmentation
+from .archive.structure_set import read_structure_set
+from .case_files import CaseFiles, ImageFile
+from .images import Image, on_grid_of
+from .pictures.decoding import is_mask
+from .pictures.masks import read_mask
+from .volume_files import read_volume
+from .volumes import Volume
+
+ClassNames = Mapping[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMap:
+    """Labels on the grid of their image.
+
+    Attributes:
+        volume: uint16 label values, of the image's shape and affine.
+        names: of the classes, as far as the file tells them.
+        remarks: what is unusual about the files, one sentence each.
+    """
+
+    volume: Volume
+    names: dict[int, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def with_class_names(self, wanted: ClassNames, path: Path) -> LabelMap:
+        """The labels under the numbers that the site gives to these names; as they are if either has no names.
+
+        Args:
+            wanted: name of each label value at this site.
+            path: of the labels, for messages.
+
+        Raises: VolumeError for a class of the file that has no number at the site.
+        """
+        if not wanted or not self.names:
+            return self
+        numbers = {name.casefold(): value for value, name in wanted.items()}
+        unknown = [name for name in self.names.values() if name.casefold() not in numbers]
+        if unknown:
+            raise VolumeError(
+                f"{path}: marks '{unknown[0]}', which is none of the classes {', '.join(wanted.values())}; add it to "
+                "class_names"
+            )
+        table = np.zeros(int(self.volume.data.max()) + 1, np.uint16)
+        for value, name in self.names.items():
+            if value < len(table):
+                table[value] = numbers[name.casefold()]
+        return replace(self, volume=Volume(table[self.volume.data], self.volume.affine), names=dict(wanted))
+
+
+def read_label_map(
+    case: CaseFiles,
+    image: Image,
+    *,
+    colours: Mapping[int | tuple[int, int, int], int] | None = None,
+    class_numbers: bool = False,
+) -> LabelMap:
+    """The labels of a case.
+
+    Args:
+        case: has at least one file of labels, and no table.
+        image: of the case, for its grid.
+        colours: label of each colour or grey level of a picture's masks, see `read_mask`.
+        class_numbers: whether the masks of pictures hold class numbers even where they look like yes and no.
+
+    Raises: VolumeError or UsageError naming a file that cannot be used, or does not lie on the image.
+    """
+    path = case.labels[0].path
+    if is_mask(path):
+        rows, columns, _ = image.shape
+        labels, remarks = read_mask(case.labels, (rows, columns), colours=colours, class_numbers=class_numbers)
+        return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(remarks))
+    kind = kind_of_object(path)
+    if kind is None:
+        return LabelMap(volume=read_mask_volume(path, image))
+    read = read_segmentation if kind == "seg" else read_structure_set
+    volume, names = read(path, _series_of(case, path))
+    return LabelMap(volume=volume, names=names)
+
+
+def read_mask_volume(path: Path, image: Image) -> Volume:
+    """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
+    grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
+    return on_grid_of(grid, read_volume(path, integer=True), path)
+
+
+def parse_class_names(text: str) -> dict[int, str]:
+    """Names by label value, of a text such as "1=right ventricle,2=myocardium".
+
+    Raises: UsageError for a value or a name that is missing, or given twice.
+    """
+    names: dict[int, str] = {}
+    for part in text.split(","):
+        value, _, name = (piece.strip() for piece in part.partition("="))
+        if not value.isdecimal() or not name or not name.isprintable() or not 1 <= int(value) < 255:
+            raise UsageError(f"class_names has '{part.strip()}'; write VALUE=NAME, such as 1=liver,2=spleen")
+        if int(value) in names or name.casefold() in {known.casefold() for known in names.values()}:
+            raise UsageError(f"class_names has '{part.strip()}' twice; give every value and every name once")
+        names[int(value)] = name
+    return names
+
+
+def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:
+    """The DICOM files of a case's first channel. Raises: VolumeError if its image is no DICOM series."""
+    first: ImageFile | None = next((files for files in case.channels if files is not None), None)
+    if not isinstance(first, tuple):
+        raise VolumeError(f"{path}: is a DICOM object, but the image is none; give the series that it was drawn on")
+    return first

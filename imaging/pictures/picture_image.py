@@ -1,0 +1,128 @@
+"""Pictures as images: one slice, red, green and blue or one grey channel, and no millimetres."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ...errors import VolumeError
+from ..case_files import ImageFile
+from ..images import Box, Image, ImageFacts, Intensities, digest_of_array
+from .decoding import MAX_PIXELS, is_picture, picture_facts, read_picture
+from ..slice_format import PICTURE_SIDE, SliceFormat
+from ..slice_grid import BLUR, SliceGrid
+
+REDUCTIONS = (1, 2, 4, 8)  # of JPEG's scaled decoding
+SAMPLED = 256  # pixels along each axis from which grey levels are counted
+
+
+def is_picture_file(file: ImageFile) -> bool:
+    """Whether a file of a case is a picture, by its name."""
+    return isinstance(file, Path) and is_picture(file)
+
+
+def picture_affine(rows: int, columns: int) -> np.ndarray:
+    """(4, 4), pixel (row, column, 0) to the millimetres that stand for it: the longer side is `PICTURE_SIDE`."""
+    pixel = PICTURE_SIDE / max(rows, columns)
+    return np.diag([pixel, pixel, 1.0, 1.0])
+
+
+class PictureImage(Image):
+    """A picture, whose pixels are read when they are first needed.
+
+    Colours have an absolute meaning: no light is 0 and full light 1. Grey pictures (ultrasound, radiographs) are
+    standardised as volumes are.
+
+    Args:
+        path: of the file.
+        size: rows and columns of the picture.
+        channels: 3 for red, green and blue, 1 for grey.
+        at_least: pixels that the longer side must have; None reads all.
+        max_pixels: see `read_picture`.
+    """
+
+    deferred = True
+
+    def __init__(
+        self, path: Path, size: tuple[int, int], *, channels: int, at_least: int | None, max_pixels: int
+    ) -> None:
+        self.path, self.size, self.channels, self.colour = path, size, channels, channels == 3
+        self.at_least, self.max_pixels = at_least, max_pixels
+        self.shape, self.affine = (*size, 1), picture_affine(*size)
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        """(rows, columns, channels) uint8 or uint16; fewer rows and columns than the picture has if it was reduced."""
+        return read_picture(self.path, channels=self.channels, at_least=self.at_least, max_pixels=self.max_pixels)
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of the picture in one of `pixels`, along each axis."""
+        longer = max(self.pixels.shape[:2])
+        return next(factor for factor in REDUCTIONS if -(-max(self.size) // factor) == longer)
+
+    def box(self, *, plane: str, crop: str, published: bool) -> Box:
+        """The whole picture."""
+        return tuple((0, n) for n in self.shape)
+
+    def facts(self, *, plane: str, box: Box) -> ImageFacts:
+        """See `Image`. Grey levels are those of every k-th pixel, about 256 along each axis."""
+        step = max(1, max(self.pixels.shape[:2]) // SAMPLED)
+        values = self.pixels[::step, ::step].astype(np.float32) / np.iinfo(self.pixels.dtype).max
+        try:
+            found = tuple(Intensities.of(values[..., c], absolute=self.colour) for c in range(self.channels))
+        except VolumeError as error:
+            raise VolumeError(f"{self.path}: {error}; give a picture with contrast") from None
+        blank = bool((self.pixels == self.pixels[0, 0]).all())
+        return ImageFacts(voxels=digest_of_array(self.pixels), intensities=found, blank=int(blank))
+
+    def slices(self, grid: SliceGrid) -> np.ndarray:
+        """See `Image`. Blurred first where pixels of the slice are coarser, then cubic interpolation, all by OpenCV."""
+        rows, columns = grid.axes[:2]
+        ratio = rows.ratio / self.reduction  # pixels from one pixel of the slice to the next
+        pixels = self.pixels
+        if ratio > 1:
+            blur = BLUR * float(np.sqrt(ratio**2 - 1))
+            pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
+        # Pixel j of the reduced picture is the mean of pixels k j to k j + k - 1.
+        start = [(axis.offset - (self.reduction - 1) / 2) / self.reduction for axis in (columns, rows)]
+        to_picture = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
+        flags, size = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, (columns.count, rows.count)
+        found = cv2.warpAffine(pixels, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        planes = found.reshape(rows.count, columns.count, self.channels).transpose(2, 0, 1)
+        _, inside_rows, inside_columns = grid.kept_pixels
+        slices = np.full((1, *planes.shape), np.nan, np.float32)
+        inside = planes[:, inside_rows, inside_columns]
+        slices[0, :, inside_rows, inside_columns] = inside / np.float32(np.iinfo(found.dtype).max)
+        return slices
+
+    def shown(self) -> np.ndarray:
+        """See `Image`."""
+        values = self.pixels.astype(np.float32) / np.iinfo(self.pixels.dtype).max
+        return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def read_picture_image(
+    files: Sequence[ImageFile], *, fmt: SliceFormat | None = None, max_pixels: int | None = None
+) -> PictureImage:
+    """Read a picture.
+
+    Args:
+        files: its one file.
+        fmt: of the slices that are wanted, see `read_image`; None reads all pixels in the file's own channels.
+        max_pixels: see `read_picture`.
+
+    Raises: VolumeError naming the file that cannot be used.
+    """
+    path = files[0]
+    if len(files) > 1 or not is_picture_file(path):
+        raise VolumeError(f"{path}: is one of {len(files)} channels; a picture must be one file, grey or in colour")
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    facts = picture_facts(path, max_pixels=limit)
+    channels, least = (facts.channels, None) if fmt is None else (fmt.channels, fmt.size)
+    size = (facts.rows, facts.columns)
+    return PictureImage(path, size, channels=channels, at_least=least, max_pixels=limit)
