@@ -21,6 +21,7 @@ from .options import (
     Device,
     Encoder,
     Engine,
+    ImageKey,
     LabelledFactoryFile,
     LearningRate,
     LocaliserFile,
