@@ -53,32 +53,43 @@ def read_series(files: Sequence[Path]) -> Volume:
     Returns: float32 volume; its third stored axis is the slice axis.
     Raises: VolumeError if the files cannot be read, are colour images, or slices are missing between them.
     """
-    itk, first = _itk(), Path(files[0])
-    where = first.parent
+    itk, where = _itk(), Path(files[0]).parent
     try:
-        header = _header(first)
-        if header.GetNumberOfComponents() != 1:
-            raise VolumeError(f"{where}: colour images, expected one grey value per pixel")
-        if header.GetDimensions(0) * header.GetDimensions(1) * len(files) > MAX_VOXELS:
-            raise VolumeError(f"{where}: the headers claim more than {MAX_VOXELS} voxels; at most so many are read")
-        reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=[str(file) for file in files])
-        reader.SetImageIO(itk.GDCMImageIO.New())
-        reader.ForceOrthogonalDirectionOff()  # a tilted gantry is a shear, which the affine can hold
+        reader = _reader(files)
         reader.Update()
         image = reader.GetOutput()
-        spacing = np.array(image.GetSpacing(), dtype=np.float64)
         uneven = _unevenness(image)
         data = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))
-        affine = np.eye(4)
-        affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * spacing
-        affine[:3, 3] = image.GetOrigin()
+        affine, spacing = _affine(image), float(image.GetSpacing()[2])
     except VolumeError:
         raise
     except Exception as error:  # ITK raises RuntimeError with a page of text
         raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
-    if uneven > MAX_UNEVENNESS * spacing[2]:
+    if uneven > MAX_UNEVENNESS * spacing:
         raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; slices are missing, add them")
-    return Volume(np.ascontiguousarray(data), LPS_TO_RAS @ affine)
+    return Volume(np.ascontiguousarray(data), affine)
+
+
+def read_grid(files: Sequence[Path]) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The grid on which `read_series` gives a series, from the headers of its first and last file alone.
+
+    Args:
+        files: files of the series in slice order, see `find_series`.
+
+    Returns: shape (columns, rows, slices), and the (4, 4) affine, voxel index to millimetres (RAS+).
+    Raises: VolumeError if the headers cannot be read, or are those of colour images.
+    """
+    where = Path(files[0]).parent
+    try:
+        reader = _reader(files)
+        reader.UpdateOutputInformation()
+        image = reader.GetOutput()
+        columns, rows, slices = (int(side) for side in image.GetLargestPossibleRegion().GetSize())
+        return (columns, rows, slices), _affine(image)
+    except VolumeError:
+        raise
+    except Exception as error:
+        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
 
 
 def patient_key(files: Sequence[Path]) -> str | None:
@@ -90,6 +101,28 @@ def patient_key(files: Sequence[Path]) -> str | None:
         return None
     patient = patient.strip("\0 ") if found else ""
     return hashlib.sha256(f"fedfactory/{patient}".encode()).hexdigest()[:16] if patient else None
+
+
+def _reader(files: Sequence[Path]) -> Any:
+    """An `itk.ImageSeriesReader` of the files, not yet run."""
+    itk, first = _itk(), Path(files[0])
+    header = _header(first)
+    if header.GetNumberOfComponents() != 1:
+        raise VolumeError(f"{first.parent}: colour images, expected one grey value per pixel")
+    if header.GetDimensions(0) * header.GetDimensions(1) * len(files) > MAX_VOXELS:
+        raise VolumeError(f"{first.parent}: the headers claim more than {MAX_VOXELS} voxels; at most so many are read")
+    reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=[str(file) for file in files])
+    reader.SetImageIO(itk.GDCMImageIO.New())
+    reader.ForceOrthogonalDirectionOff()  # a tilted gantry is a shear, which the affine can hold
+    return reader
+
+
+def _affine(image: Any) -> np.ndarray:
+    """(4, 4), voxel index to millimetres (RAS+), of an ITK image, whose world is LPS."""
+    affine = np.eye(4)
+    affine[:3, :3] = _itk().array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing(), dtype=np.float64)
+    affine[:3, 3] = image.GetOrigin()
+    return LPS_TO_RAS @ affine
 
 
 def _header(path: Path) -> Any:

@@ -1,0 +1,49 @@
+"""The packages that read and write DICOM objects, which only `fedfactory[dicom]` installs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from ...errors import FedFactoryError, UsageError, VolumeError
+
+
+def pydicom_package() -> Any:
+    """The package `pydicom`. Raises: UsageError if it is not installed."""
+    return _package("pydicom")
+
+
+def highdicom_package() -> Any:
+    """The package `highdicom`. Raises: UsageError if it is not installed."""
+    return _package("highdicom")
+
+
+@contextmanager
+def damage_reported(message: str) -> Iterator[None]:
+    """Turn every error of the DICOM packages into one VolumeError, and keep their warnings back.
+
+    Texts of these packages may quote a header, hence a patient: only the kind of the error is told.
+
+    Args:
+        message: what is wrong, in which file, and what to do; `{kind}` becomes the kind of the error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except FedFactoryError:
+        raise
+    except Exception as error:  # the packages raise many types for damaged files, all with one meaning here
+        raise VolumeError(message.replace("{kind}", type(error).__name__)) from None
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UsageError(
+            f'{name} is not installed; DICOM segmentations and structure sets need it: pip install "fedfactory[dicom]"'
+        ) from None

@@ -1,0 +1,324 @@
+"""Labels of an image archive: DICOM segmentations and structure sets on the grid of their image series."""
+
+from __future__ import annotations
+
+import sys
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedfactory.errors import UsageError, VolumeError
+from fedfactory.imaging.archive.object_kinds import is_segmentation_object, kind_of_object
+from fedfactory.imaging.archive.segmentation_object import read_segmentation
+from fedfactory.imaging.archive.segmentation_writer import write_segmentation
+from fedfactory.imaging.archive.structure_set import inside, read_structure_set
+from fedfactory.imaging.dicom import find_series, read_grid, read_series
+from fedfactory.imaging.volumes import Volume
+from helpers import write_dicom
+
+pydicom = pytest.importorskip("pydicom", reason="DICOM objects need fedfactory[dicom]")
+highdicom = pytest.importorskip("highdicom", reason="DICOM objects need fedfactory[dicom]")
+
+NAMES = {1: "liver", 2: "Überlauf", 3: "tumour"}
+FRAME = "1.2.3.99"
+SHAPE = (7, 9, 5)  # 63 pixels of an image are no whole number of bytes
+
+
+def rotated(order: tuple[int, ...], signs: tuple[int, ...], tilt: float = 0.0) -> np.ndarray:
+    """(4, 4), an affine with different spacings whose axes are permuted, turned around, and tilted by some radians."""
+    cosine, sine = np.cos(tilt), np.sin(tilt)
+    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ (np.eye(3)[list(order)] * signs) * [0.7, 1.3, 2.5]
+    affine[:3, 3] = [-31.5, 20.25, 400.0]
+    return affine
+
+
+def make_series(folder: Path, affine: np.ndarray, *, uid: str = "1.2.3.4", shape=SHAPE) -> tuple[Path, ...]:
+    """A series of random values whose images name a frame of reference, in the order in which the package reads it."""
+    values = np.random.default_rng(0).integers(0, 1000, shape)
+    write_dicom(folder, Volume(values, affine), uid=uid)
+    for file in folder.iterdir():
+        image = pydicom.dcmread(file)
+        image.FrameOfReferenceUID, image.PatientSex = FRAME, "F"
+        image.save_as(file)
+    (files,) = find_series(folder).values()
+    return files
+
+
+def random_labels(files: tuple[Path, ...]) -> Volume:
+    """A label map with three classes on the grid of a series; its second slice is empty."""
+    volume = read_series(files)
+    values = np.random.default_rng(1).integers(0, 4, volume.data.shape).astype(np.uint16)
+    values[:, :, 1] = 0
+    return Volume(values, volume.affine)
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory) -> tuple[Path, ...]:
+    """A tilted series."""
+    return make_series(tmp_path_factory.mktemp("series"), rotated((0, 1, 2), (-1, -1, 1), tilt=0.3))
+
+
+@pytest.fixture
+def written(series, tmp_path) -> tuple[Path, Volume]:
+    """A segmentation of the series, and its labels."""
+    labels = random_labels(series)
+    write_segmentation(tmp_path / "labels.dcm", labels, series, names=NAMES, algorithm="a method")
+    return tmp_path / "labels.dcm", labels
+
+
+def edited(path: Path, change) -> Path:
+    """A copy of a DICOM file after `change(dataset)`."""
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    copy = path.with_name("edited.dcm")
+    dataset.save_as(copy)
+    return copy
+
+
+# In the plane, and through the slices: all ways to lie along the axes of the body, and one in between.
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("tilt", [0.0, 0.4])
+def test_a_segmentation_comes_back_on_the_grid_of_its_series(order, tilt, tmp_path):
+    for number, signs in enumerate(product((-1, 1), repeat=2)):
+        # The third sign follows: an image's rows, columns and slices are a right-handed system in DICOM.
+        handed = np.linalg.det(np.eye(3)[list(order)] * [*signs, 1])
+        files = make_series(tmp_path / f"{number}", rotated(order, (*signs, int(round(handed))), tilt))
+        labels = random_labels(files)
+        write_segmentation(tmp_path / f"{number}.dcm", labels, files, names=NAMES, algorithm="a method")
+        found, names = read_segmentation(tmp_path / f"{number}.dcm", files)
+        assert found.data.dtype == np.uint16 and names == NAMES
+        np.testing.assert_array_equal(found.data, labels.data)
+        np.testing.assert_array_equal(found.affine, read_series(files).affine)
+
+
+def test_the_headers_alone_give_the_grid_of_a_series(series):
+    volume = read_series(series)
+    shape, affine = read_grid(series)
+    assert shape == volume.data.shape
+    np.testing.assert_array_equal(affine, volume.affine)
+
+
+def test_other_programs_find_each_segment_on_the_image_it_was_made_for(written, series):
+    """highdicom and the plain elements are the references: no line of our reader takes part."""
+    path, labels = written
+    segmentation = highdicom.seg.segread(path)
+    images = [pydicom.dcmread(file) for file in series]
+    uids = [image.SOPInstanceUID for image in images]
+    found = segmentation.get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True, ignore_spatial_locations=True
+    )
+    np.testing.assert_array_equal(found, labels.data.T)
+    plain = pydicom.dcmread(path)
+    assert (plain.Modality, plain.SegmentationType, plain.FrameOfReferenceUID) == ("SEG", "BINARY", FRAME)
+    assert (plain.PatientName, plain.PatientID, plain.PatientSex) == ("DOE^JANE", "DOE^JANE-7", "F")
+    assert plain.StudyInstanceUID == images[0].StudyInstanceUID
+    assert plain.SeriesInstanceUID != images[0].SeriesInstanceUID == plain.ReferencedSeriesSequence[0].SeriesInstanceUID
+    for item in plain.PerFrameFunctionalGroupsSequence:
+        source = item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        position = item.PlanePositionSequence[0].ImagePositionPatient
+        np.testing.assert_allclose(position, images[uids.index(source)].ImagePositionPatient)
+    for number, item in enumerate(plain.SegmentSequence, start=1):
+        assert (item.SegmentNumber, item.SegmentLabel) == (number, NAMES[number])
+        assert (item.SegmentAlgorithmType, item.SegmentAlgorithmName) == ("AUTOMATIC", "fedfactory")
+
+
+def test_classes_without_a_voxel_or_a_name_are_written_too(series, tmp_path):
+    grid = read_series(series)
+    labels = Volume(np.zeros(grid.data.shape, dtype=np.uint16), grid.affine)
+    write_segmentation(tmp_path / "a.dcm", labels, series, names={0: "background", 2: "b"}, algorithm="a")
+    found, names = read_segmentation(tmp_path / "a.dcm", series)
+    assert not found.data.any() and names == {1: "class 1", 2: "b"}
+    with pytest.raises(UsageError, match="no class"):
+        write_segmentation(tmp_path / "b.dcm", labels, series, names={}, algorithm="a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.dcm"]
+
+
+def test_labels_of_another_grid_are_not_written(series, tmp_path):
+    labels = random_labels(series)
+    for wrong in (Volume(labels.data[:, :, :-1], labels.affine), labels.to_canonical()):
+        with pytest.raises(VolumeError, match="labels (have shape|lie elsewhere)"):
+            write_segmentation(tmp_path / "a.dcm", wrong, series, names=NAMES, algorithm="a")
+
+
+@pytest.mark.parametrize("name", ["", "a\\b", "a" * 65, "a\nb"])
+def test_a_name_that_the_format_cannot_hold_is_refused(name, series, tmp_path):
+    with pytest.raises(UsageError, match="1 to 64 characters"):
+        write_segmentation(tmp_path / "a.dcm", random_labels(series), series, names={1: name}, algorithm="a")
+
+
+@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
+def test_segmentations_of_other_types_are_read(kind, series, tmp_path):
+    labels = random_labels(series)
+    segments = [labels.data.T == value for value in NAMES]
+    # Fractions: 0.6 inside, 0.4 outside. A threshold at any voxel above 0 would let all segments overlap.
+    pixels = np.stack([np.where(mask, 0.6, 0.4) for mask in segments], axis=-1)
+    code = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+    segmentation = highdicom.seg.Segmentation(
+        source_images=[with_thickness(pydicom.dcmread(file)) for file in series],
+        pixel_array=pixels if kind == "FRACTIONAL" else np.ascontiguousarray(labels.data.T),
+        segmentation_type=kind,
+        segment_descriptions=[
+            highdicom.seg.SegmentDescription(number, name, code, code, "MANUAL") for number, name in NAMES.items()
+        ],
+        series_instance_uid=highdicom.UID(),
+        series_number=2,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+        specific_character_set="ISO_IR 192",
+    )
+    segmentation.save_as(tmp_path / "a.dcm")
+    found, names = read_segmentation(tmp_path / "a.dcm", series)
+    np.testing.assert_array_equal(found.data, labels.data)
+    assert names == NAMES
+
+
+def with_thickness(image):
+    image.SliceThickness = 2.5
+    return image
+
+
+def test_frames_that_are_mirrored_and_cut_are_placed_by_their_position(written, series):
+    """As programs write them that keep labels in their own order: from the last column on, without the first row."""
+    path, labels = written
+
+    def mirror(seg):
+        frames = seg.pixel_array[:, 1:, ::-1]
+        pixel = seg.SharedFunctionalGroupsSequence[0]
+        across, down = np.reshape(pixel.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
+        sides = pixel.PixelMeasuresSequence[0].PixelSpacing
+        pixel.PlaneOrientationSequence[0].ImageOrientationPatient = [*(-across).tolist(), *down.tolist()]
+        for item in seg.PerFrameFunctionalGroupsSequence:
+            position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+            moved = position + across * sides[1] * (seg.Columns - 1) + down * sides[0]
+            item.PlanePositionSequence[0].ImagePositionPatient = [round(x, 9) for x in moved.tolist()]
+        seg.Rows -= 1
+        seg.PixelData = pydicom.pixels.utils.pack_bits(np.ascontiguousarray(frames))
+
+    found, _ = read_segmentation(edited(path, mirror), series)
+    np.testing.assert_array_equal(found.data[:, 1:], labels.data[:, 1:])
+    assert not found.data[:, 0].any()
+
+
+def test_frames_without_a_position_are_placed_by_their_image(written, series):
+    path, labels = written
+
+    def forget(seg):
+        for item in seg.PerFrameFunctionalGroupsSequence:
+            del item.PlanePositionSequence
+
+    np.testing.assert_array_equal(read_segmentation(edited(path, forget), series)[0].data, labels.data)
+
+
+def shift(millimetres: float, axis: int):
+    """A change that moves all frames of a segmentation along an axis of the images (2: through the slices)."""
+
+    def change(seg):
+        orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+        directions = np.reshape(orientation, (2, 3)).astype(float)
+        direction = [*directions, np.cross(*directions)][axis]
+        for item in seg.PerFrameFunctionalGroupsSequence:
+            position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+            moved = (position + direction * millimetres).tolist()
+            item.PlanePositionSequence[0].ImagePositionPatient = [round(x, 9) for x in moved]
+
+    return change
+
+
+def set_first(**values):
+    """A change of elements of the first frame, or of the whole object for names that frames do not have."""
+
+    def change(seg):
+        for keyword, value in values.items():
+            if keyword == "ReferencedSegmentNumber":
+                seg.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = value
+            else:
+                setattr(seg, keyword, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_first(FrameOfReferenceUID="1.2.9"), "another frame of reference"),
+        (shift(0.05, axis=2), "does not lie on a slice"),  # 2 % of the spacing of 2.5 mm
+        (shift(2.5, axis=2), "but refers to slice"),
+        (shift(0.35, axis=0), "other pixels"),
+        (shift(0.7, axis=0), "reaches beyond"),
+        (shift(float("1e6"), axis=1), "reaches beyond"),
+        (set_first(ReferencedSegmentNumber=2), "overlap"),
+        (set_first(ReferencedSegmentNumber=9), "segment 9 is not described"),
+        (set_first(NumberOfFrames=3), "numbers of frames"),
+        (set_first(Rows=60000, Columns=60000), "other pixels|reaches beyond|does not lie"),
+        (set_first(SegmentationType="OTHER"), "type is unknown"),
+        (set_first(PixelData=b"\0" * 8), "cannot be read"),
+    ],
+)
+def test_an_unusable_segmentation_is_refused_in_one_line(change, message, written, series):
+    path, _ = written
+    with pytest.raises(VolumeError, match=message) as caught:
+        read_segmentation(edited(path, change), series)
+    text = str(caught.value)
+    assert "edited.dcm" in text and "\n" not in text and "DOE" not in text and "1.2.3" not in text
+
+
+def test_overlapping_segments_are_named(written, series):
+    path, labels = written
+    assert (labels.data[:, :, 0] == 1).any() and (labels.data[:, :, 0] == 2).any()
+    change = set_first(ReferencedSegmentNumber=3)
+    with pytest.raises(VolumeError, match=r"segments \d \((tumour|liver|Überlauf)\) and \d \(\w+\) overlap"):
+        add_whole_frame = edited(path, lambda seg: setattr(seg, "PixelData", b"\xff" * len(seg.PixelData)))
+        read_segmentation(add_whole_frame, series)
+    with pytest.raises(VolumeError):
+        read_segmentation(edited(path, change), series)
+
+
+def test_a_segmentation_of_another_series_is_refused(written, tmp_path):
+    path, _ = written
+    other = make_series(tmp_path / "other", rotated((0, 1, 2), (-1, -1, 1), tilt=0.3), uid="1.2.3.5")
+    with pytest.raises(VolumeError, match="another series"):
+        read_segmentation(path, other)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.6, 0.9, 0.99])
+def test_a_truncated_segmentation_is_refused(share, written, series):
+    path, _ = written
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert kind_of_object(path) in ("seg", None)
+    with pytest.raises(VolumeError):
+        read_segmentation(path, series)
+
+
+def test_the_kind_of_an_object_is_told_from_any_bytes(written, series, tmp_path):
+    path, _ = written
+    assert kind_of_object(path) == "seg" and is_segmentation_object(path)
+    assert kind_of_object(series[0]) is None and kind_of_object(tmp_path) is None
+    content = bytearray(path.read_bytes()[:600])
+    random = np.random.default_rng(0)
+    damaged = tmp_path / "damaged.dcm"
+    for _ in range(200):
+        changed = bytearray(content)
+        for place in random.integers(132, 400, 3):
+            changed[place] = int(random.integers(256))
+        damaged.write_bytes(changed[: int(random.integers(132, 600))])
+        assert kind_of_object(damaged) in ("seg", None)
+
+
+def test_a_missing_package_is_named_with_its_extra(written, series, monkeypatch):
+    path, labels = written
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(UsageError, match=r"highdicom is not installed.*fedfactory\[dicom\]"):
+        write_segmentation(path, labels, series, names=NAMES, algorithm="a")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    assert kind_of_object(path) == "seg"
+    for read in (read_segmentation, read_structure_set):
+        with pytest.raises(UsageError, match=r"pydicom is not installed.*fedfactory\[dicom\]"):
+            read(path, series)
