@@ -187,7 +187,7 @@ def prepare(
         unlabelled_value=unlabelled_value,
         classes=classes,
         class_names=names,
-        mask_colours=None if table is None else table.labels,
+        mask_colours=None if table is None else table.classes,
         colour=colour,
         max_pixels=max_pixels,
         patients=None if patients is None else read_patient_table(patients),

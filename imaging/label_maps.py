@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UsageError, VolumeError
-from .archive.segmentation_object import kind_of_object, read_segmentation
+from .archive.object_kinds import kind_of_object
+from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
 from .case_files import CaseFiles, ImageFile
 from .images import Image, on_grid_of

@@ -12,11 +12,10 @@ import numpy as np
 from ...errors import VolumeError
 from ..case_files import ImageFile
 from ..images import Box, Image, ImageFacts, Intensities, digest_of_array
-from .decoding import MAX_PIXELS, is_picture, picture_facts, read_picture
+from .decoding import MAX_PIXELS, Picture, decode_picture, is_picture, picture_facts, read_content
 from ..slice_format import PICTURE_SIDE, SliceFormat
 from ..slice_grid import BLUR, SliceGrid
 
-REDUCTIONS = (1, 2, 4, 8)  # of JPEG's scaled decoding
 SAMPLED = 256  # pixels along each axis from which grey levels are counted
 
 
@@ -55,15 +54,15 @@ class PictureImage(Image):
         self.shape, self.affine = (*size, 1), picture_affine(*size)
 
     @cached_property
-    def pixels(self) -> np.ndarray:
-        """(rows, columns, channels) uint8 or uint16; fewer rows and columns than the picture has if it was reduced."""
-        return read_picture(self.path, channels=self.channels, at_least=self.at_least, max_pixels=self.max_pixels)
-
-    @property
-    def reduction(self) -> int:
-        """Pixels of the picture in one of `pixels`, along each axis."""
-        longer = max(self.pixels.shape[:2])
-        return next(factor for factor in REDUCTIONS if -(-max(self.size) // factor) == longer)
+    def picture(self) -> Picture:
+        """The decoded picture."""
+        return decode_picture(
+            read_content(self.path),
+            self.path,
+            channels=self.channels,
+            at_least=self.at_least,
+            max_pixels=self.max_pixels,
+        )
 
     def box(self, *, plane: str, crop: str, published: bool) -> Box:
         """The whole picture."""
@@ -71,25 +70,26 @@ class PictureImage(Image):
 
     def facts(self, *, plane: str, box: Box) -> ImageFacts:
         """See `Image`. Grey levels are those of every k-th pixel, about 256 along each axis."""
-        step = max(1, max(self.pixels.shape[:2]) // SAMPLED)
-        values = self.pixels[::step, ::step].astype(np.float32) / np.iinfo(self.pixels.dtype).max
+        pixels = self.picture.pixels
+        step = max(1, max(pixels.shape[:2]) // SAMPLED)
+        values = pixels[::step, ::step].astype(np.float32) / np.iinfo(pixels.dtype).max
         try:
             found = tuple(Intensities.of(values[..., c], absolute=self.colour) for c in range(self.channels))
         except VolumeError as error:
             raise VolumeError(f"{self.path}: {error}; give a picture with contrast") from None
-        blank = bool((self.pixels == self.pixels[0, 0]).all())
-        return ImageFacts(voxels=digest_of_array(self.pixels), intensities=found, blank=int(blank))
+        blank = bool((pixels == pixels[0, 0]).all())
+        return ImageFacts(voxels=digest_of_array(pixels), intensities=found, blank=int(blank))
 
     def slices(self, grid: SliceGrid) -> np.ndarray:
         """See `Image`. Blurred first where pixels of the slice are coarser, then cubic interpolation, all by OpenCV."""
         rows, columns = grid.axes[:2]
-        ratio = rows.ratio / self.reduction  # pixels from one pixel of the slice to the next
-        pixels = self.pixels
+        pixels, reduction = self.picture.pixels, self.picture.reduction
+        ratio = rows.ratio / reduction  # pixels from one pixel of the slice to the next
         if ratio > 1:
             blur = BLUR * float(np.sqrt(ratio**2 - 1))
             pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         # Pixel j of the reduced picture is the mean of pixels k j to k j + k - 1.
-        start = [(axis.offset - (self.reduction - 1) / 2) / self.reduction for axis in (columns, rows)]
+        start = [(axis.offset - (reduction - 1) / 2) / reduction for axis in (columns, rows)]
         to_picture = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
         flags, size = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, (columns.count, rows.count)
         found = cv2.warpAffine(pixels, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -102,7 +102,8 @@ class PictureImage(Image):
 
     def shown(self) -> np.ndarray:
         """See `Image`."""
-        values = self.pixels.astype(np.float32) / np.iinfo(self.pixels.dtype).max
+        pixels = self.picture.pixels
+        values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         return np.broadcast_to(values, (*values.shape[:2], 3))
 
 

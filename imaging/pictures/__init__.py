@@ -1,0 +1,1 @@
+"""Two-dimensional pictures: reading and writing, masks, layouts of folders, and contours."""
