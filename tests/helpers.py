@@ -250,6 +250,14 @@ def site(kind="dense", count=12, seed=0) -> SiteSlices:
     return SiteSlices(images, candidates, np.array([kind] * count), 3)
 
 
+def with_channels(data: SiteSlices, channels: int) -> SiteSlices:
+    """Slices of one channel with further channels of another contrast, none of which another one predicts exactly."""
+    rng = np.random.default_rng(channels)
+    gains = np.linspace(1, -0.5, channels)[:, None, None]
+    images = gains * data.images + rng.normal(0, 0.05, (len(data), channels, *data.images.shape[2:]))
+    return replace(data, images=images.astype(np.float32))
+
+
 def method_of(name, **changes) -> FederatedMethod:
     return make_method(replace(CONFIG, method=name, options=SMALL.get(name, {}), **changes))
 

@@ -21,7 +21,7 @@ from fedfactory.adaptation.methods.interface.site_round import SiteContext, Site
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.networks.modality_network import ChannelAttention, ModalityUNet, modality_of
 from fedfactory.errors import ConfigError, NodeDataError
-from helpers import CONFIG, site, site_round_of
+from helpers import CONFIG, site, site_round_of, with_channels
 
 BOTH = ("ct", "mri")
 
@@ -36,7 +36,7 @@ def network(seed=0):
 
 
 def slices(count=2, seed=0):
-    return torch.from_numpy(site(count=count, seed=seed).images)[:, None]
+    return torch.from_numpy(site(count=count, seed=seed).images)
 
 
 def test_the_contrast_equals_the_sum_over_all_pairs():
@@ -190,6 +190,34 @@ def test_a_site_trains_with_what_it_has_and_leaves_the_rest_alone(held):
     assert {modality_of(name) for name in moved} - {None} == set(held)
 
 
+@pytest.mark.parametrize("held", [("ct",), ("mri",), BOTH])
+def test_modalities_of_unequal_numbers_of_channels_train_together(held):
+    method = make_method(
+        replace(CONFIG, method="cmc", options={"modalities": BOTH, "modality_channels": [1, 4], "start": 0.0})
+    )
+    data = {"ct": site(), "mri": with_channels(site(seed=1), 4)}
+    site_round = site_round_of(method, site())
+    site_round.modalities = {name: data[name] for name in held}
+    before = copy.deepcopy(site_round.model.state_dict())
+    report = method.train_round(site_round)
+    assert report.samples == 12 * len(held) and math.isfinite(report.loss)
+    moved = {name for name, value in site_round.model.state_dict().items() if not torch.equal(before[name], value)}
+    assert {modality_of(name) for name in moved} - {None} == set(held)
+    assert {name for name in moved if name.startswith("mixtures")} == {f"mixtures.{name}.weight" for name in held}
+    for name in held:
+        segmenter = method.segmenter(site_round.model, SiteContext(modality=name)).eval()
+        assert segmenter(torch.from_numpy(data[name].images[:2])).shape == (2, 3, 32, 32)
+    site_round.modalities = {"mri": site()}
+    with pytest.raises(NodeDataError, match="channels is 1 in these slices; it must be 4"):
+        method.train_round(site_round)
+
+
+def test_modalities_of_equal_numbers_of_channels_share_all_convolutions():
+    model = make_method(replace(CONFIG, method="cmc", channels=4, options={"modalities": BOTH})).build()
+    assert {name.split(".")[-3] for name in model.state_dict() if modality_of(name)} == {"norms"}
+    assert model(torch.rand(2, 4, 32, 32), "mri").shape == (2, 3, 32, 32)
+
+
 def test_unlabelled_slices_are_used_from_the_configured_start_on():
     method = cmc(start=0.5)
     site_round = site_round_of(method, site("none"))
@@ -242,6 +270,8 @@ def test_modalities_that_do_not_fit_are_refused():
         ({"modalities": ["a", "b", "c"]}, "one or two different ones"),
         ({"modalities": ["a", "a"]}, "one or two different ones"),
         ({"modalities": ["a/b"]}, "use letters"),
+        ({"modality_channels": [1, 9]}, "modality_channels is 9; choose a whole number from 1 to 8"),
+        ({"modality_channels": [3]}, "modality_channels has 1 numbers; it must have 2, one for each"),
         ({"descriptor": "cosine"}, "descriptor is 'cosine'; choose one of"),
         ({"agreement": "always"}, "agreement is 'always'; choose one of"),
         ({"start": 2.0}, "from 0 to 1"),

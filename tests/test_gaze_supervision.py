@@ -63,8 +63,9 @@ def plain_mean_field(heat, image, config, steps=10):
     h = np.clip(heat, 1e-5, 1 - 1e-5).ravel()
     u = np.log(h) - np.log(1 - h)
     position = np.indices(heat.shape).reshape(2, -1).T / (config.spatial_width * max(heat.shape))
-    grey = image.ravel() / config.intensity_width
-    distance = ((position[:, None] - position[None]) ** 2).sum(2) + (grey[:, None] - grey[None]) ** 2
+    distance = ((position[:, None] - position[None]) ** 2).sum(2)
+    channels = image.reshape(-1, heat.size) / config.intensity_width
+    distance = distance + np.mean([(grey[:, None] - grey[None]) ** 2 for grey in channels], axis=0)
     kernel = np.exp(-distance / 2)
     norm = 1 / np.sqrt(kernel.sum(1))
     kernel = norm[:, None] * kernel * norm[None]
@@ -84,6 +85,21 @@ def test_refinement_equals_mean_field_over_all_pairs_and_landmarks_come_near():
     np.testing.assert_allclose(refine_heatmap(heat, image, exact), expected, atol=1e-9)
     near = refine_heatmap(heat, image, GazeConfig(stride=2))
     assert np.abs(near - expected).mean() < 0.01
+
+
+def test_refinement_uses_every_channel_and_three_equal_ones_as_one():
+    rng = np.random.default_rng(0)
+    mask = disc()
+    grey = np.where(mask, 0.6, -0.4) + rng.normal(0, 0.02, mask.shape)
+    colour = np.stack([rng.normal(0, 0.02, mask.shape), grey, -grey])  # the first channel and the mean show nothing
+    fixations = simulate_fixations(mask, rng)
+    heat, exact = heatmap(fixations, mask.shape, 0.1), GazeConfig(stride=1)
+    np.testing.assert_allclose(refine_heatmap(heat, colour, exact), plain_mean_field(heat, colour, exact), atol=1e-9)
+    alone = refine_heatmap(heat, grey, exact)
+    np.testing.assert_allclose(refine_heatmap(heat, np.stack([grey] * 3), exact), alone, atol=1e-9)
+    np.testing.assert_array_equal(refine_heatmap(heat, grey[None], exact), alone)
+    assert candidates_from_fixations(fixations, colour, GazeConfig()).shape == mask.shape
+    assert not candidates_from_fixations(fixations[:0], colour, GazeConfig()).any()
 
 
 def test_refinement_without_strength_changes_nothing():

@@ -20,9 +20,9 @@ from fedfactory.adaptation.methods.registry import METHODS, make_method
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
-from fedfactory.errors import ConfigError, TrainingError, UsageError
+from fedfactory.errors import ConfigError, NodeDataError, TrainingError, UsageError
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
-from helpers import CONFIG, SMALL, method_of, site, site_round_of, squares
+from helpers import CONFIG, SMALL, method_of, site, site_round_of, squares, with_channels
 
 CONTEXT = SiteContext(site=2, network="dynunet", modality="mri")
 
@@ -79,6 +79,53 @@ def test_a_segmenter_of_any_method_survives_its_file(name, tmp_path):
     found = Segmenter.load(tmp_path / "m.safetensors").probabilities(images)
     torch.testing.assert_close(found, made.probabilities(images))
     assert found.shape == (3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_from_colour_pictures(name):
+    method = method_of(name, channels=3, colour=True, updates=2, rounds=1, first_guess=True)
+    data = with_channels(site("none" if describe(name).needs_public else "dense"), 3)
+    site_round = site_round_of(method, data)
+    site_round.public = with_channels(site(), 3)
+    site_round.modalities = {"ct": data, "mri": with_channels(site(seed=1), 3)}
+    report = method.train_round(site_round)
+    assert report.samples > 0 and math.isfinite(report.loss)
+    segmenter = method.segmenter(
+        site_round.model, CONTEXT if name != "hssf" else SiteContext(), site_round.state
+    ).eval()
+    images = torch.from_numpy(data.images[:2])
+    found = segmenter(images)
+    assert found.shape == (2, 3, 32, 32)
+    for channel in range(3):  # none is ignored
+        changed = images.clone()
+        changed[:, channel] = changed[:, channel].flip(-1)
+        assert not torch.allclose(segmenter(changed), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_slices_of_another_number_of_channels_are_refused(name):
+    method = method_of(name, channels=3)
+    site_round = site_round_of(method, site())
+    for public in (site(), with_channels(site(), 3)):
+        site_round.public = public
+        with pytest.raises(NodeDataError, match="^channels is 1 in these slices; it must be 3, as in the method's"):
+            method.train_round(site_round)
+
+
+def test_slices_without_a_channel_axis_have_one_channel():
+    images, labels = squares(2)
+    data = SiteSlices(images, candidates_from_labels(labels, 3), np.array(["dense"] * 2), 3)
+    assert data.images.shape == (2, 1, 32, 32) and data.candidates.shape == (2, 32, 32)
+    assert replace(data, images=data.images.repeat(4, 1)).images.shape == (2, 4, 32, 32)
+
+
+def test_a_configuration_from_before_channels_has_one_channel():
+    old = {name: value for name, value in CONFIG.to_dict().items() if name not in ("channels", "colour")}
+    assert MethodConfig.from_dict(old) == CONFIG and CONFIG.channels == 1 and not CONFIG.colour
+    card = SegmenterCard(classes=3, network="federated", federated=FederatedDesign(method=CONFIG, context=CONTEXT))
+    entries = card.to_dict()
+    entries["federated"]["method"] = old
+    assert SegmenterCard.from_dict(entries) == card
 
 
 def test_fedavg_weights_equal_sites_alike():
@@ -362,6 +409,10 @@ def test_a_pixel_is_background_where_no_structure_has_a_probability_above_one_ha
     [
         ({"classes": 1}, "classes is 1"),
         ({"size": 20}, "multiple of 16"),
+        ({"channels": 0}, "channels is 0; choose a whole number from 1 to 8"),
+        ({"channels": 9}, "channels is 9; choose a whole number from 1 to 8"),
+        ({"channels": 2.5}, "channels is 2.5"),
+        ({"colour": True}, "channels is 1; it must be 3, red, green and blue, with colour"),
         ({"width": 6}, "multiple of 4"),
         ({"norm": "odd"}, "norm is 'odd'"),
         ({"rounds": 0}, "rounds is 0"),

@@ -129,16 +129,19 @@ def plain_crf(p, image, radius, spatial_width, intensity_width):
                 for n in range(max(0, j - radius), min(width, j + radius + 1)):
                     if (i, j) != (k, n):
                         distance = ((i - k) ** 2 + (j - n) ** 2) / (2 * spatial_width**2)
-                        distance += float(image[i, j] - image[k, n]) ** 2 / (2 * intensity_width**2)
+                        distance += sum(float(v) ** 2 for v in image[:, i, j] - image[:, k, n]) / (
+                            2 * intensity_width**2
+                        )
                         total += math.exp(-distance) * (1 - float(p[:, i, j] @ p[:, k, n]))
     return total / (height * width)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width", "radius"), [(6, 7, 2), (5, 3, 5), (1, 4, 2)])
-def test_the_gated_crf_equals_the_sum_over_all_pairs(height, width, radius):
+def test_the_gated_crf_equals_the_sum_over_all_pairs(height, width, radius, channels):
     p = torch.softmax(torch.randn(2, 3, height, width, dtype=torch.float64), 1)
-    image = torch.rand(2, 1, height, width, dtype=torch.float64)
-    expected = np.mean([plain_crf(p[n], image[n, 0], radius, 6.0, 0.1) for n in range(2)])
+    image = 0.3 * torch.rand(2, channels, height, width, dtype=torch.float64)
+    expected = np.mean([plain_crf(p[n], image[n], radius, 6.0, 0.1) for n in range(2)])
     assert float(gated_crf(p, image, radius=radius)) == pytest.approx(expected, abs=1e-12)
 
 
@@ -169,10 +172,11 @@ def plain_filter(values, guide, sigma):
     return (share @ flat_values / share.sum(1, keepdim=True)).T.reshape(values.shape)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("sigma", [0.02, 1.0])
-def test_the_tree_filter_equals_brute_force(sigma):
+def test_the_tree_filter_equals_brute_force(sigma, channels):
     values = torch.rand(2, 4, 8, 8, dtype=torch.float64)
-    guide = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    guide = torch.rand(2, channels, 8, 8, dtype=torch.float64)
     found = tree_filter(values, guide, spanning_forest(guide), sigma=sigma)
     for filtered, value, features in zip(found, values, guide, strict=True):
         torch.testing.assert_close(filtered, plain_filter(value, features, sigma), atol=1e-6, rtol=0)
@@ -210,6 +214,29 @@ def test_tree_energy_counts_unlabelled_pixels_and_trains_the_embeddings():
     torch.testing.assert_close(loss, (p - second)[0, :, :4].abs().sum() / 32)
     loss.backward()
     assert guide.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_tree_energy_equals_brute_force_over_all_channels(channels):
+    p = torch.softmax(torch.randn(2, 3, 6, 7, dtype=torch.float64), 1)
+    images = 0.3 * torch.rand(2, channels, 6, 7, dtype=torch.float64)
+    guide, unknown = torch.rand(2, 4, 6, 7, dtype=torch.float64), torch.rand(2, 6, 7) > 0.5
+    total = 0.0
+    for n in range(2):
+        filtered = plain_filter(plain_filter(p[n], images[n], 0.02), guide[n], 1.0)
+        total += float((p[n] - filtered).abs().sum(0)[unknown[n]].sum())
+    found = tree_energy(p, images, unknown, embeddings=[guide])
+    assert float(found) == pytest.approx(total / int(unknown.sum()), abs=1e-9)
+
+
+def test_an_edge_that_only_one_channel_shows_stops_both_energies():
+    """With the first channel alone, or with the mean of all, the halves would be one."""
+    image = torch.zeros(1, 3, 6, 6)
+    image[:, 1, :, 3:], image[:, 2, :, 3:] = 1.0, -1.0
+    values = torch.zeros(1, 2, 6, 6)
+    values[:, 0, :, :3], values[:, 1, :, 3:] = 1.0, 1.0
+    torch.testing.assert_close(tree_filter(values, image, spanning_forest(image), sigma=0.02), values)
+    assert float(gated_crf(values, image)) < 1e-6 < float(gated_crf(values, image[:, :1]))
 
 
 def test_a_uniform_image_spreads_a_label_everywhere_and_an_edge_stops_it():

@@ -129,7 +129,7 @@ class SiteSlices:
     """A site's training slices with their candidate labels.
 
     Attributes:
-        images: (N, S, S) float in [-1, 1].
+        images: (N, C, S, S) float in [-1, 1]; slices of one channel may be given as (N, S, S).
         candidates: (N, S, S) unsigned integers, bit c set where class c is allowed, 0 where nothing is known.
         kinds: (N,) kind of each slice's labels, "none" for unlabelled slices.
         classes: number of classes, background included.
@@ -140,8 +140,20 @@ class SiteSlices:
     kinds: np.ndarray
     classes: int
 
+    def __post_init__(self) -> None:
+        if self.images.ndim == 3:
+            object.__setattr__(self, "images", self.images[:, None])
+
     def __len__(self) -> int:
         return len(self.images)
+
+    def require_channels(self, channels: int) -> None:
+        """Raises: NodeDataError if the slices have another number of channels."""
+        if self.images.shape[1] != channels:
+            raise NodeDataError(
+                f"channels is {self.images.shape[1]} in these slices; it must be {channels}, as in the method's "
+                "settings: prepare the stores of all sites with the same channels"
+            )
 
     @property
     def labelled_indices(self) -> np.ndarray:

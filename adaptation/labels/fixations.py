@@ -39,7 +39,8 @@ class GazeConfig:
         sigma: standard deviation of the blur, as a share of the longer side.
         refine: "crf" for mean-field inference of a CRF with one bilateral kernel, or "none".
         spatial_width: of the bilateral kernel, as a share of the longer side.
-        intensity_width: of the bilateral kernel, in grey levels on the [-1, 1] scale.
+        intensity_width: of the bilateral kernel, the root mean square over the channels of a difference on the
+            [-1, 1] scale: three equal channels are refined as one.
         potts_weight: of the kernel against the heatmap, 0 or more.
         stride: distance of the landmarks that approximate the kernel, pixels; 1 is exact.
         tight: from this value on, a pixel of the heatmap is target, in (0, 1).
@@ -105,14 +106,17 @@ def refine_heatmap(heat: np.ndarray, image: np.ndarray, config: GazeConfig) -> n
 
     Args:
         heat: (H, W) in [0, 1].
-        image: (H, W) in [-1, 1].
+        image: (C, H, W) in [-1, 1]; one channel may be given as (H, W).
         config: its kernel, weight and stride.
 
     Returns: probability of the target, (H, W) in (0, 1).
     """
     u = logit(np.clip(heat, MIN_PROBABILITY, 1 - MIN_PROBABILITY)).ravel()
-    scale = np.array([config.spatial_width * max(heat.shape)] * 2 + [config.intensity_width])
-    features = np.stack([*np.indices(heat.shape).reshape(2, -1), image.ravel()], axis=1) / scale
+    channels = image.reshape(-1, heat.size)
+    # The published width, 13 of 255, is for the sum over three channels; for one it is 13 / sqrt(3).
+    intensity_width = config.intensity_width * np.sqrt(len(channels))
+    scale = np.array([config.spatial_width * max(heat.shape)] * 2 + [intensity_width] * len(channels))
+    features = np.stack([*np.indices(heat.shape).reshape(2, -1), *channels], axis=1) / scale
     grid = np.zeros(heat.shape, bool)
     first = min(config.stride // 2, min(heat.shape) - 1)
     grid[first :: config.stride, first :: config.stride] = True
@@ -137,15 +141,15 @@ def candidates_from_fixations(fixations: np.ndarray, image: np.ndarray, config: 
 
     Args:
         fixations: (n, 3) row, column, milliseconds.
-        image: (H, W) in [-1, 1].
+        image: (C, H, W) in [-1, 1]; one channel may be given as (H, W).
         config: how fixations are turned into labels.
 
     Returns: (H, W) uint8 of TARGET_ONLY, BACKGROUND_ONLY and UNCERTAIN; 0 everywhere if the slice was not viewed long
         enough.
     """
-    heat = heatmap(fixations, image.shape, config.sigma)
+    heat = heatmap(fixations, image.shape[-2:], config.sigma)
     if heat is None:
-        return np.zeros(image.shape, np.uint8)
+        return np.zeros(image.shape[-2:], np.uint8)
     q = refine_heatmap(heat, image, config) if config.refine == "crf" else heat
     candidates = np.where(q >= config.tight, TARGET_ONLY, np.where(q >= config.loose, UNCERTAIN, BACKGROUND_ONLY))
     return candidates.astype(np.uint8)
@@ -159,7 +163,7 @@ def config_for_target_share(
     A wider blur makes larger targets, so the blur is found by bisection; 24 slices are enough.
 
     Args:
-        views: fixations (n, 3) and image (H, W) of slices, as for `candidates_from_fixations`.
+        views: fixations (n, 3) and image (C, H, W) of slices, as for `candidates_from_fixations`.
         target_share: mean share of a viewed slice that the target fills, in (0, 1).
         config: everything but the blur.
 
@@ -214,6 +218,6 @@ def simulate_fixations(
 
 
 def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """exp(-|a_i - b_j|^2 / 2), (n, m), of features a (n, 3) and b (m, 3)."""
+    """exp(-|a_i - b_j|^2 / 2), (n, m), of features a (n, d) and b (m, d)."""
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
     return np.exp(-np.maximum(squares, 0) / 2)

@@ -1,4 +1,4 @@
-"""The gated CRF energy: near pixels of similar grey should have the same label."""
+"""The gated CRF energy: near pixels of similar intensity should have the same label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 RADIUS = 5  # pixels
 SIGMA_PLACE = 6.0  # pixels
-SIGMA_GREY = 0.1  # grey levels, which are in [0, 1]
+SIGMA_INTENSITY = 0.1  # intensities are in [0, 1]
 
 
 def gated_crf(
@@ -16,9 +16,9 @@ def gated_crf(
     *,
     radius: int = RADIUS,
     sigma_place: float = SIGMA_PLACE,
-    sigma_grey: float = SIGMA_GREY,
+    sigma_intensity: float = SIGMA_INTENSITY,
 ) -> Tensor:
-    """Potts energy within a window, with one Gaussian kernel over place and grey level (Obukhov et al. 2019; FedICRA).
+    """Potts energy within a window, with one Gaussian kernel over place and intensity (Obukhov et al. 2019; FedICRA).
 
     L = 1 / (B H W) sum_i sum_{j in window(i), j != i} k_ij (1 - sum_c p_ic p_jc), with neighbours inside the image
     only. Every pair is computed once and counted twice, because the kernel is symmetric. The memory needed is that of
@@ -26,10 +26,11 @@ def gated_crf(
 
     Args:
         probabilities: (B, C, H, W), summing to one over C.
-        images: (B, 1, H, W) in [0, 1]; they receive no gradient.
+        images: (B, K, H, W) in [0, 1]; they receive no gradient. Squared differences are summed over the channels, as
+            published.
         radius: of the square window, pixels.
         sigma_place: standard deviation of the kernel over place, pixels.
-        sigma_grey: standard deviation of the kernel over grey levels.
+        sigma_intensity: standard deviation of the kernel over intensities.
 
     Returns: a scalar.
     """
@@ -41,8 +42,8 @@ def gated_crf(
                 continue
             here, there = _overlap((down, right), height, width)
             place = (down**2 + right**2) / (2 * sigma_place**2)
-            grey = (images[here] - images[there]).square() / (2 * sigma_grey**2)
-            kernel = torch.exp(-place - grey)[:, 0]
+            intensity = (images[here] - images[there]).square().sum(1) / (2 * sigma_intensity**2)
+            kernel = torch.exp(-place - intensity)
             same = torch.einsum("bchw,bchw->bhw", probabilities[here], probabilities[there])
             total = total + (kernel * (1 - same)).sum()
     return 2 * total / (batch * height * width)

@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
-SIGMA_IMAGE = 0.02  # divides squared differences of grey levels in [0, 1]
+SIGMA_IMAGE = 0.02  # divides squared differences of intensities in [0, 1], summed over the channels
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def tree_energy(
 
     Args:
         probabilities: (B, C, H, W), summing to one over C.
-        images: (B, 1, H, W) in [0, 1].
+        images: (B, K, H, W) in [0, 1].
         unknown: (B, H, W) bool, pixels of which nothing is known.
         embeddings: (B, K, H, W) each, coarse to fine; they receive gradients.
-        sigma: scale of squared differences of grey levels.
+        sigma: scale of squared differences of intensities, summed over the channels.
 
     Returns: sum over unknown pixels and classes of |p - y| / number of unknown pixels; 0 if there are none.
     """

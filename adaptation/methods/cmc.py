@@ -19,7 +19,7 @@ from ..networks.modality_network import ModalityUNet, OneModality, modality_of
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.aggregation import mean_by_name
-from .interface.option_checks import check_at_least, check_choice, check_fraction
+from .interface.option_checks import check_at_least, check_channels, check_choice, check_fraction
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 RAMPS = ("up", "down")
@@ -34,6 +34,8 @@ class CMCOptions:
 
     Attributes:
         modalities: names of the one or two modalities; the researcher sets them from what the sites announce.
+        modality_channels: channels of the slices of each modality, in the order of `modalities`; empty where all have
+            the method's.
         start: share of the updates after which slices without labels are used for training.
         channel_weight: weight of the consistency of channels.
         descriptor: what describes a channel, see `channel_consistency`.
@@ -46,6 +48,7 @@ class CMCOptions:
     """
 
     modalities: tuple[str, ...] = ()
+    modality_channels: tuple[int, ...] = ()
     start: float = 0.7
     channel_weight: float = 0.1
     descriptor: str = "gram"
@@ -56,11 +59,19 @@ class CMCOptions:
     unfused_share: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "modalities", tuple(self.modalities))  # JSON has lists, no tuples
+        for name in ("modalities", "modality_channels"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # JSON has lists, no tuples
         if len(self.modalities) not in (1, 2) or len(set(self.modalities)) < len(self.modalities):
             raise ConfigError(f"modalities is {', '.join(self.modalities) or 'empty'}; name one or two different ones")
         for name in self.modalities:
             check_modality(name)
+        for count in self.modality_channels:
+            check_channels("modality_channels", count)
+        if self.modality_channels and len(self.modality_channels) != len(self.modalities):
+            raise ConfigError(
+                f"modality_channels has {len(self.modality_channels)} numbers; it must have {len(self.modalities)}, "
+                "one for each of modalities"
+            )
         check_choice("descriptor", self.descriptor, DESCRIPTORS)
         check_choice("agreement", self.agreement, AGREEMENTS)
         check_choice("agreement_ramp", self.agreement_ramp, RAMPS)
@@ -79,7 +90,15 @@ class CMC(WeightAveragingMethod):
     default_rate = 1e-3
 
     def network(self) -> nn.Module:
-        return ModalityUNet(self.config.classes, self.options.modalities, self.config.width)
+        counts = self.channels_by_modality
+        return ModalityUNet(self.config.classes, list(counts), self.config.width, channels=list(counts.values()))
+
+    @property
+    def channels_by_modality(self) -> dict[str, int]:
+        """Channels of the slices of each modality, in the order of the method's modalities."""
+        own = self.options
+        counts = own.modality_channels or [self.config.channels] * len(own.modalities)
+        return dict(zip(own.modalities, counts, strict=True))
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate, weight_decay=WEIGHT_DECAY)}
@@ -89,7 +108,7 @@ class CMC(WeightAveragingMethod):
         return OneModality(model, context.modality)
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
-        """Raises: NodeDataError for a modality that the method does not have."""
+        """Raises: NodeDataError for a modality, or a number of channels, that the method does not have."""
         held = self._held(site_round)
         labelled_indices = {name: data.labelled_indices for name, data in held.items()}
         last = self.config.updates - 1
@@ -146,7 +165,7 @@ class CMC(WeightAveragingMethod):
         """The unsupervised terms with their weights, a scalar.
 
         Args:
-            images: (B, 1, S, S) in [-1, 1] by modality, one or two.
+            images: (B, channels, S, S) in [-1, 1] by modality, one or two.
             progress: share of the training that is done, in [0, 1].
         """
         own = self.options
@@ -171,7 +190,7 @@ class CMC(WeightAveragingMethod):
         """Logits (B, C, S, S), decoder features (B, K, S, S) and deepest features (B, F, s, s) by modality.
 
         Args:
-            images: (B, 1, S, S) in [-1, 1] by modality; two modalities are fused.
+            images: (B, channels, S, S) in [-1, 1] by modality; two modalities are fused.
             mix: whether a random share of the calls does not fuse them.
         """
         encoded = {name: model.encode(batch, name) for name, batch in images.items()}
@@ -190,6 +209,8 @@ class CMC(WeightAveragingMethod):
                 f"this site's modalities are {', '.join(sorted(held)) or 'not named'}; the method needs some of "
                 f"{', '.join(wanted)} and no others"
             )
+        for name, data in held.items():
+            data.require_channels(self.channels_by_modality[name])
         return {name: held[name] for name in wanted if name in held}
 
     def _supervised_loss(
@@ -224,7 +245,7 @@ class CMC(WeightAveragingMethod):
         return self.consistency(site_round.model, images, progress)
 
     def _view_consistency(self, model: ModalityUNet, weak: Tensor, modality: str) -> Tensor:
-        """Squared distance of the predictions for slices (B, 1, S, S) and for the same with another appearance."""
+        """Squared distance of the predictions for slices (B, channels, S, S) and for these with another appearance."""
         strong = self.restyled(weak)
         with torch.no_grad():
             target = torch.softmax(model(weak, modality), 1)

@@ -61,7 +61,8 @@ class FederatedAveraging(WeightAveragingMethod):
     description = METHOD_CATALOGUE["fedavg"]
 
     def network(self) -> nn.Module:
-        return SiteUNet(self.config.classes, width=self.config.width, norm=self.config.norm)
+        config = self.config
+        return SiteUNet(config.classes, channels=config.channels, width=config.width, norm=config.norm)
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         labelled_indices = site_round.data.labelled_indices

@@ -98,6 +98,7 @@ class FedICRA(WeightAveragingMethod):
         own = self.options
         return SiteUNet(
             self.config.classes,
+            channels=self.config.channels,
             width=self.config.width,
             norm=self.config.norm,
             dropout=0.1,
@@ -144,7 +145,7 @@ class FedICRA(WeightAveragingMethod):
         """Partial cross entropy + Dice + tree energy + gated CRF + site contrast, each with its weight; a scalar.
 
         Args:
-            images: (B, 1, S, S) in [-1, 1].
+            images: (B, channels, S, S) in [-1, 1].
             allowed: (B, classes, S, S) bool, candidates.
             site: index of the site.
         """
@@ -155,25 +156,25 @@ class FedICRA(WeightAveragingMethod):
         loss = candidate_cross_entropy(logits, allowed)
         if own.dice_weight:
             loss = loss + own.dice_weight * partial_dice(logits, allowed)
-        probabilities, grey = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2
+        probabilities, shown = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2
         if own.tree_weight:
             unknown = ~informative(allowed)
             loss = loss + own.tree_weight * tree_energy(
-                probabilities, grey, unknown, embeddings=model.embeddings(decoded)
+                probabilities, shown, unknown, embeddings=model.embeddings(decoded)
             )
         if own.crf_weight:
             # The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches
             # from one structure over the next, and the energy is lowest where everything is background.
             scale = self.config.size / PUBLISHED_SIZE
             options = {"radius": max(1, round(RADIUS * scale)), "sigma_place": SIGMA_PLACE * scale}
-            loss = loss + own.crf_weight * gated_crf(probabilities, grey, **options)
+            loss = loss + own.crf_weight * gated_crf(probabilities, shown, **options)
         if own.contrast_weight and self.config.sites > 1:
             loss = loss + own.contrast_weight * self.contrast(model, images, heatmap, site=site)
         return loss
 
     def contrast(self, model: SiteUNet, images: Tensor, heatmap: Tensor, *, site: int) -> Tensor:
         """Minus the mean squared distance of this site's heatmap (B, C, 1, 1) to the heatmap of every other site for
-        the same images (B, 1, S, S); a scalar."""
+        the same images (B, channels, S, S); a scalar."""
         others = [other for other in range(self.config.sites) if other != site]
         with torch.no_grad():
             theirs = [model.encode(images, other)[1] for other in others]

@@ -67,7 +67,7 @@ class PseudoLabels:
     """Accepted slices with the masks that the two networks found.
 
     Attributes:
-        images: (n, 1, S, S) float32 in [-1, 1], augmented once.
+        images: (n, channels, S, S) float32 in [-1, 1], augmented once.
         first: (n, structures, S, S) 0 or 1, refined masks of the first network.
         second: (n, structures, S, S) 0 or 1, refined masks of the second network.
     """
@@ -83,9 +83,9 @@ class PseudoLabels:
 class NetworkPair(nn.Module):
     """Two networks that train each other; the first one is the segmenter. One sigmoid output per structure."""
 
-    def __init__(self, structures: int, width: int) -> None:
+    def __init__(self, structures: int, width: int, *, channels: int = 1) -> None:
         super().__init__()
-        self.first, self.second = (SiteUNet(structures, width=width, norm="group") for _ in range(2))
+        self.first, self.second = (SiteUNet(structures, channels=channels, width=width, norm="group") for _ in range(2))
 
 
 class FedMix(WeightAveragingMethod):
@@ -97,7 +97,7 @@ class FedMix(WeightAveragingMethod):
     Options = FedMixOptions
 
     def network(self) -> NetworkPair:
-        return NetworkPair(self.config.classes - 1, self.config.width)
+        return NetworkPair(self.config.classes - 1, self.config.width, channels=self.config.channels)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate, weight_decay=1e-4)}
@@ -144,8 +144,8 @@ class FedMix(WeightAveragingMethod):
             found.append([tensor[accepted] for tensor in (images, first, second)])
         model.train(was)
         if not found:
-            empty = torch.zeros(0, 1, size, size, device=site_round.device)
-            found = [[empty, empty.expand(-1, structures, -1, -1), empty.expand(-1, structures, -1, -1)]]
+            counts = (self.config.channels, structures, structures)
+            found = [[torch.zeros(0, count, size, size, device=site_round.device) for count in counts]]
         images, first, second = (torch.cat(parts) for parts in zip(*found, strict=True))
         blank = int((~first.any(dim=(1, 2, 3))).sum()) if len(first) else 0
         pseudo = PseudoLabels(images=images, first=first.float(), second=second.float())

@@ -51,12 +51,12 @@ class GazeOptions:
 class LevelPair(nn.Module):
     """A network trained on pixels that are surely the target (tight), and one on pixels that may be (loose)."""
 
-    def __init__(self, structures: int, width: int) -> None:
+    def __init__(self, structures: int, width: int, *, channels: int = 1) -> None:
         super().__init__()
-        self.tight, self.loose = (SiteUNet(structures, width=width, norm="group") for _ in range(2))
+        self.tight, self.loose = (SiteUNet(structures, channels=channels, width=width, norm="group") for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1] to the mean of the levels' logits (B, structures, S, S)."""
+        """Slices (B, channels, S, S) in [-1, 1] to the mean of the levels' logits (B, structures, S, S)."""
         return (self.tight(x) + self.loose(x)) / 2
 
 
@@ -69,7 +69,7 @@ class GazeSupervision(WeightAveragingMethod):
     default_rate = 1e-3
 
     def network(self) -> LevelPair:
-        return LevelPair(self.config.classes - 1, self.config.width)
+        return LevelPair(self.config.classes - 1, self.config.width, channels=self.config.channels)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate)}
@@ -97,7 +97,7 @@ class GazeSupervision(WeightAveragingMethod):
         """Cross entropy of each level with its own masks + lambda (1 - agreement of the levels), a scalar.
 
         Args:
-            images: (B, 1, S, S) in [-1, 1].
+            images: (B, channels, S, S) in [-1, 1].
             allowed: (B, classes, S, S) bool, candidates.
             frozen: model whose certain predictions are the pseudo-labels of slices without labels; None for no
                 training on these slices.

@@ -24,7 +24,7 @@ class LSSL(PublicSliceMethod):
     description = METHOD_CATALOGUE["lssl"]
 
     def network(self) -> nn.Module:
-        return AssessedNetwork(self.options.network, self.config.classes, size=self.config.size)
+        return self.untrained(self.options.network)
 
     def trainee_at(self, site_round: SiteRound) -> Trainee:
         state = cast(PublicSliceState, site_round.state)

@@ -24,7 +24,7 @@ class PublicBatch:
     """A batch of one random view of public slices.
 
     Attributes:
-        images: (B, 1, S, S) float32 in [-1, 1].
+        images: (B, channels, S, S) float32 in [-1, 1].
         truth: (B, S, S) int64, classes.
         index: (B,) int64, indices among the public slices.
     """
@@ -87,7 +87,7 @@ class PublicSlices:
         with seeded(seed_of(self.seed, number, phase, epoch)):
             order = np.random.permutation(len(self.data))
             images, candidates = augmented_slices(
-                torch.from_numpy(self.data.images[order].astype(np.float32))[:, None],
+                torch.from_numpy(self.data.images[order].astype(np.float32)),
                 torch.from_numpy(self.data.candidates[order].astype(np.int64))[:, None],
                 self.augmentation,
                 rng=torch.default_generator,

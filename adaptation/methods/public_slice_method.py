@@ -195,8 +195,8 @@ class PublicSliceMethod(FederatedMethod):
         """Self-training on unlabelled slices.
 
         Args:
-            weak: (B, 1, S, S) in [-1, 1], the weakly augmented view.
-            strong: (B, 1, S, S), the strongly augmented view of the same place.
+            weak: (B, channels, S, S) in [-1, 1], the weakly augmented view.
+            strong: (B, channels, S, S), the strongly augmented view of the same place.
 
         Returns: the loss, a scalar, and the share of slices that were confident enough.
         """
@@ -219,19 +219,27 @@ class PublicSliceMethod(FederatedMethod):
         return number <= self.options.warmup * self.config.rounds
 
     def public_views(self, data: SiteSlices | None) -> PublicSlices:
-        """The public slices with their views. Raises: NodeDataError if there are none, or if their labels are not
-        dense."""
+        """The public slices with their views.
+
+        Raises: NodeDataError if there are none, if their labels are not dense or for another number of channels.
+        """
         if data is None:
             raise NodeDataError(
                 f"{self.description.name} needs public slices and this site has none; "
                 "register its store again, with the public one"
             )
+        data.require_channels(self.config.channels)
         return PublicSlices(data, augmentation=self.augmentation, seed=self.config.seed)
 
     def fresh_network(self, architecture: str) -> AssessedNetwork:
         """An untrained network; "" takes the researcher's architecture."""
         with seeded(seed_of(self.config.seed)):
-            return AssessedNetwork(architecture or self.options.network, self.config.classes, size=self.config.size)
+            return self.untrained(architecture or self.options.network)
+
+    def untrained(self, architecture: str) -> AssessedNetwork:
+        """A network with weights from PyTorch's global generator."""
+        config = self.config
+        return AssessedNetwork(architecture, config.classes, size=config.size, channels=config.channels)
 
     def trainee_of(self, network: AssessedNetwork, optimizer_state: dict[str, Any] | None = None) -> Trainee:
         """The network with its optimizer, in the given state if there is one."""
@@ -288,7 +296,8 @@ class PublicSliceMethod(FederatedMethod):
         return self.draws(site_round, among, updates) if len(among) else [None] * updates
 
     def _own_labels_loss(self, network: AssessedNetwork, images: Tensor, allowed: Tensor) -> Tensor:
-        """Partial loss + weighted assessment loss, a scalar, of images (B, 1, S, S) with candidates (B, C, S, S)."""
+        """Partial loss + weighted assessment loss, a scalar, of images (B, channels, S, S) with candidates
+        (B, C, S, S)."""
         logits, right, _ = network.assess(images)
         single = allowed.sum(1) == 1
         correct = allowed.gather(1, logits.argmax(1, keepdim=True))[:, 0]
@@ -298,14 +307,15 @@ class PublicSliceMethod(FederatedMethod):
         return loss
 
     def _two_views(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Weak and strong view (B, 1, S, S) of the slices with the indices `chosen` (B,), with the same geometry; the
-        strong view also has another appearance, noise and a missing square."""
-        images = torch.from_numpy(site_round.data.images[chosen].astype(np.float32))[:, None]
+        """Weak and strong view (B, channels, S, S) of the slices with the indices `chosen` (B,), with the same
+        geometry; the strong view also has another appearance, noise and a missing square."""
+        site_round.data.require_channels(self.config.channels)
+        images = torch.from_numpy(site_round.data.images[chosen].astype(np.float32))
         placed = replace(self.augmentation, appearance=UNCHANGED)
-        weak, _ = augmented_slices(images, torch.zeros_like(images), placed, rng=torch.default_generator)
+        weak, _ = augmented_slices(images, torch.zeros_like(images[:, :1]), placed, rng=torch.default_generator)
         strong = self.restyled(weak)
         side = max(1, round(weak.shape[-1] * CUTOUT_SIDE))
-        for image in strong[:, 0]:
+        for image in strong:
             row, column = torch.randint(0, weak.shape[-1] - side + 1, (2,)).tolist()
-            image[row : row + side, column : column + side] = 0.0
+            image[:, row : row + side, column : column + side] = 0.0
         return weak.to(site_round.device), strong.to(site_round.device)

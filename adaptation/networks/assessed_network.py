@@ -48,15 +48,16 @@ class AssessedNetwork(nn.Module):
         architecture: of the network below both, one of ARCHITECTURES; planned as a small one for whole slices.
         classes: channels of the logits.
         size: pixels per side of the slices.
+        channels: of the slices.
 
     Raises: ConfigError for an unknown architecture, or for a size that cannot be halved twice.
     """
 
-    def __init__(self, architecture: str, classes: int, *, size: int) -> None:
+    def __init__(self, architecture: str, classes: int, *, size: int, channels: int = 1) -> None:
         super().__init__()
         check_architecture(architecture)
         config = SegmenterConfig(network=architecture, network_size="small")
-        facts = DataFacts(size=size, extent=None, classes=FEATURES)
+        facts = DataFacts(size=size, extent=None, classes=FEATURES, channels=channels)
         plan = plan_training(facts, config)
         while size % plan.side_multiple:  # the network sees whole slices, which fewer levels can halve
             plan = plan_training(facts, replace(config, depth=len(plan.widths) - 1))
@@ -65,14 +66,14 @@ class AssessedNetwork(nn.Module):
         self.assessment = SelfAssessment(classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1], S as planned, to logits (B, classes, S, S)."""
+        """Slices (B, channels, S, S) in [-1, 1], S as planned, to logits (B, classes, S, S)."""
         return self.classifier(self.body(standardised(x)))
 
     def assess(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segmentation with self-assessment. Nothing is detached: the assessment's loss also trains the segmentation.
 
         Args:
-            x: slices (B, 1, S, S) in [-1, 1].
+            x: slices (B, channels, S, S) in [-1, 1].
 
         Returns: logits (B, classes, S, S), logits of being right (B, S, S), and features (B, 16, S, S) for `perturbed`.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from .site_network import GROUPS
 
 DEPTH = 4  # resolution levels; sides of slices are multiples of 2 ** (DEPTH - 1)
-NORMS_OF = ".norms."  # in a tensor's name, comes before the modality's name
+OWN_TENSOR = re.compile(r"(?:^mixtures|\.norms)\.([^.]+)\.")  # in a tensor's name, with the modality's name
 
 
 class ModalityUnit(nn.Module):
@@ -60,17 +61,25 @@ class ChannelAttention(nn.Module):
 class ModalityUNet(nn.Module):
     """U-Net for slices of one modality, or for a slice of each of two modalities, of any patients and positions.
 
+    Modalities share all convolutions, so that those of unequal numbers of channels are first brought to the largest
+    number, each by a linear mixture of its own.
+
     Args:
         classes: channels of the logits.
         modalities: their names.
         width: channels of the first level, a multiple of 4; each further level has twice as many.
+        channels: of the slices of each modality, in the order of their names; empty for one each.
     """
 
-    def __init__(self, classes: int, modalities: Sequence[str], width: int) -> None:
+    def __init__(self, classes: int, modalities: Sequence[str], width: int, *, channels: Sequence[int] = ()) -> None:
         super().__init__()
+        counts = dict(zip(modalities, channels or [1] * len(modalities), strict=True))
+        most = max(counts.values())
+        unequal = counts if min(counts.values()) < most else {}
+        self.mixtures = nn.ModuleDict({name: nn.Conv2d(count, most, 1, bias=False) for name, count in unequal.items()})
         widths = [width * 2**level for level in range(DEPTH)]
         self.down = nn.ModuleList(
-            ModalityBlock(before, after, modalities) for before, after in zip([1, *widths], widths, strict=False)
+            ModalityBlock(before, after, modalities) for before, after in zip([most, *widths], widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.attention = ChannelAttention()
@@ -88,13 +97,14 @@ class ModalityUNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
-        """Slices (B, 1, S, S) of one modality, fused with themselves, to logits (B, classes, S, S)."""
+        """Slices (B, channels, S, S) of one modality, fused with themselves, to logits (B, classes, S, S)."""
         skips, deep = self.encode(x, modality)
         return self.decode(self.fused(deep, deep, deep), skips, modality)[0]
 
     def encode(self, x: Tensor, modality: str) -> tuple[list[Tensor], Tensor]:
-        """Slices (B, 1, S, S) to the features of the upper levels, (B, width 2^n, S / 2^n, S / 2^n) for n = 0 to 2, and
-        the deepest features (B, 8 width, S / 8, S / 8)."""
+        """Slices (B, channels, S, S) to the features of the upper levels, (B, width 2^n, S / 2^n, S / 2^n) for n = 0 to
+        2, and the deepest features (B, 8 width, S / 8, S / 8)."""
+        x = self.mixtures[modality](x) if self.mixtures else x
         skips = []
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x, modality)
@@ -136,10 +146,11 @@ class OneModality(nn.Module):
         self.network, self.modality = network, modality
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, S, S) to logits (B, classes, S, S)."""
+        """(B, channels, S, S) to logits (B, classes, S, S)."""
         return self.network(x, self.modality)
 
 
 def modality_of(name: str) -> str | None:
     """The modality that a tensor belongs to, by the tensor's name; None if all modalities share it."""
-    return name.partition(NORMS_OF)[2].partition(".")[0] or None
+    own = OWN_TENSOR.search(name)
+    return own[1] if own else None

@@ -43,6 +43,7 @@ class SiteUNet(BasicUNet):
 
     Args:
         outputs: channels of the logits.
+        channels: of the slices.
         width: channels of the first level; each further level has twice as many.
         norm: "batch" or "group".
         dropout: probability after every convolution.
@@ -59,6 +60,7 @@ class SiteUNet(BasicUNet):
         outputs: int,
         *,
         width: int,
+        channels: int = 1,
         norm: str = "batch",
         dropout: float = 0.0,
         sites: int = 0,
@@ -68,7 +70,7 @@ class SiteUNet(BasicUNet):
         widths = tuple(width * 2**level for level in range(LEVELS))
         super().__init__(
             spatial_dims=2,
-            in_channels=1,
+            in_channels=channels,
             out_channels=outputs,
             features=(*widths, width),
             norm=NORMS[norm],
@@ -82,14 +84,14 @@ class SiteUNet(BasicUNet):
         self.heads = nn.ModuleList(_head(channels, embedding, outputs) for channels in decoded)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1] to logits (B, outputs, S, S)."""
+        """Slices (B, channels, S, S) in [-1, 1] to logits (B, outputs, S, S)."""
         return self.final_conv(self.decode(self.encode(x)[0])[-1])
 
     def encode(self, x: Tensor, site: int | None = None) -> tuple[list[Tensor], Tensor | None]:
         """Features of the five levels, fine to coarse, and the channel weights of the deepest selection.
 
         Args:
-            x: slices (B, 1, S, S) in [-1, 1].
+            x: slices (B, channels, S, S) in [-1, 1].
             site: index of the site whose channels are selected; None takes the attribute `site`.
 
         Returns: features, each (B, C, S / 2^n, S / 2^n), and weights (B, C, 1, 1), None without selections.

@@ -11,7 +11,7 @@ class StructureLogits(nn.Module):
     its sigmoid is above one half and above that of all other structures.
 
     Args:
-        network: slices (B, 1, S, S) to logits of structures (B, structures, S, S).
+        network: slices (B, channels, S, S) to logits of structures (B, structures, S, S).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -19,6 +19,6 @@ class StructureLogits(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1] to logits (B, structures + 1, S, S)."""
+        """Slices (B, channels, S, S) in [-1, 1] to logits (B, structures + 1, S, S)."""
         logits = self.network(x)
         return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)

@@ -90,7 +90,7 @@ class FederatedMethod(ABC):
         return set()
 
     def segmenter(self, model: nn.Module, context: SiteContext, state: MethodState | None = None) -> nn.Module:
-        """A network from slices (B, 1, S, S) in [-1, 1] to logits (B, classes, S, S).
+        """A network from slices (B, channels, S, S) in [-1, 1] to logits (B, classes, S, S).
 
         Args:
             model: the model that travels.
@@ -140,21 +140,25 @@ class FederatedMethod(ABC):
     # Tools of the methods
 
     def batch(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """`augmented` for the site's slices with the indices `chosen` (B,)."""
+        """`augmented` for the site's slices with the indices `chosen` (B,).
+
+        Raises: NodeDataError for slices of another number of channels.
+        """
+        site_round.data.require_channels(self.config.channels)
         return self.augmented(site_round.data, chosen, site_round.device)
 
     def augmented(self, data: SiteSlices, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Augmented slices (B, 1, S, S) in [-1, 1] and their candidates (B, classes, S, S), see `candidate_masks`.
+        """Augmented slices (B, channels, S, S) in [-1, 1] and candidates (B, classes, S, S), see `candidate_masks`.
 
         Draws from PyTorch's global generator.
         """
-        images = torch.from_numpy(data.images[chosen].astype(np.float32))[:, None]
+        images = torch.from_numpy(data.images[chosen].astype(np.float32))
         candidates = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
         images, candidates = augmented_slices(images, candidates, self.augmentation, rng=torch.default_generator)
         return images.to(device), candidate_masks(candidates[:, 0].to(device), self.config.classes)
 
     def restyled(self, images: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
+        """Slices (B, channels, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
         return restyled_slices(images.cpu(), self.augmentation, rng=torch.default_generator).to(images)
 
     def draws(

@@ -9,7 +9,9 @@ from ....errors import ConfigError
 from ...choices import ROTATION
 from ...labels.candidate_labels import check_classes
 from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
-from .option_checks import check_at_least, check_choice, check_positive
+from .option_checks import check_at_least, check_channels, check_choice, check_positive
+
+COLOURS = 3  # channels of a colour picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class MethodConfig:
         method: name of the method, see `fedfactory.adaptation.methods.catalogue`.
         classes: number of label values, background included.
         size: pixels per side of the slices.
+        channels: of a slice, 1 to 8. Modalities of different numbers are told to CMC, see its options.
+        colour: whether slices of three channels are red, green and blue, which the augmentation varies as one picture.
         sites: number of sites.
         rounds: number of rounds.
         updates: optimizer steps of a site in a round.
@@ -40,6 +44,8 @@ class MethodConfig:
     size: int
     sites: int
     rounds: int
+    channels: int = 1
+    colour: bool = False
     updates: int = 20
     batch_size: int = 12
     width: int = 16
@@ -53,6 +59,9 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_classes(self.classes)
+        check_channels("channels", self.channels)
+        if self.colour and self.channels != COLOURS:
+            raise ConfigError(f"channels is {self.channels}; it must be {COLOURS}, red, green and blue, with colour")
         for name in ("sites", "rounds", "updates", "batch_size"):
             check_at_least(name, getattr(self, name), 1)
         if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ....errors import ConfigError
+from ....imaging.slice_format import MAX_CHANNELS
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
@@ -23,6 +24,12 @@ def check_fraction(name: str, value: float) -> None:
     """Raises: ConfigError if `value` is not in [0, 1]."""
     if not 0 <= value <= 1:
         raise ConfigError(f"{name} is {value}; choose from 0 to 1")
+
+
+def check_channels(name: str, value: int) -> None:
+    """Raises: ConfigError if `value` is not a number of channels that a slice can have."""
+    if value not in range(1, MAX_CHANNELS + 1):
+        raise ConfigError(f"{name} is {value}; choose a whole number from 1 to {MAX_CHANNELS}")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
