@@ -23,9 +23,9 @@ class PlannedNetwork(nn.Module):
         self.body = _body(plan)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """(B, 1, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W).
+        """(B, C, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W).
 
-        A 3-D network takes (B, 1, D, W, W) and gives (B, classes, D, W, W), D a multiple of the slice strides' product.
+        A 3-D network takes (B, C, D, W, W) and gives (B, classes, D, W, W), D a multiple of the slice strides' product.
         """
         if self.dimensions == 2:
             return F.pixel_shuffle(self.body(F.pixel_unshuffle(windows, self.fold)), self.fold)
@@ -36,7 +36,7 @@ class PlannedNetwork(nn.Module):
 def _body(plan: TrainingPlan) -> nn.Module:
     """From folded windows to folded logits."""
     dims, levels = plan.dimensions, len(plan.widths)
-    channels = {"in_channels": plan.fold**2, "out_channels": plan.classes * plan.fold**2}
+    channels = {"in_channels": plan.channels * plan.fold**2, "out_channels": plan.classes * plan.fold**2}
     steps = [stride if dims == 2 else (slices, stride, stride) for slices, stride in _strides(plan)]
     if plan.network.startswith("dynunet"):
         return DynUNet(
