@@ -11,13 +11,12 @@ import torch
 
 from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
-from ..generative.synthesis import slice_heights
 from ..imaging.slice_format import SliceFormat
 from ..imaging.volume_files import read_volume
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
-from .labelled_factory import LabelledFactory
-from .labelled_slices import LabelledSlices, foreground_dice, parts_of
+from .labelled_factory import LabelledFactory, subject_heights
+from .labelled_slices import LabelledSlices, foreground_dice, parts_of, with_channels
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
 from .training.segmenter_training import SegmenterData, train_segmenters
@@ -51,9 +50,9 @@ def adapt(
         loop: evaluations and checkpoints; None evaluates at the end alone.
         device: to train on.
 
-    Raises: StoreError if size of slices and format differ.
+    Raises: StoreError if size of slices and format differ, UsageError if their numbers of channels do.
     """
-    side, facts = data.labelled.images.shape[1], facts or TrainingFacts()
+    side, facts = data.labelled.images.shape[-1], facts or TrainingFacts()
     if side != fmt.size:
         raise StoreError(f"synthetic slices are {side} px; they must be {fmt.size} px as in the store")
     parts = (data.labelled, *(slices for slices, _ in data.further))
@@ -78,21 +77,23 @@ def training_set(
     new network. Where they do not, the synthetic slices are left out.
 
     Args:
-        images: (N, S, S) in [-1, 1], the site's own slices.
+        images: (N, C, S, S), or (N, S, S) of one channel, in [-1, 1], the site's own slices.
         drawn: labelled synthetic slices of the domain.
         first_guess: the labelled site's segmenter for other contrasts; its network is trained further.
         volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
         labels_carry_over: whether the factory's domain shares so much anatomy with the labelled one that labels are
             right in both, see `shared_anatomy`.
 
-    Raises: StoreError if the slices' sides differ.
+    Raises: StoreError if the slices' sides or numbers of channels differ.
     """
-    if drawn.images.shape[1] != images.shape[1]:
-        raise StoreError(
-            f"synthetic slices are {drawn.images.shape[1]} px; they must be {images.shape[1]} px as the site's"
-        )
-    shown = torch.from_numpy(drawn.images.astype(np.float32))[:, None]
-    found = first_guess.probabilities(shown, drawn.volume).argmax(1)
+    images = with_channels(images)
+    for name, axis in (("px", -1), ("channel(s)", 1)):
+        if drawn.images.shape[axis] != images.shape[axis]:
+            raise StoreError(
+                f"synthetic slices are of {drawn.images.shape[axis]} {name}; they must be of {images.shape[axis]} "
+                f"{name} as the site's"
+            )
+    found = first_guess.probabilities(torch.from_numpy(drawn.images.astype(np.float32)), drawn.volume).argmax(1)
     agreement = foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes)
     if not agreement >= MIN_AGREEMENT and labels_carry_over:
         return SegmenterData(labelled=drawn)
@@ -106,12 +107,12 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
     """A site's own slices with the labels that a segmenter gives them, averaged over all views that it knows.
 
     Args:
-        images: (N, S, S) in [-1, 1].
+        images: (N, C, S, S), or (N, S, S) of one channel, in [-1, 1].
         teacher: gives the labels.
         volume: (N,) integer, the volume that a slice belongs to; None where that is not known.
     """
-    images = images.astype(np.float32)
-    shown = torch.from_numpy(images)[:, None]
+    images = with_channels(images).astype(np.float32)
+    shown = torch.from_numpy(images)
     labels = teacher.probabilities(shown, volume, views=len(teacher.card.views)).argmax(1).to(torch.uint8).numpy()
     for part in parts_of(len(labels), volume) if volume is not None else []:
         labels[part] = teacher.tidied(labels[part])
@@ -121,9 +122,10 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
 def draw_slices(
     factory: LabelledFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
 ) -> LabelledSlices:
-    """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin."""
+    """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin; of a factory of pictures
+    one."""
     bins = factory.factory.config.z_bins
-    heights = slice_heights(bins, 2) if slices is None else torch.linspace(0, bins - 1, slices)
+    heights = subject_heights(bins, 2) if slices is None or bins == 1 else torch.linspace(0, bins - 1, slices)
     drawn = [
         factory.draw_volume(domain, heights, seed=seed + number)
         for number in track(range(volumes), f"drawing volumes of {domain}")

@@ -20,7 +20,7 @@ from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
-from ..generative.synthesis import synthesise_volume
+from ..generative.synthesis import slice_heights, synthesise_volume
 from .networks.label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
 from .segmenter_card import MAX_CLASSES
@@ -29,6 +29,12 @@ MAX_BRANCHES = 20
 KIND = "labelled factory"
 VIEWS = ("view", "own")
 LOCALISER = "localiser."  # before the names of its weights
+
+
+def subject_heights(z_bins: int, per_bin: int) -> Tensor:
+    """Heights (N,) of the slices of a synthetic subject, from the lowest of `z_bins` bins to the highest; a single bin
+    has one slice: a picture. See `slice_heights`."""
+    return torch.zeros(1) if z_bins == 1 else slice_heights(z_bins, per_bin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +201,7 @@ class LabelledFactory:
         encoding: Tensor | None = None,
         truncation: float = 1.0,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One synthetic subject: images (N, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
+        """One synthetic subject: images (N, C, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
 
         Raises: ConfigError for an unknown domain.
 
@@ -221,6 +227,6 @@ class LabelledFactory:
         again = self.card.labels_from[domain] == "view" and domain != labelled and config.domain_enters != "head"
         views = walk(labelled) if again else itertools.repeat(None)
         for part, view in zip(walk(domain), views, strict=False):
-            images.append(part.image[:, 0].clamp(-1, 1).cpu().numpy())
+            images.append(part.image.clamp(-1, 1).cpu().numpy())
             labels.append(self.labels(part if view is None else view).cpu().numpy())
         return np.concatenate(images), np.concatenate(labels)

@@ -26,13 +26,22 @@ class LabelledSlices:
     volume: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim == 3:
-            object.__setattr__(self, "images", self.images[:, None])
+        object.__setattr__(self, "images", with_channels(self.images))
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of a slice."""
+        return self.images.shape[1]
 
     def part(self, chosen: np.ndarray) -> LabelledSlices:
         """The chosen slices: indices (n,) or a mask (N,) bool."""
         volume = None if self.volume is None else self.volume[chosen]
         return LabelledSlices(self.images[chosen], self.labels[chosen], self.classes, volume)
+
+
+def with_channels(images: np.ndarray) -> np.ndarray:
+    """Slices (N, C, S, S); slices of one channel may be given as (N, S, S)."""
+    return images[:, None] if images.ndim == 3 else images
 
 
 def joined(first: LabelledSlices, second: LabelledSlices) -> LabelledSlices:

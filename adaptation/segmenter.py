@@ -31,7 +31,7 @@ class Segmenter:
     """A trained network with everything needed to apply it to a new image.
 
     Attributes:
-        network: of a planned segmenter, see `PlannedNetwork`; otherwise whole slices (B, 1, S, S) in [-1, 1] to logits
+        network: of a planned segmenter, see `PlannedNetwork`; otherwise whole slices (B, C, S, S) in [-1, 1] to logits
             (B, classes, S, S).
         format: the slice format that a new image must be brought into first.
         card: how the network is built, and what it was trained on.
@@ -49,15 +49,15 @@ class Segmenter:
         return self
 
     def probabilities(self, images: Tensor, volume: np.ndarray | None = None, *, views: int = 1) -> Tensor:
-        """Slices (N, 1, S, S) in [-1, 1] to probabilities (N, classes, S, S), which sum to one over the classes.
+        """Slices (N, C, S, S) in [-1, 1] to probabilities (N, classes, S, S), which sum to one over the classes.
 
         Args:
-            images: (N, 1, S, S) in [-1, 1].
+            images: (N, C, S, S) in [-1, 1], with the channels of the segmenter's slice format.
             volume: (N,) integer, the volume that a slice belongs to; slices of a volume follow each other. None: all
                 slices are of one volume.
             views: number of turned, mirrored or shifted views that are averaged; at most as many as the card has.
 
-        Raises: UsageError for more views than the network was trained in.
+        Raises: UsageError for more views than the network was trained in, or another number of channels.
         """
         self.check_views(views)
         return self._mean_of_views(images, volume, self.card.views[:views])
@@ -73,8 +73,10 @@ class Segmenter:
         """See `view_agreement`; NaN if the network was trained in one view only.
 
         Args:
-            images: (N, 1, S, S) in [-1, 1].
+            images: (N, C, S, S) in [-1, 1].
             volume: (N,) integer, see `probabilities`.
+
+        Raises: UsageError for another number of channels than the segmenter's.
         """
         if len(self.card.views) == 1:
             return float("nan")
@@ -88,10 +90,15 @@ class Segmenter:
 
     @torch.no_grad()
     def _mean_of_views(self, images: Tensor, volume: np.ndarray | None, views: tuple[int, ...]) -> Tensor:
-        """Mean probabilities (N, classes, S, S) over these views of slices (N, 1, S, S) in [-1, 1].
+        """Mean probabilities (N, classes, S, S) over these views of slices (N, C, S, S) in [-1, 1].
 
         They are computed on the network's device and returned on that of the slices.
         """
+        if images.ndim != 4 or images.shape[1] != self.format.channels:
+            raise UsageError(
+                f"images has shape {tuple(images.shape)}; it must be (slices, {self.format.channels}, rows, columns), "
+                f"as this segmenter was trained on {self.format.channels} channel(s)"
+            )
         given = images.to(next((values.device for values in self.network.parameters()), images.device))
         if self.card.plan is not None:
             given = (given.float() + 1) / 2

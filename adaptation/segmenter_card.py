@@ -92,7 +92,7 @@ class SiteAssessment:
 
     Attributes:
         quality: distances of synthetic to real slices by name, see `SiteQuality`.
-        explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
+        explained: share of grey-level variance, over all channels, that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
             and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
         agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single views, turned, mirrored or
             shifted, with those of the mean of all views; NaN where it knows one view only, or finds nothing.

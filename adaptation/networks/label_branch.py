@@ -43,7 +43,7 @@ class LabelBranch(nn.Module):
         return cls([*generator.feature_channels, *([generator.num_maps] if generator.num_maps else [])], classes)
 
     def forward(self, synthesis: Synthesis) -> Tensor:
-        """Logits (B, classes, S, S) of synthetic slices (B, 1, S, S), from their feature maps."""
+        """Logits (B, classes, S, S) of synthetic slices (B, channels, S, S), from their feature maps."""
         maps = _input_maps(synthesis)
         total, side = None, synthesis.image.shape[-1]
         for project, features in zip(self.project, maps, strict=True):  # maps of equal side are added before enlarging
@@ -78,7 +78,7 @@ class BranchEnsemble:
 
     @torch.no_grad()
     def labels(self, synthesis: Synthesis) -> Tensor:
-        """Most likely class (B, S, S) uint8 of every pixel of synthetic slices (B, 1, S, S)."""
+        """Most likely class (B, S, S) uint8 of every pixel of synthetic slices (B, channels, S, S)."""
         maps = _input_maps(synthesis)
         levels = []
         for side in sorted({features.shape[-1] for features in maps}):

@@ -173,7 +173,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, factory: FactoryConfig, n_latent: int) -> None:
         super().__init__()
         widths = [config.width * factor for factor in STAGE_WIDTHS]
-        self.stem, self.stem_norm, self.stem_prelu = _conv(1, widths[0]), RoleNorm(widths[0]), nn.PReLU(widths[0])
+        self.stem = _conv(factory.image_channels, widths[0])
+        self.stem_norm, self.stem_prelu = RoleNorm(widths[0]), nn.PReLU(widths[0])
         # A map of one pixel has no statistics of its own: stages end at side 2.
         sides = [side for k in range(1, 5) if (side := factory.image_size // config.shrink >> k) >= 2]
         self.stages = nn.ModuleList()
@@ -194,7 +195,7 @@ class Encoder(nn.Module):
         self.gates = nn.ModuleList(SkipGate(*pair) for pair in itertools.pairwise(coarse_to_fine))
 
     def forward(self, x: Tensor, role: Tensor) -> Encoding:
-        """Slices (B, 1, s, s) in [-1, 1], s the factory's side divided by `shrink`, and roles (B,) integers to an
+        """Slices (B, channels, s, s) in [-1, 1], s the factory's side divided by `shrink`, and roles (B,) integers to an
         encoding."""
         x = self.stem_prelu(self.stem_norm(self.stem(x), role))
         maps = []
@@ -277,18 +278,18 @@ class Translator(nn.Module):
         self.constant.copy_(torch.cat(constants).mean(0, keepdim=True))
 
     def downsampled(self, images: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) to the encoder's input (B, 1, S / shrink, S / shrink), both in [-1, 1]."""
+        """Slices (B, C, S, S) to the encoder's input (B, C, S / shrink, S / shrink), both in [-1, 1]."""
         return F.avg_pool2d(images, self.config.shrink)
 
     def decode(self, x: Tensor, role: Tensor, noise: list[Tensor] | None = None) -> Synthesis:
         """Encode slices and generate them again, each in its role.
 
         Args:
-            x: output of `downsampled`, (B, 1, s, s) in [-1, 1].
+            x: output of `downsampled`, (B, C, s, s) in [-1, 1].
             role: (B,) integers.
             noise: one map (B or 1, 1, r, r) per layer of the generator; None takes its fixed maps, for equal results.
 
-        Returns: slices (B, 1, S, S) with the feature maps of the generator.
+        Returns: slices (B, C, S, S) with the feature maps of the generator.
         """
         encoding = self.encoder(x, role)
         domains = torch.tensor(self.domains, device=x.device)[role]
@@ -315,11 +316,11 @@ class Translator(nn.Module):
         return self
 
     def probabilities(self, images: Tensor, role: int) -> Tensor:
-        """Class probabilities (B, classes, S, S) of slices (B, 1, S, S) in [-1, 1], decoded in one role."""
+        """Class probabilities (B, classes, S, S) of slices (B, C, S, S) in [-1, 1], decoded in one role."""
         roles = torch.full((len(images),), role, device=images.device)
         return torch.softmax(self.heads[role](self.decode(self.downsampled(images), roles)), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Target slices (B, 1, S, S) to log-probabilities (B, classes, S, S), the weighted mean over both roles."""
+        """Target slices (B, C, S, S) to log-probabilities (B, classes, S, S), the weighted mean over both roles."""
         inter, intra = self.probabilities(images, SOURCE), self.probabilities(images, TARGET)
         return (INTER_WEIGHT * inter + (1 - INTER_WEIGHT) * intra).clamp(min=1e-8).log()

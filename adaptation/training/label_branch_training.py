@@ -205,7 +205,7 @@ def _inverted_batches(
     generator: Generator, real: BinnedSlices, domain: int, *, size: int, rng: torch.Generator
 ) -> Iterator[Batch]:
     """Real slices without end, generated again from their latents, with their true labels."""
-    images = torch.from_numpy(real.slices.images.astype(np.float32))[:, None]
+    images = torch.from_numpy(real.slices.images.astype(np.float32))
     style = invert(generator, images, torch.from_numpy(np.asarray(real.z_bin)), domain=domain)
     labels, noise = torch.from_numpy(real.slices.labels.astype(np.int64)), generator.fixed_noise()
     while True:
@@ -218,7 +218,7 @@ def _inverted_batches(
 
 @torch.no_grad()
 def _draw(generator: Generator, domain: int, *, size: int, rng: torch.Generator) -> Synthesis:
-    """Synthetic slices (size, 1, S, S) of a domain at random heights, with their feature maps."""
+    """Synthetic slices (size, C, S, S) of a domain at random heights, with their feature maps."""
     config = generator.config
     z = torch.randn(size, config.latent_dim, generator=rng)
     height = torch.rand(size, generator=rng) * (config.z_bins - 1)

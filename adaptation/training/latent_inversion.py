@@ -19,7 +19,7 @@ def invert(generator: Generator, images: Tensor, z_bin: Tensor, *, domain: int, 
 
     Args:
         generator: frozen.
-        images: (N, 1, S, S) in [-1, 1].
+        images: (N, C, S, S) in [-1, 1].
         z_bin: (N,) integers, height bins.
         domain: index of the domain of all slices.
         steps: of Adam.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.records import record_to_dict
-from ...errors import ConfigError
+from ...errors import ConfigError, UsageError
 from ...imaging.slice_format import SliceFormat
 from ..engine.augmentation import Augmentation
 from ..engine.labelled_volumes import data_facts
@@ -74,12 +74,20 @@ def plan_segmenter(
         fmt: their format.
         config: how to train.
         device: to train on.
+
+    Raises: UsageError if slices have another number of channels than their format.
     """
     anisotropy = fmt.slice_spacing / fmt.spacing if fmt.slice_spacing else UNKNOWN_ANISOTROPY
     parts = [data.labelled, *(slices for slices, _ in data.further)]
-    facts = replace(data_facts(parts, anisotropy=anisotropy), orientation_spread=orientation_spread(parts))
+    for part in parts:
+        if part.channels != fmt.channels:
+            raise UsageError(
+                f"slices have {part.channels} channel(s); they must have {fmt.channels}, as their slice format says"
+            )
+    facts = data_facts(parts, anisotropy=anisotropy, colour=fmt.colour)
+    facts = replace(facts, orientation_spread=orientation_spread(parts))
     plan = plan_training(facts, config, fast_bfloat16=fast_bfloat16(torch.device(device)))
-    if (was := _plan_to_continue(data, config)) is not None:
+    if (was := _plan_to_continue(data, fmt, config)) is not None:
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
         batch = config.batch_size or was.batch_size
         turning = {name: getattr(config, name) for name in ("rotation", "mirror") if getattr(config, name) is not None}
@@ -127,10 +135,11 @@ def train_segmenters(
         loop: evaluations and checkpoints; None evaluates at the end alone.
         device: to train on.
 
-    Raises: TrainingError if the loss becomes NaN or infinite.
+    Raises: TrainingError if the loss becomes NaN or infinite, UsageError if slices have another number of channels than
+        their format.
     """
     plan, start = plan_segmenter(data, fmt, config, device=device), data.start
-    continues = _plan_to_continue(data, config) is not None
+    continues = _plan_to_continue(data, fmt, config) is not None
     facts = replace(facts or TrainingFacts(slices=len(data.labelled.images)), continued=continues)
     trainer = WindowTrainer(
         data.streams(config, plan),
@@ -170,10 +179,12 @@ def train_segmenter(
     return train_segmenters(SegmenterData(labelled=data), fmt, config, title=title, facts=facts)[0]
 
 
-def _plan_to_continue(data: SegmenterData, config: SegmenterConfig) -> TrainingPlan | None:
+def _plan_to_continue(data: SegmenterData, fmt: SliceFormat, config: SegmenterConfig) -> TrainingPlan | None:
     """The plan of the segmenter to begin with, if the configuration describes its network; otherwise None."""
     start = data.start
     if start is None or start.classes != data.labelled.classes:
+        return None
+    if (start.format.channels, start.format.colour) != (fmt.channels, fmt.colour):
         return None
     alike = all(start.card.settings.get(name) == getattr(config, name) for name in SAME_NETWORK)
     return start.card.plan if alike else None

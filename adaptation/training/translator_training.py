@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.losses import DiceCELoss, SSIMLoss
+from monai.losses import DiceCELoss
+from pytorch_msssim import SSIM
 from torch import Tensor
 
 from ...common.seeding import seeded
-from ...errors import ConfigError
+from ...errors import ConfigError, UsageError
 from ...generative.networks.generator import Synthesis
 from ...imaging.slice_format import SliceFormat
 from ..choices import ROTATION
@@ -20,7 +21,7 @@ from ..engine.augmentation import Augmentation, augmented_slices
 from ..engine.random_windows import WindowVariation
 from ..engine.training_loop import Checkpoint, LoopConfig, Trainer, one_cycle, train
 from ..labelled_factory import LabelledFactory
-from ..labelled_slices import LabelledSlices, foreground_dice
+from ..labelled_slices import LabelledSlices, foreground_dice, with_channels
 from ..networks.translator_network import SOURCE, TARGET, EncoderConfig, RoleNorm, Translator
 from ..segmenter import Segmenter
 from ..segmenter_card import TRANSLATOR, ChosenState, SegmenterCard, TrainingFacts, TranslatorDesign
@@ -90,7 +91,7 @@ class TranslatorData:
     Attributes:
         source: labelled synthetic slices of the labelled domain.
         validation: further ones that are not trained on, to choose checkpoints.
-        unlabelled: the site's slices, (N, S, S) in [-1, 1].
+        unlabelled: the site's slices, (N, C, S, S) in [-1, 1]; slices of one channel may be given as (N, S, S).
         own_labelled: labelled slices of the site's domain, if there are any.
     """
 
@@ -99,13 +100,16 @@ class TranslatorData:
     unlabelled: np.ndarray
     own_labelled: LabelledSlices | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unlabelled", with_channels(self.unlabelled))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Source slices, then labelled target slices, then unlabelled target slices.
 
     Attributes:
-        images: (B, 1, S, S) in [-1, 1].
+        images: (B, C, S, S) in [-1, 1].
         labels: of the source slices and the labelled target slices, (sources + labelled, 1, S, S) float.
         sources: number of source slices.
         labelled: number of labelled target slices.
@@ -125,13 +129,13 @@ class Batch:
 
 
 def detached(synthesis: Synthesis) -> Synthesis:
-    """The same slices (B, 1, S, S) and feature maps, without gradients to the encoder."""
+    """The same slices (B, C, S, S) and feature maps, without gradients to the encoder."""
     features = [layer.detach() for layer in synthesis.features]
     return Synthesis(synthesis.image.detach(), synthesis.anatomy.detach(), features)
 
 
 def part_of(synthesis: Synthesis, rows: slice) -> Synthesis:
-    """Some of the slices (B, 1, S, S) with their feature maps."""
+    """Some of the slices (B, C, S, S) with their feature maps."""
     features = [layer[rows] for layer in synthesis.features]
     return Synthesis(synthesis.image[rows], synthesis.anatomy[rows], features)
 
@@ -153,7 +157,8 @@ class TranslatorLosses:
         self.translator, self.config = translator, config
         side = translator.generator.config.image_size // translator.config.shrink
         window = min(SSIM_WINDOW, side - 1 + side % 2)
-        self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0, win_size=window)
+        channels = translator.generator.config.image_channels
+        self.ssim = SSIM(data_range=1.0, win_size=window, channel=channels)
         self.dice_and_entropy = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
 
     def intra(self, batch: Batch) -> dict[str, Tensor]:
@@ -196,9 +201,9 @@ class TranslatorLosses:
         return [torch.randn(batch, 1, side, side, device=device) for side in generator.noise_sides]
 
     def _image_loss(self, images: Tensor, synthesis: Synthesis) -> Tensor:
-        """Weighted sum () of squared difference and SSIM loss against downsampled images (B, 1, s, s) in [-1, 1]."""
+        """Weighted sum () of squared difference and SSIM loss against downsampled images (B, C, s, s) in [-1, 1]."""
         decoded = self.translator.downsampled(synthesis.image)
-        dissimilarity = self.ssim((decoded + 1) / 2, (images + 1) / 2)
+        dissimilarity = 1 - self.ssim((decoded + 1) / 2, (images + 1) / 2)
         return self.config.l2_weight * F.mse_loss(decoded, images) + self.config.ssim_weight * dissimilarity
 
     def _mask_loss(self, role: int, synthesis: Synthesis, labels: Tensor) -> Tensor:
@@ -214,16 +219,25 @@ class TranslatorTrainer(Trainer):
         config: how to train.
         data: slices to train on.
         facts: description of the data, part of the settings of the training.
+        colour: whether the channels of slices are red, green and blue.
     """
 
     def __init__(
-        self, translator: Translator, config: TranslatorConfig, data: TranslatorData, *, facts: TrainingFacts
+        self,
+        translator: Translator,
+        config: TranslatorConfig,
+        data: TranslatorData,
+        *,
+        facts: TrainingFacts,
+        colour: bool = False,
     ) -> None:
         self.network, self.config, self.data = translator, config, data
         self.settings = {**asdict(facts), **config.to_dict()}
         self.device = next(translator.parameters()).device
         self.losses = TranslatorLosses(translator, config)
-        self.augmentation = Augmentation(windows=WindowVariation(rotation=config.rotation, mirror=config.mirror))
+        self.augmentation = Augmentation(
+            windows=WindowVariation(rotation=config.rotation, mirror=config.mirror), colour=colour
+        )
         total = config.pretraining + config.updates
         encoder = torch.optim.RAdam(translator.encoder.parameters(), config.learning_rate)
         heads = torch.optim.Adam(translator.heads.parameters(), config.head_learning_rate)
@@ -268,7 +282,7 @@ class TranslatorTrainer(Trainer):
         if self.updates_done <= self.config.pretraining:
             return -1.0
         translator, validation = self.network.eval(), self.data.validation
-        images = torch.from_numpy(validation.images[:VALIDATION_SLICES].astype(np.float32))[:, None].to(self.device)
+        images = torch.from_numpy(validation.images[:VALIDATION_SLICES].astype(np.float32)).to(self.device)
         labels = torch.from_numpy(validation.labels[:VALIDATION_SLICES].astype(np.int64))
         roles = torch.full((len(images),), SOURCE, device=self.device)
         synthesis = translator.decode(translator.downsampled(images), roles)
@@ -287,14 +301,14 @@ class TranslatorTrainer(Trainer):
         if targets - labelled:
             chosen = np.random.randint(0, len(self.data.unlabelled), targets - labelled)
             unlabelled = self.data.unlabelled[chosen]
-            images.append(self._augmented(unlabelled, np.zeros(unlabelled.shape, np.uint8))[0])
+            images.append(self._augmented(unlabelled, np.zeros_like(unlabelled[:, 0], np.uint8))[0])
         all_images, all_labels = (torch.cat(tensors).float().to(self.device) for tensors in (images, labels))
         return Batch(images=all_images, labels=all_labels, sources=sources, labelled=labelled)
 
     def _augmented(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Slices (B, S, S) in [-1, 1] and labels (B, S, S) to augmented ones, (B, 1, S, S) each."""
+        """Slices (B, C, S, S) in [-1, 1] and labels (B, S, S) to augmented ones, (B, C, S, S) and (B, 1, S, S)."""
         return augmented_slices(
-            torch.from_numpy(images.astype(np.float32))[:, None],
+            torch.from_numpy(images.astype(np.float32)),
             torch.from_numpy(labels.astype(np.int64))[:, None],
             self.augmentation,
             rng=torch.default_generator,
@@ -324,9 +338,15 @@ def train_translator(
         loop: evaluations and checkpoints; None for the defaults.
         device: to train on.
 
-    Raises: TrainingError if a loss becomes NaN or infinite.
+    Raises: TrainingError if a loss becomes NaN or infinite, UsageError if factory and format differ in their number of
+        channels.
     """
     factory, classes = labelled.factory, labelled.card.classes
+    if factory.config.image_channels != fmt.channels:
+        raise UsageError(
+            f"the factory draws {factory.config.image_channels} channel(s), the slice format has {fmt.channels}; they "
+            "must be equal: give the factory that was trained on such slices"
+        )
     domains = (factory.config.domain_index(labelled.card.labelled_domain), factory.config.domain_index(domain))
     with seeded(config.seed):
         translator = Translator(copy.deepcopy(factory.generator), classes, domains, config=config.encoder)
@@ -335,7 +355,7 @@ def train_translator(
     translator.compute_mean_codes(config.seed)
     translator.to(device)
     facts = replace(facts or TrainingFacts(), domain=domain, slices=len(data.source.images))
-    trainer = TranslatorTrainer(translator, config, data, facts=facts)
+    trainer = TranslatorTrainer(translator, config, data, facts=facts, colour=fmt.colour)
     checkpoints = train(
         trainer, trainer.total, loop or LoopConfig(), title=f"translating to {domain}", seed=config.seed
     )
