@@ -42,7 +42,6 @@ class DataFacts:
         extent: largest side of the labelled structures' bounding boxes, pixels: that of nearly all volumes. None where
             no label tells it: then windows are whole slices.
         classes: number of label values, background included.
-        channels: of the slices.
         anisotropy: distance of neighbouring slices in pixels; 3-D networks halve the number of slices only once pixels
             have become as large.
         orientation_spread: deviation of the structures' orientation over the volumes, radians, and that over the
@@ -54,7 +53,6 @@ class DataFacts:
     size: int
     extent: int | None
     classes: int
-    channels: int = 1
     anisotropy: float = 1.0
     orientation_spread: tuple[float, float] | None = None
     channels: int = 1
@@ -75,7 +73,6 @@ class TrainingPlan:
         slice_strides: 2 for each level at whose beginning the number of slices is halved, 1 elsewhere.
         fold: 2 if two by two pixels are folded into channels before the first level, 1 if not.
         classes: number of label values, background included.
-        channels: of the slices.
         batch_size: windows per update.
         updates: optimizer steps.
         learning_rate: largest of AdamW's one-cycle schedule.
@@ -93,7 +90,6 @@ class TrainingPlan:
     slice_strides: tuple[int, ...] = ()
     fold: int
     classes: int
-    channels: int = 1
     batch_size: int
     updates: int
     learning_rate: float = 3e-3
@@ -221,7 +217,6 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
         slice_strides=strides,
         fold=fold,
         classes=facts.classes,
-        channels=facts.channels,
         batch_size=config.batch_size or max(2, min(MAX_BATCH, round(BATCH_PIXELS / (window**2 * slices)))),
         updates=config.wanted_updates,
         learning_rate=config.learning_rate or TrainingPlan.learning_rate,
