@@ -34,9 +34,9 @@ def test_nnunet_data_sets_and_plain_folders_are_found(tmp_path):
         write_volume(raw / "labelsTr" / f"b_{number:03d}.nii.gz", label)
     (raw / "dataset.json").write_text("{}")
     cases = find_cases(raw, image_key="1").cases
-    assert [c.image.name for c in cases] == ["b_001_0001.nii.gz", "b_002_0001.nii.gz"]
-    assert cases[0].label.name == "b_001.nii.gz"
-    assert [c.label for c in find_cases(raw / "imagesTr").cases] == [None] * 4
+    assert [c.channels[0].name for c in cases] == ["b_001_0001.nii.gz", "b_002_0001.nii.gz"]
+    assert cases[0].labels[0].path.name == "b_001.nii.gz"
+    assert [c.labels for c in find_cases(raw / "imagesTr").cases] == [()] * 4
     assert len(find_cases(raw, image_key="1", label_key=None).cases) == 2
 
 
@@ -86,7 +86,7 @@ def test_mixed_series_in_a_folder_are_separate_cases(tmp_path, tilted):
     cases = find_cases(tmp_path).cases
     assert len(cases) == 3
     assert cases[2].name == "single"
-    first, second = (read_volume(case.image).data for case in cases[:2])
+    first, second = (read_volume(case.channels[0]).data for case in cases[:2])
     assert abs(float(first.mean() - second.mean())) == pytest.approx(9, abs=1e-4)
     assert not any("1.2." in case.name for case in cases)  # an identifier of the hospital is no name
 
@@ -95,8 +95,8 @@ def test_the_image_of_a_medical_folder_can_be_a_dicom_series(tmp_path, tilted):
     write_dicom(tmp_path / "s1" / "image", tilted)
     write_volume(tmp_path / "s1" / "label" / "l.nii.gz", tilted)
     (case,) = find_cases(tmp_path).cases
-    assert len(case.image) == 6
-    assert case.label.name == "l.nii.gz"
+    assert len(case.channels[0]) == 6
+    assert case.labels[0].path.name == "l.nii.gz"
     write_dicom(tmp_path / "s1" / "image", tilted, uid="1.9")
     assert "2 DICOM series" in find_cases(tmp_path).problems["s1"]
 

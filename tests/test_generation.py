@@ -199,7 +199,7 @@ def test_slices_have_the_published_fields(labelled_file, tmp_path, layout):
     if layout == "legacy-slices":  # the published program's format, which is read here without executing code in it
         store = import_slices(out, tmp_path / "store", PrepareConfig(domain="dark", z_bins=4, test_share=0)).store
         assert len(store) == 12
-        images = store.images[: store.cases[0].count]
+        images = store.images[: store.cases[0].count, 0]
     else:
         paths = sorted(out.glob("fakeVolume0_slice*.npz"))
         with np.load(paths[0], allow_pickle=False) as record:

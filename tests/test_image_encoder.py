@@ -107,7 +107,7 @@ def test_a_site_embeds_its_store_once_and_finds_it_again(clip, store):
         main([str(word) for word in words])
     assert ended.value.code == 0
     encoder = load_image_encoder(f"local-dir:{folder}", folder / "weights.safetensors")
-    images = torch.from_numpy(np.asarray(store.images, np.float32))[:, None]
+    images = torch.from_numpy(np.asarray(store.images, np.float32))
     mean = site_embedding(store, CLIP_WIDTH)
     torch.testing.assert_close(mean, encoder.mean_embedding([images]), atol=1e-5, rtol=0)
     guide = load_guide(store)

@@ -28,7 +28,7 @@ def test_original_slices_become_a_store(tmp_path):
     store = result.store
     assert (len(store), store.classes, store.format.size) == (15, 3, 16)
     record = np.load(tmp_path / "s" / "p1_slice002.npy", allow_pickle=True).item()
-    np.testing.assert_allclose(store.images[7], record["data"][..., 0], atol=5e-4)
+    np.testing.assert_allclose(store.images[7, 0], record["data"][..., 0], atol=5e-4)
     np.testing.assert_array_equal(store.labels[7], record["mask"].argmax(2))
     assert store.z_bin[5:10].tolist() == [0, 0, 1, 2, 3]
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
+from fedfactory.generative.config import FactoryConfig
 from fedfactory.imaging.patients import patient_of
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
 from fedfactory.imaging.volume_files import read_volume, write_volume
@@ -55,9 +56,12 @@ def test_height_bins_rise_and_stay_in_range(slices, bins):
 
 
 def test_scaling_maps_the_window_to_minus_one_and_one_and_back():
-    fmt = SliceFormat(size=2, spacing=1.0, window=(-1.0, 3.0), z_bins=1)
-    np.testing.assert_allclose(fmt.scale(np.array([-5.0, -1.0, 1.0, 3.0, 9.0, np.nan])), [-1, -1, 0, 1, 1, -1])
-    np.testing.assert_allclose(fmt.unscale(fmt.scale(np.array([-1.0, 0.5, 3.0]))), [-1, 0.5, 3], atol=1e-6)
+    fmt = SliceFormat(size=2, spacing=1.0, window=((-1.0, 3.0), (0.0, 1.0)), z_bins=1)
+    values = np.array([[-5.0, -1.0, 1.0, 3.0, 9.0, np.nan], [-5.0, 0.0, 0.25, 0.5, 9.0, np.nan]])
+    expected = [[-1, -1, 0, 1, 1, -1], [-1, -1, -0.5, 0, 1, -1]]
+    np.testing.assert_allclose(fmt.scale(values[None]), [expected])
+    inside = np.array([[[-1.0, 0.5, 3.0], [0.0, 0.5, 1.0]]])
+    np.testing.assert_allclose(fmt.unscale(fmt.scale(inside)), inside, atol=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,12 +109,12 @@ def test_a_pattern_finds_the_patient_in_a_name():
 
 
 def test_a_prepared_site_holds_scaled_images_and_its_labels(store):
-    assert store.images.shape == (24, 16, 16)
+    assert store.images.shape == (24, 1, 16, 16)
     assert store.images.min() >= -1
     assert store.images.max() <= 1
     assert store.classes == 3
     assert [case.name for case in store.cases] == ["case0", "case1", "case2"]
-    means = [float(store.images[store.labels == k].mean()) for k in range(3)]
+    means = [float(store.images[:, 0][store.labels == k].mean()) for k in range(3)]
     assert means[0] < means[1] < means[2]
     assert store.warnings == []
     store.verify()
@@ -128,15 +132,15 @@ def test_what_is_in_the_store_can_be_brought_back_to_the_original_volume(tmp_pat
     write_volume(tmp_path / "s" / "a" / "label" / "l.nii.gz", label)
     store = prepare(tmp_path / "s", tmp_path / "st", PrepareConfig(domain="x", size=64, z_bins=4, spacing=1.5)).store
     case = store.cases[0]
-    grid = store.grid(case)
+    grid, (grey,) = store.grid(case), case.intensities
     one_hot = np.stack([store.labels == k for k in range(3)], axis=1).astype(np.float32)
     back = grid.labels_to_volume(one_hot)
     assert back.shape == label.data.shape
     for k in (1, 2):
         assert 2 * ((back == k) & (label.data == k)).sum() / ((back == k).sum() + (label.data == k).sum()) > 0.93
-    values = grid.image_to_volume(store.format.unscale(store.images)) * case.deviation + case.mean
+    values = grid.image_to_volume(store.format.unscale(store.images)[:, 0]) * grey.deviation + grey.mean
     finite = np.isfinite(values)
-    low, high = (w * case.deviation + case.mean for w in store.format.window)
+    low, high = (w * grey.deviation + grey.mean for w in store.format.window[0])
     error = np.abs(values - np.clip(image.data, low, high))[finite]
     assert finite.sum() >= 0.8 * image.data.size  # all but the air that was cut off
     assert np.median(error) < 2.5  # noise of 2 is rougher than splines; the ball's steps are 50
@@ -199,7 +203,7 @@ def test_the_published_preparation_resamples_all_axes_to_their_median(tmp_path):
     store = prepare(tmp_path / "s", tmp_path / "out", config).store
     assert (store.format.spacing, store.format.slice_spacing) == (1.5, 3.0)
     assert [case.count for case in store.cases] == [5, 8, 11]
-    side = store.images[store.cases[2].first + 5] > -1
+    side = store.images[store.cases[2].first + 5, 0] > -1
     assert np.flatnonzero(side.any(1))[[0, -1]].tolist() == [12, 51]  # 40 rows, padded from floor(24 / 2)
 
 
@@ -243,7 +247,7 @@ def test_fixations_land_on_the_fixated_pixels(site, tmp_path):
     for case, (number, row, column, milliseconds) in zip(store.cases, store.gaze, strict=True):
         assert number == case.first + 5
         assert milliseconds == 300
-        pixels = np.asarray(store.images[int(number)], dtype=np.float32)
+        pixels = np.asarray(store.images[int(number), 0], dtype=np.float32)
         near = pixels[int(row) - 1 : int(row) + 3, int(column) - 1 : int(column) + 3]
         assert near.max() >= np.quantile(pixels, 0.99)
 
@@ -424,7 +428,9 @@ def test_a_changed_slice_is_noticed(store):
 
 def test_a_store_of_another_size_is_refused_with_the_command_that_helps(store):
     with pytest.raises(StoreError, match="--size 32 --z-bins 4"):
-        store.require(size=32, z_bins=4)
+        store.require_factory(FactoryConfig(domains=("x",), image_size=32, z_bins=4))
+    with pytest.raises(StoreError, match="1 channels, the factory needs 3"):
+        store.require_factory(FactoryConfig(domains=("x",), image_size=16, z_bins=4, image_channels=3, channels=(8, 8)))
 
 
 def test_volumes_written_and_read_again_are_the_same(tmp_path):

@@ -165,7 +165,7 @@ def test_an_engine_makes_a_segmenter_file_that_needs_nothing_else(engine, labell
         assert loaded.card.training.domain == "bright"
         if engine == "translator":  # states of the pretraining, which precedes the site's slices, are not kept
             assert loaded.card.chosen.update > TRANSLATOR.pretraining
-    images = torch.from_numpy(store.images[:5].astype(np.float32))[:, None]
+    images = torch.from_numpy(store.images[:5].astype(np.float32))
     first, again = made.probabilities(images), Segmenter.load(out).probabilities(images)
     torch.testing.assert_close(first, again)
     torch.testing.assert_close(first.sum(1), torch.ones(5, 16, 16))
