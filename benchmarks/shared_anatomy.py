@@ -332,10 +332,10 @@ class palette:
 
         module.palette_table = self.table
 
-    def random_table(self, num_domains: int, generator: torch.Generator) -> torch.Tensor:
-        """Grey levels (num_domains, 6): -1 for the first map, normal random numbers for the others."""
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.cat([torch.full((num_domains, 1), -1.0), torch.randn(num_domains, 5, generator=rng)], dim=1)
+    def random_table(self, num_domains: int, generator: torch.Generator, *, channels: int = 1) -> torch.Tensor:
+        """Grey levels (num_domains * channels, 6): -1 for the first map, normal random numbers for the others."""
+        rng, rows = torch.Generator().manual_seed(self.seed), num_domains * channels
+        return torch.cat([torch.full((rows, 1), -1.0), torch.randn(rows, 5, generator=rng)], dim=1)
 
 
 def report(content: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Adaptive discriminator augmentation for grey slices (Karras et al. 2020, "Training GANs with limited data").
+"""Adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with limited data").
 
 Real and synthetic slices are rotated, shifted, scaled and changed in intensity at random before the discriminator sees
-them; the strength is adapted to how well it distinguishes them. One channel has no hue and saturation to change.
+them; the strength is adapted to how well it distinguishes them. All channels of a slice change alike. Hue and
+saturation stay: MRI sequences have none, and in pictures of tissue they distinguish the domains.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = 
     """Augment slices, each by its own random transforms; differentiable twice with respect to the slices.
 
     Args:
-        image: (B, 1, H, W), about [-1, 1].
+        image: (B, C, H, W), about [-1, 1].
         p: probability of each transform, in [0, 1].
         rng: random generator on the slices' device.
         published: quarter turns by 0 and 270 degrees only, and a third of the intensity, as in the published program.
 
-    Returns: (B, 1, H, W).
+    Returns: (B, C, H, W).
     """
     batch, _, height, width = image.shape
     turns = (0, 3) if published else (0, 1, 2, 3)
@@ -158,10 +159,10 @@ def warp(image: Tensor, inverse: Tensor) -> Tensor:
     Reflection padding, twice the resolution, bilinear sampling, half the resolution.
 
     Args:
-        image: (B, 1, H, W).
+        image: (B, C, H, W).
         inverse: (B, 3, 3), see `draw_inverse_matrices`.
 
-    Returns: (B, 1, H, W).
+    Returns: (B, C, H, W).
     """
     (batch, channels, height, width), inverse = image.shape, inverse.clone()
     left, top, right, bottom = _padding(inverse, height, width)

@@ -43,7 +43,7 @@ class Guide:
     """Guidance of synthetic slices towards the site's mean embedding.
 
     Attributes:
-        embed: a frozen image encoder, (B, 1, S, S) in [-1, 1] to unit vectors (B, encoding_dim).
+        embed: a frozen image encoder, (B, C, S, S) in [-1, 1] to unit vectors (B, encoding_dim).
         mean: (encoding_dim,), the site's mean embedding.
     """
 
@@ -82,7 +82,7 @@ def draw_style(generator: Generator, conditions: Conditions, rng: torch.Generato
 
 
 def draw_slices(generator: Generator, conditions: Conditions, rng: torch.Generator) -> Tensor:
-    """Synthetic slices (B, 1, S, S), about [-1, 1], with fresh latents and layer noise."""
+    """Synthetic slices (B, C, S, S), about [-1, 1], with fresh latents and layer noise."""
     style = draw_style(generator, conditions, rng)
     noise = generator.draw_noise(len(conditions.z_bin), rng)
     return generator.synthesise(style, noise).image
@@ -96,9 +96,10 @@ def draw_encoding(encoding: Tensor | None, rng: torch.Generator) -> Tensor | Non
 
 
 def jitter(real: Tensor, config: FactoryConfig, rng: torch.Generator) -> Tensor:
-    """Real slices (B, 1, S, S) shifted by a few pixels and, where the organ allows it, mirrored left to right.
+    """Real slices (B, C, S, S) shifted by a few pixels and, where the organ allows it, mirrored left to right.
 
-    Slices have the axis order of the slice store: dimension 2 runs from left to right, dimension 3 from back to front.
+    Slices have the axis order of the slice store: dimension 2 of a volume's slice runs from left to right, dimension 3
+    from back to front. A picture is stored as rows and columns: its dimension 3 runs from left to right.
     """
     if config.shift:
         low, high = -config.shift, config.shift + 1
@@ -106,5 +107,5 @@ def jitter(real: Tensor, config: FactoryConfig, rng: torch.Generator) -> Tensor:
         real = torch.roll(real, shifts=(down, right), dims=(2, 3))
     if config.mirror:
         flip = torch.rand(len(real), 1, 1, 1, generator=rng, device=real.device) < 0.5
-        real = torch.where(flip, real.flip(2), real)
+        real = torch.where(flip, real.flip(3 if config.pictures else 2), real)
     return real

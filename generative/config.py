@@ -10,12 +10,13 @@ from ..imaging.compatibility import COMPATIBILITY
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024
+MOST_CHANNELS = 8  # of an image, as in `imaging.slice_format`, which needs numpy
 HEADS = ("palette", "image")
 CONDITIONINGS = ("auto", "head", "mapping")
 DISCRIMINATORS = ("local", "shared")
 POSITIVE_INTEGERS = (
-    "z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every", "path_every", "path_batch_shrink",
-    "augment_length",
+    "image_channels", "z_bins", "latent_dim", "mapping_layers", "batch_size", "r1_every", "path_every",
+    "path_batch_shrink", "augment_length",
 )  # fmt: skip
 
 
@@ -80,7 +81,8 @@ class FactoryConfig:
     discriminator: str = "local"  # "local": every site has its own; "shared": averaged like the generator (published)
     image_channels: int = 1  # channels of a slice, 1 to 8
     image_size: int = 32  # pixels per side, a power of two times start_size
-    z_bins: int = 12  # number of slice heights a volume is divided into
+    image_channels: int = 1  # channels of an image: 3 for colour pictures, or one for each of several MRI sequences
+    z_bins: int = 12  # number of slice heights a volume is divided into; 1 for pictures, which have no height
     start_size: int = 8  # side of the learned constant that the generator starts from
     channels: tuple[int, ...] = (48, 32, 16)  # generator widths, from start_size up to image_size
     latent_dim: int = 64  # length of z and of w
@@ -136,6 +138,13 @@ class FactoryConfig:
             lowest = int(name in POSITIVE_INTEGERS)
             if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
+        if self.image_channels > MOST_CHANNELS:
+            raise ConfigError(f"image_channels is {self.image_channels}; choose from 1 to {MOST_CHANNELS}")
+        if self.compatibility == "published" and self.image_channels != 1:
+            raise ConfigError(
+                f"image_channels is {self.image_channels} and compatibility 'published'; the published program knows "
+                "one channel, choose compatibility 'none'"
+            )
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
         for name in ("learning_rate", "mapping_lr_multiplier"):
@@ -161,6 +170,11 @@ class FactoryConfig:
         while sides[-1] < self.image_size:
             sides.append(sides[-1] * 2)
         return tuple(sides)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the images are single pictures, without a height, instead of the slices of volumes."""
+        return self.z_bins == 1
 
     @property
     def domain_enters(self) -> str:

@@ -35,7 +35,7 @@ class TrainedFactory:
         generator: moving average of the global generator, in evaluation mode.
         latest: state dict of the global generator after the last round, to continue training from.
         spacing: millimetres per pixel of the slices.
-        height: millimetres from the lowest to the highest bin.
+        height: millimetres from the lowest to the highest bin; without meaning if there is one bin.
         history: per domain, a list with the mean losses of each round by name.
         facts: how the factory came about.
         discriminator: in evaluation mode; None if every site has its own.
@@ -76,7 +76,7 @@ class TrainedFactory:
                 time.
             seed: seed of the layer noise; None uses PyTorch's global random state.
 
-        Returns: (B, 1, S, S) float32, about [-1, 1], not clamped.
+        Returns: (B, C, S, S) float32, about [-1, 1], not clamped.
         Raises: UsageError for a wrong shape or bin; ConfigError for an unknown domain. Both list what is possible.
         """
         device = next(self.generator.parameters()).device
@@ -97,7 +97,7 @@ class TrainedFactory:
         """Scores (B, 1) of how real slices appear, unbounded; a score depends on the batch (minibatch statistic).
 
         Args:
-            images: (B, 1, S, S) in [-1, 1], tensor or array.
+            images: (B, C, S, S) in [-1, 1], tensor or array.
             domain: as for `generate`.
             z_bin: as for `generate`.
             encoding: as for `generate`.
@@ -111,9 +111,10 @@ class TrainedFactory:
                 "discriminator 'shared'"
             )
         device, side = next(self.discriminator.parameters()).device, self.config.image_size
+        expected = (self.config.image_channels, side, side)
         images = torch.as_tensor(images, dtype=torch.float32, device=device)
-        if images.ndim != 4 or tuple(images.shape[1:]) != (1, side, side):
-            raise UsageError(f"images have shape {tuple(images.shape)}, expected (B, 1, {side}, {side})")
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise UsageError(f"images have shape {tuple(images.shape)}, expected (B, {', '.join(map(str, expected))})")
         batch = len(images)
         domains, z_bins = self._domains(domain, batch, device), self._z_bins(z_bin, batch, device)
         return self.discriminator(images, z_bins, domains, encoding=self._encodings(encoding, batch, device))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, UsageError
 
 TIMM = "timm:"
+COLOURS = 3  # channels of the pictures that encoders are trained on
 VISUAL = "visual."  # prefix of the image tower in the weights of a whole CLIP model
 
 
@@ -40,11 +41,14 @@ class ImageEncoder(nn.Module):
             self.width = self(torch.zeros(1, 1, side, side)).shape[1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Slices (B, 1 or 3, S, S), nominally in [-1, 1], to (B, width) unit vectors; gradients reach the slices.
+        """Slices (B, C, S, S), nominally in [-1, 1], to (B, width) unit vectors; gradients reach the slices.
 
-        They are scaled to [0, 1] without clamping, resized bicubically and standardised as in the encoder's training.
+        Three channels are taken as red, green and blue; one channel, or the mean of any other number, as grey. They are
+        scaled to [0, 1] without clamping, resized bicubically and standardised as in the encoder's training.
         """
-        x = (images.float().expand(-1, 3, -1, -1) + 1) / 2
+        x = images.float()
+        x = x if x.shape[1] in (1, COLOURS) else x.mean(dim=1, keepdim=True)
+        x = (x.expand(-1, COLOURS, -1, -1) + 1) / 2
         x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", align_corners=False)
         return F.normalize(self.tower((x - self.mean) / self.std), dim=1)
 
@@ -53,7 +57,7 @@ class ImageEncoder(nn.Module):
         """Mean of the unit vectors of all slices; it is shorter than 1.
 
         Args:
-            batches: slices (B, 1, S, S) each, in [-1, 1].
+            batches: slices (B, C, S, S) each, in [-1, 1].
 
         Returns: (width,) float32 on the CPU.
         Raises: UsageError if there is no slice.

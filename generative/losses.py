@@ -26,7 +26,7 @@ def r1_penalty(score: Tensor, real: Tensor) -> Tensor:
 
     Args:
         score: (B, 1), unbounded, computed from `real`.
-        real: (B, 1, H, W), requiring gradients.
+        real: (B, C, H, W), requiring gradients.
 
     Returns: (B,), not yet averaged or weighted.
     """
@@ -38,9 +38,9 @@ def path_lengths(image: Tensor, w: Tensor, noise: Tensor) -> Tensor:
     """How far slices move with the latents (Karras et al. 2020): |J^T y| per sample.
 
     Args:
-        image: (B, 1, H, W), computed from `w`.
+        image: (B, C, H, W), computed from `w`.
         w: (B, n_latent, d), in the graph of `image`.
-        noise: (B, 1, H, W) unit normal.
+        noise: (B, C, H, W) unit normal; divided by the root of H W, whatever C, as published.
 
     Returns: (B,), root of the mean over layers of the squared length over d; can be differentiated.
     """

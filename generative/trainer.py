@@ -93,16 +93,16 @@ class FactoryTrainer:
         """One step of training.
 
         Args:
-            real: (B, 1, S, S) slices in [-1, 1].
+            real: (B, C, S, S) slices in [-1, 1], with the configuration's image_channels.
             z_bin: (B,) integers, the height bins.
             domain: (B,) integers, the domain indices.
 
         Returns: the losses that this step computed.
         Raises: TrainingError that names the term if a loss or its gradient is not finite, before its optimizer steps.
         """
-        side = self.factory.config.image_size
-        if real.shape[1:] != (1, side, side):
-            raise TrainingError(f"slices have shape {tuple(real.shape[1:])}, expected (1, {side}, {side})")
+        channels, side = self.factory.config.image_channels, self.factory.config.image_size
+        if real.shape[1:] != (channels, side, side):
+            raise TrainingError(f"slices have shape {tuple(real.shape[1:])}, expected ({channels}, {side}, {side})")
         real = jitter(real, self.factory.config, self.rng)
         # The embedding is used or left out for the whole step, in both networks alike.
         conditions = Conditions(z_bin, domain, draw_encoding(self.encoding, self.rng))
@@ -111,11 +111,11 @@ class FactoryTrainer:
         return losses
 
     def generate(self, conditions: Conditions) -> Tensor:
-        """New slices (B, 1, S, S), about [-1, 1], under the given conditions, with gradients."""
+        """New slices (B, C, S, S), about [-1, 1], under the given conditions, with gradients."""
         return draw_slices(self.factory.generator, conditions, self.rng)
 
     def _joint_step(self, real: Tensor, conditions: Conditions) -> StepLosses:
-        """Update both networks on real (B, 1, S, S).
+        """Update both networks on real (B, C, S, S).
 
         Slices are generated once: the discriminator is trained on them and then scores them again for the generator.
         """
@@ -150,7 +150,7 @@ class FactoryTrainer:
         return StepLosses(discriminator=d_loss, generator=g_loss, r1=r1, path=path, guidance=guidance)
 
     def _published_step(self, real: Tensor, conditions: Conditions) -> StepLosses:
-        """Update one network on real (B, 1, S, S), by its loss or by the penalty that replaces it.
+        """Update one network on real (B, C, S, S), by its loss or by the penalty that replaces it.
 
         As in the published program, the moving average is updated before the generator's optimizer steps.
         """
@@ -175,7 +175,7 @@ class FactoryTrainer:
         return losses
 
     def _backward_logistic(self, real: Tensor, fake: Tensor, conditions: Conditions, *, share: float) -> float:
-        """Add the gradient of the discriminator's loss on slices (B, 1, S, S), times `share`; returns loss * share."""
+        """Add the gradient of the discriminator's loss on slices (B, C, S, S), times `share`; returns loss * share."""
         real_score = self._score(self._augment(real), conditions)
         loss = discriminator_logistic(real_score, self._score(self._augment(fake), conditions))
         self._backward("discriminator", "logistic loss", loss * share)
@@ -185,7 +185,7 @@ class FactoryTrainer:
         return loss.item() * share
 
     def _backward_r1(self, real: Tensor, conditions: Conditions, *, share: float) -> float:
-        """Add the gradient of the R1 penalty on real (B, 1, S, S), times `share`; returns penalty * share."""
+        """Add the gradient of the R1 penalty on real (B, C, S, S), times `share`; returns penalty * share."""
         config = self.factory.config
         real = real.detach().requires_grad_(True)
         penalty = r1_penalty(self._score(self._augment(real), conditions), real).mean()
@@ -196,7 +196,7 @@ class FactoryTrainer:
     def _backward_adversarial(
         self, fake: Tensor, conditions: Conditions, *, share: float
     ) -> tuple[float, float | None]:
-        """Add the gradient of the generator's loss and of the guidance on fake (B, 1, S, S), times `share`.
+        """Add the gradient of the generator's loss and of the guidance on fake (B, C, S, S), times `share`.
 
         The gradient with respect to the slices is computed first, so that the graph of the discriminator is freed
         before the backward pass through the generator.
@@ -241,22 +241,22 @@ class FactoryTrainer:
 
     @torch.no_grad()
     def _generate_without_graph(self, conditions: Conditions) -> Tensor:
-        """New slices (B, 1, S, S) without gradients."""
+        """New slices (B, C, S, S) without gradients."""
         return self.generate(conditions)
 
     def _augment(self, image: Tensor) -> Tensor:
-        """Slices (B, 1, S, S) as the discriminator is shown them."""
+        """Slices (B, C, S, S) as the discriminator is shown them."""
         config = self.factory.config
         if not config.augment:
             return image
         return augment(image, config.augment_p or self.state.augmentation.p, self.rng, published=self.published)
 
     def _score(self, image: Tensor, conditions: Conditions) -> Tensor:
-        """The discriminator's scores (B, 1) of slices (B, 1, S, S)."""
+        """The discriminator's scores (B, 1) of slices (B, C, S, S)."""
         return self.factory.discriminator(image, conditions.z_bin, conditions.domain, encoding=conditions.encoding)
 
     def _parts(self, real: Tensor, conditions: Conditions) -> list[tuple[Tensor, Conditions]]:
-        """Slices (B, 1, S, S) and their conditions, cut into `accumulate` equal parts."""
+        """Slices (B, C, S, S) and their conditions, cut into `accumulate` equal parts."""
         if len(real) % self.accumulate:
             raise TrainingError(
                 f"the batch has {len(real)} slices; to be cut into {self.accumulate} equal parts it must be a multiple"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,6 +16,7 @@ WIDTHS = (16, 32, 64, 64)  # random filters of every level; each level halves th
 FEATURE_SEED = 20_240_706  # the features are the same in every run and for every site
 MAX_SLICES, MAX_SIDE = 192, 64  # so many synthetic slices up to this side, fewer above to limit the time
 MIN_SLICES = 32
+MIN_COMMON_LAYOUT = 0.5  # agreement of two halves of real pictures, below which they have no layout to compare with
 AIR_LEVEL = -0.9  # on the [-1, 1] scale of slices; brighter pixels show tissue
 
 
@@ -24,8 +26,9 @@ class SiteQuality:
 
     Attributes:
         distance: see `kernel_distance`, with random features; 0 for equal distributions.
-        layout: see `layout_agreement`; 1 if tissue is bright and dark where it is in the site's patients.
-        contrast: spread of grey levels within slices, synthetic over real; near 0 if the domain has collapsed.
+        layout: see `layout_agreement`; 1 if tissue is bright and dark where it is in the site's patients. NaN for
+            pictures that do not even agree among themselves, because what they show may lie anywhere.
+        contrast: spread within the channels of a slice, synthetic over real; near 0 if the domain has collapsed.
     """
 
     distance: float
@@ -51,7 +54,7 @@ def site_quality(
 
     Args:
         generator: in evaluation mode.
-        real: (N, 1, S, S) slices in [-1, 1].
+        real: (N, C, S, S) slices in [-1, 1].
         z_bin: (N,) integers, their height bins.
         domain: index of the site's domain.
         encoding: (encoding_dim,), the site's mean embedding, or None.
@@ -71,10 +74,13 @@ def site_quality(
         domains = torch.full_like(wanted, domain)
         drawn.append(generator(z[part].to(device), wanted, domains, noise=noise, encoding=given).cpu())
     synthetic = torch.cat(drawn).clamp(-1, 1)
-    spread = [float(images.flatten(1).std(dim=1).mean()) for images in (synthetic, real[chosen])]
+    spread = [float(images.flatten(2).std(dim=2).mean()) for images in (synthetic, real[chosen])]
+    layout = layout_agreement(real, z_bin, synthetic=synthetic, synthetic_bin=bins)
+    if generator.config.pictures and _own_agreement(real, z_bin) < MIN_COMMON_LAYOUT:
+        layout = math.nan
     return SiteQuality(
         distance=kernel_distance(random_features(real[chosen]), random_features(synthetic)),
-        layout=layout_agreement(real, z_bin, synthetic=synthetic, synthetic_bin=bins),
+        layout=layout,
         contrast=spread[0] / max(spread[1], 1e-6),
     )
 
@@ -83,22 +89,37 @@ def layout_agreement(real: Tensor, real_bin: Tensor, *, synthetic: Tensor, synth
     """Correlation of the mean slices of every height bin, over pixels where real slices show tissue.
 
     If the generator draws tissue bright that the site's scanner shows dark, the correlation is low or negative, however
-    good edges and textures are. Bins without real or without synthetic slices are left out.
+    good edges and textures are. Bins without real or without synthetic slices are left out. Of several channels it is
+    the mean correlation: over all channels together, different means of the channels alone would give a high one.
 
     Args:
-        real: (N, 1, S, S) slices in [-1, 1].
+        real: (N, C, S, S) slices in [-1, 1].
         real_bin: (N,) integers, their height bins.
-        synthetic: (M, 1, S, S) slices in [-1, 1].
+        synthetic: (M, C, S, S) slices in [-1, 1].
         synthetic_bin: (M,) integers, their height bins.
 
     Returns: in [-1, 1]; 0 if there is nothing to compare.
     """
-    ours, theirs = [], []
-    for value in sorted(set(real_bin.tolist()) & set(synthetic_bin.tolist())):
-        mean = real[real_bin == value].mean(dim=0)
-        ours.append(mean[mean > AIR_LEVEL])
-        theirs.append(synthetic[synthetic_bin == value].mean(dim=0)[mean > AIR_LEVEL])
-    pixels = torch.stack([torch.cat(ours), torch.cat(theirs)]) if ours else torch.zeros(2, 0)
+    common = sorted(set(real_bin.tolist()) & set(synthetic_bin.tolist()))
+    if not common:
+        return 0.0
+    ours, theirs = (
+        torch.stack([images[z_bin == value].mean(dim=0) for value in common], dim=1)  # (C, bins, S, S)
+        for images, z_bin in ((real, real_bin), (synthetic, synthetic_bin))
+    )
+    shown = ours > AIR_LEVEL
+    channels = range(len(ours))
+    return sum(_correlation(ours[c][shown[c]], theirs[c][shown[c]]) for c in channels) / len(channels)
+
+
+def _own_agreement(real: Tensor, z_bin: Tensor) -> float:
+    """`layout_agreement` of every second of real slices (N, C, S, S) with the others, of height bins (N,)."""
+    return layout_agreement(real[::2], z_bin[::2], synthetic=real[1::2], synthetic_bin=z_bin[1::2])
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    """Correlation of two sets of pixels (n,); 0 if there is nothing to compare."""
+    pixels = torch.stack([first, second])
     if pixels.shape[1] < 2 or pixels.std(dim=1).min() < 1e-6:
         return 0.0
     return float(torch.corrcoef(pixels.double())[0, 1])
@@ -112,12 +133,12 @@ def random_features(images: Tensor, *, batch_size: int = 64) -> Tensor:
     trained features when two good generators are to be ranked.
 
     Args:
-        images: (N, 1, S, S) slices in [-1, 1].
+        images: (N, C, S, S) slices in [-1, 1].
         batch_size: slices that are filtered at once.
 
     Returns: (N, 352) features, unbounded.
     """
-    filters = list(_filters(images.device))
+    filters = list(_filters(images.shape[1], images.device))
     return torch.cat([_describe(part, filters) for part in images.float().split(batch_size)])
 
 
@@ -145,9 +166,9 @@ def kernel_distance(real: Tensor, synthetic: Tensor) -> float:
     return float(within(x) + within(y) - 2 * kernel(x, y).mean())
 
 
-def _filters(device: torch.device) -> Iterator[Tensor]:
-    """Random filters of unit length times sqrt(2), (width, c_in, 3, 3) for each level."""
-    rng, c_in = torch.Generator().manual_seed(FEATURE_SEED), 1
+def _filters(channels: int, device: torch.device) -> Iterator[Tensor]:
+    """Random filters of unit length times sqrt(2), (width, c_in, 3, 3) for each level, of slices of these channels."""
+    rng, c_in = torch.Generator().manual_seed(FEATURE_SEED), channels
     for width in WIDTHS:
         weight = torch.randn(width, c_in, 3, 3, generator=rng)
         yield (weight / weight.flatten(1).norm(dim=1)[:, None, None, None] * 2**0.5).to(device)
@@ -155,7 +176,7 @@ def _filters(device: torch.device) -> Iterator[Tensor]:
 
 
 def _describe(x: Tensor, filters: list[Tensor]) -> Tensor:
-    """Slices (B, 1, S, S) to the mean and deviation of every channel at every level, (B, 352)."""
+    """Slices (B, C, S, S) to the mean and deviation of every channel at every level, (B, 352)."""
     described = []
     for weight in filters:
         x = F.leaky_relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight), 0.2)

@@ -21,7 +21,8 @@ def shared_anatomy(generator: Generator, *, batch_size: int = 32) -> dict[tuple[
 
     Mutual information of the grey levels of the two slices, above that of slices of two *different* latents at the
     same height (chance: outlines agree anyway), as a share of the largest possible value (a normalisation similar to
-    Studholme et al. 1999). About 0: at chance, so labels cannot carry over. 1: each slice determines the other.
+    Studholme et al. 1999). About 0: at chance, so labels cannot carry over. 1: each slice determines the other. The
+    grey level of an image of several channels is their mean.
 
     A high score shows that two domains have the same anatomy, not that it is realistic: see `quality.site_quality`.
 
@@ -44,7 +45,7 @@ def shared_anatomy(generator: Generator, *, batch_size: int = 32) -> dict[tuple[
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
             domain = torch.full_like(z_bin[part], index)
-            parts.append(generator(z[part], z_bin[part], domain, noise=generator.fixed_noise())[:, 0].cpu())
+            parts.append(generator(z[part], z_bin[part], domain, noise=generator.fixed_noise()).mean(dim=1).cpu())
         shown[name] = grey_levels(torch.cat(parts))
     scores = {}
     for a, b in itertools.combinations(config.domains, 2):

@@ -51,7 +51,7 @@ class Synthesis:
     """The result of a synthesis pass.
 
     Attributes:
-        image: (B, 1, S, S), about [-1, 1].
+        image: (B, C, S, S), about [-1, 1], with the configuration's image_channels.
         anatomy: (B, maps, S, S), soft tissue maps shared by all domains, which sum to 1; no maps without a palette.
         features: feature maps (B, c, r, r), coarse to fine, with the widths in `Generator.feature_channels`.
     """
@@ -70,12 +70,14 @@ class Generator(nn.Module, ABC):
         num_maps: channels of `Synthesis.anatomy`.
         grain: True if noise is the scanner's grain, drawn for every slice; False if it is part of the anatomy, drawn
             once per volume.
+        noise_channels: channels of the noise maps that are drawn.
     """
 
     config: FactoryConfig
     n_latent: int
     num_maps: int = 0
     grain: bool = False
+    noise_channels: int = 1
 
     @abstractmethod
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
@@ -94,7 +96,7 @@ class Generator(nn.Module, ABC):
 
         Args:
             style: as returned by `style_of`.
-            noise: maps (B or 1, 1, r, r), as returned by `draw_noise` or `fixed_noise`.
+            noise: maps (B or 1, noise_channels or 1, r, r), as returned by `draw_noise` or `fixed_noise`.
             edit: changes the features of each resolution before they are enlarged; the returned features are
                 unchanged.
         """
@@ -114,8 +116,9 @@ class Generator(nn.Module, ABC):
         """Width of every map in `Synthesis.features`."""
 
     def draw_noise(self, batch: int, rng: torch.Generator) -> list[Tensor]:
-        """Fresh unit normal maps, (B, 1, r, r) each, on the device of `rng`."""
-        return [torch.randn(batch, 1, r, r, generator=rng, device=rng.device) for r in self.noise_sides]
+        """Fresh unit normal maps, (B, noise_channels, r, r) each, on the device of `rng`."""
+        maps = self.noise_channels
+        return [torch.randn(batch, maps, r, r, generator=rng, device=rng.device) for r in self.noise_sides]
 
     def style_at(self, z: Tensor, height: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
         """As `style_of` at fractional heights (B,) in [0, z_bins - 1]: linear between the neighbouring bins."""
@@ -127,5 +130,5 @@ class Generator(nn.Module, ABC):
     def forward(
         self, z: Tensor, z_bin: Tensor, domain: Tensor, *, noise: list[Tensor], encoding: Tensor | None = None
     ) -> Tensor:
-        """Slices (B, 1, S, S), about [-1, 1]; arguments as for `style_of`, and noise as for `synthesise`."""
+        """Slices (B, C, S, S), about [-1, 1]; arguments as for `style_of`, and noise as for `synthesise`."""
         return self.synthesise(self.style_of(z, z_bin, domain, encoding=encoding), noise).image

@@ -1,4 +1,4 @@
-"""The palette generator: every domain paints the same soft tissue maps with grey levels of its own.
+"""The palette generator: every domain paints the same soft tissue maps with grey levels or colours of its own.
 
 If the domain enters everywhere, as in the published generator, the same outline may show different tissue in two
 domains, and then labels do not carry over. Here the domain enters in this head alone, so a latent has the same anatomy
@@ -18,56 +18,69 @@ from .generator import Edit, Generator, Style, Synthesis
 from .layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsample
 
 LEVELS = (-1.0, 0.0, 1.0)  # dark, middle and bright on the [-1, 1] scale of slices
-FACTORIAL_DOMAINS = 3  # up to here all combinations of levels are affordable: 3^3 + 1 = 28 maps
+FACTORIAL_ROWS = 3  # up to here all combinations of levels are affordable: 3^3 + 1 = 28 maps
 ROW_CORRELATION = 0.2
 
 
-def palette_table(num_domains: int, generator: torch.Generator) -> Tensor:
-    """Initial grey levels of the tissue maps; map 0 is background, -1 in every domain.
+def palette_table(num_domains: int, generator: torch.Generator, *, channels: int = 1) -> Tensor:
+    """Initial grey levels of the tissue maps in every channel; map 0 is background, -1 everywhere.
 
-    Up to three domains get every combination of three levels, so that any pair of polarities exists from the start:
-    two rows that are correlated at first keep the same polarity through training, and then labels do not carry over.
-    For more domains, balanced random rows are drawn until no two have a correlation above 0.2.
+    A row is one channel of one domain. Up to three rows get every combination of three levels, so that any pair of
+    polarities exists from the start: two rows that are correlated at first keep the same polarity through training,
+    and then labels do not carry over. For more, balanced random rows are drawn until no two have a correlation above
+    0.2.
 
     Args:
         num_domains: number of domains.
         generator: source of the random rows.
+        channels: channels of the image, such as the three of a colour.
 
-    Returns: (num_domains, maps) in [-1, 1].
+    Returns: (num_domains * channels, maps) in [-1, 1]; the channels of a domain follow each other.
     Raises: ConfigError if no such table was found.
     """
-    if num_domains <= FACTORIAL_DOMAINS:
-        table = torch.tensor(list(itertools.product(LEVELS, repeat=num_domains))).t()
+    rows = num_domains * channels
+    if rows <= FACTORIAL_ROWS:
+        table = torch.tensor(list(itertools.product(LEVELS, repeat=rows))).t()
     else:
-        table = _uncorrelated_rows(num_domains, generator)
-    return torch.cat([torch.full((num_domains, 1), -1.0), table], dim=1)
+        # 9 maps a domain, and more than 27 for several channels: wide enough for low correlations to exist.
+        table = _uncorrelated_rows(rows, 9 * max(num_domains, channels + 2), generator)
+    return torch.cat([torch.full((rows, 1), -1.0), table], dim=1)
 
 
-def _uncorrelated_rows(num_domains: int, generator: torch.Generator) -> Tensor:
-    """Random grey levels (num_domains, maps) whose rows are nearly uncorrelated."""
-    repeats = 3 * num_domains  # 9 maps a domain: wide enough for low correlations to exist
-    balanced = torch.tensor(LEVELS).repeat(repeats)
-    rows: list[Tensor] = []
+def _uncorrelated_rows(count: int, maps: int, generator: torch.Generator) -> Tensor:
+    """Random grey levels (count, maps) whose rows are nearly uncorrelated; maps is a multiple of the levels."""
+    balanced = torch.tensor(LEVELS).repeat(maps // len(LEVELS))
+    rows = torch.zeros(0, maps)
     for _ in range(20_000):
         row = balanced[torch.randperm(len(balanced), generator=generator)]
-        if all(abs(torch.corrcoef(torch.stack([row, other]))[0, 1]) <= ROW_CORRELATION for other in rows):
-            rows.append(row)
-        if len(rows) == num_domains:
-            return torch.stack(rows)
-    raise ConfigError(f"no palette found for {num_domains} domains; use fewer domains, or head 'image'")
+        # Balanced rows have a mean of zero and equal lengths.
+        if ((rows @ row).abs() <= ROW_CORRELATION * row.square().sum()).all():
+            rows = torch.cat([rows, row[None]])
+        if len(rows) == count:
+            return rows
+    raise ConfigError(f"no palette found for {count} domains times channels; use fewer domains, or head 'image'")
 
 
 class PaletteHead(nn.Module):
-    """image = sum_k p_k (m[domain, k] + 0.1 lin_k(w)) + sigma[domain] noise,  p = softmax(2 logits + bias)."""
+    """image_c = sum_k p_k (m[domain, c, k] + 0.1 lin_ck(w)) + sigma[domain, c] noise_c,  p = softmax(2 logits + bias).
 
-    def __init__(self, num_domains: int, latent_dim: int, generator: torch.Generator) -> None:
+    Args:
+        num_domains: number of domains.
+        latent_dim: length of the style.
+        generator: source of the initial palette.
+        channels: channels of the image.
+    """
+
+    def __init__(self, num_domains: int, latent_dim: int, generator: torch.Generator, *, channels: int = 1) -> None:
         super().__init__()
-        table = palette_table(num_domains, generator)
-        self.num_maps = table.shape[1]
-        self.grey = nn.Parameter(table)  # (domains, maps)
-        self.log_sigma = nn.Parameter(torch.full((num_domains,), -3.0))  # e^-3 = 0.05 on the [-1, 1] scale
+        table = palette_table(num_domains, generator, channels=channels).reshape(num_domains, channels, -1)
+        self.channels, self.num_maps = channels, table.shape[2]
+        # Of one channel, (domains, maps) and (domains,): so they are in files from before images had channels.
+        self.grey = nn.Parameter(table.squeeze(1))  # (domains, channels, maps)
+        sigma = torch.full((num_domains, channels), -3.0)  # e^-3 = 0.05 on the [-1, 1] scale
+        self.log_sigma = nn.Parameter(sigma.squeeze(1))  # (domains, channels)
         self.bias = nn.Parameter(torch.zeros(self.num_maps))
-        self.shade = EqualisedLinear(latent_dim, self.num_maps)
+        self.shade = EqualisedLinear(latent_dim, channels * self.num_maps)
 
     def anatomy(self, logits: Tensor) -> Tensor:
         """Logits (B, maps, H, W) to soft tissue maps of the same shape that sum to 1 over dimension 1."""
@@ -80,13 +93,15 @@ class PaletteHead(nn.Module):
             anatomy: (B, maps, H, W), tissue maps that sum to 1.
             w: (B, latent_dim), the style.
             domain: (B,) integers, the domain indices.
-            noise: (B, 1, H, W) or (1, 1, H, W), unit normal.
+            noise: (B or 1, C or 1, H, W), unit normal.
 
-        Returns: (B, 1, H, W), about [-1, 1].
+        Returns: (B, C, H, W), about [-1, 1].
         """
-        level = self.grey[domain] + 0.1 * self.shade(w)  # (B, maps)
-        image = torch.einsum("bkhw,bk->bhw", anatomy, level)[:, None]
-        return image + self.log_sigma[domain].exp()[:, None, None, None] * noise
+        batch, shape = len(w), (len(w), self.channels, self.num_maps)
+        level = self.grey[domain].view(shape) + 0.1 * self.shade(w).view(shape)
+        # Channel by channel: one sum over all channels would round that of a single channel otherwise than before.
+        image = torch.stack([torch.einsum("bkhw,bk->bhw", anatomy, each) for each in level.unbind(dim=1)], dim=1)
+        return image + self.log_sigma[domain].exp().view(batch, self.channels, 1, 1) * noise
 
 
 class StyledLayer(nn.Module):
@@ -126,14 +141,17 @@ class PaletteGenerator(Generator):
         self.grow = nn.ModuleList(StyledLayer(wide, narrow, 3, style_dim=d) for wide, narrow in pairs)
         self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, style_dim=d) for _, narrow in pairs)
         # An own random generator: adding a layer above must not change the palette.
-        self.head = PaletteHead(len(config.domains), d, torch.Generator().manual_seed(len(config.domains)))
+        rng = torch.Generator().manual_seed(len(config.domains))
+        self.head = PaletteHead(len(config.domains), d, rng, channels=config.image_channels)
         self.to_logits = nn.ModuleList(
             StyledLayer(width, self.head.num_maps, 1, style_dim=d, demodulate=False) for width in widths
         )
-        self.texture = StyledLayer(widths[-1], 1, 1, style_dim=d, demodulate=False) if config.texture else None
+        self.texture = None
+        if config.texture:
+            self.texture = StyledLayer(widths[-1], config.image_channels, 1, style_dim=d, demodulate=False)
         # Numbered as in the published network: a block's logits and the next block's first layer share a latent.
         self.n_latent = 2 * len(widths)
-        self.num_maps = self.head.num_maps
+        self.num_maps, self.noise_channels = self.head.num_maps, config.image_channels
 
     def style_of(self, z: Tensor, z_bin: Tensor, domain: Tensor, *, encoding: Tensor | None = None) -> Style:
         """See `Generator.style_of`; the encoding is not used, and z (B, latent_dim) alone gives the anatomy.
@@ -149,7 +167,7 @@ class PaletteGenerator(Generator):
         return Style(w[:, None].expand(-1, self.n_latent, -1), self.constant[z_bin], domain)
 
     def synthesise(self, style: Style, noise: list[Tensor], edit: Edit | None = None) -> Synthesis:
-        """See `Generator.synthesise`; noise is one map (B or 1, 1, S, S)."""
+        """See `Generator.synthesise`; noise is one map (B or 1, C or 1, S, S)."""
         w = style.w.unbind(dim=1)
         x = activate(self.first(style.constant, w[0]))
         features, logits = [x], self.to_logits[0](x, w[1])

@@ -71,7 +71,7 @@ class StyleDiscriminator(MixedPrecision, Discriminator):
         self.label_embed = EqualisedLinear(condition, d)
         if config.encoding_dim:
             self.encoding_embed = EqualisedLinear(config.encoding_dim, d)
-        stem = nn.Sequential(ScaledConv(1, widths[0], 1), BiasActivation(widths[0]))
+        stem = nn.Sequential(ScaledConv(config.image_channels, widths[0], 1), BiasActivation(widths[0]))
         self.convs = nn.Sequential(stem, *(DownBlock(narrow, wide) for narrow, wide in itertools.pairwise(widths)))
         last = widths[-1]
         self.final_conv = nn.Sequential(ScaledConv(last + 1, last, 3, padding=1), BiasActivation(last))

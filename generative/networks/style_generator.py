@@ -47,15 +47,15 @@ class StyledConv(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """Features to one grey channel, without demodulation."""
+    """Features to the channels of the image, without demodulation."""
 
-    def __init__(self, c_in: int, style_dim: int) -> None:
+    def __init__(self, c_in: int, c_out: int, style_dim: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, 1, 1, 1))
-        self.conv = ModulatedConv(c_in, 1, 1, style_dim=style_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(1, c_out, 1, 1))
+        self.conv = ModulatedConv(c_in, c_out, 1, style_dim=style_dim, demodulate=False)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x (B, c_in, r, r) and w (B, style_dim) to (B, 1, r, r)."""
+        """x (B, c_in, r, r) and w (B, style_dim) to (B, c_out, r, r)."""
         return self.conv(x, w) + self.bias
 
 
@@ -78,6 +78,7 @@ class StyleGenerator(MixedPrecision, Generator):
         super().__init__()
         self.config = config
         d, widths, condition = config.latent_dim, config.channels, len(config.domains) + config.z_bins
+        shown = config.image_channels
         self.label_embed = EqualisedLinear(condition, d)
         if config.encoding_dim:
             self.encoding_embed = nn.Sequential(
@@ -91,12 +92,12 @@ class StyleGenerator(MixedPrecision, Generator):
         )
         self.input = LearntConstant(widths[0], config.start_size)
         self.conv1 = StyledConv(widths[0], widths[0], d)
-        self.to_rgb1 = ImageBranch(widths[0], d)
+        self.to_rgb1 = ImageBranch(widths[0], shown, d)
         self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         for wide, narrow in itertools.pairwise(widths):
             self.convs.append(StyledConv(wide, narrow, d, upsample=True))
             self.convs.append(StyledConv(narrow, narrow, d))
-            self.to_rgbs.append(ImageBranch(narrow, d))
+            self.to_rgbs.append(ImageBranch(narrow, shown, d))
         self.n_latent = 2 * len(widths)
         self.noises = nn.Module()
         for layer, side in enumerate(self.noise_sides):
