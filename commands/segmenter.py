@@ -44,7 +44,7 @@ from .options import (
     one_of,
     radians,
 )
-from .terminal import Commands, console, print_alarms, require_one_of
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_alarms, require_one_of
 
 commands = Commands()
 
@@ -360,25 +360,45 @@ def segment(
 
 @commands.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Label map, or folder of label maps.")],
-    references: Annotated[Path, typer.Argument(help="Label map, folder of label maps, or CASE/label/*.nii.gz.")],
+    predictions: Annotated[Path, typer.Argument(help="Label map, or folder of label maps: NIfTI files or pictures.")],
+    references: Annotated[
+        Path, typer.Argument(help="Label map, folder of label maps, or CASE/label/ with one label map each.")
+    ],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     patient_pattern: PatientPattern = None,
+    class_names: Annotated[
+        str, typer.Option(help='Names to show in place of class numbers, such as "1=polyp,2=instrument".')
+    ] = "",
+    check: Annotated[
+        bool, typer.Option("--check", help="Compute the scores a second time, by the package evalutils, and compare.")
+    ] = False,
 ) -> None:
     """Score label maps against references, which must be on the images' own grids.
 
-    Per case and class: Dice, 95 % Hausdorff distance, average surface distance and volume error. A page beside the CSV
-    file shows means, confidence intervals (bootstrap over patients) and the worst cases. References that are cut by the
-    border of the image, and cases of a size unlike the others, get a warning.
+    Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are in
+    mm, those of pictures in pixels. A page beside the CSV file shows means, confidence intervals (bootstrap over
+    patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
+    others, get a warning.
     """
+    from ..adaptation.evaluation.class_names import parse_names
     from ..adaptation.evaluation.evaluate import evaluate as run
-    from ..adaptation.evaluation.summary import mean_dice
+    from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
 
-    found = run(predictions, references, out, patient_pattern=patient_pattern)
+    names = parse_names(class_names)
+    found = run(predictions, references, out, patient_pattern=patient_pattern, names=names, check=check)
     cases, patients = ({getattr(score, name) for score in found.scores} for name in ("case", "patient"))
     console.print(
-        f"{out}: {len(cases)} cases of {len(patients)} patients, mean foreground Dice {mean_dice(found.scores):.3f}",
+        f"{out}: {len(cases)} cases of {len(patients)} patients, mean foreground Dice {mean_dice(found.scores):.3f}, "
+        f"IoU {mean_over_classes(found.scores, 'iou'):.3f}",
         markup=False,
     )
+    for text in class_lines(found.scores, names):
+        console.print(text, markup=False)
     for warning in found.warnings:
         console.print(f"warning: {warning}", markup=False)
+    if found.check is not None:
+        console.print(f"check: {found.check.summary()}", markup=False)
+        for text in found.check.beyond:
+            errors.print(f"check: {text}", markup=False)
+        if found.check.beyond:
+            fail(f"{len(found.check.beyond)} scores differ from those of the second library; see above", SOME_FAILED)

@@ -16,6 +16,8 @@ from .pictures.finding import find_picture_cases
 from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
+LABEL_PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # kinds of pictures that keep label values as they are
+LABEL_ENDINGS = ("_segmentation", "_mask")  # of label pictures' names in public data sets, after the picture's name
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
 TABLE = ".csv"
 
@@ -310,8 +312,17 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == TABLE and not path.name.startswith(".") and path.is_file()
 
 
+def is_label_picture(path: Path) -> bool:
+    """Whether a path has the name of a picture that can be a label map, and is no folder."""
+    return path.suffix.lower() in LABEL_PICTURES and not path.name.startswith(".") and not os.path.isdir(path)
+
+
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
-    """Label maps by case name.
+    """Label maps by case name: NIfTI files and pictures.
+
+    The case of a label picture is its name without `_segmentation` or `_mask`. Such a picture is the label map of its
+    case when another one has the plain name: that is the picture itself. A picture beside a NIfTI file of the same
+    case shows that file (`segment --pictures`), and is no label map.
 
     Args:
         source: a file, a folder of files, or a folder of cases with one file each in `label_key`.
@@ -321,17 +332,49 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     """
     source = Path(source)
     if source.is_file():
-        return {case_name(source): source}
+        return {_labelled_case(source)[0]: source}
     if not source.is_dir():
         raise UsageError(f"{source}: no such file or folder; give label maps")
     try:
-        found = {case_name(path): path for path in _entries(source) if is_volume(path)}
+        found = _label_pictures(source) | {case_name(path): path for path in _entries(source) if is_volume(path)}
         for subject in _folders(source):
-            label = _only_volume(subject / label_key)
+            label = _only_volume(subject / label_key) or _only_label_picture(subject / label_key)
             if label is not None:
                 found[subject.name] = label
     except Unusable as error:
         raise UsageError(str(error)) from None
     if not found:
-        raise UsageError(f"{source}: no label map found; expected NIfTI files or CASE/{label_key}/*.nii.gz")
+        raise UsageError(
+            f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP or GIF pictures, or "
+            f"CASE/{label_key}/ with one such file each"
+        )
     return found
+
+
+def _label_pictures(folder: Path) -> dict[str, Path]:
+    """Case name to the label picture of that case in a folder."""
+    found: dict[str, Path] = {}
+    marked: dict[str, bool] = {}
+    for path in filter(is_label_picture, _entries(folder)):
+        case, has_ending = _labelled_case(path)
+        if case in found and marked[case] == has_ending:
+            raise _Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
+        if has_ending or case not in found:
+            found[case], marked[case] = path, has_ending
+    return found
+
+
+def _only_label_picture(folder: Path) -> Path | None:
+    pictures = list(filter(is_label_picture, _entries(folder)))
+    if len(pictures) > 1:
+        raise _Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
+    return pictures[0] if pictures else None
+
+
+def _labelled_case(path: Path) -> tuple[str, bool]:
+    """The case of a label map, and whether one of LABEL_ENDINGS follows it in the name of a picture."""
+    name = case_name(path)
+    ending = next(
+        (e for e in LABEL_ENDINGS if is_label_picture(path) and name.lower().endswith(e) and len(name) > len(e)), ""
+    )
+    return name[: len(name) - len(ending)], bool(ending)

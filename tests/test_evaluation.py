@@ -37,6 +37,7 @@ def test_scores_of_shifted_boxes_are_those_worked_out_by_hand(tmp_path):
     affine = np.diag([2.0, 1.0, 1.0, 1.0])
     (score,) = score_case("c", Volume(predicted, affine), Volume(reference, affine))
     assert score.dice == pytest.approx(0.8)
+    assert score.iou == pytest.approx(2 / 3)
     assert score.hd95 == pytest.approx(4.0)  # two voxels of 2 mm
     assert score.volume_error == 0
     assert 0 < score.assd < 4
@@ -60,8 +61,8 @@ def cube(present: bool) -> Volume:
 def test_an_absent_class_has_one_rule(predicted, reference, absent_in, dice, hd95, volume_error):
     (score,) = score_case("c", cube(predicted), cube(reference), classes=[1])
     assert score.absent_in == absent_in
-    found = (score.dice, score.hd95, score.assd, score.volume_error)
-    np.testing.assert_array_equal(found, (dice, hd95, hd95, volume_error))
+    found = (score.dice, score.iou, score.hd95, score.assd, score.volume_error)
+    np.testing.assert_array_equal(found, (dice, dice, hd95, hd95, volume_error))  # Dice and IoU agree at 0, 1 and NaN
 
 
 def test_evaluation_writes_one_row_per_case_and_class(site, tmp_path):
@@ -93,6 +94,7 @@ def test_scores_equal_those_of_an_independent_library(seed, spacing):
     ours, theirs = masks
     matrix = stats.calculate_confusion_matrix(theirs.astype(int), ours.astype(int), [0, 1])
     assert score.dice == pytest.approx(stats.dice_from_confusion_matrix(matrix)[1], abs=1e-6)
+    assert score.iou == pytest.approx(stats.jaccard_from_confusion_matrix(matrix)[1], abs=1e-6)
     # Both in millimetres. The libraries interpolate differently between the two distances beside a percentile, which
     # can lie far apart: ours must lie between the other's percentiles two surface voxels below and above.
     surface = min(int((mask & ~binary_erosion(mask)).sum()) for mask in masks)
@@ -145,7 +147,15 @@ def test_an_evaluation_leaves_a_table_and_a_page_with_the_worst_cases(site, tmp_
 def score(case: str, label: int, value: float, *, patient: str | None = None) -> Score:
     nan = math.nan
     return Score(
-        case=case, patient=patient or case, label=label, absent_in="", dice=value, hd95=nan, assd=nan, volume_error=nan
+        case=case,
+        patient=patient or case,
+        label=label,
+        absent_in="",
+        dice=value,
+        iou=nan,
+        hd95=nan,
+        assd=nan,
+        volume_error=nan,
     )
 
 

@@ -1,1 +1,1 @@
-"""Predicted label maps against references: scores, their summary, warnings about the cases, and a page."""
+"""Predicted label maps against references: scores, their summary and check, warnings about the cases, and a page."""

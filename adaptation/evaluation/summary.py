@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import bootstrap
 
 from ...errors import UsageError
-from .scores import MEASURES, Score
+from .class_names import class_name
+from .scores import MEASURES, Score, measure_name
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -76,6 +77,21 @@ def mean_dice(scores: Sequence[Score]) -> float:
     if not scores:
         raise UsageError("there are 0 scores, for no case has foreground; give at least one labelled case")
     return mean_over_classes(scores, "dice")
+
+
+def class_lines(scores: Sequence[Score], names: Mapping[int, str]) -> list[str]:
+    """One line for every class: its name and the means of all measures.
+
+    Args:
+        scores: one for every case and class.
+        names: class to its name.
+    """
+    means = {measure: class_means(scores, measure) for measure in MEASURES}
+    return [
+        f"{class_name(label, names)}: "
+        + ", ".join(f"{measure_name(measure, scores[0].unit)} {means[measure][label]:.3f}" for measure in MEASURES)
+        for label in means["dice"]
+    ]
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,0 +1,42 @@
+"""Names of classes, which tables and pages show in place of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ...errors import UsageError
+
+FORM = "LABEL=NAME,LABEL=NAME, such as 1=polyp,2=instrument"
+
+
+def parse_names(text: str) -> dict[int, str]:
+    """Class to name, from a text such as "1=polyp,2=instrument"; empty for an empty text.
+
+    Raises: UsageError if the text has another form or names a class twice.
+    """
+    names: dict[int, str] = {}
+    for part in text.split(",") if text.strip() else []:
+        label, _, name = (side.strip() for side in part.partition("="))
+        if not (label.isascii() and label.isdecimal() and name):
+            raise UsageError(f"class_names is '{text}'; write {FORM}")
+        if int(label) in names:
+            raise UsageError(f"class_names is '{text}'; it must name class {int(label)} once")
+        names[int(label)] = name
+    return names
+
+
+def check_names(names: Mapping[int, str]) -> dict[int, str]:
+    """The same names.
+
+    Raises: UsageError if one belongs to the background, or two classes have the same.
+    """
+    if low := [label for label in names if label < 1]:
+        raise UsageError(f"class {low[0]} has a name, but 0 is the background; name classes from 1 up")
+    if len(set(names.values())) < len(names):
+        raise UsageError(f"the names {', '.join(names.values())} are not unique; give every class a name of its own")
+    return dict(names)
+
+
+def class_name(label: int, names: Mapping[int, str]) -> str:
+    """What a class is called: its name, or "class 2" if it has none."""
+    return names.get(label, f"class {label}")
