@@ -1,0 +1,54 @@
+"""Names of folders and files by which data sets tell pictures from masks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Names are compared in lower case, with blanks and hyphens as underscores.
+IMAGE_FOLDERS = ("image", "images", "img", "imgs", "original", "originals", "original_images", "pictures", "photos")
+MANUAL_FOLDERS = ("1st_manual",)  # beside it, the folder `mask` is the field of view (DRIVE)
+LABEL_FOLDERS = (
+    "label", "labels", "mask", "masks", "annotation", "annotations", "ground_truth", "ground_truths", "groundtruth",
+    "groundtruths", "gt", "segmentation", "segmentations",
+)  # fmt: skip
+OTHER_MASKS = {
+    "mask": "the field of view",
+    "masks": "the field of view",
+    "2nd_manual": "a second observer's masks",
+}  # beside `1st_manual`
+
+MASK_SUFFIX = re.compile(
+    r"[ _-](mask|masks|segmentation|seg|gt|groundtruth|ground_truth|label|labels|lesion|annotation|manual1|1stho)"
+    r"([ _-]?\d+)?$",
+    re.IGNORECASE,
+)
+OTHER_SUFFIX = re.compile(r"[ _-](superpixels|manual2|2ndho)$", re.IGNORECASE)  # of files that are passed over
+PICTURE_SUFFIX = re.compile(r"[ _-](training|test|image|img|orig|original)$", re.IGNORECASE)  # absent in masks' names
+
+
+def plain(name: str) -> str:
+    """The name of a folder as the lists above have it."""
+    return re.sub(r"[ -]+", "_", name.strip().lower())
+
+
+def stem(path: Path) -> str:
+    """Name of a file without its ending."""
+    return path.name[: -len(path.suffix)] if path.suffix else path.name
+
+
+def without_mask_suffix(name: str, label_key: str | None = None) -> str:
+    """The stem of a mask without the part that says that it is one; unchanged if it has none.
+
+    Args:
+        name: stem of the file.
+        label_key: another such part.
+    """
+    if label_key and (found := re.search(rf"[ _-]{re.escape(label_key)}([ _-]?\d+)?$", name, re.IGNORECASE)):
+        return name[: found.start()]
+    return MASK_SUFFIX.sub("", name)
+
+
+def without_picture_suffix(name: str) -> str:
+    """The stem of a picture without the part that masks do not have."""
+    return PICTURE_SUFFIX.sub("", name)
