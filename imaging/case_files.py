@@ -54,11 +54,15 @@ class Found:
         cases: the usable cases.
         problems: for every unusable case the reason, in one sentence.
         without_image: names of subjects that lack the modality of the image.
+        remarks: what was not used or is missing, by case, file or folder: each a reason in one sentence.
+        class_names: names of the classes, where folders tell them.
     """
 
     cases: list[CaseFiles] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     without_image: list[str] = field(default_factory=list)
+    remarks: dict[str, str] = field(default_factory=dict)
+    class_names: dict[int, str] = field(default_factory=dict)
 
 
 class Unusable(Exception):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import re
 
 from ..errors import UsageError
 
 # The shortest beginning that ends in digits: patient038 for patient038_ED and patient038_ES, all of hippocampus_001.
 PATIENT = re.compile(r"sub-[A-Za-z0-9]+|.*?\d+(?=\D|$)")
+PATIENT_COLUMNS = (("CASE", "PATIENT"), ("NAME", "GROUP"))  # of a table, the first pair that it has
 
 
 def check_pattern(patient_pattern: str | None) -> None:
@@ -28,3 +31,33 @@ def patient_of(name: str, pattern: str | None) -> str:
     """
     match = re.match(pattern, name) if pattern else PATIENT.match(name)
     return (match.group(1) if match.groups() else match.group(0)) if match else name
+
+
+def read_patient_table(path: str | os.PathLike) -> dict[str, str]:
+    """The patient of every case that a table names.
+
+    Args:
+        path: a CSV file with the columns CASE and PATIENT, or name and group, in capital or small letters.
+
+    Returns: patient by case.
+    Raises: UsageError if it cannot be read, has other columns, an empty field, or two patients of one case.
+    """
+    patients: dict[str, str] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            fields = {(name or "").strip().upper(): name for name in rows.fieldnames or ()}
+            columns = next((pair for pair in PATIENT_COLUMNS if set(pair) <= fields.keys()), None)
+            if columns is None:
+                raise UsageError(f"{path}: needs the columns CASE,PATIENT; write them in its first line")
+            for row in rows:
+                case, patient = ((row[fields[name]] or "").strip() for name in columns)
+                if not case or not patient:
+                    raise UsageError(f"{path}, line {rows.line_num}: a case or its patient is empty; fill it in")
+                if patients.setdefault(case, patient) != patient:
+                    raise UsageError(f"{path}, line {rows.line_num}: case '{case}' has two patients; keep one")
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); give a CSV table of cases and patients") from None
+    if not patients:
+        raise UsageError(f"{path}: has no row; give one for each case")
+    return patients

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 
 from ...errors import UsageError
+from ..slice_format import UNLABELLED
 
 MAX_CLASS = 63
-UNLABELLED = 255  # the class of a colour that marks what nobody labelled
 MAX_VALUE = 65535
 COLOUR_COLUMNS = ("R", "G", "B", "CLASS")
 VALUE_COLUMNS = ("VALUE", "CLASS")

@@ -26,6 +26,6 @@ def with_contours(picture: np.ndarray, labels: np.ndarray, *, width: int | None 
     thickness = width or max(1, round(max(labels.shape) / SIDE_PER_WIDTH))
     for label in np.unique(labels[(labels > 0) & (labels != UNLABELLED)]):
         outlines, _ = cv2.findContours((labels == label).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        colour = tuple(int(round(255 * share)) for share in COLOURS[(int(label) - 1) % len(COLOURS)])
+        colour = tuple(round(255 * float(share)) for share in COLOURS[(int(label) - 1) % len(COLOURS)])
         cv2.drawContours(shown, outlines, -1, colour, thickness)
     return shown

@@ -22,7 +22,7 @@ from .headers import (
     PNG,
     TIFF,
     Header,
-    Unusable,
+    PictureDefect,
     bmp_header,
     gif_header,
     jpeg_header,
@@ -143,7 +143,7 @@ def decode_picture(
         reduction = next((k for k in (8, 4, 2) if -(-longer // k) >= at_least), 1)
     try:
         pixels = _upright_pixels(content, header, wanted, reduction)
-    except Unusable as error:
+    except PictureDefect as error:
         raise VolumeError(f"{path}: {error}") from None
     except Exception as error:  # decoders raise many types for damaged files, all with one meaning here
         raise VolumeError(f"{path}: cannot be decoded ({_first_line(error)}); copy it again") from None
@@ -205,7 +205,7 @@ def read_header(content: bytes, path: str | os.PathLike, max_pixels: int, *, gif
         raise VolumeError(f"{path}: is no PNG, JPEG, TIFF{', BMP or GIF' if gif else ' or BMP'} file; save it as PNG")
     try:
         header = HEADERS[kind](content)
-    except Unusable as error:
+    except PictureDefect as error:
         raise VolumeError(f"{path}: {error}") from None
     if header.rows * header.columns > max_pixels:
         size = f"{header.rows} x {header.columns}"
@@ -240,12 +240,12 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 
 def decode_with_opencv(content: bytes, flags: int) -> np.ndarray:
-    """Pixels by OpenCV, not turned; raises: Unusable if it gives none."""
+    """Pixels by OpenCV, not turned; raises: PictureDefect if it gives none."""
     pixels = cv2.imdecode(
         np.frombuffer(content, np.uint8), flags | (cv2.IMREAD_IGNORE_ORIENTATION if flags >= 0 else 0)
     )
     if pixels is None:
-        raise Unusable("cannot be decoded; copy it again")
+        raise PictureDefect("cannot be decoded; copy it again")
     return pixels
 
 
@@ -275,7 +275,7 @@ def _jpeg_pixels(content: bytes, end: int, flags: int) -> np.ndarray:
     if (pixels[-CORNER:, -CORNER:] == JPEG_GREY).all():
         again = decode_with_opencv(content[:end] + b"\x55\x2a\x93\x4c" * 256 + b"\xff\xd9", flags)
         if not np.array_equal(pixels, again):
-            raise Unusable("is truncated; copy it again")
+            raise PictureDefect("is truncated; copy it again")
     return pixels
 
 
@@ -306,7 +306,7 @@ def _pillow_pixels(content: bytes, header: Header) -> np.ndarray:
     elif image.mode in ("1", "L", "P", "LA", "YCbCr"):
         image = image.convert({"1": "L", "P": "RGB", "YCbCr": "RGB"}.get(image.mode, image.mode))
     elif image.mode not in ("RGB", "RGBA"):
-        raise Unusable(f"has pixels of kind {image.mode}; save it as PNG")
+        raise PictureDefect(f"has pixels of kind {image.mode}; save it as PNG")
     pixels = np.asarray(image)
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = _over_black(pixels)

@@ -21,7 +21,7 @@ TRUNCATED = "is truncated; copy it again"
 DAMAGED = "is damaged; copy it again"
 
 
-class Unusable(Exception):
+class PictureDefect(Exception):
     """Why a file cannot be used and what to do, to be put after the file's name."""
 
 
@@ -59,7 +59,7 @@ class Header:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1:
-            raise Unusable(f"has {self.rows} x {self.columns} pixels; give a picture that is not empty")
+            raise PictureDefect(f"has {self.rows} x {self.columns} pixels; give a picture that is not empty")
 
 
 def kind_of(content: bytes) -> str | None:
@@ -68,7 +68,7 @@ def kind_of(content: bytes) -> str | None:
 
 
 def png_header(content: bytes) -> Header:
-    """Of a PNG file whose chunks are whole to the last; raises: Unusable."""
+    """Of a PNG file whose chunks are whole to the last; raises: PictureDefect."""
     chunks: dict[bytes, bytes] = {}
     position = 8
     for _ in range(MAX_PARTS):
@@ -76,7 +76,7 @@ def png_header(content: bytes) -> Header:
         end = position + 8 + length
         (checksum,) = _unpack(">I", content, end)
         if zlib.crc32(memoryview(content)[position + 4 : end]) != checksum:
-            raise Unusable(DAMAGED)
+            raise PictureDefect(DAMAGED)
         if name != b"IDAT":
             chunks.setdefault(name, content[position + 8 : end])
         else:
@@ -85,13 +85,13 @@ def png_header(content: bytes) -> Header:
         if name == b"IEND":
             break
     if next(iter(chunks)) != b"IHDR" or not {b"IDAT", b"IEND"} <= chunks.keys() or len(chunks[b"IHDR"]) != 13:
-        raise Unusable(DAMAGED)
+        raise PictureDefect(DAMAGED)
     columns, rows, bits, colour, *_ = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     depths = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
     if bits not in depths.get(colour, ()) or (colour == 3 and not chunks.get(b"PLTE")):
-        raise Unusable(DAMAGED)
+        raise PictureDefect(DAMAGED)
     if b"acTL" in chunks and int.from_bytes(chunks[b"acTL"][:4], "big") > 1:
-        raise Unusable("is an animation; give one file for each picture")
+        raise PictureDefect("is an animation; give one file for each picture")
     palette = chunks[b"PLTE"] if colour == 3 else b""
     grey = _is_grey(palette, 3) if palette else colour in (0, 4)
     transparent = int.from_bytes(chunks[b"tRNS"][:2], "big") if colour == 0 and b"tRNS" in chunks else None
@@ -100,7 +100,7 @@ def png_header(content: bytes) -> Header:
 
 
 def jpeg_header(content: bytes) -> Header:
-    """Of a JPEG file whose segments and scans are whole to the end mark; raises: Unusable.
+    """Of a JPEG file whose segments and scans are whole to the end mark; raises: PictureDefect.
 
     What follows the end mark is not read: phones put a second picture there.
     """
@@ -110,7 +110,7 @@ def jpeg_header(content: bytes) -> Header:
     for _ in range(MAX_SEGMENTS):
         position = content.find(b"\xff", position)
         if position < 0:
-            raise Unusable(TRUNCATED)
+            raise PictureDefect(TRUNCATED)
         while _byte(content, position) == 0xFF:
             position += 1
         marker = content[position]
@@ -119,7 +119,7 @@ def jpeg_header(content: bytes) -> Header:
         length = 0 if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD7 else _unpack(">H", content, position + 1)[0]
         segment = content[position + 3 : position + 1 + length]
         if length and len(segment) != length - 2:
-            raise Unusable(TRUNCATED)
+            raise PictureDefect(TRUNCATED)
         position += 1 + length
         if marker == 0xDA:
             unscanned -= (
@@ -127,11 +127,11 @@ def jpeg_header(content: bytes) -> Header:
             )
             following = NEXT_MARKER.search(content, position)
             if following is None:
-                raise Unusable(TRUNCATED)
+                raise PictureDefect(TRUNCATED)
             position = following.start()
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if frame or marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or len(segment) < 6 + 3 * segment[5]:
-                raise Unusable("is a damaged or an unusual JPEG; save it as PNG")
+                raise PictureDefect("is a damaged or an unusual JPEG; save it as PNG")
             frame = segment
             unscanned = {frame[6 + 3 * k] for k in range(frame[5])}
         elif marker == 0xE1 and segment.startswith(b"Exif\0\0"):
@@ -139,19 +139,19 @@ def jpeg_header(content: bytes) -> Header:
         elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\0"):
             profile = True
     else:
-        raise Unusable(f"has more than {MAX_SEGMENTS} segments; save it as PNG")
+        raise PictureDefect(f"has more than {MAX_SEGMENTS} segments; save it as PNG")
     if not frame or unscanned:
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
     bits, rows, columns, components = struct.unpack(">BHHB", frame[:6])
     if bits != 8 or components not in (1, 3, 4):
-        raise Unusable(f"is a JPEG of {components} components of {bits} bits; save it as PNG")
+        raise PictureDefect(f"is a JPEG of {components} components of {bits} bits; save it as PNG")
     if components == 4:
         refuse_without_profile(profile)
     return Header(JPEG, rows, columns, 1 if components == 1 else 3, 8, turn, cmyk=components == 4, end=position - 1)
 
 
 def bmp_header(content: bytes) -> Header:
-    """Of a BMP file that holds as many bytes as its rows need; raises: Unusable."""
+    """Of a BMP file that holds as many bytes as its rows need; raises: PictureDefect."""
     start, size = _unpack("<II", content, 10)
     if size == 12:
         columns, rows, _, bits = _unpack("<HHHH", content, 18)
@@ -159,13 +159,13 @@ def bmp_header(content: bytes) -> Header:
     elif size in (40, 52, 56, 64, 108, 124):
         columns, rows, _, bits, compression, stored, _, _, colours = _unpack("<iiHHIIiiI", content, 18)
     else:
-        raise Unusable(DAMAGED)
+        raise PictureDefect(DAMAGED)
     if compression not in (0, 1, 2, 3, 6) or bits not in (1, 4, 8, 16, 24, 32):
-        raise Unusable(f"is a BMP of {bits} bits with compression {compression}; save it as PNG")
+        raise PictureDefect(f"is a BMP of {bits} bits with compression {compression}; save it as PNG")
     rows = abs(rows)
     needed = stored if compression in (1, 2) else (columns * bits + 31) // 32 * 4 * rows
     if start + max(needed, 1) > len(content):
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
     if bits > 8:
         return Header(BMP, rows, columns, 3, 8)
     entry = 3 if size == 12 else 4
@@ -174,7 +174,7 @@ def bmp_header(content: bytes) -> Header:
 
 
 def gif_header(content: bytes) -> Header:
-    """Of a GIF file with one picture whose blocks are whole to the last; raises: Unusable."""
+    """Of a GIF file with one picture whose blocks are whole to the last; raises: PictureDefect."""
     columns, rows, flags = _unpack("<HHB", content, 6)
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     pictures = 0
@@ -189,19 +189,19 @@ def gif_header(content: bytes) -> Header:
         elif block == 0x21:
             position += 2
         else:
-            raise Unusable(DAMAGED)
+            raise PictureDefect(DAMAGED)
         while length := _byte(content, position):
             position += 1 + length
         position += 1
     if pictures != 1:
-        raise Unusable(f"holds {pictures} pictures; give one file for each picture")
+        raise PictureDefect(f"holds {pictures} pictures; give one file for each picture")
     return Header(GIF, rows, columns, 3, 8, palette=True)
 
 
 def refuse_without_profile(has_profile: bool) -> None:
-    """Raises: Unusable for printer's colours that nothing defines."""
+    """Raises: PictureDefect for printer's colours that nothing defines."""
     if not has_profile:
-        raise Unusable("has printer's colours (CMYK) without an ICC profile; save it as RGB")
+        raise PictureDefect("has printer's colours (CMYK) without an ICC profile; save it as RGB")
 
 
 def exif_orientation(content: bytes) -> int:
@@ -227,11 +227,11 @@ def _is_grey(palette: bytes, entry: int) -> bool:
 
 def _byte(content: bytes, position: int) -> int:
     if position >= len(content):
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
     return content[position]
 
 
 def _unpack(form: str, content: bytes, position: int) -> tuple:
     if position + struct.calcsize(form) > len(content):
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
     return struct.unpack_from(form, content, position)

@@ -14,7 +14,7 @@ from ...errors import VolumeError
 from ..case_files import LabelFile
 from .colour_table import MAX_CLASS, UNLABELLED, Colour
 from .decoding import decode_picture, facts_of, open_with_pillow, read_content, read_header, upright
-from .headers import JPEG, Header, Unusable
+from .headers import JPEG, Header, PictureDefect
 
 OPTION = "--mask-colours"
 JPEG_MIDDLE = (64, 191)  # grey values that are neither near black nor near white
@@ -85,7 +85,7 @@ def read_mask(
                 maps.append((file, _by_table(mask, colours, class_numbers)))
             else:
                 maps.append((file, _by_number(mask, class_numbers)))
-        except Unusable as error:
+        except PictureDefect as error:
             raise VolumeError(f"{file.path}: {error}") from None
     rest = UNLABELLED if class_numbers else 0
     labels = _painted(marked, np.full(size, rest, np.uint16))
@@ -142,17 +142,17 @@ def _read_palette(path: str | os.PathLike, content: bytes, header: Header) -> _M
 def _split_jpeg(mask: _Mask, exact: bool) -> _Mask:
     """The mask of a JPEG with values 0 and 255 alone.
 
-    Raises: Unusable if it may be something else than black and white.
+    Raises: PictureDefect if it may be something else than black and white.
     """
     if exact or mask.values is None:
-        raise Unusable("is a JPEG, which changes colours and class numbers; save it as PNG")
+        raise PictureDefect("is a JPEG, which changes colours and class numbers; save it as PNG")
     low, high = JPEG_MIDDLE
     middle = ((mask.values >= low) & (mask.values <= high)).astype(np.uint8)
     plateau = cv2.erode(middle, PLATEAU, borderValue=1) > 0
     faint = bool(mask.values.any()) and int(mask.values.max()) <= high
     if faint or plateau.any():
         shown = _listed(np.unique(mask.values[plateau if plateau.any() else mask.values > 0]))
-        raise Unusable(f"is a JPEG with values such as {shown}, neither black nor white; save it as PNG")
+        raise PictureDefect(f"is a JPEG with values such as {shown}, neither black nor white; save it as PNG")
     return _Mask(np.where(mask.values >= 128, 255, 0).astype(np.uint8), None, 255, lossy=True)
 
 
@@ -166,14 +166,16 @@ def _by_number(mask: _Mask, class_numbers: bool) -> np.ndarray:
     if mask.values is None:
         colours = np.unique(mask.colours.reshape(-1, 3), axis=0)
         shown = ", ".join(str(tuple(map(int, colour))) for colour in colours[:SHOWN])
-        raise Unusable(f"is a colour mask with {len(colours)} colours such as {shown}; give their classes by {OPTION}")
+        raise PictureDefect(
+            f"is a colour mask with {len(colours)} colours such as {shown}; give their classes by {OPTION}"
+        )
     values = np.flatnonzero(np.bincount(mask.values.ravel()))
     whites = {255, mask.white} if mask.values.dtype == np.uint16 else {mask.white}
     if len(values) <= 2 and set(values.tolist()) - {0} <= whites and not (class_numbers and mask.white >= 255):
         return (mask.values > 0).astype(np.uint16)
     unknown = values[(values > MAX_CLASS) & ~(class_numbers & (values == UNLABELLED))]
     if len(unknown):
-        raise Unusable(
+        raise PictureDefect(
             f"has values such as {_listed(unknown)}; classes are 0 to {MAX_CLASS}, or black and white alone; "
             f"give the classes of other values by {OPTION}"
         )
@@ -188,7 +190,7 @@ def _by_table(mask: _Mask, table: Mapping[Colour, int], class_numbers: bool) -> 
         # A palette's grey values count, and its indices only if it has colours.
         values = shown[..., 0] if (shown == shown[..., :1]).all() else mask.values
         if values is None:
-            raise Unusable(f"is a colour mask; the table of {OPTION} needs the columns R,G,B,CLASS")
+            raise PictureDefect(f"is a colour mask; the table of {OPTION} needs the columns R,G,B,CLASS")
         codes, classes = values.astype(np.uint64), grey
     else:
         codes, classes = _codes(shown), {_code(cast(tuple, key)): label for key, label in table.items()}
@@ -201,9 +203,13 @@ def _by_table(mask: _Mask, table: Mapping[Colour, int], class_numbers: bool) -> 
     if not known.all():
         first = np.unravel_index(int(np.argmin(known)), known.shape)
         value = int(values[first]) if grey else tuple(int(v) for v in shown[first])
-        raise Unusable(f"has {'value' if grey else 'colour'} {value}, which the table of {OPTION} lacks; add its class")
+        raise PictureDefect(
+            f"has {'value' if grey else 'colour'} {value}, which the table of {OPTION} lacks; add its class"
+        )
     if not class_numbers and (labels == UNLABELLED).any():
-        raise Unusable(f"has pixels of class {UNLABELLED}, unlabelled; this is for sparse labels, give them a class")
+        raise PictureDefect(
+            f"has pixels of class {UNLABELLED}, unlabelled; this is for sparse labels, give them a class"
+        )
     return labels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from .headers import DAMAGED, ORIENTATION, TIFF, TRUNCATED, Header, Unusable, refuse_without_profile
+from .headers import DAMAGED, ORIENTATION, TIFF, TRUNCATED, Header, PictureDefect, refuse_without_profile
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIPS, SAMPLES, STRIP_BYTES, PLANAR, COLOURS = 273, 277, 279, 284, 320
@@ -36,7 +36,7 @@ class _File:
 
     def unpack(self, form: str, position: int) -> tuple:
         if position + struct.calcsize(self.order + form) > len(self.content):
-            raise Unusable(TRUNCATED)
+            raise PictureDefect(TRUNCATED)
         return struct.unpack_from(self.order + form, self.content, position)
 
     def pages(self) -> list[dict[int, _Value]]:
@@ -46,14 +46,14 @@ class _File:
         seen: set[int] = set()
         while following:
             if following in seen:
-                raise Unusable(DAMAGED)
+                raise PictureDefect(DAMAGED)
             seen.add(following)
             tags, following = self._page(following)
             pages.append(tags)
             if len(pages) > 1 and not self.first(tags, SUBFILE, 0) & 5:  # 1 is a preview, 4 a transparency mask
-                raise Unusable("has several pages; give one file for each picture")
+                raise PictureDefect("has several pages; give one file for each picture")
         if not pages:
-            raise Unusable(DAMAGED)
+            raise PictureDefect(DAMAGED)
         return pages
 
     def _page(self, start: int) -> tuple[dict[int, _Value], int]:
@@ -67,7 +67,7 @@ class _File:
             width = struct.calcsize("<" + KINDS[kind]) if kind in KINDS else 0
             at = position - inline if width * number <= inline else value
             if width and at + width * number > len(self.content):
-                raise Unusable(TRUNCATED)
+                raise PictureDefect(TRUNCATED)
             tags.setdefault(tag, _Value(at, kind, number))
         return tags, self.unpack(next_form, position)[0]
 
@@ -77,7 +77,7 @@ class _File:
         if value is None:
             return ()
         if value.kind not in KINDS:
-            raise Unusable(DAMAGED)
+            raise PictureDefect(DAMAGED)
         return self.unpack(f"{value.count}{KINDS[value.kind]}", value.position)
 
     def first(self, tags: dict[int, _Value], tag: int, default: int) -> int:
@@ -85,23 +85,23 @@ class _File:
 
 
 def tiff_header(content: bytes) -> Header:
-    """Of a TIFF or BigTIFF file of one page whose strips or tiles lie inside the file; raises: Unusable."""
+    """Of a TIFF or BigTIFF file of one page whose strips or tiles lie inside the file; raises: PictureDefect."""
     file = _File(content)
     tags = file.pages()[0]
     rows, columns, samples = file.first(tags, HEIGHT, 0), file.first(tags, WIDTH, 0), file.first(tags, SAMPLES, 1)
     for number in set(file.values(tags, FORMAT)) & NUMBERS.keys():
-        raise Unusable(f"holds {NUMBERS[number]} numbers; save it with whole numbers of 8 or 16 bits")
+        raise PictureDefect(f"holds {NUMBERS[number]} numbers; save it with whole numbers of 8 or 16 bits")
     depths = set(file.values(tags, BITS)) or {1}
     bits = max(depths)
     colours = file.first(tags, PHOTOMETRIC, BLACK_IS_ZERO)
     if len(depths) > 1 or bits not in (1, 2, 4, 8, 16):
-        raise Unusable(f"has channels of {', '.join(map(str, sorted(depths)))} bits; save it with 8 or 16 bits")
+        raise PictureDefect(f"has channels of {', '.join(map(str, sorted(depths)))} bits; save it with 8 or 16 bits")
     known = {WHITE_IS_ZERO: (1, 2), BLACK_IS_ZERO: (1, 2), RGB: (3, 4), PALETTE: (1,), CMYK: (4,), YCBCR: (3,)}
     fitting = samples in known.get(colours, ()) and (
         bits < 16 or (samples != 2 and colours not in (PALETTE, CMYK, YCBCR))
     )
     if not fitting or (bits == 16 and samples > 1 and file.first(tags, PLANAR, 1) != 1):
-        raise Unusable(f"is a TIFF of {samples} channels of kind {colours} and {bits} bits; save it as PNG")
+        raise PictureDefect(f"is a TIFF of {samples} channels of kind {colours} and {bits} bits; save it as PNG")
     if colours == CMYK:
         refuse_without_profile(PROFILE in tags)
     _refuse_missing_pixels(file, tags, (rows * -(-columns * samples * bits // 8), rows * columns))
@@ -121,19 +121,19 @@ def tiff_header(content: bytes) -> Header:
 
 
 def _refuse_missing_pixels(file: _File, tags: dict[int, _Value], size: tuple[int, int]) -> None:
-    """Raises: Unusable if a strip or a tile is not inside the file, or they are too few for `size` (bytes, pixels)."""
+    """Raises: PictureDefect if a strip or a tile is not inside the file, or too few for `size` (bytes, pixels)."""
     tiled = TILES in tags
     starts = file.values(tags, TILES if tiled else STRIPS)
     counts = file.values(tags, TILE_BYTES if tiled else STRIP_BYTES)
     if not starts or len(starts) != len(counts) or not all(counts):
-        raise Unusable(DAMAGED)
+        raise PictureDefect(DAMAGED)
     tile = file.first(tags, TILE_WIDTH, 0) * file.first(tags, TILE_HEIGHT, 0)
     if tiled and not 0 < tile <= max(size[1], MAX_TILE):
-        raise Unusable(DAMAGED)
+        raise PictureDefect(DAMAGED)
     if any(start + count > len(file.content) for start, count in zip(starts, counts, strict=True)):
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
     if file.first(tags, COMPRESSION, 1) == 1 and sum(counts) < size[0]:
-        raise Unusable(TRUNCATED)
+        raise PictureDefect(TRUNCATED)
 
 
 def _grey_colours(file: _File, tags: dict[int, _Value]) -> bool:
