@@ -249,11 +249,14 @@ def set_first(**values):
     [
         (set_first(FrameOfReferenceUID="1.2.9"), "another frame of reference"),
         (shift(0.05, axis=2), "does not lie on a slice"),  # 2 % of the spacing of 2.5 mm
-        (shift(2.5, axis=2), "but refers to slice"),
+        (shift(-2.5, axis=2), "but refers to slice"),
         (shift(0.35, axis=0), "other pixels"),
         (shift(0.7, axis=0), "reaches beyond"),
-        (shift(float("1e6"), axis=1), "reaches beyond"),
-        (set_first(ReferencedSegmentNumber=2), "overlap"),
+        (shift(1300.0, axis=1), "reaches beyond"),
+        (
+            lambda seg: setattr(seg, "PixelData", b"\xff" * len(seg.PixelData)),
+            r"1 \(liver\) and 2 \(Überlauf\) overlap",
+        ),
         (set_first(ReferencedSegmentNumber=9), "segment 9 is not described"),
         (set_first(NumberOfFrames=3), "numbers of frames"),
         (set_first(Rows=60000, Columns=60000), "other pixels|reaches beyond|does not lie"),
@@ -267,17 +270,6 @@ def test_an_unusable_segmentation_is_refused_in_one_line(change, message, writte
         read_segmentation(edited(path, change), series)
     text = str(caught.value)
     assert "edited.dcm" in text and "\n" not in text and "DOE" not in text and "1.2.3" not in text
-
-
-def test_overlapping_segments_are_named(written, series):
-    path, labels = written
-    assert (labels.data[:, :, 0] == 1).any() and (labels.data[:, :, 0] == 2).any()
-    change = set_first(ReferencedSegmentNumber=3)
-    with pytest.raises(VolumeError, match=r"segments \d \((tumour|liver|Überlauf)\) and \d \(\w+\) overlap"):
-        add_whole_frame = edited(path, lambda seg: setattr(seg, "PixelData", b"\xff" * len(seg.PixelData)))
-        read_segmentation(add_whole_frame, series)
-    with pytest.raises(VolumeError):
-        read_segmentation(edited(path, change), series)
 
 
 def test_a_segmentation_of_another_series_is_refused(written, tmp_path):
@@ -322,3 +314,137 @@ def test_a_missing_package_is_named_with_its_extra(written, series, monkeypatch)
     for read in (read_segmentation, read_structure_set):
         with pytest.raises(UsageError, match=r"pydicom is not installed.*fedfactory\[dicom\]"):
             read(path, series)
+
+
+def structure_set(path: Path, files: tuple[Path, ...], regions: dict[str, list], *, numbers=(), **changes) -> Path:
+    """Write a structure set whose contours are (slice, (n, 2) columns and rows); the slice may lie between two.
+
+    The positions follow from the headers of the images, by the equation of the standard (C.7.6.2.1.1).
+    """
+    images = [pydicom.dcmread(file) for file in files]
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.RTStructureSetStorage, "1.2.3.7"
+    dataset.Modality, dataset.StructureSetLabel = "RTSTRUCT", "test"
+    series, study, frame = (pydicom.Dataset() for _ in range(3))
+    series.SeriesInstanceUID = changes.get("series", images[0].SeriesInstanceUID)
+    study.RTReferencedSeriesSequence = [series]
+    frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = FRAME, [study]
+    dataset.ReferencedFrameOfReferenceSequence = [frame]
+    dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
+    for number, (name, contours) in zip(numbers or range(1, 99), regions.items(), strict=False):
+        listed, drawn = pydicom.Dataset(), pydicom.Dataset()
+        listed.ROINumber, listed.ROIName = number, name
+        listed.ReferencedFrameOfReferenceUID = changes.get("frame", FRAME)
+        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
+        for at, corners in contours:
+            image, after = images[int(at)], images[min(int(at) + 1, len(images) - 1)]
+            position, following = (np.array(i.ImagePositionPatient, dtype=float) for i in (image, after))
+            across, down = np.reshape(image.ImageOrientationPatient, (2, 3)).astype(float)
+            sides = image.PixelSpacing  # between rows, between columns
+            corners = np.asarray(corners, dtype=float)
+            points = corners[:, :1] * across * sides[1] + corners[:, 1:] * down * sides[0] + position
+            points += (at - int(at)) * (following - position)
+            item = pydicom.Dataset()
+            item.ContourGeometricType = changes.get("kind", "CLOSED_PLANAR")
+            item.NumberOfContourPoints = changes.get("points", len(corners))
+            item.ContourData = [f"{x:.10g}" for x in points.ravel()]
+            drawn.ContourSequence.append(item)
+        dataset.StructureSetROISequence.append(listed)
+        dataset.ROIContourSequence.append(drawn)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def circle(x: float, y: float, radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    return np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
+
+
+def square(low: float, high: float) -> list[tuple[float, float]]:
+    return [(low, low), (high, low), (high, high), (low, high)]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory) -> tuple[Path, ...]:
+    """A tilted series of 24 x 20 pixels whose rows run to the patient's right."""
+    affine = rotated((0, 1, 2), (1, -1, -1), tilt=0.4)
+    return make_series(tmp_path_factory.mktemp("wide"), affine, shape=(24, 20, 4))
+
+
+def test_a_disc_with_a_hole_has_the_pixels_whose_centres_lie_between_its_circles(wide, tmp_path):
+    """And an inner region is cut out of the outer one; values follow the ROI numbers, not the order in the file."""
+    rings = {"ring": [(1, circle(11.3, 9.2, 7.1)), (1, circle(11.3, 9.2, 3.2))], "part": [(1, circle(6.2, 9.2, 1.4))]}
+    path = structure_set(tmp_path / "a.dcm", wide, {**rings, "empty": []}, numbers=(40, 7, 90))
+    assert kind_of_object(path) == "rtstruct"
+    found, names = read_structure_set(path, wide)
+    assert names == {1: "part", 2: "ring", 3: "empty"}
+    assert found.data.dtype == np.uint16
+    np.testing.assert_array_equal(found.affine, read_series(wide).affine)
+    column, row = np.indices((24, 20))
+    distance = np.hypot(column - 11.3, row - 9.2)
+    expected = np.zeros((24, 20, 4))
+    expected[:, :, 1][(distance < 7.1) & (distance > 3.2)] = 2
+    expected[:, :, 1][np.hypot(column - 6.2, row - 9.2) < 1.4] = 1
+    np.testing.assert_array_equal(found.data, expected)
+
+
+def test_regions_that_share_an_edge_share_no_pixel(wide, tmp_path):
+    """Also where it runs through pixel centres, whose places in millimetres are rounded."""
+    left, right = [(2, 3), (9, 3), (9, 8), (2, 8)], [(9, 3), (15, 3), (15, 8), (9, 8)]
+    data = read_structure_set(structure_set(tmp_path / "a.dcm", wide, {"l": [(0, left)], "r": [(0, right)]}), wide)[
+        0
+    ].data
+    expected = np.zeros((24, 20))
+    expected[2:9, 3:8], expected[9:15, 3:8] = 1, 2
+    np.testing.assert_array_equal(data[:, :, 0], expected)
+
+
+def test_polygons_are_filled_as_matplotlib_fills_them():
+    from matplotlib.path import Path as Outline
+
+    random = np.random.default_rng(0)
+    centres = np.stack(np.meshgrid(np.arange(31), np.arange(23), indexing="ij"), axis=-1).reshape(-1, 2)
+    for _ in range(20):
+        angles = np.sort(random.uniform(0, 2 * np.pi, 12))
+        radii = random.uniform(2, 18, 12)
+        star = np.stack([15 + radii * np.cos(angles), 11 + radii * np.sin(angles)], axis=1)
+        expected = Outline(np.concatenate([star, star[:1]]), closed=True).contains_points(centres)
+        np.testing.assert_array_equal(inside([star], (31, 23)), expected.reshape(31, 23))
+
+
+@pytest.mark.parametrize(
+    ("regions", "changes", "message"),
+    [
+        ({"a": [(1, square(2, 9))], "b": [(1, square(5, 12))]}, {}, "regions b and a overlap in part"),
+        ({"a": [(1, square(2, 9))], "b": [(1, square(2, 9))]}, {}, "region a is covered"),
+        ({"a": [(1.5, square(2, 9))]}, {}, "region a has a contour beside the slices"),
+        ({"a": [(1, square(2, 9)), (1, square(2, 9))]}, {}, "region a has a contour twice"),
+        ({"a": [(1, square(2, 9))]}, {"kind": "OPEN_PLANAR"}, "region a has an open contour"),
+        ({"a": [(1, square(2, 9))]}, {"points": 5}, "region a has a contour with missing coordinates"),
+        ({"a": [(1, square(2, 9))]}, {"series": "1.2.9"}, "another series"),
+        ({"a": [(1, square(2, 9))]}, {"frame": "1.2.9"}, "another frame of reference"),
+    ],
+)
+def test_an_unusable_structure_set_is_refused(regions, changes, message, wide, tmp_path):
+    path = structure_set(tmp_path / "a.dcm", wide, regions, **changes)
+    with pytest.raises(VolumeError, match=message):
+        read_structure_set(path, wide)
+
+
+def test_a_truncated_or_foreign_file_is_no_structure_set(wide, tmp_path):
+    path = structure_set(tmp_path / "a.dcm", wide, {"a": [(1, square(2, 9))]})
+    content = path.read_bytes()
+    for share in (0.2, 0.5, 0.8, 0.97):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(VolumeError, match="structure set"):
+            read_structure_set(path, wide)
+    with pytest.raises(VolumeError, match="is no DICOM structure set"):
+        read_structure_set(wide[0], wide)
+
+
+def test_a_point_has_a_name_and_no_voxels(wide, tmp_path):
+    path = structure_set(tmp_path / "a.dcm", wide, {"isocentre": [(1.3, [(4, 4)])]}, kind="POINT")
+    found, names = read_structure_set(path, wide)
+    assert names == {1: "isocentre"} and not found.data.any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def read_segmentation(path: Path, series: tuple[Path, ...]) -> tuple[Volume, dic
         shared = seg.SharedFunctionalGroupsSequence[0] if seg.get("SharedFunctionalGroupsSequence") else None
         # Checked for all frames before any is decoded, since a header may claim frames of any size.
         places = [_place(path, number, _Groups(own, shared), seg, planes) for number, own in enumerate(frames, start=1)]
-        for place, own, frame in zip(places, frames, pydicom.pixels.iter_pixels(seg, raw=True), strict=True):
+        for place, own, frame in zip(places, frames, _decoded(seg, pydicom), strict=True):
             numbers = _numbers(path, frame, seg, _Groups(own, shared), names)
             pixels = np.nonzero(numbers)
             voxels = (*place.voxels(*pixels), place.slice)
@@ -176,6 +177,26 @@ def _place(path: Path, number: int, groups: _Groups, seg: Any, planes: SeriesPla
     if (whole < 0).any() or (whole >= planes.shape[:2]).any():
         raise VolumeError(f"{which} reaches beyond the images; cut it to the images, or use NIfTI")
     return _Place(near, whole[0].astype(int), steps.astype(int))
+
+
+def _decoded(seg: Any, pydicom: Any) -> Iterator[np.ndarray]:
+    """The frames one by one as they are stored, (rows, columns).
+
+    Raises: ValueError if there are fewer pixels than the header says.
+    """
+    syntax = seg.file_meta.TransferSyntaxUID
+    if seg.BitsAllocated != 1 or syntax.is_encapsulated or not syntax.is_little_endian:
+        yield from pydicom.pixels.iter_pixels(seg, raw=True)
+        return
+    # pydicom 3.0 loses bits of frames that do not begin with a byte: bits follow each other across frames.
+    packed, size = np.frombuffer(seg.PixelData, dtype=np.uint8), int(seg.Rows) * int(seg.Columns)
+    for number in range(int(seg.NumberOfFrames)):
+        first, skipped = divmod(number * size, 8)
+        last = first + (skipped + size + 7) // 8
+        if last > packed.size:
+            raise ValueError("fewer pixels than the header says")
+        bits = np.unpackbits(packed[first:last], bitorder="little")[skipped : skipped + size]
+        yield bits.reshape(int(seg.Rows), int(seg.Columns))
 
 
 def _numbers(path: Path, frame: np.ndarray, seg: Any, groups: _Groups, names: dict[int, str]) -> np.ndarray:
