@@ -311,6 +311,8 @@ def _print_preparation(out: Path, result: Preparation) -> None:
     )
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False)
+    for name, remark in result.remarks.items():
+        console.print(f"remark: {name}: {remark}", markup=False)
     if result.failed:
         for name, reason in result.failed.items():
             errors.print(f"not used: {name}: {reason}", markup=False)

@@ -55,6 +55,7 @@ class Preparation:
     Attributes:
         store: the store as it is now.
         failed: name of an unusable case, and the reason in one line.
+        remarks: what the folder holds beside its cases, by file or case, each in one line.
         added: number of new cases.
         replaced: number of cases whose files have changed.
         unchanged: number of cases whose files have not changed.
@@ -63,6 +64,7 @@ class Preparation:
 
     store: SliceStore
     failed: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
     added: int = 0
     replaced: int = 0
     unchanged: int = 0
@@ -94,6 +96,7 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
     )
     if any(is_picture_file(file) for case in found.cases for file in case.channels):
         config = config.for_pictures()
+    config = replace(config, class_names={**found.class_names, **config.class_names})
     return prepare_cases(found, out, config, workers=workers)
 
 
@@ -162,6 +165,7 @@ class _Run:
         return Preparation(
             store,
             dict(sorted(self.failed.items())),
+            {name: _one_line(remark) for name, remark in sorted(found.remarks.items())},
             added=len(parts.keys() - old.keys()),
             replaced=len(parts.keys() & old.keys()),
             unchanged=len(unchanged),
