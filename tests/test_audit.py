@@ -15,11 +15,13 @@ from fedfactory.generative.metrics.fidelity import (
     nearest,
     precision_and_recall,
 )
+from fedfactory.node import audit as audit_module
 from fedfactory.node.audit import audit, audit_factory
 from fedfactory.node.audit_slices import AuditSlices
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import PATIENT, write_site
+from pytorch_msssim import ms_ssim
 
 SIDE, BINS = 32, 4
 
@@ -169,3 +171,28 @@ def test_an_audit_needs_patients_that_were_held_out(labelled_file, store, tmp_pa
     with pytest.raises(StoreError, match="test share"):
         audit_factory(labelled_file, whole.path, tmp_path / "audit", volumes=2)
     assert not (tmp_path / "audit").exists()
+
+
+def test_the_similarity_of_slices_is_that_of_a_second_library(monkeypatch):
+    """In batches, the last of which is not full. Of two patients with one slice each, all pairs are the same two."""
+    rng = torch.Generator().manual_seed(0)
+    first = torch.rand(1, 1, 96, 96, generator=rng) * 2 - 1
+    second = (first + 0.3 * torch.randn(first.shape, generator=rng)).clamp(-1, 1)
+    slices = AuditSlices(torch.cat([first, second]), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363])  # four scales fit 96 pixels
+    options = {"data_range": 2.0, "win_size": 5, "weights": (weights / weights.sum()).tolist()}
+    expected = float(ms_ssim(first + 1, second + 1, **options))
+    monkeypatch.setattr(audit_module, "SIMILARITY_PAIRS", 10)
+    monkeypatch.setattr(audit_module, "PAIRS_AT_ONCE", 4)
+    assert 0.1 < expected < 0.95
+    assert audit_module._similarity(slices) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_the_similarity_of_slices_counts_all_channels(channels):
+    rng = torch.Generator().manual_seed(0)
+    images = (torch.rand(1, channels, 32, 32, generator=rng) * 2 - 1).repeat(2, 1, 1, 1)
+    slices = AuditSlices(images, torch.zeros(2, dtype=torch.long), torch.arange(2))
+    assert audit_module._similarity(slices) == pytest.approx(1, abs=1e-5)
+    images[1, -1] = torch.rand(32, 32, generator=rng) * 2 - 1
+    assert audit_module._similarity(slices) < 1 - 0.5 / channels

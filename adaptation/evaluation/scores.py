@@ -135,7 +135,7 @@ def dice(ours: np.ndarray, theirs: np.ndarray) -> float:
 def iou(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Intersection over union of two masks (...) bool: 0 if one of them is empty, NaN if both are."""
     union = np.count_nonzero(ours | theirs)
-    return np.count_nonzero(ours & theirs) / union if union else math.nan
+    return float(np.count_nonzero(ours & theirs) / union) if union else math.nan
 
 
 def surface_axes(shape: Sequence[int]) -> list[int]:
