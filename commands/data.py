@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
+NAMED = 5  # files with the same remark that are named
 MISSING_CHANNELS = ("refuse", "fill")
 COLOURS = ("grey", "colour")
 
@@ -159,14 +160,14 @@ def prepare(
     A second run adds new cases. Cases that cannot be used are listed and left out; the exit code is 3 then.
     """
     from ..common.files import read_lines
-    from ..imaging.label_maps import parse_class_names
+    from ..imaging.class_names import parse_names
     from ..imaging.patients import read_patient_table
     from ..imaging.pictures.masks import read_colour_table
     from ..node.store.prepare_config import PrepareConfig
 
     table = None if mask_colours is None else read_colour_table(mask_colours)
     names = {} if table is None else dict(table.names)
-    names |= {} if class_names is None else parse_class_names(class_names)
+    names |= {} if class_names is None else parse_names(class_names)
     config = PrepareConfig(
         domain=domain,
         size=size,
@@ -311,8 +312,10 @@ def _print_preparation(out: Path, result: Preparation) -> None:
     )
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False)
-    for name, remark in result.remarks.items():
-        console.print(f"remark: {name}: {remark}", markup=False)
+    for remark in dict.fromkeys(result.remarks.values()):
+        names = [name for name, text in result.remarks.items() if text == remark]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        console.print(f"remark: {', '.join(names[:NAMED])}{more}: {remark}", markup=False)
     if result.failed:
         for name, reason in result.failed.items():
             errors.print(f"not used: {name}: {reason}", markup=False)

@@ -380,7 +380,7 @@ def evaluate(
     patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
     others, get a warning.
     """
-    from ..adaptation.evaluation.class_names import parse_names
+    from ..imaging.class_names import parse_names
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
 

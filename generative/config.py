@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from ..errors import ConfigError
-from ..imaging.compatibility import COMPATIBILITY
+from ..imaging.slice_format import COMPATIBILITY
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024

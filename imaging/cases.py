@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
-from .dicom import find_series, is_dicom
+from .archive.series import find_series, is_dicom
 from .pictures.decoding import is_picture
 from .pictures.finding import find_picture_cases
 from .slice_format import MAX_CHANNELS

@@ -1,4 +1,4 @@
-"""Reading the labels of a case: label maps, masks of pictures, and labels in DICOM; and the names of the classes."""
+"""Reading the labels of a case: label maps, masks of pictures, and labels in DICOM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UsageError, VolumeError
+from ..errors import VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
@@ -18,9 +18,6 @@ from .pictures.decoding import is_mask
 from .pictures.masks import read_mask
 from .volume_files import read_volume
 from .volumes import Volume
-
-ClassNames = Mapping[int, str]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
@@ -36,7 +33,7 @@ class LabelMap:
     names: dict[int, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
-    def with_class_names(self, wanted: ClassNames, path: Path) -> LabelMap:
+    def with_class_names(self, wanted: Mapping[int, str], path: Path) -> LabelMap:
         """The labels under the numbers that the site gives to these names; as they are if either has no names.
 
         Args:
@@ -95,22 +92,6 @@ def read_mask_volume(path: Path, image: Image) -> Volume:
     """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
     grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
     return on_grid_of(grid, read_volume(path, integer=True), path)
-
-
-def parse_class_names(text: str) -> dict[int, str]:
-    """Names by label value, of a text such as "1=right ventricle,2=myocardium".
-
-    Raises: UsageError for a value or a name that is missing, or given twice.
-    """
-    names: dict[int, str] = {}
-    for part in text.split(","):
-        value, _, name = (piece.strip() for piece in part.partition("="))
-        if not value.isdecimal() or not name or not name.isprintable() or not 1 <= int(value) < 255:
-            raise UsageError(f"class_names has '{part.strip()}'; write VALUE=NAME, such as 1=liver,2=spleen")
-        if int(value) in names or name.casefold() in {known.casefold() for known in names.values()}:
-            raise UsageError(f"class_names has '{part.strip()}' twice; give every value and every name once")
-        names[int(value)] = name
-    return names
 
 
 def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:

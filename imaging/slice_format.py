@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..errors import ConfigError, VolumeError
-from .compatibility import COMPATIBILITY
 from .cropping import CROPS
 
 PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")  # see `fedfactory.imaging.volumes.orientation`
 
 CONTENTS = ("volumes", "pictures")
+COMPATIBILITY = ("none", "published")  # "published": do as the published program (RobustMedSeg) did, with its errors
 MAX_CHANNELS = 8
 PICTURE_SIDE = 100.0  # millimetres that stand for the longer side of a picture
 

@@ -1,4 +1,4 @@
-"""Reading and writing medical volumes: NIfTI files, and DICOM series through `dicom`."""
+"""Reading and writing medical volumes: NIfTI files, and DICOM series through `archive.series`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
-from .dicom import read_series
+from .archive.series import read_series
 from .volumes import MAX_VOXELS, Volume
 
 SUFFIXES = (".nii", ".nii.gz")

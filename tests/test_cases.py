@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import find_cases, printable
-from fedfactory.imaging.dicom import find_series, patient_key, read_series
+from fedfactory.imaging.archive.series import find_series, patient_key, read_series
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from helpers import ball_volume, write_dicom, write_site

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation import evaluate as evaluate_module
-from fedfactory.adaptation.evaluation.class_names import parse_names
+from fedfactory.imaging.class_names import parse_names
 from fedfactory.adaptation.evaluation.cross_check import CrossCheck, second_scores
 from fedfactory.adaptation.evaluation.evaluate import evaluate
 from fedfactory.adaptation.evaluation.label_files import read_label_picture

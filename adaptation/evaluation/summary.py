@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from ...errors import UsageError
-from .class_names import class_name
+from ...imaging.class_names import class_name
 from .scores import MEASURES, Score, measure_name
 
 RESAMPLES = 2000

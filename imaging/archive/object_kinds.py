@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-from ..dicom import MAGIC, PREAMBLE, is_dicom
+from .series import MAGIC, PREAMBLE, is_dicom
 
 ObjectKind = Literal["seg", "rtstruct"]
 BINARY_OR_FRACTIONAL_UID = "1.2.840.10008.5.1.4.1.1.66.4"

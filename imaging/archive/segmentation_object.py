@@ -29,9 +29,9 @@ def read_segmentation(path: Path, series: tuple[Path, ...]) -> tuple[Volume, dic
 
     Args:
         path: the segmentation.
-        series: files of the images in slice order, see `dicom.find_series`.
+        series: files of the images in slice order, see `series.find_series`.
 
-    Returns: a uint16 label map in the stored order and with the affine of `dicom.read_series(series)`, where a voxel's
+    Returns: a uint16 label map in the stored order and with the affine of `series.read_series(series)`, where a voxel's
         value is its segment's number, 0 without a segment; and the labels of all segments by number, of those without
         voxels too.
     Raises:

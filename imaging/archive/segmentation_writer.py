@@ -42,8 +42,8 @@ def write_segmentation(
     Args:
         path: the file to write.
         labels: whole numbers from 0 (background) to 1024, on the grid and in the stored order of
-            `dicom.read_series(series)`.
-        series: files of the images in slice order, see `dicom.find_series`.
+            `series.read_series(series)`.
+        series: files of the images in slice order, see `series.find_series`.
         names: labels of the segments by value; "class VALUE" for others. A name of 0, the background, is not written.
         algorithm: what made the labels, such as the method and the version of a network, 1 to 64 characters.
 

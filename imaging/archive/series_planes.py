@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import VolumeError
-from ..dicom import LPS_TO_RAS, MAX_UNEVENNESS, read_grid
+from .series import LPS_TO_RAS, MAX_UNEVENNESS, read_grid
 from .optional_packages import damage_reported, pydicom_package
 
 PLANE_TAGS = ["SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "NumberOfFrames"]
@@ -21,8 +21,8 @@ class SeriesPlanes:
     """The grid of an image series, and what labels may refer to it by.
 
     Attributes:
-        shape: (columns, rows, slices), the shape of `dicom.read_series`.
-        affine: (4, 4), voxel index to millimetres (RAS+), that of `dicom.read_series`.
+        shape: (columns, rows, slices), the shape of `series.read_series`.
+        affine: (4, 4), voxel index to millimetres (RAS+), that of `series.read_series`.
         first_voxels: (slices, 3), voxel index of each image's own position; (0, 0, k) where slices lie evenly.
         series: the identifier of the series (UID).
         frame_of_reference: the identifier of its coordinate system; empty if the images name none.
@@ -57,12 +57,12 @@ def read_planes(files: Sequence[Path]) -> SeriesPlanes:
     """Read the planes of a series from its headers.
 
     Args:
-        files: one image each, in slice order, see `dicom.find_series`.
+        files: one image each, in slice order, see `series.find_series`.
 
     Raises:
         UsageError: pydicom is not installed.
         VolumeError: the files cannot be read, are of several series or of several frames each, or an image does not lie
-            where `dicom.read_series` has its slice.
+            where `series.read_series` has its slice.
     """
     where = Path(files[0]).parent
     headers = read_headers(files, only=PLANE_TAGS)

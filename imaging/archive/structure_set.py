@@ -46,9 +46,9 @@ def read_structure_set(path: Path, series: tuple[Path, ...]) -> tuple[Volume, di
 
     Args:
         path: the structure set.
-        series: files of the images in slice order, see `dicom.find_series`.
+        series: files of the images in slice order, see `series.find_series`.
 
-    Returns: a uint16 label map in the stored order and with the affine of `dicom.read_series(series)`, where regions
+    Returns: a uint16 label map in the stored order and with the affine of `series.read_series(series)`, where regions
         have the values 1, 2, and so on in the order of their ROI numbers; and their names by value. Regions without
         contours, or with points only, have a name and no voxels.
     Raises:

@@ -42,7 +42,7 @@ class _Mask:
 
 def read_mask(
     files: Sequence[LabelFile],
-    size: tuple[int, int],
+    size: tuple[int, int] | None = None,
     *,
     colours: Mapping[Colour, int] | None = None,
     class_numbers: bool = False,
@@ -60,7 +60,7 @@ def read_mask(
 
     Args:
         files: one or more masks.
-        size: rows and columns of the picture, upright.
+        size: rows and columns of the picture, upright; None takes those of the first mask.
         colours: class of every colour (red, green, blue), or of every grey value, of masks without `value`; None for
             masks of numbers.
         class_numbers: whether 255 is no white but means "unlabelled", as in scribbles.
@@ -75,6 +75,7 @@ def read_mask(
     maps: list[tuple[LabelFile, np.ndarray]] = []
     for file in files:
         mask = _read(file.path, size)
+        size = size or mask.size
         try:
             if mask.lossy:
                 mask = _split_jpeg(mask, file.value is None and (colours is not None or class_numbers))
@@ -97,11 +98,12 @@ def read_mask(
     return labels, warnings
 
 
-def _read(path: str | os.PathLike, size: tuple[int, int]) -> _Mask:
+def _read(path: str | os.PathLike, size: tuple[int, int] | None) -> _Mask:
     content = read_content(path)
-    header = read_header(content, path, max(size[0] * size[1], 1 << 20), gif=True)
+    most_pixels = MAX_PIXELS if size is None else max(size[0] * size[1], 1 << 20)
+    header = read_header(content, path, most_pixels, gif=True)
     facts = facts_of(header)
-    if (facts.rows, facts.columns) != tuple(size):
+    if size is not None and (facts.rows, facts.columns) != tuple(size):
         raise VolumeError(
             f"{path}: has {facts.rows} x {facts.columns} pixels, but its picture {size[0]} x {size[1]}; "
             "give a mask of the picture's size"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.centre_table import CentreSource
-from ...imaging.compatibility import COMPATIBILITY
 from ...imaging.cropping import CROPS
+from ...imaging.class_names import check_names
 from ...imaging.patients import check_pattern
-from ...imaging.slice_format import CONTENTS, PLANES, SliceFormat
+from ...imaging.slice_format import COMPATIBILITY, CONTENTS, PLANES, SliceFormat
 from .patient_split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
@@ -140,6 +140,7 @@ class PrepareConfig:
             raise UsageError(f"split is '{self.split}'; choose one of {', '.join(SPLITS)}, or none to draw it")
         self._check_numbers()
         self._check_labels()
+        check_names(self.class_names)
         check_pattern(self.patient_pattern)
         if self.patients is not None and self.patient_pattern is not None:
             raise UsageError(f"patient_pattern is '{self.patient_pattern}', but there is a table of patients; give one")

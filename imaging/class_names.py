@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...errors import UsageError
+from ..errors import UsageError
 
 FORM = "LABEL=NAME,LABEL=NAME, such as 1=polyp,2=instrument"
+MAX_NAME_LENGTH = 64  # characters, as in DICOM
 
 
 def parse_names(text: str) -> dict[int, str]:
     """Class to name, from a text such as "1=polyp,2=instrument"; empty for an empty text.
 
-    Raises: UsageError if the text has another form or names a class twice.
+    Raises: UsageError if the text has another form, names a class twice or the background, or two classes alike.
     """
     names: dict[int, str] = {}
     for part in text.split(",") if text.strip() else []:
@@ -22,17 +23,19 @@ def parse_names(text: str) -> dict[int, str]:
         if int(label) in names:
             raise UsageError(f"class_names is '{text}'; it must name class {int(label)} once")
         names[int(label)] = name
-    return names
+    return check_names(names)
 
 
 def check_names(names: Mapping[int, str]) -> dict[int, str]:
     """The same names.
 
-    Raises: UsageError if one belongs to the background, or two classes have the same.
+    Raises: UsageError if one belongs to the background or cannot be printed, or two classes have the same.
     """
     if low := [label for label in names if label < 1]:
         raise UsageError(f"class {low[0]} has a name, but 0 is the background; name classes from 1 up")
-    if len(set(names.values())) < len(names):
+    if odd := [name for name in names.values() if not (name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH)]:
+        raise UsageError(f"the name {odd[0]!r} must have 1 to {MAX_NAME_LENGTH} printable characters")
+    if len({name.casefold() for name in names.values()}) < len(names):
         raise UsageError(f"the names {', '.join(names.values())} are not unique; give every class a name of its own")
     return dict(names)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import VolumeError
-from .volumes import MAX_VOXELS, Volume
+from ...errors import VolumeError
+from ..volumes import MAX_VOXELS, Volume
 
 MAGIC, PREAMBLE = b"DICM", 128
 PATIENT_ID = "0010|0020"
