@@ -239,6 +239,14 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def not_turning(content: bytes, header: Header) -> bytes:
+    """The file without the orientation of a TIFF: decoders apply that, or not, whatever they are asked."""
+    if header.turn_at is None:
+        return content
+    position, form = header.turn_at
+    return content[:position] + struct.pack(form, 1) + content[position + struct.calcsize(form) :]
+
+
 def decode_with_opencv(content: bytes, flags: int) -> np.ndarray:
     """Pixels by OpenCV, not turned; raises: PictureDefect if it gives none."""
     pixels = cv2.imdecode(
@@ -250,6 +258,7 @@ def decode_with_opencv(content: bytes, flags: int) -> np.ndarray:
 
 
 def _upright_pixels(content: bytes, header: Header, channels: int, reduction: int) -> np.ndarray:
+    content = not_turning(content, header)
     if header.kind == JPEG and not header.cmyk:
         pixels = _jpeg_pixels(content, header.end, FLAGS[channels, reduction])
     elif header.kind == PNG or (header.kind == TIFF and header.bits == 16):
@@ -281,9 +290,6 @@ def _jpeg_pixels(content: bytes, end: int, flags: int) -> np.ndarray:
 
 def _opencv_pixels(content: bytes, header: Header) -> np.ndarray:
     """Pixels of a PNG or of a TIFF of 16 bits, transparent ones over black."""
-    if header.turn_at is not None:  # OpenCV turns TIFF files whatever it is asked
-        position, form = header.turn_at
-        content = content[:position] + struct.pack(form, 1) + content[position + struct.calcsize(form) :]
     pixels = decode_with_opencv(content, cv2.IMREAD_UNCHANGED)
     if header.transparent_grey is not None and pixels.ndim == 2:
         scale = 255 // ((1 << header.bits) - 1) if header.bits < 8 else 1

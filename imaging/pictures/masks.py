@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import VolumeError
 from ..case_files import LabelFile
 from .colour_table import MAX_CLASS, UNLABELLED, Colour
-from .decoding import decode_picture, facts_of, open_with_pillow, read_content, read_header, upright
+from .decoding import decode_picture, facts_of, not_turning, open_with_pillow, read_content, read_header, upright
 from .headers import JPEG, Header, PictureDefect
 
 OPTION = "--mask-colours"
@@ -122,7 +122,7 @@ def _read(path: str | os.PathLike, size: tuple[int, int]) -> _Mask:
 def _read_palette(path: str | os.PathLike, content: bytes, header: Header) -> _Mask:
     """A mask with a palette: its grey values where these mean something, otherwise its indices and colours."""
     try:
-        image = open_with_pillow(content, header)
+        image = open_with_pillow(not_turning(content, header), header)
         if image.mode == "P":
             indices = np.asarray(image)
             shown = np.asarray(image.convert("RGB"))
