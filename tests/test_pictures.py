@@ -274,6 +274,7 @@ REFUSED = {
     "PNG of an unknown kind": (png_with(PNG, 24, ">BB", 8, 5), "is damaged"),
     "PNG with a flipped bit": (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "is damaged; copy it again"),
     "cut JPEG with an end mark": (half_a_jpeg(), "is truncated; copy it again"),
+    "JPEG with a short frame": (b"\xff\xd8\xff\xc0\0\x04\0\0\xff\xd9", "is a damaged or an unusual JPEG"),
     "JPEG of no scan": (packed(RGB, "JPEG")[:200] + b"\xff\xd9", "is truncated"),
 }  # fmt: skip
 
