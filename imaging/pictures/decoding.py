@@ -11,12 +11,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...common.files import atomic_file
 from ...errors import UsageError, VolumeError
 from .headers import (
     BMP,
+    DAMAGED,
     GIF,
     JPEG,
     PNG,
@@ -37,6 +38,7 @@ MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30  # of a file
 HEADERS = {PNG: png_header, JPEG: jpeg_header, TIFF: tiff_header, BMP: bmp_header, GIF: gif_header}
 JPEG_GREY = 128  # what the decoder of JPEG shows where a file ends too early
+FILLING = b"\x55\x2a\x93\x4c" * 256  # no bytes with a meaning of their own in a scan
 CORNER = 4  # pixels; less than the smallest block of a picture decoded at half its size
 # Colour as red, green, blue, or grey; at 1/2, 1/4 or 1/8 of the size. IMREAD_COLOR_RGB replaces the bit that means BGR.
 REDUCED_GREY = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
@@ -207,6 +209,8 @@ def read_header(content: bytes, path: str | os.PathLike, max_pixels: int, *, gif
         header = HEADERS[kind](content)
     except PictureDefect as error:
         raise VolumeError(f"{path}: {error}") from None
+    except (struct.error, IndexError, OverflowError, MemoryError):
+        raise VolumeError(f"{path}: {DAMAGED}") from None
     if header.rows * header.columns > max_pixels:
         size = f"{header.rows} x {header.columns}"
         raise VolumeError(f"{path}: its header claims {size} pixels; at most {max_pixels} are read, make it smaller")
@@ -220,10 +224,16 @@ def facts_of(header: Header) -> PictureFacts:
 
 
 def open_with_pillow(content: bytes, header: Header) -> Image.Image:
-    """The first picture of a file, loaded, by the decoder of its kind alone."""
+    """The picture of a file, loaded, by the decoder of its kind alone.
+
+    Raises: PictureDefect, and what Pillow raises for damaged files.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on large pictures and odd tags; what matters is checked in the header
-        image = Image.open(io.BytesIO(content), formats=[header.kind])
+        try:
+            image = Image.open(io.BytesIO(content), formats=[header.kind])
+        except UnidentifiedImageError:
+            raise PictureDefect("cannot be decoded; copy it again") from None
         image.load()
     return image
 
@@ -239,6 +249,14 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def not_turning(content: bytes, header: Header) -> bytes:
+    """The file without the orientation of a TIFF: decoders apply that, or not, whatever they are asked."""
+    if header.turn_at is None:
+        return content
+    position, form = header.turn_at
+    return content[:position] + struct.pack(form, 1) + content[position + struct.calcsize(form) :]
+
+
 def decode_with_opencv(content: bytes, flags: int) -> np.ndarray:
     """Pixels by OpenCV, not turned; raises: PictureDefect if it gives none."""
     pixels = cv2.imdecode(
@@ -250,8 +268,9 @@ def decode_with_opencv(content: bytes, flags: int) -> np.ndarray:
 
 
 def _upright_pixels(content: bytes, header: Header, channels: int, reduction: int) -> np.ndarray:
+    content = not_turning(content, header)
     if header.kind == JPEG and not header.cmyk:
-        pixels = _jpeg_pixels(content, header.end, FLAGS[channels, reduction])
+        pixels = _jpeg_pixels(content, header, FLAGS[channels, reduction])
     elif header.kind == PNG or (header.kind == TIFF and header.bits == 16):
         pixels = _opencv_pixels(content, header)
     else:
@@ -265,25 +284,22 @@ def _upright_pixels(content: bytes, header: Header, channels: int, reduction: in
     return upright(pixels, header.turn)
 
 
-def _jpeg_pixels(content: bytes, end: int, flags: int) -> np.ndarray:
+def _jpeg_pixels(content: bytes, header: Header, flags: int) -> np.ndarray:
     """Pixels of a JPEG.
 
-    The decoder fills what a cut scan lacks with grey. If the last pixels are of this grey, the scan is decoded again
-    with more bytes at its end: these change a scan that was cut, and nothing else.
+    The decoder fills what a cut scan lacks with grey. If the last pixels are of this grey, the scan is also decoded
+    with more bytes at its end: these change a scan that was cut, and nothing else. Pillow does that without a word.
     """
     pixels = decode_with_opencv(content, flags)
     if (pixels[-CORNER:, -CORNER:] == JPEG_GREY).all():
-        again = decode_with_opencv(content[:end] + b"\x55\x2a\x93\x4c" * 256 + b"\xff\xd9", flags)
-        if not np.array_equal(pixels, again):
+        longer = content[: header.end] + FILLING + content[header.end :]
+        if open_with_pillow(content, header).tobytes() != open_with_pillow(longer, header).tobytes():
             raise PictureDefect("is truncated; copy it again")
     return pixels
 
 
 def _opencv_pixels(content: bytes, header: Header) -> np.ndarray:
     """Pixels of a PNG or of a TIFF of 16 bits, transparent ones over black."""
-    if header.turn_at is not None:  # OpenCV turns TIFF files whatever it is asked
-        position, form = header.turn_at
-        content = content[:position] + struct.pack(form, 1) + content[position + struct.calcsize(form) :]
     pixels = decode_with_opencv(content, cv2.IMREAD_UNCHANGED)
     if header.transparent_grey is not None and pixels.ndim == 2:
         scale = 255 // ((1 << header.bits) - 1) if header.bits < 8 else 1

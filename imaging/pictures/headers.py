@@ -130,7 +130,7 @@ def jpeg_header(content: bytes) -> Header:
                 raise PictureDefect(TRUNCATED)
             position = following.start()
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            if frame or marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or len(segment) < 6 + 3 * segment[5]:
+            if frame or marker not in (0xC0, 0xC1, 0xC2, 0xC9, 0xCA) or len(segment) < 6 + 3 * sum(segment[5:6]):
                 raise PictureDefect("is a damaged or an unusual JPEG; save it as PNG")
             frame = segment
             unscanned = {frame[6 + 3 * k] for k in range(frame[5])}

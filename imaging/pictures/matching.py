@@ -65,7 +65,7 @@ class Group:
 
 def add_cases(groups: list[Group], found: Found) -> None:
     """The cases of all groups, named by their files, and by their folders too where names would not be unique."""
-    names = [stem(picture).casefold() for group in groups for picture in {stem(p): p for p in group.matched}.values()]
+    names = [name for group in groups for name in {stem(picture).casefold() for picture in group.matched}]
     unique = len(set(names)) == len(names)
     for group in groups:
         same = _by_name((stem(picture), picture) for picture in group.matched)

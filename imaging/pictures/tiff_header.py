@@ -95,7 +95,9 @@ def tiff_header(content: bytes) -> Header:
     bits = max(depths)
     colours = file.first(tags, PHOTOMETRIC, BLACK_IS_ZERO)
     if len(depths) > 1 or bits not in (1, 2, 4, 8, 16):
-        raise PictureDefect(f"has channels of {', '.join(map(str, sorted(depths)))} bits; save it with 8 or 16 bits")
+        raise PictureDefect(
+            f"has channels of {', '.join(map(str, sorted(depths)[:3]))} bits; save it with 8 or 16 bits"
+        )
     known = {WHITE_IS_ZERO: (1, 2), BLACK_IS_ZERO: (1, 2), RGB: (3, 4), PALETTE: (1,), CMYK: (4,), YCBCR: (3,)}
     fitting = samples in known.get(colours, ()) and (
         bits < 16 or (samples != 2 and colours not in (PALETTE, CMYK, YCBCR))
