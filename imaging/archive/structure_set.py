@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import VolumeError
 from ..volumes import Volume
 from .object_kinds import kind_of_object
-from .optional_packages import damage_reported, pydicom_package
+from .optional_packages import damage_reported, plain_text, read_object
 from .series_planes import SeriesPlanes, read_planes
 
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -58,19 +58,18 @@ def read_structure_set(path: Path, series: tuple[Path, ...]) -> tuple[Volume, di
             one is covered by others.
     """
     path = Path(path)
-    pydicom = pydicom_package()
     planes = read_planes(series)
     if kind_of_object(path) != "rtstruct":
         raise VolumeError(f"{path}: is no DICOM structure set; give an RTSTRUCT file, or labels as NIfTI")
     with damage_reported(f"{path}: cannot be read as a DICOM structure set ({{kind}}); export or copy it again"):
-        dataset = pydicom.dcmread(path)
+        dataset = read_object(path)
         listed = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
         if len(listed) < len(dataset.StructureSetROISequence) or len(listed) > MAX_VALUE:
             raise VolumeError(f"{path}: two regions have one number, or there are too many; export it again")
         contours = _contours(path, dataset, listed)
         _refuse_other_series(path, dataset, contours, planes)
         regions = {
-            value: _region(path, str(listed[number].ROIName).strip(), contours.get(number, []), planes)
+            value: _region(path, plain_text(listed[number].ROIName), contours.get(number, []), planes)
             for value, number in enumerate(sorted(listed), start=1)
         }
     return Volume(_painted(path, regions, planes), planes.affine), {value: r.name for value, r in regions.items()}
@@ -116,7 +115,7 @@ def _contours(path: Path, dataset: Any, listed: dict[int, Any]) -> dict[int, lis
             if kind in AREAS:
                 found[number].append(contour)
             elif kind != "POINT":  # a point, such as an isocentre, covers no voxels
-                name = listed[number].ROIName
+                name = plain_text(listed[number].ROIName)
                 raise VolumeError(f"{path}: region {name} has an open contour; close it, or export without the region")
     return found
 
