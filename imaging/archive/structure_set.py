@@ -90,12 +90,15 @@ def inside(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     # A pixel is inside if an odd number of edges cross its row beyond it; crossings[c] has those from c - 1 to c.
     crossings = np.zeros((columns + 1, rows), dtype=np.int64)
     for corners in (np.round(polygon, DIGITS) for polygon in polygons):
-        for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            low, high = sorted((y, next_y))
-            crossed = np.arange(max(0, int(np.ceil(low))), min(rows, int(np.ceil(high))))
-            if crossed.size:
-                at = np.round(x + (crossed - y) * ((next_x - x) / (next_y - y)), DIGITS)
-                np.add.at(crossings, (np.clip(np.ceil(at), 0, columns).astype(np.intp), crossed), 1)
+        (x, y), (next_x, next_y) = corners.T, np.roll(corners, -1, axis=0).T
+        ends = np.ceil(np.sort([y, next_y], axis=0))
+        low, high = np.clip(ends, 0, rows).astype(np.intp)
+        counts = high - low  # of rows that an edge crosses; none for an edge along a row
+        edge = np.repeat(np.arange(len(corners)), counts)
+        row = low[edge] + np.arange(edge.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        slope = (next_x - x)[edge] / (next_y - y)[edge]
+        at = np.ceil(np.round(x[edge] + (row - y[edge]) * slope, DIGITS))
+        np.add.at(crossings, (np.clip(at, 0, columns).astype(np.intp), row), 1)
     beyond = np.cumsum(crossings[::-1], axis=0)[::-1][1:]
     return beyond % 2 == 1
 
