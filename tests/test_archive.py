@@ -41,7 +41,8 @@ def make_series(folder: Path, affine: np.ndarray, *, uid: str = "1.2.3.4", shape
     write_dicom(folder, Volume(values, affine), uid=uid)
     for file in folder.iterdir():
         image = pydicom.dcmread(file)
-        image.FrameOfReferenceUID, image.PatientSex = FRAME, "F"
+        image.FrameOfReferenceUID, image.SpecificCharacterSet = FRAME, "ISO_IR 100"
+        image.PatientName, image.PatientSex = "DÖE^JANE", "F"
         image.save_as(file)
     (files,) = find_series(folder).values()
     return files
@@ -51,7 +52,7 @@ def random_labels(files: tuple[Path, ...]) -> Volume:
     """A label map with three classes on the grid of a series; its second slice is empty."""
     volume = read_series(files)
     values = np.random.default_rng(1).integers(0, 4, volume.data.shape).astype(np.uint16)
-    values[:, :, 1] = 0
+    values[:, :, 1:2] = 0
     return Volume(values, volume.affine)
 
 
@@ -80,18 +81,42 @@ def edited(path: Path, change) -> Path:
 
 # In the plane, and through the slices: all ways to lie along the axes of the body, and one in between.
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-@pytest.mark.parametrize("tilt", [0.0, 0.4])
-def test_a_segmentation_comes_back_on_the_grid_of_its_series(order, tilt, tmp_path):
+def test_a_segmentation_comes_back_on_the_grid_of_its_series(order, tmp_path):
     for number, signs in enumerate(product((-1, 1), repeat=2)):
         # The third sign follows: an image's rows, columns and slices are a right-handed system in DICOM.
         handed = np.linalg.det(np.eye(3)[list(order)] * [*signs, 1])
-        files = make_series(tmp_path / f"{number}", rotated(order, (*signs, int(round(handed))), tilt))
+        files = make_series(tmp_path / f"{number}", rotated(order, (*signs, round(handed)), tilt=0.4 * (number % 2)))
         labels = random_labels(files)
         write_segmentation(tmp_path / f"{number}.dcm", labels, files, names=NAMES, algorithm="a method")
         found, names = read_segmentation(tmp_path / f"{number}.dcm", files)
         assert found.data.dtype == np.uint16 and names == NAMES
         np.testing.assert_array_equal(found.data, labels.data)
         np.testing.assert_array_equal(found.affine, read_series(files).affine)
+
+
+def move(file: Path, millimetres: list[float]) -> None:
+    """Move an image of a series."""
+    image = pydicom.dcmread(file)
+    position = zip(image.ImagePositionPatient, millimetres, strict=True)
+    image.ImagePositionPatient = [round(float(x) + y, 6) for x, y in position]
+    image.save_as(file)
+
+
+@pytest.mark.parametrize("kind", ["reversed", "one slice", "sheared", "uneven"])
+def test_a_segmentation_of_an_unusual_series_comes_back(kind, tmp_path):
+    shape = (*SHAPE[:2], 1) if kind == "one slice" else SHAPE
+    files = make_series(tmp_path / "series", rotated((0, 1, 2), (-1, -1, 1)), shape=shape)
+    if kind == "reversed":
+        files = files[::-1]
+    elif kind == "sheared":  # a tilted gantry
+        for number, file in enumerate(files):
+            move(file, [0.0, 0.9 * number, 0.0])
+    elif kind == "uneven":  # by 4 % of the spacing, which `read_series` accepts
+        move(files[2], [0.0, 0.0, 0.1])
+    grid = read_series(files)
+    values = np.random.default_rng(1).integers(0, 4, grid.data.shape).astype(np.uint16)
+    write_segmentation(tmp_path / "a.dcm", Volume(values, grid.affine), files, names=NAMES, algorithm="a")
+    np.testing.assert_array_equal(read_segmentation(tmp_path / "a.dcm", files)[0].data, values)
 
 
 def test_the_headers_alone_give_the_grid_of_a_series(series):
@@ -113,7 +138,7 @@ def test_other_programs_find_each_segment_on_the_image_it_was_made_for(written, 
     np.testing.assert_array_equal(found, labels.data.T)
     plain = pydicom.dcmread(path)
     assert (plain.Modality, plain.SegmentationType, plain.FrameOfReferenceUID) == ("SEG", "BINARY", FRAME)
-    assert (plain.PatientName, plain.PatientID, plain.PatientSex) == ("DOE^JANE", "DOE^JANE-7", "F")
+    assert (plain.PatientName, plain.PatientID, plain.PatientSex) == ("DÖE^JANE", "DOE^JANE-7", "F")
     assert plain.StudyInstanceUID == images[0].StudyInstanceUID
     assert plain.SeriesInstanceUID != images[0].SeriesInstanceUID == plain.ReferencedSeriesSequence[0].SeriesInstanceUID
     for item in plain.PerFrameFunctionalGroupsSequence:
@@ -139,7 +164,7 @@ def test_classes_without_a_voxel_or_a_name_are_written_too(series, tmp_path):
 def test_labels_of_another_grid_are_not_written(series, tmp_path):
     labels = random_labels(series)
     for wrong in (Volume(labels.data[:, :, :-1], labels.affine), labels.to_canonical()):
-        with pytest.raises(VolumeError, match="labels (have shape|lie elsewhere)"):
+        with pytest.raises(VolumeError, match=r"labels (have shape|lie elsewhere)"):
             write_segmentation(tmp_path / "a.dcm", wrong, series, names=NAMES, algorithm="a")
 
 
@@ -149,10 +174,17 @@ def test_a_name_that_the_format_cannot_hold_is_refused(name, series, tmp_path):
         write_segmentation(tmp_path / "a.dcm", random_labels(series), series, names={1: name}, algorithm="a")
 
 
-@pytest.mark.parametrize("kind", ["FRACTIONAL", "LABELMAP"])
-def test_segmentations_of_other_types_are_read(kind, series, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "syntax"),
+    [
+        ("FRACTIONAL", pydicom.uid.ExplicitVRLittleEndian),
+        ("FRACTIONAL", pydicom.uid.RLELossless),
+        ("LABELMAP", pydicom.uid.ExplicitVRLittleEndian),
+    ],
+)
+def test_segmentations_of_other_types_are_read(kind, syntax, series, tmp_path):
     labels = random_labels(series)
-    segments = [labels.data.T == value for value in NAMES]
+    segments = [value == labels.data.T for value in NAMES]
     # Fractions: 0.6 inside, 0.4 outside. A threshold at any voxel above 0 would let all segments overlap.
     pixels = np.stack([np.where(mask, 0.6, 0.4) for mask in segments], axis=-1)
     code = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
@@ -172,6 +204,7 @@ def test_segmentations_of_other_types_are_read(kind, series, tmp_path):
         software_versions="1",
         device_serial_number="1",
         specific_character_set="ISO_IR 192",
+        transfer_syntax_uid=syntax,
     )
     segmentation.save_as(tmp_path / "a.dcm")
     found, names = read_segmentation(tmp_path / "a.dcm", series)
@@ -269,7 +302,7 @@ def test_an_unusable_segmentation_is_refused_in_one_line(change, message, writte
     with pytest.raises(VolumeError, match=message) as caught:
         read_segmentation(edited(path, change), series)
     text = str(caught.value)
-    assert "edited.dcm" in text and "\n" not in text and "DOE" not in text and "1.2.3" not in text
+    assert "edited.dcm" in text and "\n" not in text and "JANE" not in text and "1.2.3" not in text
 
 
 def test_a_segmentation_of_another_series_is_refused(written, tmp_path):
@@ -341,8 +374,8 @@ def structure_set(path: Path, files: tuple[Path, ...], regions: dict[str, list],
             position, following = (np.array(i.ImagePositionPatient, dtype=float) for i in (image, after))
             across, down = np.reshape(image.ImageOrientationPatient, (2, 3)).astype(float)
             sides = image.PixelSpacing  # between rows, between columns
-            corners = np.asarray(corners, dtype=float)
-            points = corners[:, :1] * across * sides[1] + corners[:, 1:] * down * sides[0] + position
+            x, y = np.asarray(corners, dtype=float).T[:, :, None]
+            points = x * across * sides[1] + y * down * sides[0] + position
             points += (at - int(at)) * (following - position)
             item = pydicom.Dataset()
             item.ContourGeometricType = changes.get("kind", "CLOSED_PLANAR")
@@ -442,6 +475,17 @@ def test_a_truncated_or_foreign_file_is_no_structure_set(wide, tmp_path):
             read_structure_set(path, wide)
     with pytest.raises(VolumeError, match="is no DICOM structure set"):
         read_structure_set(wide[0], wide)
+
+
+def test_a_large_deflated_file_is_refused_before_it_is_unpacked(written, series, monkeypatch):
+    path, labels = written
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_segmentation(path, series)[0].data, labels.data)
+    monkeypatch.setattr("fedfactory.imaging.archive.optional_packages.MAX_DEFLATED_BYTES", 100)
+    with pytest.raises(VolumeError, match="is deflated"):
+        read_segmentation(path, series)
 
 
 def test_a_point_has_a_name_and_no_voxels(wide, tmp_path):

@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ...errors import FedFactoryError, UsageError, VolumeError
+
+MAX_DEFLATED_BYTES = 4 << 20  # which unpack to four gigabytes at most
 
 
 def pydicom_package() -> Any:
@@ -38,6 +41,26 @@ def damage_reported(message: str) -> Iterator[None]:
         raise
     except Exception as error:  # the packages raise many types for damaged files, all with one meaning here
         raise VolumeError(message.replace("{kind}", type(error).__name__)) from None
+
+
+def read_object(path: Path) -> Any:
+    """A whole DICOM file as a `pydicom` data set.
+
+    Raises: UsageError if pydicom is not installed; VolumeError for a large file that is deflated, since pydicom unpacks
+        it whole; other types for damaged files, see `damage_reported`.
+    """
+    pydicom = pydicom_package()
+    deflated = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated
+    if deflated and (size := path.stat().st_size) > MAX_DEFLATED_BYTES:
+        raise VolumeError(
+            f"{path}: is deflated and has {size} bytes; at most {MAX_DEFLATED_BYTES} are read, store it uncompressed"
+        )
+    return pydicom.dcmread(path)
+
+
+def plain_text(value: object) -> str:
+    """A name of a file as one line that can be printed."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(value)).strip()
 
 
 def _package(name: str) -> Any:

@@ -12,13 +12,12 @@ import numpy as np
 from ...errors import VolumeError
 from ..volumes import Volume
 from .object_kinds import LABEL_MAP_UID, is_segmentation_object
-from .optional_packages import damage_reported, pydicom_package
+from .optional_packages import damage_reported, plain_text, pydicom_package, read_object
 from .series_planes import SeriesPlanes, read_planes
 
 MAX_OFF_PLANE = 0.01  # distance of a frame from its slice, as a part of the spacing
 MAX_FAR_CORNER = 0.1  # the same at the far corners, where rounded directions add up
 MAX_VALUE = np.iinfo(np.uint16).max
-MAX_DEFLATED_BYTES = 4 << 20  # which unpack to four gigabytes at most
 
 
 def read_segmentation(path: Path, series: tuple[Path, ...]) -> tuple[Volume, dict[int, str]]:
@@ -45,14 +44,13 @@ def read_segmentation(path: Path, series: tuple[Path, ...]) -> tuple[Volume, dic
     if not is_segmentation_object(path):
         raise VolumeError(f"{path}: is no DICOM segmentation; give a SEG file, or labels as NIfTI")
     with damage_reported(f"{path}: cannot be read as a DICOM segmentation ({{kind}}); export or copy it again"):
-        _refuse_long_inflation(path, pydicom)
-        seg = pydicom.dcmread(path)
+        seg = read_object(path)
         names = _names(path, seg)
         frames = list(seg.PerFrameFunctionalGroupsSequence)
         if len(frames) != int(seg.NumberOfFrames):
             raise VolumeError(f"{path}: has other numbers of frames in its header and its content; export it again")
         _refuse_other_series(path, seg, frames, planes)
-        labels = np.zeros(planes.shape, dtype=np.uint16)
+        labels = np.zeros(planes.shape[::-1], dtype=np.uint16).T  # a slice lies together in memory, which is faster
         shared = seg.SharedFunctionalGroupsSequence[0] if seg.get("SharedFunctionalGroupsSequence") else None
         # Checked for all frames before any is decoded, since a header may claim frames of any size.
         places = [_place(path, number, _Groups(own, shared), seg, planes) for number, own in enumerate(frames, start=1)]
@@ -62,7 +60,7 @@ def read_segmentation(path: Path, series: tuple[Path, ...]) -> tuple[Volume, dic
             voxels = (*place.voxels(*pixels), place.slice)
             _refuse_overlap(path, labels[voxels], numbers[pixels], names)
             labels[voxels] = numbers[pixels]
-    return Volume(labels, planes.affine), names
+    return Volume(np.ascontiguousarray(labels), planes.affine), names
 
 
 class _Groups:
@@ -85,21 +83,12 @@ class _Groups:
         return {str(source.ReferencedSOPInstanceUID) for source in sources}
 
 
-def _refuse_long_inflation(path: Path, pydicom: Any) -> None:
-    """Refuse a large file that is compressed as a whole: pydicom unpacks it whole, whatever that takes."""
-    deflated = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated
-    if deflated and (size := path.stat().st_size) > MAX_DEFLATED_BYTES:
-        raise VolumeError(
-            f"{path}: is deflated and has {size} bytes; at most {MAX_DEFLATED_BYTES} are read, store it uncompressed"
-        )
-
-
 def _names(path: Path, seg: Any) -> dict[int, str]:
     """Labels of the segments by number, without the background that a label map may describe.
 
     Raises: VolumeError if numbers are not unique and from 1 to 65535.
     """
-    described = [(int(item.SegmentNumber), str(item.SegmentLabel).strip()) for item in seg.SegmentSequence]
+    described = [(int(item.SegmentNumber), plain_text(item.SegmentLabel)) for item in seg.SegmentSequence]
     named = [(number, name) for number, name in described if number != 0 or seg.SOPClassUID != LABEL_MAP_UID]
     numbers = [number for number, _ in named]
     if not numbers or len(set(numbers)) < len(numbers) or not 1 <= min(numbers) <= max(numbers) <= MAX_VALUE:

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import VolumeError
 from ..volumes import Volume
 from .object_kinds import kind_of_object
-from .optional_packages import damage_reported, pydicom_package
+from .optional_packages import damage_reported, plain_text, read_object
 from .series_planes import SeriesPlanes, read_planes
 
 AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -58,19 +58,18 @@ def read_structure_set(path: Path, series: tuple[Path, ...]) -> tuple[Volume, di
             one is covered by others.
     """
     path = Path(path)
-    pydicom = pydicom_package()
     planes = read_planes(series)
     if kind_of_object(path) != "rtstruct":
         raise VolumeError(f"{path}: is no DICOM structure set; give an RTSTRUCT file, or labels as NIfTI")
     with damage_reported(f"{path}: cannot be read as a DICOM structure set ({{kind}}); export or copy it again"):
-        dataset = pydicom.dcmread(path)
+        dataset = read_object(path)
         listed = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
         if len(listed) < len(dataset.StructureSetROISequence) or len(listed) > MAX_VALUE:
             raise VolumeError(f"{path}: two regions have one number, or there are too many; export it again")
         contours = _contours(path, dataset, listed)
         _refuse_other_series(path, dataset, contours, planes)
         regions = {
-            value: _region(path, str(listed[number].ROIName).strip(), contours.get(number, []), planes)
+            value: _region(path, plain_text(listed[number].ROIName), contours.get(number, []), planes)
             for value, number in enumerate(sorted(listed), start=1)
         }
     return Volume(_painted(path, regions, planes), planes.affine), {value: r.name for value, r in regions.items()}
@@ -91,12 +90,15 @@ def inside(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     # A pixel is inside if an odd number of edges cross its row beyond it; crossings[c] has those from c - 1 to c.
     crossings = np.zeros((columns + 1, rows), dtype=np.int64)
     for corners in (np.round(polygon, DIGITS) for polygon in polygons):
-        for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            low, high = sorted((y, next_y))
-            crossed = np.arange(max(0, int(np.ceil(low))), min(rows, int(np.ceil(high))))
-            if crossed.size:
-                at = np.round(x + (crossed - y) * ((next_x - x) / (next_y - y)), DIGITS)
-                np.add.at(crossings, (np.clip(np.ceil(at), 0, columns).astype(np.intp), crossed), 1)
+        (x, y), (next_x, next_y) = corners.T, np.roll(corners, -1, axis=0).T
+        ends = np.ceil(np.sort([y, next_y], axis=0))
+        low, high = np.clip(ends, 0, rows).astype(np.intp)
+        counts = high - low  # of rows that an edge crosses; none for an edge along a row
+        edge = np.repeat(np.arange(len(corners)), counts)
+        row = low[edge] + np.arange(edge.size) - np.repeat(np.cumsum(counts) - counts, counts)
+        slope = (next_x - x)[edge] / (next_y - y)[edge]
+        at = np.ceil(np.round(x[edge] + (row - y[edge]) * slope, DIGITS))
+        np.add.at(crossings, (np.clip(at, 0, columns).astype(np.intp), row), 1)
     beyond = np.cumsum(crossings[::-1], axis=0)[::-1][1:]
     return beyond % 2 == 1
 
@@ -116,7 +118,7 @@ def _contours(path: Path, dataset: Any, listed: dict[int, Any]) -> dict[int, lis
             if kind in AREAS:
                 found[number].append(contour)
             elif kind != "POINT":  # a point, such as an isocentre, covers no voxels
-                name = listed[number].ROIName
+                name = plain_text(listed[number].ROIName)
                 raise VolumeError(f"{path}: region {name} has an open contour; close it, or export without the region")
     return found
 
