@@ -29,7 +29,7 @@ from ..imaging.volumes import Volume
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
 
-CONTOURS = "_contours"  # ending of the name of a picture with contours
+CONTOURS = "contours"  # folder of pictures with contours, which are no label maps
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Outputs:
 
     Attributes:
         probabilities: `<case>_probabilities.nii.gz`, (X, Y, Z, classes) float32, summing to one; not of pictures.
-        pictures: `<case>.png`, slices with their labels; of a picture `<case>_contours.png`, itself with their contours.
+        pictures: `<case>.png`, slices with their labels; of a picture `contours/<case>.png`, itself with their
+            contours.
         dicom_seg: `<case>.dcm`, a DICOM segmentation that refers to the series; of DICOM series only.
         views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
     """
@@ -134,7 +135,8 @@ def _write(
         write_picture(folder / f"{name}.png", flat)
         if outputs.pictures:
             shown = (read_image(case.channels).shown() * 255).round().astype(np.uint8)  # with all its pixels
-            write_picture(folder / f"{name}{CONTOURS}.png", with_contours(shown, flat))
+            (folder / CONTOURS).mkdir(exist_ok=True)
+            write_picture(folder / CONTOURS / f"{name}.png", with_contours(shown, flat))
         return
     write_volume(folder / f"{name}.nii.gz", labels)
     if outputs.pictures:

@@ -8,7 +8,6 @@ import numpy as np
 
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
-from ...imaging.pictures.decoding import picture_size
 from ...imaging.pictures.masks import read_mask
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
@@ -19,7 +18,14 @@ def read_labels(path: Path) -> Volume:
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
-    if not is_label_picture(path):
-        return read_volume(path, integer=True)
-    labels, _ = read_mask((LabelFile(path),), picture_size(path))
-    return Volume(labels[..., None], np.eye(4))
+    if is_label_picture(path):
+        return Volume(read_label_picture(path)[..., None], np.eye(4))
+    return read_volume(path, integer=True)
+
+
+def read_label_picture(path: Path) -> np.ndarray:
+    """The label map in a picture, (rows, columns) uint16, of class numbers or of black and white, see `read_mask`.
+
+    Raises: UsageError if there is no such file, VolumeError if it holds no label map.
+    """
+    return read_mask((LabelFile(path),))[0]

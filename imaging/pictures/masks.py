@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import VolumeError
 from ..case_files import LabelFile
 from .colour_table import MAX_CLASS, UNLABELLED, Colour
-from .decoding import decode_picture, facts_of, not_turning, open_with_pillow, read_content, read_header, upright
+from .decoding import MAX_PIXELS, decode_picture, facts_of, not_turning, open_with_pillow, read_content, read_header, upright
 from .headers import JPEG, Header, PictureDefect
 
 OPTION = "--mask-colours"
@@ -38,6 +38,12 @@ class _Mask:
     colours: np.ndarray | None
     white: int
     lossy: bool
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = (self.colours if self.values is None else self.values).shape[:2]
+        return rows, columns
 
 
 def read_mask(

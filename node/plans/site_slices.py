@@ -43,7 +43,7 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
 
 
 def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
-    """Dice and HD95 (mm) over the densely labelled test cases, on the images' own grids.
+    """Dice and HD95 (mm; pixels of pictures) over the densely labelled test cases, on the images' own grids.
 
     Means are over cases for each class, then over classes; `adaptation.evaluation.scores` has the rule for absent
     classes. Voxels that nobody annotated do not count.
@@ -70,7 +70,8 @@ def _case_scores(store: SliceStore, case: Case, segmenter: Segmenter) -> list[Sc
     found = segmenter.tidied(store.grid(case).labels_to_volume(segmenter.probabilities(images).cpu().numpy()))
     unknown = reference.data == UNLABELLED
     ours, theirs = (Volume(np.where(unknown, 0, data), reference.affine) for data in (found, reference.data))
-    return score_case(case.name, ours, theirs, patient=case.patient, classes=range(1, store.classes))
+    unit = "px" if store.format.pictures else "mm"
+    return score_case(case.name, ours, theirs, patient=case.patient, classes=range(1, store.classes), unit=unit)
 
 
 def _candidates_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str]:
