@@ -109,9 +109,7 @@ def segment(
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(
-    images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str
-) -> list[CaseFiles]:
+def _cases(images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str) -> list[CaseFiles]:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
     found = find_images(images, image_key=image_key, channels=1 if fmt.pictures else fmt.channels)
     for problem in found.problems.values():

@@ -12,7 +12,9 @@ from .slice_format import SliceFormat
 from .volume_files import read_volume
 
 
-def read_image(files: Sequence[ImageFile | None], *, fmt: SliceFormat | None = None, max_pixels: int | None = None) -> Image:
+def read_image(
+    files: Sequence[ImageFile | None], *, fmt: SliceFormat | None = None, max_pixels: int | None = None
+) -> Image:
     """Read an image.
 
     Args:

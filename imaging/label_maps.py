@@ -19,6 +19,7 @@ from .pictures.masks import read_mask
 from .volume_files import read_volume
 from .volumes import Volume
 
+
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
     """Labels on the grid of their image.

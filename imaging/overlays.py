@@ -42,7 +42,8 @@ def strip(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, (0.5, 99.5))
     grey = (image - low) / max(float(high - low), 1e-12)
     rows = [
-        np.concatenate([_upright(coloured(grey[..., k, None], label[..., k])) for k in places], axis=1) for label in labels
+        np.concatenate([_upright(coloured(grey[..., k, None], label[..., k])) for k in places], axis=1)
+        for label in labels
     ]
     enlarged = -(-LEAST_SIDE // max(image.shape[:2]))
     return np.concatenate(rows).repeat(enlarged, axis=0).repeat(enlarged, axis=1)

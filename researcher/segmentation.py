@@ -167,7 +167,8 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
         raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
     if len({(site.channels, site.colour) for site in facts.values()}) > 1:
         listed = ", ".join(
-            f"{node}: {'colour' if site.colour else f'{site.channels} channels'}" for node, site in sorted(facts.items())
+            f"{node}: {'colour' if site.colour else f'{site.channels} channels'}"
+            for node, site in sorted(facts.items())
         )
         raise FederationError(f"sites do not agree on the channels of slices ({listed}); prepare all alike")
     other = {node: site.version for node, site in facts.items() if site.version != __version__}

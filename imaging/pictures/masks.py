@@ -13,7 +13,16 @@ import numpy as np
 from ...errors import VolumeError
 from ..case_files import LabelFile
 from .colour_table import MAX_CLASS, UNLABELLED, Colour
-from .decoding import MAX_PIXELS, decode_picture, facts_of, not_turning, open_with_pillow, read_content, read_header, upright
+from .decoding import (
+    MAX_PIXELS,
+    decode_picture,
+    facts_of,
+    not_turning,
+    open_with_pillow,
+    read_content,
+    read_header,
+    upright,
+)
 from .headers import JPEG, Header, PictureDefect
 
 OPTION = "--mask-colours"

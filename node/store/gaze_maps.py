@@ -96,10 +96,6 @@ def gaze_candidates(store: SliceStore) -> np.ndarray:
         candidates = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
-    if (
-        card.get("gaze") != store.files.get("gaze")
-        or candidates.shape != _shape(store)
-        or candidates.dtype != np.uint8
-    ):
+    if card.get("gaze") != store.files.get("gaze") or candidates.shape != _shape(store) or candidates.dtype != np.uint8:
         raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")
     return candidates

@@ -346,7 +346,6 @@ class _Run:
         )
         commit(self.out, self.work, index)
 
-
     def _class_names(self, of_cases: Iterable[Mapping[str, str]]) -> dict[str, str]:
         """Names by label value: those that were asked for, of the store as it was, and of the label files.
 
