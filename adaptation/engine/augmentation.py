@@ -22,11 +22,13 @@ class Augmentation:
         windows: their position and shape.
         contrast: random contrast; None leaves the contrast as it is.
         appearance: gamma, bias, blur, resolution and noise.
+        colour: whether the channels are red, green and blue.
     """
 
     windows: WindowVariation = field(default_factory=WindowVariation)
     contrast: ContrastMix | None = None
     appearance: AppearanceVariation = MILD
+    colour: bool = False
 
     @classmethod
     def of(cls, config: SegmenterConfig, plan: TrainingPlan) -> Augmentation:

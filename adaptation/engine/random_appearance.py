@@ -126,7 +126,9 @@ def with_resolution(windows: Tensor, share: float) -> Tensor:
     return F.interpolate(coarse, side, mode="bilinear", align_corners=False)
 
 
-def standardised(windows: Tensor) -> Tensor:
-    """Windows (B, D, W, W) with mean 0 and deviation 1 each: what the network sees."""
-    mean, deviation = windows.mean((1, 2, 3), keepdim=True), windows.std((1, 2, 3), keepdim=True)
+def standardised(windows: Tensor, *, colour: bool = False) -> Tensor:
+    """Windows (B, C, W, W) with mean 0 and deviation 1: what the network sees. Channels are standardised one by one,
+    those of a `colour` picture together."""
+    axes = (1, 2, 3) if colour or windows.shape[1] == 1 else (2, 3)
+    mean, deviation = windows.mean(axes, keepdim=True), windows.std(axes, keepdim=True)
     return (windows - mean) / deviation.clamp(min=1e-5)

@@ -41,6 +41,7 @@ class DataFacts:
             no label tells it: then windows are whole slices.
         classes: number of label values, background included.
         channels: of the slices.
+        colour: whether these are red, green and blue.
         anisotropy: distance of neighbouring slices in pixels; 3-D networks halve the number of slices only once pixels
             have become as large.
         orientation_spread: deviation of the structures' orientation over the volumes, radians, and that over the
@@ -51,6 +52,7 @@ class DataFacts:
     extent: int | None
     classes: int
     channels: int = 1
+    colour: bool = False
     anisotropy: float = 1.0
     orientation_spread: tuple[float, float] | None = None
 

@@ -139,7 +139,7 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
     """Write a copy of a data set with weak labels, for studies; cases without labels are left out.
 
     Args:
-        source: a data set that `fedfactory prepare` reads.
+        source: a data set that `fedfactory prepare` reads, with one image and one label map in each case.
         out: new folder, with SUBJECT/image and SUBJECT/label.
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
         label_key: modality folder of the label maps.
@@ -148,12 +148,17 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
     _check_kind(kind)
-    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.label is not None]
+    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.labels]
     if not labelled:
         raise UsageError(f"{source}: no case has a label map under '{label_key}'; choose another label_key")
+    if several := [case.name for case in labelled if len(case.channels) > 1 or len(case.labels) > 1]:
+        raise UsageError(
+            f"{source}: {', '.join(several)} have several channels or label files; weak labels are made for cases with "
+            "one image and one label map"
+        )
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
-            image, label = read_volume(case.image), read_volume(case.label, integer=True)
+            image, label = read_volume(case.channels[0]), read_volume(case.labels[0].path, integer=True)
             weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
             write_volume(folder / case.name / "image" / "image.nii.gz", image)
             write_volume(folder / case.name / "label" / f"{kind}.nii.gz", Volume(weak, label.affine))
