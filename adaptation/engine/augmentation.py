@@ -21,8 +21,8 @@ class Augmentation:
     Attributes:
         windows: their position and shape.
         contrast: random contrast; None leaves the contrast as it is.
-        appearance: gamma, bias, blur, resolution and noise.
-        colour: whether the channels are red, green and blue.
+        appearance: colours, gamma, bias, blur, resolution and noise.
+        colour: whether the channels are red, green and blue; otherwise each varies by itself.
     """
 
     windows: WindowVariation = field(default_factory=WindowVariation)
@@ -34,7 +34,7 @@ class Augmentation:
     def of(cls, config: SegmenterConfig, plan: TrainingPlan) -> Augmentation:
         """That of a segmenter's training."""
         windows = WindowVariation(rotation=plan.rotation, mirror=plan.mirror)
-        return cls(windows=windows, contrast=config.contrast, appearance=PRESETS[config.appearance])
+        return cls(windows=windows, contrast=config.contrast, appearance=PRESETS[config.appearance], colour=plan.colour)
 
 
 def augmented_windows(
@@ -49,29 +49,29 @@ def augmented_windows(
     """Random windows of slices, or of stacks of D slices, and their labels.
 
     Args:
-        images: (B, D, S, S) in [0, 1].
-        labels: (B, D, S, S) integer, below 2^24.
+        images: (B, C, S, S), or stacks (B, C, D, S, S), in [0, 1].
+        labels: (B, 1, S, S), or (B, 1, D, S, S), integer, below 2^24.
         centres: (B, 2), row and column around which windows are drawn, pixels.
         window: pixels per side of the windows.
         augmentation: what they look like.
         rng: random generator on the CPU.
 
-    Returns: images (B, D, window, window), about [0, 1], and labels (B, D, window, window) int64.
+    Returns: images, about [0, 1], and labels int64, of the given shapes but for their sides, which are `window`.
     """
     variation = augmentation.windows
     places = draw_centres(centres, images.shape[-1], window=window, variation=variation, rng=rng)
     shown, found = random_windows(images, labels, places, window=window, variation=variation, rng=rng)
     if augmentation.contrast is not None:
-        shown = random_contrast(shown, augmentation.contrast, rng=rng)
-    return random_appearance(shown, augmentation.appearance, rng=rng), found
+        shown = random_contrast(shown, augmentation.contrast, rng=rng, colour=augmentation.colour)
+    return random_appearance(shown, augmentation.appearance, rng=rng, colour=augmentation.colour), found
 
 
 def augmented_slices(
     images: Tensor, labels: Tensor, augmentation: Augmentation, *, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Whole slices (B, 1, S, S) in [-1, 1] and labels (B, 1, S, S), varied; for networks that see whole slices.
+    """Whole slices (B, C, S, S) in [-1, 1] and labels (B, 1, S, S), varied; for networks that see whole slices.
 
-    Returns: images (B, 1, S, S), clipped to [-1, 1], and labels (B, 1, S, S) int64.
+    Returns: images (B, C, S, S), clipped to [-1, 1], and labels (B, 1, S, S) int64.
     """
     size = images.shape[-1]
     middle = torch.full((len(images), 2), (size - 1) / 2)
@@ -80,5 +80,6 @@ def augmented_slices(
 
 
 def restyled_slices(images: Tensor, augmentation: Augmentation, *, rng: torch.Generator) -> Tensor:
-    """Whole slices (B, 1, S, S) in [-1, 1] with another appearance at the same place, clipped to [-1, 1]."""
-    return (2 * random_appearance((images + 1) / 2, augmentation.appearance, rng=rng) - 1).clamp(-1, 1)
+    """Whole slices (B, C, S, S) in [-1, 1] with another appearance at the same place, clipped to [-1, 1]."""
+    shown = random_appearance((images + 1) / 2, augmentation.appearance, rng=rng, colour=augmentation.colour)
+    return (2 * shown - 1).clamp(-1, 1)

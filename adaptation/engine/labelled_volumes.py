@@ -18,12 +18,13 @@ def volumes_of(data: LabelledSlices) -> list[slice]:
     return parts_of(len(data.images), np.arange(len(data.images)) if data.volume is None else data.volume)
 
 
-def data_facts(parts: Sequence[LabelledSlices], *, anisotropy: float = 1.0) -> DataFacts:
+def data_facts(parts: Sequence[LabelledSlices], *, anisotropy: float = 1.0, colour: bool = False) -> DataFacts:
     """What a training plan follows from, of labelled slices of one size.
 
     Args:
         parts: slices that are trained on together.
         anisotropy: distance of neighbouring slices in pixels.
+        colour: whether the channels are red, green and blue.
     """
     sides = [
         int(max(np.ptp(axis) for axis in np.nonzero(shown)) + 1)
@@ -33,7 +34,14 @@ def data_facts(parts: Sequence[LabelledSlices], *, anisotropy: float = 1.0) -> D
     ]
     extent = math.ceil(float(np.quantile(sides, EXTENT_SHARE))) if sides else None
     first = parts[0]
-    return DataFacts(size=first.images.shape[-1], extent=extent, classes=first.classes, anisotropy=anisotropy)
+    return DataFacts(
+        size=first.images.shape[-1],
+        extent=extent,
+        classes=first.classes,
+        anisotropy=anisotropy,
+        channels=first.channels,
+        colour=colour,
+    )
 
 
 def structure_centres(data: LabelledSlices) -> np.ndarray:

@@ -23,10 +23,9 @@ class PlannedNetwork(nn.Module):
         self.body = _body(plan)
 
     def forward(self, windows: Tensor) -> Tensor:
-        """(B, channels, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W).
+        """(B, C, W, W), each window with mean 0 and deviation 1, to logits (B, classes, W, W).
 
-        A 3-D network takes (B, channels, D, W, W) and gives (B, classes, D, W, W), D a multiple of the slice strides'
-        product.
+        A 3-D network takes (B, C, D, W, W) and gives (B, classes, D, W, W), D a multiple of the slice strides' product.
         """
         if self.dimensions == 2:
             return F.pixel_shuffle(self.body(F.pixel_unshuffle(windows, self.fold)), self.fold)

@@ -2,6 +2,9 @@
 
 Intensity curves (Bezier as in Models Genesis, Zhou et al. 2021, and with several bends) and global intensity non-linear
 augmentation (GIN, Ouyang et al., IEEE TMI 2022, doi 10.1109/TMI.2022.3224067).
+
+Of colour pictures they change the brightness alone: curves through red, green and blue would tear colours apart. Hues
+and saturation vary besides, see `HUE`. Curves rise there: no camera exchanges dark and bright.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .colours import grey_level, random_colours, with_colours, with_grey_level
 from .segmenter_config import ContrastMix
 
 CURVE_POINTS = 256  # of a curve's table
@@ -22,26 +26,54 @@ GIN_WIDTHS = (1, 2, 2, 2, 1)  # channels before, between and after the random co
 GIN_KERNELS = (1, 3)
 LEAK = 0.01  # slope of the leaky ReLU between them
 AIR = 0.05  # intensities up to it are air
+# Largest change of colour pictures: hues by a tenth of a turn, the range that Tellez et al. (Medical Image Analysis
+# 2019, doi 10.1016/j.media.2019.101544) call light; saturation by four tenths, as in the colour jitter of contrastive
+# learning at half strength (Chen et al., ICML 2020).
+HUE = 0.1
+SATURATION = (0.6, 1.4)
 
 
-def random_contrast(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator) -> Tensor:
+def random_contrast(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator, colour: bool = False) -> Tensor:
     """Windows with random contrast, which is the same in all slices of a window.
 
+    Every channel has a contrast of its own, as sequences of MRI do; the channels of a colour picture have one, and its
+    hues and saturation vary in the windows whose contrast changes.
+
     Args:
-        windows: (B, D, W, W) in [0, 1].
+        windows: (B, C, W, W), or stacks of D slices (B, C, D, W, W), in [0, 1].
         mix: what happens to which share of the windows.
         rng: random generator.
+        colour: whether the channels are red, green and blue.
 
-    Returns: (B, D, W, W), which may leave [0, 1] a little.
+    Returns: windows of the same shape, which may leave [0, 1] a little.
+    """
+    if not colour:
+        folded = windows.reshape(windows.shape[0] * windows.shape[1], -1, *windows.shape[-2:])
+        return _varied(folded, mix, rng=rng)[0].view(windows.shape)
+    grey = grey_level(windows)
+    made, changed = _varied(grey.reshape(len(grey), -1, *grey.shape[-2:]), mix, rng=rng, rising=True)
+    turn, saturation = random_colours(len(windows), HUE, SATURATION, rng=rng)
+    turn, saturation = (torch.where(changed, drawn, still) for drawn, still in ((turn, 0.0), (saturation, 1.0)))
+    return with_colours(with_grey_level(windows, made.view(grey.shape)), turn, saturation)
+
+
+def _varied(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator, rising: bool = False) -> tuple[Tensor, Tensor]:
+    """Windows (B, D, W, W) of one channel with random contrast, and whether it is changed, (B,) bool.
+
+    Args:
+        rising: whether curves keep the order of grey levels.
     """
     drawn = torch.rand(len(windows), generator=rng)
     curved = (drawn >= mix.unchanged) & (drawn < mix.unchanged + mix.curves)
     networked = drawn >= mix.unchanged + mix.curves
     result = windows.clone()
-    result[curved] = apply_curves(windows[curved], random_curves(int(curved.sum()), rng=rng))
+    curves = random_curves(int(curved.sum()), rng=rng)
+    if rising:
+        curves = curves.sort(1).values
+    result[curved] = apply_curves(windows[curved], curves)
     result[networked] = random_network(windows[networked], rng=rng)
     inverted = torch.rand(len(windows), 1, 1, 1, generator=rng) < mix.inverted
-    return torch.where(inverted & (result > AIR), 1 + AIR - result, result)
+    return torch.where(inverted & (result > AIR), 1 + AIR - result, result), curved | networked
 
 
 def random_curves(count: int, *, rng: torch.Generator) -> Tensor:

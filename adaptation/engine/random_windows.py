@@ -76,22 +76,26 @@ def random_windows(
     """Windows of slices, or of stacks of D neighbouring slices, and of their labels, varied alike.
 
     Args:
-        images: (B, D, S, S) in [0, 1]; outside of the slice there is 0.
-        labels: (B, D, S, S) integer, below 2^24; outside of the slice there is 0.
+        images: (B, C, S, S), or stacks (B, C, D, S, S), in [0, 1]; outside of the slice there is 0.
+        labels: (B, 1, S, S), or (B, 1, D, S, S), integer, below 2^24; outside of the slice there is 0.
         centres: (B, 2), row and column of the windows' centres, pixels.
         window: pixels per side of the windows.
         variation: what is varied, and how much.
         rng: random generator on the CPU.
 
-    Returns: images (B, D, window, window) in [0, 1], linearly interpolated, and labels (B, D, window, window) int64 of
-        the nearest pixels.
+    Returns: images in [0, 1], linearly interpolated, and labels int64 of the nearest pixels, of the given shapes but
+        for their sides, which are `window`.
     """
     batch, side = len(images), images.shape[-1]
     positions = sampling_positions(batch, window, variation, rng=rng) + centres[:, None, None]
     # grid_sample wants x before y, and -1 and 1 at the outer edges of the outermost pixels.
     grid = (positions.flip(-1) * 2 + 1) / side - 1
-    shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    found = F.grid_sample(labels.to(images.dtype), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    shown, found = (
+        F.grid_sample(
+            given.flatten(1, -3).to(images.dtype), grid, mode=mode, padding_mode="zeros", align_corners=False
+        ).view(*given.shape[:-2], window, window)
+        for given, mode in ((images, "bilinear"), (labels, "nearest"))
+    )
     return shown, found.long()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError
+from ...imaging.slice_format import MAX_CHANNELS
 from ..network_names import check_architecture, dimensions
 from .segmenter_config import SegmenterConfig
 
@@ -28,6 +29,7 @@ HALVINGS = int(math.log2(STACK))  # until one slice is left
 MAX_HALVINGS = 2  # of the slices, where the network leaves the choice
 NORM_GROUPS = 8  # of SegResNet's group norm: its channels are a multiple
 MAPS_IN_MEMORY = 14  # feature maps of a level that training stores, in units of the level's width
+COLOURS = 3  # channels of a colour picture
 BYTES_PER_WEIGHT = 20  # float32: weight, moving average, gradient, two moments
 
 
@@ -40,21 +42,21 @@ class DataFacts:
         extent: largest side of the labelled structures' bounding boxes, pixels: that of nearly all volumes. None where
             no label tells it: then windows are whole slices.
         classes: number of label values, background included.
-        channels: of the slices.
-        colour: whether these are red, green and blue.
         anisotropy: distance of neighbouring slices in pixels; 3-D networks halve the number of slices only once pixels
             have become as large.
         orientation_spread: deviation of the structures' orientation over the volumes, radians, and that over the
             volumes and their mirror images, see `fedfactory.adaptation.engine.orientation`; None where it is unknown.
+        channels: of the slices.
+        colour: whether these are red, green and blue.
     """
 
     size: int
     extent: int | None
     classes: int
-    channels: int = 1
-    colour: bool = False
     anisotropy: float = 1.0
     orientation_spread: tuple[float, float] | None = None
+    channels: int = 1
+    colour: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +73,14 @@ class TrainingPlan:
         slice_strides: 2 for each level at whose beginning the number of slices is halved, 1 elsewhere.
         fold: 2 if two by two pixels are folded into channels before the first level, 1 if not.
         classes: number of label values, background included.
-        channels: of the slices.
         batch_size: windows per update.
         updates: optimizer steps.
         learning_rate: largest of AdamW's one-cycle schedule.
         precision: "bfloat16" computes the network in half precision, "float32" does not.
         rotation: largest random angle of the windows, radians.
         mirror: whether windows are mirrored at random.
+        channels: of the windows, 1 to 8.
+        colour: whether these are red, green and blue: then they are standardised, and vary, together.
     """
 
     network: str = "dynunet"
@@ -87,13 +90,14 @@ class TrainingPlan:
     slice_strides: tuple[int, ...] = ()
     fold: int
     classes: int
-    channels: int = 1
     batch_size: int
     updates: int
     learning_rate: float = 3e-3
     precision: str = "float32"
     rotation: float = math.pi
     mirror: bool = True
+    channels: int = 1
+    colour: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
@@ -126,6 +130,10 @@ class TrainingPlan:
             raise ConfigError(f"precision is '{self.precision}'; choose float32 or bfloat16")
         if not 0 <= self.rotation < math.inf:
             raise ConfigError(f"rotation is {self.rotation}; it must be at least 0")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ConfigError(f"channels is {self.channels}; it must be from 1 to {MAX_CHANNELS}")
+        if self.colour and self.channels != COLOURS:
+            raise ConfigError(f"colour is True and channels is {self.channels}; red, green and blue are {COLOURS}")
 
     @property
     def side_multiple(self) -> int:
@@ -139,7 +147,10 @@ class TrainingPlan:
 
     @property
     def memory(self) -> float:
-        """Estimated memory of the training, bytes: feature maps that wait for the gradient, weights and optimizer."""
+        """Estimated memory of the training, bytes: feature maps that wait for the gradient, weights and optimizer.
+
+        Windows are not counted: even of eight channels they take about a tenth as much as feature maps.
+        """
         sites = [(self.window // self.fold // 2**level) ** 2 * self.slices for level in range(len(self.widths))]
         maps = sum(MAPS_IN_MEMORY * width * count for width, count in zip(self.widths, sites, strict=True))
         kernel = 9 if self.dimensions == 2 else 27
@@ -206,13 +217,14 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
         slice_strides=strides,
         fold=fold,
         classes=facts.classes,
-        channels=facts.channels,
         batch_size=config.batch_size or max(2, min(MAX_BATCH, round(BATCH_PIXELS / (window**2 * slices)))),
         updates=config.wanted_updates,
         learning_rate=config.learning_rate or TrainingPlan.learning_rate,
         precision=precision,
         rotation=rotation,
         mirror=mirror,
+        channels=facts.channels,
+        colour=facts.colour,
     )
     plan = with_batch_in_memory(plan, config.memory)
     while plan.memory > config.memory * 2**30 and plan.window > 2 * multiple:

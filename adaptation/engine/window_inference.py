@@ -31,9 +31,9 @@ def window_probabilities(
     """Probabilities of slices. All slices of a volume have the same window.
 
     Args:
-        network: windows (B, 1, W, W) with mean 0 and deviation 1 to logits (B, classes, W, W), in evaluation mode; a
-            3-D network windows (B, 1, D, W, W) to logits (B, classes, D, W, W).
-        images: (N, 1, S, S) in [0, 1]; smaller slices than the plan's windows are padded with zeros.
+        network: windows (B, C, W, W) with mean 0 and deviation 1 to logits (B, classes, W, W), in evaluation mode; a
+            3-D network windows (B, C, D, W, W) to logits (B, classes, D, W, W).
+        images: (N, C, S, S) in [0, 1]; smaller slices than the plan's windows are padded with zeros.
         plan: the network's.
         volume: (N,) integer, the volume that each slice belongs to; None: all slices are of one volume.
         views: which views are averaged: 0 to 3 quarter turns, 4 to 7 their mirror images, left to right, and 8 to 11
@@ -77,7 +77,7 @@ def averaged_views(
 
     Args:
         network, plan, views: see `window_probabilities`.
-        windows: of each volume, (n, 1, W, W) in [0, 1].
+        windows: of each volume, (n, C, W, W) in [0, 1].
 
     Returns: of each volume, (n, classes, W, W).
     """
@@ -88,7 +88,7 @@ def averaged_views(
         turned = turn(shown, view)
         if plan.dimensions == 2:
             parts = turned.split(WINDOWS_AT_ONCE)
-            found = torch.cat([network(standardised(part)).float().softmax(1) for part in parts])
+            found = torch.cat([network(standardised(part, colour=plan.colour)).float().softmax(1) for part in parts])
         else:
             found = torch.cat([_stack_probabilities(network, part, plan) for part in turned.split(counts)])
         total = total + turn_back(found, view)
@@ -122,16 +122,16 @@ def view_agreement(label_maps: list[Tensor], mean_labels: Tensor, classes: int) 
 
 
 def _stack_probabilities(network: nn.Module, stack: Tensor, plan: TrainingPlan) -> Tensor:
-    """Probabilities (n, classes, W, W) of the windows (n, 1, W, W) in [0, 1] of one volume by a 3-D network."""
+    """Probabilities (n, classes, W, W) of the windows (n, C, W, W) in [0, 1] of one volume by a 3-D network."""
 
     def logits(part: Tensor) -> Tensor:
-        """Of (1, 1, D, W, W): a whole stack is standardised, with the air beyond the volume's ends, as in training."""
-        return network(standardised(part[:, 0])[:, None])
+        """Of (1, C, D, W, W): a whole stack is standardised, with the air beyond the volume's ends, as in training."""
+        return network(standardised(part, colour=plan.colour))
 
     inferer = SlidingWindowInferer(
         (plan.slices, plan.window, plan.window), sw_batch_size=1, overlap=0.5, mode="gaussian", cval=0.0
     )
-    return inferer(stack[:, 0][None, None], logits)[0].movedim(0, 1).float().softmax(1)
+    return inferer(stack.movedim(0, 1)[None], logits)[0].movedim(0, 1).float().softmax(1)
 
 
 def _centred(found: Tensor, corner: tuple[int, int], *, room: int) -> tuple[int, int]:

@@ -43,16 +43,21 @@ class WindowSampler:
         self.by_class = [indices for indices in present if len(indices)]
 
     def batch(self, count: int, *, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Windows (count, D, W, W) with mean 0 and deviation 1 each, and labels (count, D, W, W) int64."""
+        """Windows (count, C, W, W) as the network sees them, and labels (count, 1, W, W) int64.
+
+        For 3-D networks windows are (count, C, D, W, W) and labels (count, 1, D, W, W).
+        """
         chosen = self.draw_slices(count, rng=rng)
         stacks = torch.stack([self._stack(int(index), rng) for index in chosen])  # (count, D), -1 where there is none
-        outside = (stacks < 0)[:, :, None, None]
-        images = self.images[stacks].masked_fill(outside, 0)
-        labels = self.labels[stacks].masked_fill(outside, 0)
+        outside = (stacks < 0)[:, None, :, None, None]
+        images = self.images[stacks].movedim(1, 2).masked_fill(outside, 0)
+        labels = self.labels[stacks][:, None].masked_fill(outside, 0)
+        if self.plan.dimensions == 2:
+            images, labels = images[:, :, 0], labels[:, :, 0]
         windows, found = augmented_windows(
             images, labels, self.centres[chosen], window=self.plan.window, augmentation=self.augmentation, rng=rng
         )
-        return standardised(windows), found
+        return standardised(windows, colour=self.plan.colour), found
 
     def draw_slices(self, count: int, *, rng: torch.Generator) -> Tensor:
         """(count,) indices: a third by a class that is drawn first, the others from all slices."""

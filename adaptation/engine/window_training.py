@@ -92,7 +92,7 @@ class WindowTrainer(Trainer):
         return {"network": self.network, "trained": self.trained}
 
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Windows (B, D, W, W) with mean 0 and deviation 1, and labels (B, D, W, W) int64, of update `number`."""
+        """Windows and labels of update `number`, see `WindowSampler.batch`."""
         rng = torch.Generator().manual_seed(seed_of(self.seed, number))
         parts = [sampler.batch(count, rng=rng) for sampler, count in self.samplers]
         windows, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -100,8 +100,6 @@ class WindowTrainer(Trainer):
 
     def update(self, number: int) -> dict[str, float]:
         windows, labels = (tensor.to(self.device) for tensor in self.batch(number))
-        if self.plan.dimensions == 3:
-            windows, labels = windows[:, None], labels[:, None]
         low = self.plan.precision == "bfloat16"
         with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=low):
             logits = self.trained(windows).float()
@@ -123,7 +121,7 @@ class WindowTrainer(Trainer):
         data = self.validation
         if data is None:
             return float(self.updates_done)
-        images = torch.from_numpy((np.asarray(data.images, np.float32) + 1) / 2)[:, None].to(self.device)
+        images = torch.from_numpy((np.asarray(data.images, np.float32) + 1) / 2).to(self.device)
         volume = np.concatenate([np.full(part.stop - part.start, part.start) for part in volumes_of(data)])
         found = window_probabilities(self.network, images, self.plan, volume=volume).argmax(1)
         score = foreground_dice(found.cpu(), torch.from_numpy(data.labels.astype(np.int64)), data.classes)
