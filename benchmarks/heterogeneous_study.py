@@ -214,7 +214,8 @@ def make_inverted_store(folder: Path, work: Path) -> None:
     if not (work / "a_inverted.store" / "store.json").is_file():
         for name in ("train", "test"):
             for case in find_cases(folder / "site_a" / name).cases:
-                image, label = read_volume(case.image), read_volume(case.label, integer=True)
+                image = read_volume(case.channels[0])
+                label = read_volume(case.labels[0].path, integer=True)
                 grey = image.data / max(float(image.data.max()), 1e-6)
                 body = grey > 0.05
                 out = np.where(body, (1 - grey).clip(0) ** 0.7, grey).astype(np.float32) * 1000

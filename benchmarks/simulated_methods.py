@@ -105,9 +105,9 @@ def make_cardiac_stores(folder: Path, work: Path) -> None:
     for site in SITES:
         if not (work / f"{site}_heart.store").is_dir():
             for case, part in _cases(folder, site):
-                label = read_volume(case.label, integer=True)
+                label = read_volume(case.labels[0].path, integer=True)
                 out = work / f"{site}_heart" / part / case.name
-                write_volume(out / "image" / "image.nii.gz", read_volume(case.image))
+                write_volume(out / "image" / "image.nii.gz", read_volume(case.channels[0]))
                 write_volume(out / "label" / "heart.nii.gz", Volume((label.data > 0).astype(np.uint8), label.affine))
             make_store(work / f"{site}_heart", work / f"{site}_heart.store", site)
         make_store(folder / f"site_{site}", work / f"{site}_dense.store", site, label_key="label", label_kind="dense")

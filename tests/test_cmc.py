@@ -212,6 +212,17 @@ def test_modalities_of_unequal_numbers_of_channels_train_together(held):
         method.train_round(site_round)
 
 
+def test_grey_slices_beside_colour_pictures_are_varied_as_grey_ones():
+    options = {"modalities": BOTH, "modality_channels": [1, 3], "start": 0.0}
+    method = make_method(replace(CONFIG, method="cmc", channels=3, colour=True, first_guess=True, options=options))
+    assert not method.augmentation_of(torch.zeros(2, 1, 32, 32)).colour
+    assert method.augmentation_of(torch.zeros(2, 3, 32, 32)).colour
+    site_round = site_round_of(method, site())
+    for modalities in ({"ct": site(), "mri": with_channels(site(), 3)}, {"ct": site()}):
+        site_round.modalities = modalities
+        assert math.isfinite(method.train_round(site_round).loss)
+
+
 def test_modalities_of_equal_numbers_of_channels_share_all_convolutions():
     model = make_method(replace(CONFIG, method="cmc", channels=4, options={"modalities": BOTH})).build()
     assert {name.split(".")[-3] for name in model.state_dict() if modality_of(name)} == {"norms"}

@@ -108,7 +108,7 @@ def test_slices_of_another_number_of_channels_are_refused(name):
     site_round = site_round_of(method, site())
     for public in (site(), with_channels(site(), 3)):
         site_round.public = public
-        with pytest.raises(NodeDataError, match="^channels is 1 in these slices; it must be 3, as in the method's"):
+        with pytest.raises(NodeDataError, match=r"^channels is 1 in these slices; it must be 3, as in"):
             method.train_round(site_round)
 
 

@@ -7,7 +7,10 @@ import pytest
 from fedfactory.adaptation.labels.candidate_labels import boxes_of, candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
 from fedfactory.errors import UsageError
+from fedfactory.imaging.cases import CaseFiles, Found, LabelFile
 from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.volume_files import read_volume, write_volume
+from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from hypothesis import given, settings
@@ -74,6 +77,22 @@ def test_a_weakened_copy_can_be_prepared(site, tmp_path):
         weaken_folder(site, tmp_path / "other", "gaze")
     with pytest.raises(UsageError, match="no case has a label"):
         weaken_folder(site, tmp_path / "other", "box", label_key="nothing")
+    assert not (tmp_path / "other").exists()
+
+
+def test_only_cases_of_one_image_and_one_label_map_are_weakened(tmp_path, monkeypatch):
+    image, label = tmp_path / "image.nii.gz", LabelFile(tmp_path / "label.nii.gz")
+    labels = np.stack([slice_of(0)] * 2, axis=2)
+    write_volume(image, Volume(labels.astype(np.float32), np.eye(4)))
+    write_volume(label.path, Volume(labels, np.eye(4)))
+    found = Found([CaseFiles("plain", (image,), (label,)), CaseFiles("bare", (image,))])
+    monkeypatch.setattr("fedfactory.adaptation.labels.weak_labels.find_cases", lambda source, label_key: found)
+    assert weaken_folder(tmp_path, tmp_path / "weak", "point") == 1
+    written = read_volume(tmp_path / "weak" / "plain" / "label" / "point.nii.gz", integer=True).data
+    assert (written != UNLABELLED).any() and (written == labels)[written != UNLABELLED].all()
+    found.cases += [CaseFiles("two", (image, image), (label,)), CaseFiles("parts", (image,), (label, label))]
+    with pytest.raises(UsageError, match="two, parts have several channels or label files"):
+        weaken_folder(tmp_path, tmp_path / "other", "point")
     assert not (tmp_path / "other").exists()
 
 

@@ -239,7 +239,9 @@ class PublicSliceMethod(FederatedMethod):
     def untrained(self, architecture: str) -> AssessedNetwork:
         """A network with weights from PyTorch's global generator."""
         config = self.config
-        return AssessedNetwork(architecture, config.classes, size=config.size, channels=config.channels)
+        return AssessedNetwork(
+            architecture, config.classes, size=config.size, channels=config.channels, colour=config.colour
+        )
 
     def trainee_of(self, network: AssessedNetwork, optimizer_state: dict[str, Any] | None = None) -> Trainee:
         """The network with its optimizer, in the given state if there is one."""

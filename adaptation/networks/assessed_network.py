@@ -49,15 +49,17 @@ class AssessedNetwork(nn.Module):
         classes: channels of the logits.
         size: pixels per side of the slices.
         channels: of the slices.
+        colour: whether these are red, green and blue, which are standardised together.
 
     Raises: ConfigError for an unknown architecture, or for a size that cannot be halved twice.
     """
 
-    def __init__(self, architecture: str, classes: int, *, size: int, channels: int = 1) -> None:
+    def __init__(self, architecture: str, classes: int, *, size: int, channels: int = 1, colour: bool = False) -> None:
         super().__init__()
+        self.colour = colour
         check_architecture(architecture)
         config = SegmenterConfig(network=architecture, network_size="small")
-        facts = DataFacts(size=size, extent=None, classes=FEATURES, channels=channels)
+        facts = DataFacts(size=size, extent=None, classes=FEATURES, channels=channels, colour=colour)
         plan = plan_training(facts, config)
         while size % plan.side_multiple:  # the network sees whole slices, which fewer levels can halve
             plan = plan_training(facts, replace(config, depth=len(plan.widths) - 1))
@@ -67,7 +69,7 @@ class AssessedNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1], S as planned, to logits (B, classes, S, S)."""
-        return self.classifier(self.body(standardised(x)))
+        return self.classifier(self.body(standardised(x, colour=self.colour)))
 
     def assess(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segmentation with self-assessment. Nothing is detached: the assessment's loss also trains the segmentation.
@@ -77,7 +79,7 @@ class AssessedNetwork(nn.Module):
 
         Returns: logits (B, classes, S, S), logits of being right (B, S, S), and features (B, 16, S, S) for `perturbed`.
         """
-        features = self.body(standardised(x))
+        features = self.body(standardised(x, colour=self.colour))
         logits = self.classifier(features)
         return logits, self.assessment(features, logits), features
 

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from ...engine.random_windows import WindowVariation
 from ...engine.segmenter_config import ContrastMix
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
-from .method_config import MethodConfig
+from .method_config import COLOURS, MethodConfig
 from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 
@@ -64,6 +64,7 @@ class FederatedMethod(ABC):
         self.augmentation = Augmentation(
             windows=WindowVariation(rotation=config.rotation, mirror=config.mirror),
             contrast=ContrastMix() if config.first_guess else None,
+            colour=config.colour,
         )
 
     def _options_from(self, values: Mapping[str, object]) -> object:
@@ -154,12 +155,19 @@ class FederatedMethod(ABC):
         """
         images = torch.from_numpy(data.images[chosen].astype(np.float32))
         candidates = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
-        images, candidates = augmented_slices(images, candidates, self.augmentation, rng=torch.default_generator)
+        images, candidates = augmented_slices(
+            images, candidates, self.augmentation_of(images), rng=torch.default_generator
+        )
         return images.to(device), candidate_masks(candidates[:, 0].to(device), self.config.classes)
 
     def restyled(self, images: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
-        return restyled_slices(images.cpu(), self.augmentation, rng=torch.default_generator).to(images)
+        return restyled_slices(images.cpu(), self.augmentation_of(images), rng=torch.default_generator).to(images)
+
+    def augmentation_of(self, images: Tensor) -> Augmentation:
+        """The augmentation of slices (B, channels, S, S), which are colour pictures only if they have three channels: a
+        modality beside colour pictures may have others."""
+        return replace(self.augmentation, colour=self.config.colour and images.shape[1] == COLOURS)
 
     def draws(
         self, site_round: SiteRound, among: np.ndarray, updates: int, *, stream: int | None = None
