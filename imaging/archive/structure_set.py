@@ -88,7 +88,7 @@ def inside(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """
     columns, rows = shape
     # A pixel is inside if an odd number of edges cross its row beyond it; crossings[c] has those from c - 1 to c.
-    crossings = np.zeros((columns + 1, rows), dtype=np.int64)
+    crossings = np.zeros((columns + 1, rows), dtype=np.uint8)  # modulo 256, which stays odd or even
     for corners in (np.round(polygon, DIGITS) for polygon in polygons):
         (x, y), (next_x, next_y) = corners.T, np.roll(corners, -1, axis=0).T
         ends = np.ceil(np.sort([y, next_y], axis=0))
@@ -99,7 +99,7 @@ def inside(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
         slope = (next_x - x)[edge] / (next_y - y)[edge]
         at = np.ceil(np.round(x[edge] + (row - y[edge]) * slope, DIGITS))
         np.add.at(crossings, (np.clip(at, 0, columns).astype(np.intp), row), 1)
-    beyond = np.cumsum(crossings[::-1], axis=0)[::-1][1:]
+    beyond = np.cumsum(crossings[::-1], axis=0, dtype=np.uint8)[::-1][1:]
     return beyond % 2 == 1
 
 
