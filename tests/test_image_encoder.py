@@ -41,6 +41,19 @@ def test_an_encoder_gives_the_models_own_unit_embeddings(clip, file):
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
+def test_three_channels_are_colours_and_any_other_number_is_grey(clip):
+    folder, _ = clip
+    encoder = load_image_encoder(f"local-dir:{folder}", folder / "weights.pt")
+    images = torch.rand(2, 4, 32, 32) * 2 - 1
+    colours = images[:, :3]
+    with torch.no_grad():
+        grey = encoder(images.mean(dim=1, keepdim=True))
+        torch.testing.assert_close(encoder(images), grey)
+        torch.testing.assert_close(encoder(grey_as_colour := images.mean(dim=1, keepdim=True).repeat(1, 3, 1, 1)), grey)
+        assert not torch.allclose(encoder(colours), encoder(colours.flip(1)), atol=1e-4)  # red and blue exchanged
+        assert not torch.allclose(encoder(colours), encoder(grey_as_colour), atol=1e-4)
+
+
 def test_gradients_reach_the_slices(clip):
     folder, _ = clip
     images = torch.zeros(1, 1, 32, 32, requires_grad=True)
