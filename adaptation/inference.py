@@ -15,10 +15,10 @@ from ..errors import CheckpointError, UsageError, VolumeError
 from ..imaging.cases import CaseFiles, file_name, find_images
 from ..imaging.centre_table import CentreSource
 from ..imaging.overlays import strip
-from ..imaging.slice_format import mean_and_deviation
+from ..imaging.slice_format import SliceFormat, mean_and_deviation
 from ..imaging.slice_grid import SliceGrid
 from ..imaging.volume_files import read_volume, write_volume
-from ..imaging.volumes import Volume
+from ..imaging.volumes import Image, Volume, first_channel
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
 
@@ -79,10 +79,11 @@ def segment(
     places = _places(cases, centres) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
-            volume, name = read_volume(case.image), file_name(case.name)
+            image, name = read_channels(case), file_name(case.name)
+            volume = first_channel(image)
             try:
                 grid, found = slice_probabilities(
-                    volume, segmenters, centre=places.get(case.name), views=outputs.views, device=device
+                    image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
                 )
             except VolumeError as error:
                 raise VolumeError(f"{case.name}: {error}") from None
@@ -96,8 +97,45 @@ def segment(
     return [Path(out) / f"{file_name(case.name)}.nii.gz" for case in cases]
 
 
+def read_channels(case: CaseFiles) -> list[Volume | None]:
+    """The volumes of a case's channels, None for one that it lacks."""
+    return [None if files is None else read_volume(files) for files in case.channels]
+
+
+def channel_slices(image: Image, fmt: SliceFormat, grid: SliceGrid) -> np.ndarray:
+    """Slices (n, C, S, S) float32 in [-1, 1] of an image given as in `slice_probabilities`.
+
+    Every channel is standardised by itself, the channels of a colour picture together; a channel that is missing is
+    background.
+
+    Raises: VolumeError for a channel without contrast, or channels that do not fit together or to the format.
+    """
+    channels = [image] if isinstance(image, Volume) else list(image)
+    if len(channels) != fmt.channels:
+        raise VolumeError(
+            f"the image has {len(channels)} channel(s); it must have {fmt.channels}, as the model's images"
+        )
+    first = first_channel(channels)
+    for number, volume in enumerate(channels):
+        if volume is not None and not (
+            volume.data.shape == first.data.shape and np.allclose(volume.affine, first.affine, atol=1e-3)
+        ):
+            raise VolumeError(f"channel {number} has other voxels than the first; resample it to the first one's grid")
+    kept = [None if volume is None else grid.kept(volume) for volume in channels]
+    if fmt.colour:
+        rules = [mean_and_deviation(np.stack([part for part in kept if part is not None]))] * fmt.channels
+    else:
+        rules = [(0.0, 1.0) if part is None else mean_and_deviation(part) for part in kept]
+    missing = np.full_like(grid.image_slices(first), np.nan) if any(part is None for part in kept) else None
+    slices = [
+        missing if volume is None else (grid.image_slices(volume) - mean) / deviation
+        for volume, (mean, deviation) in zip(channels, rules, strict=True)
+    ]
+    return fmt.scale(np.stack(slices, 1))
+
+
 def slice_probabilities(
-    volume: Volume,
+    image: Image,
     segmenters: Sequence[Segmenter],
     *,
     centre: np.ndarray | None = None,
@@ -107,18 +145,18 @@ def slice_probabilities(
     """The slices' grid in the volume, and mean probabilities (slices, classes, size, size) on it.
 
     Args:
-        volume: the image.
+        image: one volume, or one for each channel of the segmenters, None for one that the case lacks.
         segmenters: of one slice format; their probabilities are averaged.
         centre: (3,) voxel in the middle of the slices, see `SliceGrid.of`.
         views: see `Segmenter.probabilities`.
         device: where the segmenters are.
 
-    Raises: VolumeError for an image without contrast, or a centre in the air around the body.
+    Raises: VolumeError for an image without contrast, or whose channels do not fit together or to the segmenters, or
+        for a centre in the air around the body.
     """
     fmt = segmenters[0].format
-    grid = SliceGrid.of(volume, fmt, centre=centre)
-    mean, deviation = mean_and_deviation(grid.kept(volume))
-    slices = torch.from_numpy(fmt.scale((grid.image_slices(volume) - mean) / deviation))[:, None].to(device)
+    grid = SliceGrid.of(first_channel(image), fmt, centre=centre)
+    slices = torch.from_numpy(channel_slices(image, fmt, grid)).to(device)
     found = torch.stack([segmenter.probabilities(slices, views=views) for segmenter in segmenters]).mean(0)
     return grid, found.cpu().numpy()
 
@@ -128,7 +166,7 @@ def _places(cases: Sequence[CaseFiles], centres: CentreSource) -> dict[str, np.n
     places, reasons = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = centres.voxel_in(case.name, read_volume(case.image))
+            places[case.name] = centres.voxel_in(case.name, read_channels(case))
         except VolumeError as error:
             reasons[case.name] = str(error)
     if reasons:

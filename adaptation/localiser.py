@@ -22,9 +22,8 @@ from ..common.progress import track
 from ..common.weights_file import fingerprint, load_strictly, read_weights
 from ..errors import CheckpointError, ConfigError, FedFactoryError, UsageError, VolumeError
 from ..imaging.cases import CaseFiles
-from ..imaging.volume_files import read_volume
-from ..imaging.volumes import Volume
-from .inference import slice_probabilities
+from ..imaging.volumes import Image, first_channel
+from .inference import read_channels, slice_probabilities
 from .labelled_factory import KIND as LABELLED_FACTORY
 from .labelled_factory import LOCALISER
 from .segmenter import KIND as SEGMENTER
@@ -79,14 +78,18 @@ class Localiser:
         card = json.dumps(self.segmenter.to_dict(), sort_keys=True)
         return hashlib.sha256((fingerprint(self.segmenter.network.state_dict()) + card).encode()).hexdigest()
 
-    def find(self, case: str, volume: Volume) -> FoundPlace:
+    def find(self, case: str, image: Image) -> FoundPlace:
         """The place of the structures.
+
+        Args:
+            case: name of the case.
+            image: see `find_place`.
 
         Raises: VolumeError that names the case if nothing is found, or something of a size that no structures have.
         """
         with self._lock:
             try:
-                found = find_place(volume, self.segmenter)
+                found = find_place(image, self.segmenter)
             except VolumeError as error:
                 raise VolumeError(f"{case}: {error}") from None
         smallest, largest = self.segmenter.card.volumes or (0.0, math.inf)
@@ -100,12 +103,12 @@ class Localiser:
             "and give the table as `centres`"
         )
 
-    def voxel_in(self, case: str, volume: Volume) -> np.ndarray:
-        """See `CentreSource`."""
-        return np.linalg.inv(volume.affine)[:3] @ [*self.find(case, volume).centre, 1.0]
+    def voxel_in(self, case: str, image: Image) -> np.ndarray:
+        """See `CentreSource`; the channels of an image share their voxels."""
+        return np.linalg.inv(first_channel(image).affine)[:3] @ [*self.find(case, image).centre, 1.0]
 
 
-def find_place(volume: Volume, segmenter: Segmenter) -> FoundPlace | None:
+def find_place(image: Image, segmenter: Segmenter) -> FoundPlace | None:
     """The place of the structures in an image; None if nothing is found.
 
     Objects that are much smaller than the largest one do not count. If the structures are one connected object, as the
@@ -113,12 +116,12 @@ def find_place(volume: Volume, segmenter: Segmenter) -> FoundPlace | None:
     ends of what is left along each axis, so that slices around it lose as little as possible on either side.
 
     Args:
-        volume: the image.
+        image: one volume, or one for each channel of the segmenter, None for one that the case lacks.
         segmenter: of whole coarse slices; all labels above 0 are structures.
 
-    Raises: VolumeError for an image without contrast.
+    Raises: VolumeError for an image without contrast, or whose channels do not fit together or to the segmenter.
     """
-    grid, probabilities = slice_probabilities(volume, [segmenter])
+    grid, probabilities = slice_probabilities(image, [segmenter])
     labels = segmenter.tidied(probabilities.argmax(1).astype(np.uint8))
     shown = np.zeros(labels.shape, dtype=bool)
     shown[grid.kept_pixels] = labels[grid.kept_pixels] > 0
@@ -165,7 +168,7 @@ def locate(cases: Sequence[CaseFiles], localiser: Localiser) -> tuple[dict[str, 
     places, failed = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = localiser.find(case.name, read_volume(case.image))
+            places[case.name] = localiser.find(case.name, read_channels(case))
         except FedFactoryError as error:
             failed[case.name] = " ".join(str(error).split())
     return places, failed

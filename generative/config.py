@@ -163,6 +163,11 @@ class FactoryConfig:
         return tuple(sides)
 
     @property
+    def pictures(self) -> bool:
+        """Whether the images are single pictures, without a height, instead of the slices of volumes."""
+        return self.z_bins == 1
+
+    @property
     def domain_enters(self) -> str:
         """ "head" or "mapping", see `conditioning`."""
         if self.conditioning == "auto":

@@ -30,6 +30,14 @@ def slice_heights(z_depth: int, slices_per_bin: int) -> Tensor:
     return torch.linspace(0, z_depth - 1, count)
 
 
+def subject_heights(config: FactoryConfig, slices_per_bin: int) -> Tensor:
+    """Heights of all slices of one subject: those of `slice_heights`, or the single height of a picture.
+
+    Returns: (N,) float32 in [0, z_bins - 1].
+    """
+    return torch.zeros(1) if config.pictures else slice_heights(config.z_bins, slices_per_bin)
+
+
 def group_size(config: FactoryConfig, device: torch.device) -> int:
     """Number of slices that are synthesised at once.
 

@@ -15,7 +15,7 @@ from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
 
 if TYPE_CHECKING:
-    from .volumes import Volume  # with it comes nibabel, which the command line does not need to check its options
+    from .volumes import Image  # with it comes nibabel, which the command line does not need to check its options
 
 NAME, MILLIMETRES, VOXELS = "case", ("x", "y", "z"), ("i", "j", "k")
 HEADINGS = f"{','.join((NAME, *MILLIMETRES))} or {','.join((NAME, *VOXELS))}"
@@ -33,12 +33,12 @@ class CentreSource(Protocol):
     def digest(self) -> str | None:
         """SHA-256 of a localiser; None for a table, whose places can be compared themselves."""
 
-    def voxel_in(self, case: str, volume: Volume) -> np.ndarray:
+    def voxel_in(self, case: str, image: Image) -> np.ndarray:
         """The place of a case, (3,) in voxel indices of the stored volume, fractional.
 
         Args:
             case: name of the case.
-            volume: its image.
+            image: its volume, or one for each of its channels, which share their voxels.
 
         Raises: VolumeError if there is no place, or none inside of the volume.
         """
@@ -63,8 +63,11 @@ class CentreTable:
     def digest(self) -> None:
         """None, see `CentreSource`."""
 
-    def voxel_in(self, case: str, volume: Volume) -> np.ndarray:
+    def voxel_in(self, case: str, image: Image) -> np.ndarray:
         """See `voxel`, of a volume that was read."""
+        from .volumes import first_channel
+
+        volume = first_channel(image)
         return self.voxel(case, volume.data.shape, volume.affine)
 
     def voxel(self, case: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+
+from ..errors import VolumeError
 
 MAX_VOXELS = 2**30  # a header that claims more is damaged or hostile
 
@@ -44,6 +47,23 @@ class Volume:
         )
         affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.data.shape)
         return Volume(nib.orientations.apply_orientation(self.data, change), affine)
+
+
+# An image of one channel, or a volume for each of its channels: None for one that the case lacks.
+Image = Volume | Sequence[Volume | None]
+
+
+def first_channel(image: Image) -> Volume:
+    """The first volume of an image that is there, whose grid all its channels share.
+
+    Raises: VolumeError if there is none.
+    """
+    if isinstance(image, Volume):
+        return image
+    volume = next((volume for volume in image if volume is not None), None)
+    if volume is None:
+        raise VolumeError(f"none of the image's {len(image)} channels is there; give at least one")
+    return volume
 
 
 def orientation(affine: np.ndarray, plane: str) -> np.ndarray:

@@ -57,9 +57,7 @@ def random_contrast(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator, 
     return with_colours(with_grey_level(windows, made.view(grey.shape)), turn, saturation)
 
 
-def _varied(
-    windows: Tensor, mix: ContrastMix, *, rng: torch.Generator, rising: bool = False
-) -> tuple[Tensor, Tensor]:
+def _varied(windows: Tensor, mix: ContrastMix, *, rng: torch.Generator, rising: bool = False) -> tuple[Tensor, Tensor]:
     """Windows (B, D, W, W) of one channel with random contrast, and whether it is changed, (B,) bool.
 
     Args:
