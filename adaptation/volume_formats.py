@@ -166,8 +166,8 @@ def refuse_unsuitable(layout: str, *, pictures: bool, channels: int) -> None:
     if layout == "images" and not (pictures and channels in (1, 3)):
         kind = "pictures" if pictures else "volumes"
         raise UsageError(
-            f"layout is 'images' and this factory draws {kind} of {channels} channel(s); it must draw pictures, of 1 or "
-            "3 channels: choose nifti or nnunet"
+            f"layout is 'images' and this factory draws {kind} of {channels} channel(s); it must draw pictures, of 1 "
+            "or 3 channels: choose nifti or nnunet"
         )
 
 
