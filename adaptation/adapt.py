@@ -11,15 +11,16 @@ import torch
 
 from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
-from ..imaging.slice_format import SliceFormat
-from ..imaging.volume_files import read_volume
+from ..generative.synthesis import subject_heights
+from ..imaging.slice_format import MAX_CHANNELS, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
-from .labelled_factory import LabelledFactory, subject_heights
+from .labelled_factory import LabelledFactory
 from .labelled_slices import LabelledSlices, foreground_dice, parts_of, with_channels
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
 from .training.segmenter_training import SegmenterData, train_segmenters
+from .volume_formats import READERS
 
 MANIFEST = "manifest.json"
 # Dice of the first guess on synthetic slices: .43 and .41 where it was poor and their labels were good, at least .5
@@ -122,10 +123,10 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
 def draw_slices(
     factory: LabelledFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
 ) -> LabelledSlices:
-    """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin; of a factory of pictures
-    one."""
-    bins = factory.factory.config.z_bins
-    heights = subject_heights(bins, 2) if slices is None or bins == 1 else torch.linspace(0, bins - 1, slices)
+    """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin; of pictures, one."""
+    config = factory.factory.config
+    alone = slices is None or config.pictures
+    heights = subject_heights(config, 2) if alone else torch.linspace(0, config.z_bins - 1, slices)
     drawn = [
         factory.draw_volume(domain, heights, seed=seed + number)
         for number in track(range(volumes), f"drawing volumes of {domain}")
@@ -135,7 +136,7 @@ def draw_slices(
 
 
 def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
-    """Slices of volumes written by `generate-volumes`.
+    """Slices of volumes or pictures written by `generate-volumes`.
 
     Raises: UsageError if the folder is none of those or shows another domain, VolumeError if a volume is damaged.
     """
@@ -144,25 +145,28 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         cases, classes, shown = manifest["volumes"], int(manifest["classes"]), manifest["domain"]
         names = [str(case["name"]) for case in cases]
-        layout = manifest["layout"]
+        layout, channels = manifest["layout"], int(manifest.get("channels", 1))
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(
             f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged); give a folder written by "
             "`fedfactory generate-volumes`"
         ) from None
-    if layout != "nifti":
-        raise UsageError(f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`")
+    if layout not in READERS:
+        raise UsageError(
+            f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`, or images"
+        )
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UsageError(f"{folder / MANIFEST}: channels is {channels}; it must be from 1 to {MAX_CHANNELS}")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}'; it must be the store's domain, '{domain}'")
     images, labels = [], []
     for name in track(names, "reading synthetic volumes"):
         if Path(name).name != name or name in ("", ".", ".."):
             raise UsageError(f"{folder / MANIFEST}: '{name}' is no plain name")
-        image = read_volume(folder / name / "image" / f"{name}.nii.gz")
-        label = read_volume(folder / name / "label" / f"{name}.nii.gz", integer=True)
-        if label.data.shape != image.data.shape or label.data.max() >= classes:
+        image, label = READERS[layout](folder, name, channels)
+        if label.max() >= classes:
             raise VolumeError(f"{folder / name}: image and label do not fit together")
-        images.append(np.moveaxis(image.data, 2, 0))
-        labels.append(np.moveaxis(label.data, 2, 0))
+        images.append(image)
+        labels.append(label)
     volume = np.repeat(np.arange(len(images)), [len(image) for image in images])
     return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes, volume)

@@ -13,11 +13,13 @@ def explained_intensity(images: np.ndarray, segmenter: Segmenter, volume: np.nda
     """Share of the foreground's grey-level variance that the predicted classes explain, in [0, 1].
 
     Between-class over total variance of the pixels that are predicted as any class but background, both summed over the
-    channels. Tissue differs in grey level, so classes laid across tissue explain little. What true labels reach depends on the contrast (about a
-    quarter to a half for brains): compare two segmenters on the same images, not sites.
+    channels. Tissue differs in grey level, so classes laid across tissue explain little. What true labels reach depends
+    on the contrast (about a quarter to a half for brains): compare two segmenters on the same images, not sites.
 
     Args:
-        images: (N, C, S, S), or (N, S, S) of one channel, in [-1, 1]. volume: (N,) which volume a slice belongs to, for 3-D networks.
+        images: (N, C, S, S), or (N, S, S) of one channel, in [-1, 1].
+        segmenter: predicts the classes.
+        volume: (N,) which volume a slice belongs to, for 3-D networks.
     """
     shown = torch.from_numpy(with_channels(images).astype(np.float32))
     label = segmenter.probabilities(shown, volume).argmax(1)

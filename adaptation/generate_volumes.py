@@ -18,11 +18,12 @@ from ..common.files import atomic_folder, refuse_existing, sha256_of, write_json
 from ..common.progress import track
 from ..common.seeding import seed_of
 from ..errors import UsageError
+from ..generative.factory_file import TrainedFactory
 from ..generative.image_encoder import read_embedding
-from ..generative.synthesis import between_latents, slice_heights
+from ..generative.synthesis import between_latents, slice_heights, subject_heights
 from .adapt import MANIFEST
 from .labelled_factory import LabelledFactory
-from .volume_formats import WRITERS, SyntheticVolume, finish
+from .volume_formats import WRITERS, SetFacts, SyntheticVolume, finish, refuse_unsuitable
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
 ATTEMPTS = 50  # draws of a volume before least_share counts as too high
@@ -36,7 +37,7 @@ class Drawing:
     Attributes:
         domain: the domain that the images belong to.
         volumes: number of volumes, at least 1.
-        slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices.
+        slices_per_bin: a volume has (z_depth - 1) * slices_per_bin slices; a subject of a factory of pictures has one.
         z_depth: height bins to walk from the lowest up; None walks all.
         largest_component: keep only each class's largest 26-connected part.
         truncation: 1 draws all the variety the factory has, lower values fewer unusual subjects.
@@ -102,14 +103,15 @@ def generate_volumes(
     Args:
         factory_file: labelled factory.
         out: new folder; nothing is left there if anything fails.
-        layout: "nifti" (pairs `<name>/{image,label}/<name>.nii.gz`), "nnunet", "slices" or "legacy-slices" (pickled).
+        layout: "nifti" (pairs `<name>/{image,label}/<name>.nii.gz`), "nnunet", "images" (of pictures), "slices" or
+            "legacy-slices" (pickled), see `volume_formats`.
         only: numbers of the volumes to write, out of those that the drawing describes; None writes all.
         workers: volumes drawn at once; does not change the files.
         clip_mean: array file with the domain's mean embedding, for a factory trained with embeddings.
 
     Returns: the subjects' names. Images are in [-1, 1]; spacing and height come from the factory's card.
-    Raises: UsageError for unknown domains, depths or devices, or if no draw has enough of every class; CheckpointError
-        for an unusable file.
+    Raises: UsageError for unknown domains, depths or devices, for a layout that does not suit the factory, or if no
+        draw has enough of every class; CheckpointError for an unusable file.
     """
     refuse_existing(out)
     if workers < 1:
@@ -122,13 +124,10 @@ def generate_volumes(
     labelled = LabelledFactory.load(factory_file)
     config, classes = labelled.factory.config, labelled.card.classes
     config.domain_index(drawing.domain)
+    refuse_unsuitable(layout, pictures=config.pictures, channels=config.image_channels)
     encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
-    heights = slice_heights(config.z_bins if drawing.z_depth is None else drawing.z_depth, drawing.slices_per_bin)
-    if heights.max() > config.z_bins - 1:
-        raise UsageError(f"z_depth is {drawing.z_depth}; this factory has {config.z_bins} bins, choose at most as many")
+    heights, thickness = _slices(drawing, labelled.factory)
     _move(labelled, device)
-    extent = labelled.factory.height * float(heights.max()) / (config.z_bins - 1)
-    thickness = extent / len(heights)
     affine = _affine(config.image_size, len(heights), spacing=labelled.factory.spacing, thickness=thickness)
     latents = _Latents(drawing, config.latent_dim)
 
@@ -142,13 +141,15 @@ def generate_volumes(
     with atomic_folder(out) as folder, _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         made = pool.map(lambda number: make(number, folder), numbers)
         entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
-        finish(folder, layout=layout, domain=drawing.domain, volumes=len(numbers), classes=classes)
+        facts = SetFacts(domain=drawing.domain, volumes=len(numbers), classes=classes, channels=config.image_channels)
+        finish(folder, layout, facts)
         drawn = [latents.of(number, entry.attempt) for number, entry in zip(numbers, entries, strict=True)]
         np.save(folder / LATENTS, torch.cat(drawn).numpy(), allow_pickle=False)
         manifest = {
             "made_by": f"fedfactory {__version__}",
             "factory_sha256": sha256_of(factory_file),
             "classes": classes,
+            "channels": config.image_channels,
             "layout": layout,
             "latents": LATENTS,
             "clip_mean_sha256": None if clip_mean is None else sha256_of(clip_mean),
@@ -159,6 +160,19 @@ def generate_volumes(
         }
         write_json(folder / MANIFEST, manifest)
     return [entry.name for entry in entries]
+
+
+def _slices(drawing: Drawing, factory: TrainedFactory) -> tuple[Tensor, float]:
+    """Heights (N,) of a subject's slices in [0, z_bins - 1], and how thick these are, millimetres."""
+    config, depth = factory.config, drawing.z_depth
+    if config.pictures:
+        if depth not in (None, 1):
+            raise UsageError(f"z_depth is {depth}; this factory draws pictures, which have 1 bin: leave it out")
+        return subject_heights(config, drawing.slices_per_bin), factory.spacing  # no thickness: pixels become cubes
+    heights = slice_heights(config.z_bins if depth is None else depth, drawing.slices_per_bin)
+    if heights.max() > config.z_bins - 1:
+        raise UsageError(f"z_depth is {depth}; this factory has {config.z_bins} bins, choose at most as many")
+    return heights, factory.height * float(heights.max()) / (config.z_bins - 1) / len(heights)
 
 
 class _Latents:
@@ -184,7 +198,7 @@ class _Latents:
 def _draw(
     labelled: LabelledFactory, latents: _Latents, number: int, *, heights: Tensor, encoding: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Images (N, S, S) float32 in [-1, 1], labels (N, S, S) uint8, and the number of the attempt that was kept.
+    """Images (N, C, S, S) float32 in [-1, 1], labels (N, S, S) uint8, and the number of the attempt that was kept.
 
     Args:
         heights: (N,) in [0, z_bins - 1].

@@ -20,7 +20,7 @@ from ..generative.factory_facts import FactoryFacts
 from ..generative.factory_file import TrainedFactory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
-from ..generative.synthesis import slice_heights, synthesise_volume
+from ..generative.synthesis import synthesise_volume
 from .networks.label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
 from .segmenter_card import MAX_CLASSES
@@ -29,12 +29,6 @@ MAX_BRANCHES = 20
 KIND = "labelled factory"
 VIEWS = ("view", "own")
 LOCALISER = "localiser."  # before the names of its weights
-
-
-def subject_heights(z_bins: int, per_bin: int) -> Tensor:
-    """Heights (N,) of the slices of a synthetic subject, from the lowest of `z_bins` bins to the highest; a single bin
-    has one slice: a picture. See `slice_heights`."""
-    return torch.zeros(1) if z_bins == 1 else slice_heights(z_bins, per_bin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +200,7 @@ class LabelledFactory:
         Raises: ConfigError for an unknown domain.
 
         Args:
-            heights: (N,) in [0, z_bins - 1], see `slice_heights`.
+            heights: (N,) in [0, z_bins - 1], see `subject_heights`.
             seed: of the noise, and of the latent if none is given; the same arguments give the same volume.
             z: (1, latent_dim), the subject's latent.
             encoding: (encoding_dim,), the domain's mean embedding, or None.

@@ -137,7 +137,12 @@ class Segmenter:
         card = SegmenterCard.from_dict(values)
         if not isinstance(values.get("format"), dict):
             raise ConfigError(f"format is {values.get('format')}; it must be a slice format")
-        return cls(_build(card), SliceFormat.from_dict(values["format"]), card)
+        fmt = SliceFormat.from_dict(values["format"])
+        if card.channels not in (None, fmt.channels):
+            raise ConfigError(
+                f"channels is {card.channels}, but {fmt.channels} in the slice format; both must be equal"
+            )
+        return cls(_build(card), fmt, card)
 
 
 def _build(card: SegmenterCard) -> nn.Module:

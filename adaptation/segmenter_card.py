@@ -92,7 +92,7 @@ class SiteAssessment:
 
     Attributes:
         quality: distances of synthetic to real slices by name, see `SiteQuality`.
-        explained: share of grey-level variance, over all channels, that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
+        explained: share of grey-level variance that predicted classes explain, in [0, 1]: by the segmenter ("adapted")
             and by the labelled site's segmenter ("first_guess"), see `explained_intensity`.
         agreement: mean foreground Dice, in [0, 1], of the first guess's labels in single views, turned, mirrored or
             shifted, with those of the mean of all views; NaN where it knows one view only, or finds nothing.
@@ -149,6 +149,13 @@ class SegmenterCard:
             raise ConfigError(f"classes is {self.classes}, but {self.plan.classes} in the plan; both must be equal")
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
+
+    @property
+    def channels(self) -> int | None:
+        """Channels of the slices that the network takes; None where a federated method's own settings tell."""
+        if self.translator is not None:
+            return self.translator.factory.image_channels
+        return None if self.plan is None else self.plan.channels
 
     @property
     def views(self) -> tuple[int, ...]:

@@ -91,13 +91,15 @@ def small_config(**changes) -> SegmenterConfig:
 
 
 def untrained_segmenter(network="dynunet", **changes) -> Segmenter:
-    """A segmenter of three classes for slices of 16 px, with random weights.
+    """A segmenter of three classes for slices of 16 px, of one channel unless the plan has more, with random weights.
 
     Args:
         network: one of NETWORKS.
         **changes: of its plan.
     """
-    fmt = SliceFormat(size=16, spacing=4.5, window=(-1.0, 2.0), z_bins=4)
+    channels = changes.get("channels", 1)
+    colour = changes.get("colour", False)
+    fmt = SliceFormat(size=16, spacing=4.5, window=((-1.0, 2.0),) * channels, z_bins=4, colour=colour)
     given = {"window": 16, "widths": (8, 8, 8), "fold": 1, "classes": 3, "batch_size": 4, "updates": 1}
     if network.endswith("3d"):
         given |= {"slices": 8, "slice_strides": (1, 2, 2)}

@@ -173,12 +173,12 @@ def test_contrast_shares_are_kept():
 
 
 def test_contrast_is_the_same_in_all_slices_of_a_stack_and_air_stays_dark():
-    windows = torch.rand(64, 1, 8, 8, generator=rng()).repeat(1, 3, 1, 1)
+    windows = torch.rand(64, 1, 1, 8, 8, generator=rng()).repeat(1, 1, 3, 1, 1)
     found = random_contrast(windows, ContrastMix(), rng=rng())
-    torch.testing.assert_close(found[:, :1].expand(-1, 3, -1, -1), found)
-    windows[:, :, :4] = 0
+    torch.testing.assert_close(found[:, :, :1].expand(-1, -1, 3, -1, -1), found)
+    windows[..., :4, :] = 0
     inverted = random_contrast(windows, ContrastMix(unchanged=1.0, curves=0.0, inverted=1.0), rng=rng())
-    assert not inverted[:, :, :4].any()
+    assert not inverted[..., :4, :].any()
     bright = windows > 0.1
     torch.testing.assert_close(inverted[bright], 1.05 - windows[bright])
 
@@ -272,9 +272,9 @@ def test_stacks_are_neighbouring_slices_of_one_volume_and_empty_beyond_its_ends(
     seen: set[int] = set()
     for seed in range(12):
         windows, labels = sampler.batch(6, rng=rng(seed))
-        assert windows.shape == labels.shape == (6, 8, 16, 16)
-        torch.testing.assert_close(windows.mean((1, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
-        for window, numbers in zip(windows, labels[:, :, 0, 0], strict=True):
+        assert windows.shape == labels.shape == (6, 1, 8, 16, 16)
+        torch.testing.assert_close(windows.mean((1, 2, 3, 4)), torch.zeros(6), atol=1e-5, rtol=0)
+        for window, numbers in zip(windows[:, 0], labels[:, 0, :, 0, 0], strict=True):
             real = numbers[numbers > 0]
             assert set(real.diff().tolist()) == {1}
             assert (real <= 20).all() if len(real) == 8 else real.tolist() == [21, 22, 23]

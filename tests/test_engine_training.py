@@ -62,7 +62,7 @@ def test_every_network_is_trained_saved_and_loaded_and_repeats_with_its_seed(net
     made.save(tmp_path / "m.safetensors")
     loaded = Segmenter.load(tmp_path / "m.safetensors")
     assert loaded.card == made.card and loaded.card.plan.dimensions == dimensions(network)
-    images = torch.from_numpy(data.labelled.images)[:, None]
+    images = torch.from_numpy(data.labelled.images)
     found = [model.probabilities(images, data.labelled.volume, views=2) for model in (made, again, loaded)]
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
     torch.testing.assert_close(found[0].sum(1), torch.ones(12, 32, 32))

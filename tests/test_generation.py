@@ -8,18 +8,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fedfactory.adaptation.adapt import read_synthetic
+from fedfactory.adaptation.adapt import draw_slices, read_synthetic
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
+from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.training.label_branch_training import LabelBranchConfig, train_label_branch
+from fedfactory.adaptation.volume_formats import (
+    READERS,
+    WRITERS,
+    SetFacts,
+    SyntheticVolume,
+    finish,
+    refuse_unsuitable,
+)
 from fedfactory.cli import main
-from fedfactory.errors import ConfigError, UsageError
+from fedfactory.errors import ConfigError, UsageError, VolumeError
 from fedfactory.generative import FactoryConfig, TrainedFactory, make_generator
 from fedfactory.generative.factory_facts import FactoryFacts
 from fedfactory.generative.synthesis import between_latents, centre_style, group_size, slice_heights, synthesise_volume
 from fedfactory.imaging.volume_files import read_volume
 from fedfactory.node.store.original_slices import import_slices
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import folder_bytes, untrained_segmenter, with_head
+from helpers import folder_bytes, untrained_labelled_factory, untrained_segmenter, with_head
 
 DARK = Drawing(domain="dark", volumes=3, seed=5)
 
@@ -55,7 +64,7 @@ def test_a_volume_depends_on_its_seed(labelled):
     other, _ = labelled.draw_volume("bright", heights, seed=8)
     assert np.array_equal(first, again)
     assert not np.allclose(first, other, atol=0.01)
-    assert first.shape == labels.shape == (9, 16, 16)
+    assert first.shape == (9, 1, 16, 16) and labels.shape == (9, 16, 16)
     assert labels.dtype == np.uint8
 
 
@@ -276,3 +285,83 @@ def test_alarms_of_the_drawn_domain_are_written_with_its_volumes(labelled, tmp_p
     manifest = json.loads((tmp_path / "drawn" / "manifest.json").read_text())
     assert manifest["alarms"] == ["dark: it shares little anatomy"]
     assert "alarm: dark: it shares little anatomy" in capsys.readouterr().out
+
+
+# Several channels, and pictures
+
+
+def subject(channels: int, slices: int = 5, seed: int = 0) -> SyntheticVolume:
+    """A subject of noise; corners of the images are -1 and 1."""
+    random = np.random.default_rng(seed)
+    images = random.uniform(-1, 1, (slices, channels, 8, 8)).astype(np.float32)
+    images[..., 0, 0], images[..., 0, 1] = -1, 1
+    labels = random.integers(0, 3, (slices, 8, 8)).astype(np.uint8)
+    return SyntheticVolume(number=7, images=images, labels=labels, affine=np.eye(4), classes=3)
+
+
+def test_volumes_of_several_channels_have_a_file_for_each(tmp_path):
+    made = subject(4)
+    WRITERS["nifti"](tmp_path, made)
+    folder = tmp_path / "synthetic_0007"
+    assert sorted(path.name for path in folder.iterdir()) == ["image0", "image1", "image2", "image3", "label"]
+    images, labels = READERS["nifti"](tmp_path, "synthetic_0007", 4)
+    np.testing.assert_array_equal(images, made.images)
+    np.testing.assert_array_equal(labels, made.labels)
+    WRITERS["nnunet"](tmp_path, made)
+    names = sorted(path.name for path in (tmp_path / "imagesTr").iterdir())
+    assert names == [f"synthetic_0007_000{channel}.nii.gz" for channel in range(4)]
+    third = read_volume(tmp_path / "imagesTr" / names[2]).data
+    np.testing.assert_array_equal(third, np.moveaxis(made.images[:, 2], 0, 2))
+    finish(tmp_path, "nnunet", SetFacts(domain="mri", volumes=1, classes=3, channels=4))
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert description["channel_names"] == {str(channel): f"mri {channel}" for channel in range(4)}
+    WRITERS["slices"](tmp_path, made)
+    with np.load(tmp_path / "fakeVolume7_slice001.npz", allow_pickle=False) as record:
+        np.testing.assert_array_equal(record["data"], np.moveaxis(made.images[1], 0, 2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_written_as_png_and_read_again(channels, tmp_path):
+    from PIL import Image
+
+    made = subject(channels, slices=1)
+    WRITERS["images"](tmp_path, made)
+    with Image.open(tmp_path / "images" / "synthetic_0007.png") as image:
+        assert image.mode == ("L" if channels == 1 else "RGB")
+        shown = np.asarray(image).reshape(8, 8, channels)
+    assert shown[0, 0].tolist() == [0] * channels and shown[0, 1].tolist() == [255] * channels
+    np.testing.assert_allclose(shown / 127.5 - 1, np.moveaxis(made.images[0], 0, 2), atol=0.5 / 127.5 + 1e-6)
+    with Image.open(tmp_path / "masks" / "synthetic_0007.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), made.labels[0])
+    images, labels = READERS["images"](tmp_path, "synthetic_0007", channels)
+    np.testing.assert_allclose(images, made.images, atol=0.5 / 127.5 + 1e-6)
+    np.testing.assert_array_equal(labels, made.labels)
+    with pytest.raises(VolumeError, match="do not fit together"):
+        READERS["images"](tmp_path, "synthetic_0007", 4 - channels)
+    (tmp_path / "images" / "synthetic_0007.png").write_bytes(b"no picture")
+    with pytest.raises(VolumeError, match="cannot be read as a grey or RGB picture"):
+        READERS["images"](tmp_path, "synthetic_0007", channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_subject_of_a_factory_of_pictures_is_one_picture(config, channels, tmp_path):
+    torch.manual_seed(0)
+    generator = make_generator(replace(config, z_bins=1, image_channels=channels)).eval()
+    factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=6.0)
+    made = untrained_labelled_factory(factory, LabelBranch.for_generator(generator, 3).eval())
+    made.save(tmp_path / "labelled.safetensors")
+    for layout in ("images", "nifti"):
+        generate_volumes(tmp_path / "labelled.safetensors", tmp_path / layout, DARK, layout=layout)
+        data = read_synthetic(tmp_path / layout, "dark")
+        assert data.images.shape == (3, channels, 16, 16) and data.volume.tolist() == [0, 1, 2]
+    drawn = draw_slices(made, "dark", volumes=2, seed=0)
+    assert drawn.images.shape == (2, channels, 16, 16) and drawn.volume.tolist() == [0, 1]
+    with pytest.raises(UsageError, match="z_depth is 2; this factory draws pictures"):
+        generate_volumes(tmp_path / "labelled.safetensors", tmp_path / "deep", replace(DARK, z_depth=2))
+
+
+def test_volumes_cannot_be_written_as_pictures(labelled_file, tmp_path):
+    with pytest.raises(UsageError, match="layout is 'images' and this factory draws volumes"):
+        generate_volumes(labelled_file, tmp_path / "o", DARK, layout="images")
+    with pytest.raises(UsageError, match=r"draws pictures of 4 channel\(s\)"):
+        refuse_unsuitable("images", pictures=True, channels=4)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig, localiser_config
-from fedfactory.adaptation.engine.training_plan import DataFacts, plan_training
+from fedfactory.adaptation.engine.training_plan import DataFacts, TrainingPlan, plan_training
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.localiser import Localiser, find_place, load_localiser, locate
 from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.adaptation.training.segmenter_training import train_segmenter
 from fedfactory.common.weights_file import read_weights, write_weights
 from fedfactory.errors import CheckpointError, ConfigError, UsageError, VolumeError
@@ -30,6 +31,7 @@ from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import folder_bytes, oriented
 from test_cli import run
 from test_field_of_view import table
+from torch import nn
 
 COARSE = PrepareConfig(domain="bright", size=24, z_bins=4, validation_share=0, test_share=0)
 NARROW = replace(COARSE, size=16, field_of_view=30.0)  # a quarter of the body of 120 mm
@@ -392,3 +394,37 @@ def test_what_a_network_labels_in_the_padding_beside_an_image_is_no_find():
     voxels = np.prod(image.data.shape)
     assert found.millilitres == pytest.approx(voxels * 20 / 1000, rel=0.1)
     assert np.abs(np.array(found.centre) - (image.affine @ [34.5, 29.5, 1.5, 1])[:3]).max() <= 5
+
+
+# several channels
+
+
+class Both(nn.Module):
+    """Class 1 where both channels are brighter than their means by a deviation and a half."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        least = windows.amin(1, keepdim=True)
+        return torch.cat([torch.zeros_like(least), 20 * (least - 1.5)], 1)
+
+
+def test_a_localiser_uses_all_channels_and_a_missing_one_is_background(tmp_path):
+    fmt = SliceFormat(size=24, spacing=5.0, window=((-3.0, 5.0),) * 2, z_bins=4)
+    plan = TrainingPlan(window=24, widths=(8, 8, 8), fold=1, classes=2, batch_size=1, updates=1, channels=2)
+    made = Segmenter(Both(), fmt, SegmenterCard(classes=2, network="dynunet", plan=plan))
+    image, label = body(ORGANS[0])
+    other = Volume(image.data.copy(), image.affine)
+    image.data[13:20, 11:18, 1:3] += 60  # bright in the first channel alone
+    other.data[50:57, 40:47, 1:3] += 60  # and in the second
+    found = find_place([image, other], made)
+    assert np.abs(np.array(found.centre) - middle(label)).max() < 5
+    place = Localiser(tmp_path / "l.safetensors", made).voxel_in("case", [image, other])
+    np.testing.assert_allclose(place, np.argwhere(label.data).mean(0), atol=2.5)
+    assert find_place([image, None], made) is None  # nothing is bright in both
+    shifted = Volume(other.data, other.affine + np.eye(4, k=3))
+    for channels, message in (
+        ([image], r"has 1 channel\(s\); it must have 2"),
+        ([image, shifted], "channel 1 has other voxels than the first"),
+        ([None, None], "none of the image's 2 channels is there"),
+    ):
+        with pytest.raises(VolumeError, match=message):
+            find_place(channels, made)

@@ -11,6 +11,8 @@ from fedfactory.adaptation.networks.translator_network import SOURCE, TARGET, En
 from fedfactory.adaptation.training.translator_training import Batch, TranslatorConfig, TranslatorLosses
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig, make_generator
+from fedfactory.generative.networks.generator import Synthesis
+from monai.losses import SSIMLoss
 
 SMALL = EncoderConfig(width=4, blocks=(1, 1, 1, 1))
 
@@ -19,10 +21,17 @@ def published(**changes) -> FactoryConfig:
     return FactoryConfig.preset("paper", ("a", "b", "c"), **changes)
 
 
-def translator(head="image", size=32, seed=0) -> Translator:
-    start, channels = (4, (8, 8, 8, 8)) if head == "image" else (8, (8, 8, 8))
+def translator(head="image", size=32, seed=0, channels=1) -> Translator:
+    start = 4 if head == "image" else 8
     config = FactoryConfig(
-        domains=("a", "b", "c"), image_size=size, z_bins=4, head=head, start_size=start, channels=channels, latent_dim=8
+        domains=("a", "b", "c"),
+        image_size=size,
+        image_channels=channels,
+        z_bins=4,
+        head=head,
+        start_size=start,
+        channels=(8,) * (size.bit_length() - start.bit_length() + 1),
+        latent_dim=8,
     )
     torch.manual_seed(seed)
     made = Translator(make_generator(config), 3, (0, 1), config=SMALL)
@@ -214,3 +223,35 @@ def test_branches_have_the_published_layout():
     branch = LabelBranch((4, 4), 3)
     assert [tuple(layer.weight.shape[:2]) for layer in branch.project] == [(128, 4), (128, 4)]
     assert np.prod(branch.classify[-1].weight.shape) == 32 * 3
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 16), (3, 16), (4, 8)])
+def test_the_structural_similarity_equals_monais(channels, side):
+    """With MONAI's defaults: a Gaussian window of deviation 1.5, 11 pixels or fewer in small images, numbers 0 to 1."""
+    made = translator(size=2 * side, channels=channels)
+    losses = TranslatorLosses(made, TranslatorConfig(encoder=SMALL, l2_weight=0.0))
+    images = torch.rand(2, channels, side, side)
+    shown = Synthesis(torch.rand(2, channels, 2 * side, 2 * side), torch.zeros(2, 0, 1, 1), [])
+    expected = SSIMLoss(spatial_dims=2, data_range=1.0, win_size=min(11, side - 1))
+    decoded = F.avg_pool2d(shown.image, 2)
+    torch.testing.assert_close(
+        losses._image_loss(images, shown), expected((decoded + 1) / 2, (images + 1) / 2), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("head", ["image", "palette"])
+def test_pictures_in_colour_are_translated_too(head):
+    made = translator(head, channels=3).train()
+    losses = TranslatorLosses(made, TranslatorConfig(encoder=SMALL))
+    batch = Batch(
+        images=torch.rand(4, 3, 32, 32) * 2 - 1,
+        labels=torch.randint(0, 3, (3, 1, 32, 32)).float(),
+        sources=2,
+        labelled=1,
+    )
+    for found in (losses.intra(batch), losses.inter(batch)):
+        assert all(bool(value.isfinite()) for value in found.values())
+    made.eval()
+    with torch.no_grad():
+        assert made(batch.images).shape == (4, 3, 32, 32)
+        assert made.decode(made.downsampled(batch.images), batch.roles).image.shape == (4, 3, 32, 32)

@@ -195,7 +195,7 @@ class Encoder(nn.Module):
         self.gates = nn.ModuleList(SkipGate(*pair) for pair in itertools.pairwise(coarse_to_fine))
 
     def forward(self, x: Tensor, role: Tensor) -> Encoding:
-        """Slices (B, channels, s, s) in [-1, 1], s the factory's side divided by `shrink`, and roles (B,) integers to an
+        """Slices (B, C, s, s) in [-1, 1], s the factory's side divided by `shrink`, and roles (B,) integers to an
         encoding."""
         x = self.stem_prelu(self.stem_norm(self.stem(x), role))
         maps = []
