@@ -9,6 +9,7 @@ from typing import Any
 from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
+from ..imaging.class_names import check_names
 from .engine.training_plan import TrainingPlan
 from .engine.window_inference import SHIFTED_VIEWS
 from .methods.interface.method_config import MethodConfig
@@ -123,6 +124,7 @@ class SegmenterCard:
         assessment: how well it fits the site's images; None where nobody computed it.
         single_objects: labels of the structures of which only the largest connected object is kept; 0 stands for all
             structures together. Learnt from the labelled site, see `learn_single_objects`.
+        class_names: name by label value, of the classes that have one at the labelled site.
         volumes: of a localiser, smallest and largest volume of all structures together among the cases that it was
             trained on, millilitres; None where nobody recorded them.
     """
@@ -137,6 +139,7 @@ class SegmenterCard:
     chosen: ChosenState | None = None
     assessment: SiteAssessment | None = None
     single_objects: tuple[int, ...] = ()
+    class_names: dict[str, str] = field(default_factory=dict)
     volumes: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -147,6 +150,10 @@ class SegmenterCard:
             )
         if self.plan is not None and self.plan.classes != self.classes:
             raise ConfigError(f"classes is {self.classes}, but {self.plan.classes} in the plan; both must be equal")
+        try:
+            check_names(self.names)
+        except ValueError as error:
+            raise ConfigError(f"class_names is {self.class_names}; its keys must be label values ({error})") from None
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
 
@@ -156,6 +163,11 @@ class SegmenterCard:
         if self.translator is not None:
             return self.translator.factory.image_channels
         return None if self.plan is None else self.plan.channels
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Name by label value; classes without a name are missing."""
+        return {int(value): name for value, name in self.class_names.items()}
 
     @property
     def views(self) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.files import atomic_file, write_json
+from ..common.files import write_json
 from ..errors import UsageError, VolumeError
+from ..imaging.pictures.decoding import read_picture, write_picture
 from ..imaging.volume_files import read_volume, write_volume
 from ..imaging.volumes import Volume
 
@@ -97,13 +98,13 @@ def write_nnunet(folder: Path, volume: SyntheticVolume) -> None:
 def write_pictures(folder: Path, volume: SyntheticVolume) -> None:
     """`images/<name>.png`, grey or red, green and blue, of 8 bits, and `masks/<name>.png` with class numbers."""
     pixels = np.round((volume.images[0] + 1) * 127.5).astype(np.uint8)
-    _write_png(folder / "images" / f"{volume.name}.png", np.moveaxis(pixels, 0, 2))
-    _write_png(folder / "masks" / f"{volume.name}.png", volume.labels[0])
+    write_picture(folder / "images" / f"{volume.name}.png", np.moveaxis(pixels, 0, 2))
+    write_picture(folder / "masks" / f"{volume.name}.png", volume.labels[0])
 
 
 def read_picture_pair(folder: Path, name: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """What `write_pictures` wrote, see `Reader`. Raises: VolumeError if files are damaged or do not fit together."""
-    pixels, labels = (_read_png(folder / part / f"{name}.png") for part in ("images", "masks"))
+    pixels, labels = (read_picture(folder / part / f"{name}.png") for part in ("images", "masks"))
     if pixels.shape != (*labels.shape[:2], channels) or labels.shape[2] != 1:
         raise VolumeError(f"{folder}: image and mask of {name} do not fit together")
     return np.moveaxis(pixels.astype(np.float32) / 127.5 - 1, 2, 0)[None], labels[None, :, :, 0]
@@ -188,25 +189,3 @@ def _records(volume: SyntheticVolume) -> list[dict[str, np.ndarray]]:
         {"data": np.moveaxis(image, 0, 2).astype(np.float32), "mask": label[..., None] == values}
         for image, label in zip(volume.images, volume.labels, strict=True)
     ]
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    """Pixels (rows, columns), (rows, columns, 1) or (rows, columns, 3), red first, uint8."""
-    import cv2  # takes longer to load than all the rest, for a layout that few choose
-
-    stored = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2:] == (3,) else np.ascontiguousarray(pixels)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", stored)[1].tobytes())
-
-
-def _read_png(path: Path) -> np.ndarray:
-    """(rows, columns, 1 or 3) uint8, red first. Raises: VolumeError if it is missing, damaged or of another kind."""
-    import cv2
-
-    try:
-        pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error):
-        pixels = None
-    if pixels is None or pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)):
-        raise VolumeError(f"{path}: cannot be read as a grey or RGB picture of 8 bits; make it anew")
-    return pixels[..., None] if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)

@@ -162,7 +162,7 @@ def prepare(
     from ..common.files import read_lines
     from ..imaging.class_names import parse_names
     from ..imaging.patients import read_patient_table
-    from ..imaging.pictures.masks import read_colour_table
+    from ..imaging.pictures.colour_table import read_colour_table
     from ..node.store.prepare_config import PrepareConfig
 
     table = None if mask_colours is None else read_colour_table(mask_colours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +52,12 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="JSON file with a factory configuration, in place of domains and preset.")
     ] = None,
+    image_channels: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Channels of the sites' slices: 3 for pictures in colour.")
+    ] = None,
+    z_bins: Annotated[
+        int | None, typer.Option(min=1, help="Number of height bins of the sites' slices: 1 for pictures.")
+    ] = None,
     rounds: Rounds = 60,
     updates_per_round: UpdatesPerRound = 10,
     clip_weight: Annotated[
@@ -83,7 +90,8 @@ def train(
     """Train the factory with the nodes (phase one)."""
     if not resume:
         refuse_existing(out)
-        factory = _factory_config(domains, preset, config, clip_weight=clip_weight)
+        chosen = {"clip_weight": clip_weight, "image_channels": image_channels, "z_bins": z_bins}
+        factory = _factory_config(domains, preset, config, chosen)
         federation = Federation(
             tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,
             round_timeout=round_timeout, nodes_per_round=nodes_per_round, leave_out=leave_out, weighting=weighting,
@@ -106,13 +114,13 @@ def train(
     _print_end(folder)
 
 
-def _factory_config(domains: str, preset: str, file: Path | None, *, clip_weight: float | None) -> FactoryConfig:
-    """A configuration from domain names separated by commas and a preset, or from a JSON file.
+def _factory_config(domains: str, preset: str, file: Path | None, chosen: Mapping[str, object]) -> FactoryConfig:
+    """A configuration from domain names separated by commas and a preset, or from a JSON file, with what was chosen.
 
     Raises: UsageError if neither or both are given or the file cannot be read; ConfigError, see `FactoryConfig`.
     """
     require_one_of(domains=domains, config=file)
-    changes = {} if clip_weight is None else {"clip_weight": clip_weight}
+    changes = {name: value for name, value in chosen.items() if value is not None}
     if file is None:
         return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
     try:

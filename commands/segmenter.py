@@ -380,9 +380,9 @@ def evaluate(
     patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
     others, get a warning.
     """
-    from ..imaging.class_names import parse_names
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
+    from ..imaging.class_names import parse_names
 
     names = parse_names(class_names)
     found = run(predictions, references, out, patient_pattern=patient_pattern, names=names, check=check)

@@ -79,7 +79,6 @@ class FactoryConfig:
     # "mapping": the mapping network (published; for domains without common anatomy); "auto": "head" if possible
     conditioning: str = "auto"
     discriminator: str = "local"  # "local": every site has its own; "shared": averaged like the generator (published)
-    image_channels: int = 1  # channels of a slice, 1 to 8
     image_size: int = 32  # pixels per side, a power of two times start_size
     image_channels: int = 1  # channels of an image: 3 for colour pictures, or one for each of several MRI sequences
     z_bins: int = 12  # number of slice heights a volume is divided into; 1 for pictures, which have no height

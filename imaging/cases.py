@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
 from .archive.series import find_series, is_dicom
+from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
 from .pictures.decoding import is_picture
 from .pictures.finding import find_picture_cases
 from .slice_format import MAX_CHANNELS
@@ -79,8 +79,8 @@ def _image_files(files: Sequence[Path], channels: int) -> list[CaseFiles]:
     for name, known in parts.items():
         if lacking := [number for number in range(channels) if number not in known]:
             raise UsageError(
-                f"{next(iter(known.values()))}: {name} has no file {name}_{lacking[0]:0{CHANNEL_DIGITS}d}; an image has "
-                f"{channels} channels here, give all of them"
+                f"{next(iter(known.values()))}: {name} has no file {name}_{lacking[0]:0{CHANNEL_DIGITS}d}; "
+                f"an image has {channels} channels here, give all of them"
             )
     return [CaseFiles(printable(name), tuple(known[n] for n in range(channels))) for name, known in parts.items()]
 
@@ -358,7 +358,7 @@ def _label_pictures(folder: Path) -> dict[str, Path]:
     for path in filter(is_label_picture, _entries(folder)):
         case, has_ending = _labelled_case(path)
         if case in found and marked[case] == has_ending:
-            raise _Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
+            raise Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
         if has_ending or case not in found:
             found[case], marked[case] = path, has_ending
     return found
@@ -367,7 +367,7 @@ def _label_pictures(folder: Path) -> dict[str, Path]:
 def _only_label_picture(folder: Path) -> Path | None:
     pictures = list(filter(is_label_picture, _entries(folder)))
     if len(pictures) > 1:
-        raise _Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
+        raise Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
     return pictures[0] if pictures else None
 
 

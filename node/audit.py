@@ -27,7 +27,7 @@ from ..generative.metrics.fidelity import (
     precision_and_recall,
 )
 from ..generative.metrics.quality import kernel_distance, layout_agreement, random_features
-from ..generative.synthesis import slice_heights
+from ..generative.synthesis import subject_heights
 from .audit_page import audit_page
 from .audit_result import AuditResult, AuditSource, Fidelity, LabelCheck, Privacy
 from .audit_slices import AuditSlices, equal_sides, real_slices
@@ -164,7 +164,7 @@ def _draw_synthetic(
     labelled: LabelledFactory, domain: str, *, volumes: int, seed: int
 ) -> tuple[AuditSlices, np.ndarray]:
     """Slices of synthetic subjects, two per height bin, and their labels (N, S, S) uint8."""
-    heights = slice_heights(labelled.factory.config.z_bins, 2)
+    heights = subject_heights(labelled.factory.config, 2)
     drawn = [
         labelled.draw_volume(domain, heights, seed=seed + number)
         for number in track(range(volumes), f"drawing volumes of {domain}")

@@ -32,7 +32,9 @@ def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     """Train a segmenter on a site's own labelled slices, without any other site."""
     facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")), centred=store.centred)
     title = f"training on {store.domain}"
-    return train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
+    made = train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
+    made.card = replace(made.card, class_names={str(value): name for value, name in store.class_names.items()})
+    return made
 
 
 def train_localiser(store_dir: str | Path, config: SegmenterConfig, *, out: str | Path | None = None) -> Segmenter:

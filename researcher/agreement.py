@@ -72,8 +72,12 @@ def _misfit(site: SiteFacts | None, config: FactoryConfig) -> str | None:
     if (site.size, site.z_bins) != (config.image_size, config.z_bins):
         return (
             f"has {site.size} px in {site.z_bins} bins, the factory {config.image_size} px in {config.z_bins}; "
-            f"run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}` there"
+            f"run `fedfactory prepare --size {config.image_size} --z-bins {config.z_bins}` there, or for pictures "
+            "`fedfactory train --z-bins 1`"
         )
     if site.channels != config.image_channels:
-        return f"has slices of {site.channels} channels, the factory of {config.image_channels}"
+        return (
+            f"has slices of {site.channels} channels, the factory of {config.image_channels}; run `fedfactory train "
+            f"--image-channels {site.channels}` if all sites have them"
+        )
     return None

@@ -325,14 +325,16 @@ def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, f
 
     Args:
         experiment: the experiment, with its TensorBoard folder.
-        picture: (H, W) in [-1, 1].
+        picture: (H, W), or (H, W, 3) in colour, in [-1, 1].
         pairs: names of two domains, see `SharedAnatomy`, to their score.
         number: number of the round, counted from 1.
     """
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(Path(experiment.tensorboard_results_path) / "researcher")) as writer:
-        writer.add_image("preview", (picture + 1).clip(0, 2) / 2, number, dataformats="HW")
+        writer.add_image(
+            "preview", (picture + 1).clip(0, 2) / 2, number, dataformats="HW" if picture.ndim == 2 else "HWC"
+        )
         for pair, score in pairs.items():
             writer.add_scalar(f"shared anatomy/{pair.replace(PAIR, ' and ')}", score, number)
 

@@ -12,8 +12,8 @@ from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.archive.object_kinds import is_segmentation_object, kind_of_object
 from fedfactory.imaging.archive.segmentation_object import read_segmentation
 from fedfactory.imaging.archive.segmentation_writer import write_segmentation
-from fedfactory.imaging.archive.structure_set import inside, read_structure_set
 from fedfactory.imaging.archive.series import find_series, read_grid, read_series
+from fedfactory.imaging.archive.structure_set import inside, read_structure_set
 from fedfactory.imaging.volumes import Volume
 from helpers import write_dicom
 

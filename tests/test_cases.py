@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 from fedfactory.errors import UsageError, VolumeError
-from fedfactory.imaging.cases import find_cases, printable
 from fedfactory.imaging.archive.series import find_series, patient_key, read_series
+from fedfactory.imaging.cases import find_cases, printable
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from helpers import ball_volume, write_dicom, write_site

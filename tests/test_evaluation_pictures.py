@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation import evaluate as evaluate_module
-from fedfactory.imaging.class_names import parse_names
 from fedfactory.adaptation.evaluation.cross_check import CrossCheck, second_scores
 from fedfactory.adaptation.evaluation.evaluate import evaluate
 from fedfactory.adaptation.evaluation.label_files import read_label_picture
@@ -20,6 +19,7 @@ from fedfactory.adaptation.evaluation.scores import score_case
 from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import find_labels
+from fedfactory.imaging.class_names import parse_names
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from grand_challenge_metrics import stats

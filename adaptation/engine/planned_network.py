@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
@@ -59,3 +60,18 @@ def _body(plan: TrainingPlan) -> nn.Module:
 def _strides(plan: TrainingPlan) -> list[tuple[int, int]]:
     """For every level below the first, by how much slices and pixels are reduced."""
     return [(slices, 2) for slices in plan.slice_strides[1:]]
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on this device.
+
+    CPUs need instructions for it: without them, an update of the standard network took eight times as long as in
+    float32; with them, it took half to four fifths of the time.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        # PyTorch has no public question for this; a version without this one is treated as slow.
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return bool(supported is not None and supported())
+    return False

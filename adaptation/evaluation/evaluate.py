@@ -18,9 +18,9 @@ from ...common.progress import track
 from ...errors import UsageError, VolumeError
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import find_labels, is_label_picture
+from ...imaging.class_names import check_names
 from ...imaging.patients import check_pattern, patient_of
 from ...imaging.volumes import Volume
-from ...imaging.class_names import check_names
 from .cross_check import CrossCheck
 from .label_files import read_labels
 from .page import EvaluationPage

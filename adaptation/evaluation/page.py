@@ -12,8 +12,8 @@ from skimage.measure import block_reduce
 
 from ...common.html_pages import pixels, table, write_page
 from ...imaging.cases import is_label_picture
-from ...imaging.overlays import CLASS_COLOURS, strip
 from ...imaging.class_names import class_name
+from ...imaging.overlays import CLASS_COLOURS, strip
 from .cross_check import CrossCheck
 from .label_files import read_label_picture, read_labels
 from .scores import Score, measure_name

@@ -17,7 +17,7 @@ from ..engine.augmentation import Augmentation
 from ..engine.labelled_volumes import data_facts
 from ..engine.object_rule import learn_single_objects
 from ..engine.orientation import orientation_spread
-from ..engine.precision import fast_bfloat16
+from ..engine.planned_network import fast_bfloat16
 from ..engine.segmenter_config import SegmenterConfig
 from ..engine.training_loop import LoopConfig, train
 from ..engine.training_plan import TrainingPlan, plan_training, with_batch_in_memory
@@ -158,6 +158,7 @@ def train_segmenters(
         settings=config.to_dict(),
         training=facts,
         single_objects=learn_single_objects(data.labelled) if start is None else start.card.single_objects,
+        class_names={} if start is None else start.card.class_names,
     )
     made = []
     for checkpoint in checkpoints:

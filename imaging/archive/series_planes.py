@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import VolumeError
-from .series import LPS_TO_RAS, MAX_UNEVENNESS, read_grid
 from .optional_packages import damage_reported, pydicom_package
+from .series import LPS_TO_RAS, MAX_UNEVENNESS, read_grid
 
 PLANE_TAGS = ["SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "NumberOfFrames"]
 

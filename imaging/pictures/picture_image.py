@@ -12,9 +12,9 @@ import numpy as np
 from ...errors import VolumeError
 from ..case_files import ImageFile
 from ..images import Box, Image, ImageFacts, Intensities, digest_of_array
-from .decoding import MAX_PIXELS, Picture, decode_picture, is_picture, picture_facts, read_content
 from ..slice_format import PICTURE_SIDE, SliceFormat
 from ..slice_grid import BLUR, SliceGrid
+from .decoding import MAX_PIXELS, Picture, decode_picture, is_picture, picture_facts, read_content
 
 SAMPLED = 256  # pixels along each axis from which grey levels are counted
 
@@ -97,7 +97,7 @@ class PictureImage(Image):
         _, inside_rows, inside_columns = grid.kept_pixels
         slices = np.full((1, *planes.shape), np.nan, np.float32)
         inside = planes[:, inside_rows, inside_columns]
-        slices[0, :, inside_rows, inside_columns] = inside / np.float32(np.iinfo(found.dtype).max)
+        slices[0, :, inside_rows, inside_columns] = inside / np.float32(np.iinfo(pixels.dtype).max)
         return slices
 
     def shown(self) -> np.ndarray:

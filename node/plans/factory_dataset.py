@@ -37,8 +37,8 @@ class SliceDataset(CustomDataset):
         except FedFactoryError as error:
             logger.error(f"fedfactory: {error}")
             raise NodeDataError(
-                f"this site's slice store cannot be used with {self.config.image_size} px, {self.config.image_channels} "
-                f"channels and {self.config.z_bins} bins; see the node's log"
+                f"this site's slice store cannot be used with {self.config.image_size} px, "
+                f"{self.config.image_channels} channels and {self.config.z_bins} bins; see the node's log"
             ) from None
         if self.store.domain not in self.config.domains:
             raise NodeDataError(

@@ -68,8 +68,8 @@ class SegmentationDataset(CustomDataset):
             )
         if (self.store.format.channels, self.store.format.colour) != (self.config.channels, self.config.colour):
             raise NodeDataError(
-                f"this site's slices have {_channels(self.store.format.channels, colour=self.store.format.colour)}, the "
-                f"method {_channels(self.config.channels, colour=self.config.colour)}; both must agree"
+                f"this site's slices have {_channels(self.store.format.channels, colour=self.store.format.colour)}, "
+                f"the method {_channels(self.config.channels, colour=self.config.colour)}; both must agree"
             )
         if self.store.classes > self.config.classes:
             raise NodeDataError(
@@ -233,6 +233,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
                 network=FEDERATED,
                 federated=FederatedDesign(method=self.config, context=context, weights=which),
                 training=TrainingFacts(domain=store.domain, centred=store.centred),
+                class_names={str(value): name for value, name in store.class_names.items()},
             )
             network = self.method.segmenter(self.model(), context, state).cpu()
             segmenters[modality] = Segmenter(network, store.format, card)

@@ -11,9 +11,9 @@ import numpy as np
 
 from ...common.files import sha256_of
 from ...errors import UsageError, VolumeError
+from ...imaging.archive.series import patient_key
 from ...imaging.case_files import CaseFiles
 from ...imaging.case_sizes import cut_labels
-from ...imaging.archive.series import patient_key
 from ...imaging.image_reader import read_image
 from ...imaging.images import Box, Image, ImageFacts
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume

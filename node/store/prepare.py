@@ -357,8 +357,8 @@ class _Run:
             for value, name in given.items():
                 if names.setdefault(value, name) != name:
                     raise UsageError(
-                        f"label {value} is '{names[value]}' in one label file and '{name}' in another; give class_names, "
-                        "by which their classes are matched"
+                        f"label {value} is '{names[value]}' in one label file and '{name}' in another; give "
+                        "class_names, by which their classes are matched"
                     )
         return dict(sorted(names.items(), key=lambda item: int(item[0])))
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.centre_table import CentreSource
-from ...imaging.cropping import CROPS
 from ...imaging.class_names import check_names
+from ...imaging.cropping import CROPS
 from ...imaging.patients import check_pattern
-from ...imaging.slice_format import COMPATIBILITY, CONTENTS, PLANES, SliceFormat
+from ...imaging.slice_format import COMPATIBILITY, PLANES, SliceFormat
 from .patient_split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")
@@ -65,8 +65,8 @@ class PrepareConfig:
         slice_spacing: millimetres from slice to slice; default: as acquired.
         plane: what a slice shows, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" or "none".
-        window: standardised intensities shown as -1 and 1, of all channels or a pair for each; default: 0.1 % and 99.9 %
-            of the site's voxels.
+        window: standardised intensities shown as -1 and 1, of all channels or a pair for each; default: 0.1 % and
+            99.9 % of the site's voxels.
         compatibility: "published" prepares as the published program did, its errors included.
         image_key: modality folder of the images; a channel number for an nnU-Net data set. Several, separated by
             commas, make images of several channels; "image" takes all channels of an nnU-Net data set.
@@ -79,8 +79,9 @@ class PrepareConfig:
         classes: label values including background; higher ones are refused. Default: up to 254.
         class_names: name of each label value. Labels in DICOM are matched by these names.
         mask_colours: label of each colour or grey level of the masks of pictures, see
-            `fedfactory.imaging.pictures.masks.read_colour_table`.
-        colour: "colour" gives pictures three channels, "grey" one; default: three if any picture of the site has colours.
+            `fedfactory.imaging.pictures.colour_table`.
+        colour: "colour" gives pictures three channels, "grey" one; default: three if a picture of
+            the site has colours.
         max_pixels: of a picture that is read; default: 100 million.
         content: "volumes" or "pictures", see `for_pictures`.
         patients: patient of each case by name; default: by `patient_pattern`.

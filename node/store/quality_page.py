@@ -36,7 +36,6 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
     splits = ", ".join(
         f"{sum(case.split == part for case in store.cases)} {part}" for part in ("train", "validation", "test")
     )
-    fmt = store.format
     body = [
         f"<h1>Slice store of domain {html.escape(store.domain)}</h1>",
         f'<p class="note">{NOTE}</p>',
