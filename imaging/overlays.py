@@ -27,6 +27,19 @@ def coloured(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (shown * 255).astype(np.uint8)
 
 
+def shown_slice(image: np.ndarray, *, picture: bool) -> np.ndarray:
+    """A slice as people are shown it: a picture in its colours, a volume's slice in grey with the front of the body up.
+
+    Args:
+        image: (C, S, S) in [-1, 1]; of a volume, or a picture without three channels, the first one is shown.
+        picture: whether it is a picture; otherwise its rows go from left to right.
+
+    Returns: (S, S, 3) in [0, 1].
+    """
+    colours = np.moveaxis(image, 0, -1) if picture and len(image) == 3 else np.stack([image[0]] * 3, axis=-1)
+    return ((colours if picture else np.rot90(colours)).astype(np.float32).clip(-1, 1) + 1) / 2
+
+
 def strip(image: np.ndarray, *labels: np.ndarray) -> np.ndarray:
     """Evenly spaced slices that hold a label, side by side, one row per label map.
 

@@ -31,8 +31,8 @@ class SliceFormat:
         size: pixels per side.
         spacing: millimetres per pixel, both in-plane axes.
         slice_spacing: millimetres from slice to slice; None leaves the slices where they were acquired.
-        window: of each channel the lowest and the highest standardised intensity, which become -1 and 1. A single pair is
-            that of one channel.
+        window: of each channel the lowest and the highest standardised intensity, which become -1 and 1. A single pair
+            is that of one channel.
         z_bins: number of height bins that a volume is divided into.
         plane: orientation of the slices, see `fedfactory.imaging.volumes.orientation`.
         crop: "air" removes the air around the patient first, "none" does not.

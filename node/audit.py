@@ -28,6 +28,7 @@ from ..generative.metrics.fidelity import (
 )
 from ..generative.metrics.quality import kernel_distance, layout_agreement, random_features
 from ..generative.synthesis import subject_heights
+from ..imaging.overlays import shown_slice
 from .audit_page import audit_page
 from .audit_result import AuditResult, AuditSource, Fidelity, LabelCheck, Privacy
 from .audit_slices import AuditSlices, equal_sides, real_slices
@@ -42,7 +43,7 @@ BATCH_SIZE = 64  # slices in a network at once
 SIMILARITY_PAIRS = 300  # pairs of slices for the measure of diversity
 PAIRS_AT_ONCE = 32  # two to three times as fast on a CPU as all at once, and in less memory
 MAX_PIXELS = 100_000  # for percentiles of grey levels
-FeatureExtractor = Callable[[Tensor], Tensor]  # (N, 1, S, S) in [-1, 1] to (N, d)
+FeatureExtractor = Callable[[Tensor], Tensor]  # (N, C, S, S) in [-1, 1] to (N, d)
 
 
 def audit_factory(
@@ -64,7 +65,7 @@ def audit_factory(
         held_out_dir: another store in the same format, of patients of the site that were never trained on; they
             replace those held out in the first store.
         volumes: number of synthetic subjects to draw.
-        features: (N, 1, S, S) in [-1, 1] to (N, d); default: random filters, which measure texture and layout but not
+        features: (N, C, S, S) in [-1, 1] to (N, d); default: random filters, which measure texture and layout but not
             diagnosis.
         seed: of the first synthetic subject and of all random draws.
 
@@ -81,7 +82,7 @@ def audit_factory(
         other.require_factory(config)
         held_out = real_slices(other, SPLITS)
     synthetic, labels = _draw_synthetic(labelled, store.domain, volumes=volumes, seed=seed)
-    result = audit(synthetic, trained, held_out, features=features, seed=seed)
+    result = audit(synthetic, trained, held_out, features=features, pictures=config.pictures, seed=seed)
     result = replace(result, labels=_check_labels(labelled, synthetic, labels, store=store))
     source = AuditSource(
         made_by=f"fedfactory {__version__}",
@@ -102,6 +103,7 @@ def audit(
     held_out: AuditSlices,
     *,
     features: FeatureExtractor = random_features,
+    pictures: bool = False,
     seed: int = 0,
 ) -> AuditResult:
     """Fidelity, coverage, diversity, memorisation and membership of synthetic slices.
@@ -110,7 +112,8 @@ def audit(
         synthetic: slices of synthetic subjects.
         trained: real slices of patients that were trained on.
         held_out: real slices of patients that were not.
-        features: (N, 1, S, S) in [-1, 1] to (N, d).
+        features: (N, C, S, S) in [-1, 1] to (N, d).
+        pictures: whether the slices are pictures, which are shown in colour.
         seed: of all random draws.
 
     Raises: StoreError if either side of the real slices is empty.
@@ -144,7 +147,8 @@ def audit(
         findings += _findings(name, found.copying_ratio, found.attack_auc)
         if name == "pixels":
             closest = to_seen.argsort()[:NUM_PAIRS]
-            pairs = torch.cat([synthetic.images[closest], trained.images[nearest_seen[closest]]], dim=1).numpy()
+            closest_pairs = zip(synthetic.images[closest], trained.images[nearest_seen[closest]], strict=True)
+            pairs = np.stack([[shown_slice(side.numpy(), picture=pictures) for side in pair] for pair in closest_pairs])
     patients = {"trained": len(trained.group.unique()), "held_out": len(held_out.group.unique())}
     enough_patients = min(patients.values()) >= MIN_PATIENTS
     if not enough_patients:

@@ -47,12 +47,12 @@ def _text(value: object) -> str:
 
 
 def _draw_pairs(pairs: np.ndarray) -> Figure:
-    """A row of synthetic slices over a row of real ones; pairs is (n, 2, S, S) in [-1, 1]."""
+    """A row of synthetic slices over a row of real ones; pairs is (n, 2, S, S, 3) in [0, 1]."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, len(pairs), figsize=(1.3 * len(pairs), 2.8), squeeze=False)
     for column, pair in enumerate(pairs):
         for row in range(2):
-            axes[row, column].imshow(np.rot90(pair[row]), cmap="gray", vmin=-1, vmax=1)
+            axes[row, column].imshow(pair[row])
             axes[row, column].set(xticks=[], yticks=[])
     return figure

@@ -73,7 +73,7 @@ class AuditResult:
         slices_each: number of real slices of either side.
         enough_patients: whether there are enough patients for a statement on membership.
         findings: one sentence per problem; empty if none was found.
-        pairs: (n, 2, S, S) float32 in [-1, 1], the closest synthetic and real slices, for the site's own eyes.
+        pairs: (n, 2, S, S, 3) float32 in [0, 1], the closest synthetic and real slices, for the site's own eyes.
         labels: of the synthetic slices; None if they were not checked.
     """
 

@@ -325,7 +325,7 @@ def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, f
 
     Args:
         experiment: the experiment, with its TensorBoard folder.
-        picture: (H, W), or (H, W, 3) in colour, in [-1, 1].
+        picture: (H, W, 3) in [0, 1].
         pairs: names of two domains, see `SharedAnatomy`, to their score.
         number: number of the round, counted from 1.
     """

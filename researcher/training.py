@@ -21,6 +21,7 @@ from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Generator
+from ..imaging.overlays import shown_slice
 from ..imaging.pictures.decoding import write_picture
 from .agreement import agreeing_nodes
 from .experiment import (
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
-COLOURS = 3  # channels of a colour picture
 RETRY_SECONDS = 2.0  # before a round with too few answers is repeated
 
 
@@ -172,8 +172,7 @@ def _run_round_with_retries(experiment: Experiment, federation: Federation) -> d
             deadline = deadline or time.monotonic() + federation.node_timeout
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(min(COLOURS = 3  # channels of a colour picture
-RETRY_SECONDS, federation.node_timeout / 5))
+            time.sleep(min(RETRY_SECONDS, federation.node_timeout / 5))
 
 
 def export(experiment: str | Path, out: str | Path) -> TrainedFactory:
@@ -228,8 +227,7 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
         path: PNG file to write.
         seed: seed of the latents.
 
-    Returns: the picture, (rows * S, columns * S) or in colour (rows * S, columns * S, 3), in [-1, 1]; of images with
-        another number of channels the first one.
+    Returns: the picture, (rows * S, columns * S, 3) in [0, 1], see `shown_slice`.
     """
     config = generator.config
     rng = torch.Generator().manual_seed(seed)
@@ -240,11 +238,9 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     for domain in range(len(config.domains)):
         style = generator.style_at(z, height, torch.full((PREVIEW_COLUMNS,), domain))
         image = generator.synthesise(style, noise).image.numpy()
-        shown = np.moveaxis(image, 1, -1) if image.shape[1] == COLOURS else image[:, 0]
-        # Rows of a volume's slice go from left to right; on paper the front of the body is up.
-        rows.append(np.concatenate([slice_ if config.pictures else np.rot90(slice_) for slice_ in shown], axis=1))
+        rows.append(np.concatenate([shown_slice(slice_, picture=config.pictures) for slice_ in image], axis=1))
     picture = np.concatenate(rows)
-    write_picture(path, ((picture.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8))
+    write_picture(path, (picture * 255).round().astype(np.uint8))
     return picture
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...common.html_pages import picture, pixels, table, write_page
 from ...imaging.images import HISTOGRAM_BINS
-from ...imaging.overlays import COLOURS, coloured
+from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_format import UNLABELLED
 from .slice_store import Case, SliceStore
 
@@ -95,7 +95,8 @@ def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
     """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
     step = max(1, store.format.size // SHOWN_SIZE)
     image = np.asarray(store.images[number, :, ::step, ::step], dtype=np.float32)
-    shown = (np.moveaxis(image, 0, -1) if store.format.colour else image[0, ..., None]) / 2 + 0.5
+    # Not turned yet: labels and fixations are drawn in rows and columns.
+    shown = shown_slice(image if store.format.colour else image[:1], picture=True)
     label = np.zeros(shown.shape[:2], np.uint8)
     if store.labels is not None and case.labelled:
         label = np.asarray(store.labels[number, ::step, ::step])
