@@ -88,12 +88,11 @@ def training_set(
     Raises: StoreError if the slices' sides or numbers of channels differ.
     """
     images = with_channels(images)
-    for name, axis in (("px", -1), ("channel(s)", 1)):
-        if drawn.images.shape[axis] != images.shape[axis]:
-            raise StoreError(
-                f"synthetic slices are of {drawn.images.shape[axis]} {name}; they must be of {images.shape[axis]} "
-                f"{name} as the site's"
-            )
+    side, channels = images.shape[-1], images.shape[1]
+    if drawn.images.shape[-1] != side:
+        raise StoreError(f"synthetic slices are {drawn.images.shape[-1]} px; they must be {side} px as the site's")
+    if drawn.channels != channels:
+        raise StoreError(f"synthetic slices have {drawn.channels} channel(s); they must have {channels} as the site's")
     found = first_guess.probabilities(torch.from_numpy(drawn.images.astype(np.float32)), drawn.volume).argmax(1)
     agreement = foreground_dice(found, torch.from_numpy(drawn.labels.astype(np.int64)), drawn.classes)
     if not agreement >= MIN_AGREEMENT and labels_carry_over:

@@ -360,10 +360,11 @@ def test_a_segmenter_of_four_sequences_is_trained_and_goes_on_from_one_of_equal_
 
 @pytest.mark.parametrize("contrast", ["own", "random"])
 def test_a_class_that_only_its_hue_tells_is_learnt(contrast):
-    config = SegmenterConfig(width=8, network_size="small", updates=80, batch_size=8, learning_rate=1e-2, depth=3)
+    config = SegmenterConfig(width=8, network_size="small", updates=60, batch_size=8, learning_rate=1e-2, depth=3)
     config = replace(config, whole_slices=True)
     if contrast == "random":
-        config = first_guess_config(config)
+        config = first_guess_config(config, colour=True)
+        assert config.contrast.inverted == 0 < first_guess_config(SegmenterConfig()).contrast.inverted
     (made,) = train_segmenters(SegmenterData(labelled=coloured_squares(48)), COLOUR, config, title="colours")
     assert made.card.plan.colour
     shown = coloured_squares(16, seed=1)

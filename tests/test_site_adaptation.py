@@ -49,7 +49,7 @@ def test_every_network_learns_squares_and_gives_probabilities(name):
     data = volumes_of([10, 6, 9])
     config = small_config(network=name, updates=20, learning_rate=1e-2)
     (made,) = train_segmenters(SegmenterData(labelled=data), FORMAT, config, title="t")
-    found = made.probabilities(torch.from_numpy(data.images[:10])[:, None])
+    found = made.probabilities(torch.from_numpy(data.images[:10]))
     assert found.shape == (10, 3, 16, 16)
     torch.testing.assert_close(found.sum(1), torch.ones(10, 16, 16))
     inside = found[:, 0][torch.from_numpy(data.labels[:10]) > 0].mean()
@@ -198,7 +198,7 @@ def test_a_site_trains_on_what_first_guess_and_factory_agree_on_or_on_the_one_to
     right = (made.labelled.labels == own.labels)[own.labels > 0].mean()
     assert right > 0.8  # the labels that the site's own slices get are good ones
     with pytest.raises(StoreError, match="synthetic slices are 16 px; they must be 8 px"):
-        training_set(own.images[:, :8, :8], data, good)
+        training_set(own.images[..., :8, :8], data, good)
 
 
 @pytest.mark.parametrize(("read_in", "expected"), [("view", True), ("own", False)])

@@ -24,7 +24,8 @@ class ContrastMix:
     Attributes:
         unchanged: share of windows with their own contrast, 0 to 1.
         curves: share of windows with a random intensity curve, 0 to 1 - `unchanged`.
-        inverted: share of all windows in which dark and bright are exchanged afterwards; air stays dark.
+        inverted: share of all windows in which dark and bright are exchanged afterwards; air stays dark, and colours
+            keep their hues.
     """
 
     unchanged: float = 0.35
@@ -120,14 +121,24 @@ class SegmenterConfig:
         return read_record(cls, values)
 
 
-def first_guess_config(config: SegmenterConfig) -> SegmenterConfig:
+# Sequences of MRI differ in what is dark and what is bright, cameras do not.
+COLOUR_CONTRAST = ContrastMix(inverted=0.0)
+
+
+def first_guess_config(config: SegmenterConfig, *, colour: bool = False) -> SegmenterConfig:
     """The same training for a segmenter that works at other sites: under random contrast.
 
     A configuration that already has random contrast stays as it is.
+
+    Args:
+        config: of a training at the site alone.
+        colour: whether slices are pictures in colour, whose dark and bright are not exchanged.
     """
-    return replace(config, contrast=ContrastMix()) if config.contrast is None else config
+    if config.contrast is not None:
+        return config
+    return replace(config, contrast=COLOUR_CONTRAST if colour else ContrastMix())
 
 
-def localiser_config(config: SegmenterConfig) -> SegmenterConfig:
+def localiser_config(config: SegmenterConfig, *, colour: bool = False) -> SegmenterConfig:
     """The training of a localiser, for which a small network will do: under random contrast, on whole slices."""
-    return replace(first_guess_config(config), network_size="small", whole_slices=True)
+    return replace(first_guess_config(config, colour=colour), network_size="small", whole_slices=True)
