@@ -106,7 +106,7 @@ def split(store: SliceStore) -> tuple[torch.Tensor, torch.Tensor]:
 
 def images_of(store: SliceStore, chosen: torch.Tensor) -> torch.Tensor:
     """Slices (N, 1, S, S) in [-1, 1] by their numbers (N,)."""
-    return torch.from_numpy(np.asarray(store.images[chosen.numpy()], np.float32))[:, None]
+    return torch.from_numpy(np.asarray(store.images[chosen.numpy()], np.float32))
 
 
 @torch.no_grad()

@@ -270,7 +270,7 @@ def run(work: Path, job: Job, device: str) -> dict[str, Any]:
             "hd95": round(mean_over_classes(best, "hd95"), 2),
             "by_class": {label: round(value, 4) for label, value in class_means(best, "dice").items()},
             "agreement": round(
-                segmenter.agreement(torch.from_numpy(images.images.astype(np.float32))[:, None], images.volume), 4
+                segmenter.agreement(torch.from_numpy(images.images.astype(np.float32)), images.volume), 4
             ),
             "scores": [asdict(score) for score in best],
         }
@@ -284,7 +284,7 @@ def case_scores(store: SliceStore, segmenter: Segmenter, *, views: int) -> list[
     for case in store.cases:
         if not case.has_reference:
             continue
-        images = torch.from_numpy(store.images[case.span].astype(np.float32))[:, None]
+        images = torch.from_numpy(store.images[case.span].astype(np.float32))
         reference = store.reference(case)
         labels = store.grid(case).labels_to_volume(segmenter.probabilities(images, views=views).numpy())
         ours = Volume(segmenter.tidied(labels), reference.affine)

@@ -163,7 +163,7 @@ def endless(loader: DataLoader) -> Iterator[dict[str, Any]]:
 
 def inference(network: torch.nn.Module, plan: TrainingPlan, data: LabelledSlices) -> dict[str, float]:
     """Volumes per second by number of views; slices are in memory."""
-    images: Tensor = torch.from_numpy((data.images + 1) / 2)[:, None]
+    images: Tensor = torch.from_numpy((data.images + 1) / 2)
     rates = {}
     for views in (1, 8):
         began = time.perf_counter()

@@ -112,7 +112,7 @@ class SimulatedFederation:
 
 def slices_of(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
     """Slices (N, 1, S, S) in [-1, 1] by their numbers."""
-    return torch.from_numpy(store.images[chosen].astype(np.float32))[:, None]
+    return torch.from_numpy(store.images[chosen].astype(np.float32))
 
 
 @torch.no_grad()

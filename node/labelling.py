@@ -58,7 +58,7 @@ def train_localiser(store_dir: str | Path, config: SegmenterConfig, *, out: str 
     data = LabelledSlices(data.images, (data.labels > 0).astype(np.uint8), 2, data.volume)
     facts = TrainingFacts(domain=store.domain, slices=len(data.images))
     title = f"training a localiser on {store.domain}"
-    made = train_segmenter(data, store.format, localiser_config(config), title=title, facts=facts)
+    made = train_segmenter(data, store.format, localiser_config(config, colour=store.format.colour), title=title, facts=facts)
     if made.card.plan.window < store.format.size:
         raise UsageError(f"memory is {config.memory:g} GiB, too little for whole slices of {store.format.size} pixels")
     cases = [case for case in store.cases if case.split == "train" and case.label_kind == "dense"]
@@ -124,7 +124,7 @@ def label_factory(
         config = replace(config, mirror=False)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
     teacher = teacher or train_on_store(store, replace(config, contrast=None))
-    robust = guess or train_on_store(store, first_guess_config(config))
+    robust = guess or train_on_store(store, first_guess_config(config, colour=store.format.colour))
     real, held_out = (
         (_binned_slices(store, "train"), _binned_slices(store, "validation"))
         if labelling == "inversion"

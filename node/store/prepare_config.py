@@ -257,7 +257,7 @@ class PrepareConfig:
     def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
-        pairs += [(name, getattr(self, name), value) for name, value in asdict(site).items()]
+        pairs += [(name, value, getattr(site, name)) for name, value in asdict(self.site).items()]
         chosen: dict[str, object] = {
             "spacing": self.pixel,
             "slice_spacing": self.slice_spacing,
