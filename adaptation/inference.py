@@ -169,6 +169,8 @@ def slice_probabilities(
     Raises: VolumeError for an image without contrast, or a centre in the air around the body.
     """
     fmt = segmenters[0].format
+    if image.channels != fmt.channels:
+        raise VolumeError(f"{image.path}: has {image.channels} channels; it must have {fmt.channels}, as the model's")
     grid = image.grid(fmt, centre=centre)
     intensities = image.facts(plane=fmt.plane, box=grid.box).intensities
     slices = torch.from_numpy(fmt.scale(image.standardised(grid, intensities))).to(device)

@@ -28,7 +28,7 @@ from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.adaptation.training.segmenter_training import SegmenterData, plan_segmenter
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
-from fedfactory.imaging.volume_files import read_volume
+from fedfactory.imaging.image_reader import read_image
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
@@ -70,7 +70,7 @@ def site(folder: Path, arguments: argparse.Namespace) -> tuple[SliceStore, list[
     )
     store = prepare(folder / "t1", folder / "t1.store", config).store
     images = sorted((folder / "t1").glob("*/image/*.nii.gz")) or sorted((folder / "t1").rglob("*image*.nii.gz"))
-    return store, [read_volume(image) for image in images]
+    return store, [read_image((image,)) for image in images]
 
 
 def slices(store: SliceStore, split: str) -> LabelledSlices:

@@ -58,7 +58,8 @@ def train_localiser(store_dir: str | Path, config: SegmenterConfig, *, out: str 
     data = LabelledSlices(data.images, (data.labels > 0).astype(np.uint8), 2, data.volume)
     facts = TrainingFacts(domain=store.domain, slices=len(data.images))
     title = f"training a localiser on {store.domain}"
-    made = train_segmenter(data, store.format, localiser_config(config, colour=store.format.colour), title=title, facts=facts)
+    settings = localiser_config(config, colour=store.format.colour)
+    made = train_segmenter(data, store.format, settings, title=title, facts=facts)
     if made.card.plan.window < store.format.size:
         raise UsageError(f"memory is {config.memory:g} GiB, too little for whole slices of {store.format.size} pixels")
     cases = [case for case in store.cases if case.split == "train" and case.label_kind == "dense"]

@@ -29,6 +29,7 @@ from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.generative import FactoryConfig, TrainedFactory
+from fedfactory.imaging.images import VolumeImage
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
@@ -75,6 +76,11 @@ def kernels_of(layer, w):
         if layer.demodulate:
             kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
         yield kernel
+
+
+def image_of(*volumes: Volume | None) -> VolumeImage:
+    """An image with these volumes as channels."""
+    return VolumeImage(Path("image"), volumes)
 
 
 def oriented(volume: Volume, codes: str) -> Volume:

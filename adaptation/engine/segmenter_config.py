@@ -125,6 +125,11 @@ class SegmenterConfig:
 COLOUR_CONTRAST = ContrastMix(inverted=0.0)
 
 
+def first_guess_contrast(*, colour: bool) -> ContrastMix:
+    """The random contrast of a first guess, on slices in colour or not."""
+    return COLOUR_CONTRAST if colour else ContrastMix()
+
+
 def first_guess_config(config: SegmenterConfig, *, colour: bool = False) -> SegmenterConfig:
     """The same training for a segmenter that works at other sites: under random contrast.
 
@@ -136,7 +141,7 @@ def first_guess_config(config: SegmenterConfig, *, colour: bool = False) -> Segm
     """
     if config.contrast is not None:
         return config
-    return replace(config, contrast=COLOUR_CONTRAST if colour else ContrastMix())
+    return replace(config, contrast=first_guess_contrast(colour=colour))
 
 
 def localiser_config(config: SegmenterConfig, *, colour: bool = False) -> SegmenterConfig:

@@ -22,7 +22,7 @@ from ....common.seeding import seed_of, seeded
 from ....errors import ConfigError, TrainingError
 from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
 from ...engine.random_windows import WindowVariation
-from ...engine.segmenter_config import ContrastMix
+from ...engine.segmenter_config import first_guess_contrast
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
 from .method_config import COLOURS, MethodConfig
@@ -63,7 +63,7 @@ class FederatedMethod(ABC):
         self.rate = config.learning_rate or self.default_rate
         self.augmentation = Augmentation(
             windows=WindowVariation(rotation=config.rotation, mirror=config.mirror),
-            contrast=ContrastMix() if config.first_guess else None,
+            contrast=first_guess_contrast(colour=config.colour) if config.first_guess else None,
             colour=config.colour,
         )
 
