@@ -87,10 +87,11 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def write_json(path: str | os.PathLike, content: object) -> None:
-    """Write `content` as readable JSON, atomically."""
+def write_json(path: str | os.PathLike, content: object, *, compact: bool = False) -> None:
+    """Write `content` as JSON, atomically: readable, or compact, which takes a fraction of the time."""
+    text = json.dumps(content, indent=None if compact else 2, ensure_ascii=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -9,6 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
 
+PLAIN = (int, float, str, bool, type(None))  # what JSON knows too
 Record = TypeVar("Record")
 
 
@@ -32,7 +34,7 @@ def read_record(kind: type[Record], values: object, *, extra: str = "refuse") ->
     for field in fields(kind):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{kind.__name__} lacks the entry '{field.name}', which it must have")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{name: _checked(name, values[name], hints[name]) for name in names & values.keys()})
 
 
@@ -45,6 +47,8 @@ def write_record(record: object) -> Any:
     if isinstance(record, Mapping):
         return {name: write_record(value) for name, value in record.items()}
     if isinstance(record, (list, tuple)):
+        if all(type(part) in PLAIN for part in record):
+            return list(record)
         return [write_record(value) for value in record]
     return record
 
@@ -52,6 +56,12 @@ def write_record(record: object) -> Any:
 def record_to_dict(record: object) -> dict[str, Any]:
     """`write_record` of a record that has a `to_dict` of its own, which may call this."""
     return {field.name: write_record(getattr(record, field.name)) for field in fields(record)}  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a record's fields by name; finding them takes longer than all checks."""
+    return get_type_hints(kind)
 
 
 def _checked(name: str, value: object, hint: Any) -> Any:
@@ -71,6 +81,8 @@ def _checked(name: str, value: object, hint: Any) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[1:] == (...,) and arguments[0] in (int, str) and all(type(part) is arguments[0] for part in value):
+            return tuple(value)  # long lists of numbers are the rule in stores
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
         if len(kinds) == len(value):
             return tuple(_checked(name, part, kind) for part, kind in zip(value, kinds, strict=True))

@@ -18,6 +18,8 @@ from .volumes import Volume, in_plane, turned_affine
 
 HISTOGRAM_BINS = 64
 AFFINE_TOLERANCE = 1e-2  # millimetres
+STORED = np.float16  # type of the intensities in a store
+FAR_OUTSIDE = 0.05  # of the window's width
 
 Box = tuple[tuple[int, int], ...]
 
@@ -67,6 +69,23 @@ class ImageFacts:
     voxels: str
     intensities: tuple[Intensities, ...]
     blank: int
+
+
+@dataclass(frozen=True)
+class StoredSlices:
+    """Slices as stores keep them.
+
+    Attributes:
+        images: (slices, channels, size, size) float16 in [-1, 1]; -1 outside the image.
+        low: lowest standardised intensity of each channel.
+        high: highest standardised intensity of each channel.
+        clipped: share of the voxels far outside the intensity window.
+    """
+
+    images: np.ndarray
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    clipped: float
 
 
 class Image(ABC):
@@ -128,9 +147,18 @@ class Image(ABC):
         """`slices` with every channel's grey levels v as (v - mean) / deviation."""
         slices = self.slices(grid)
         for channel, values in enumerate(intensities):
+            if (values.mean, values.deviation) == (0.0, 1.0):
+                continue
             slices[:, channel] -= np.float32(values.mean)
             slices[:, channel] /= np.float32(values.deviation)
         return slices
+
+    def stored(self, grid: SliceGrid, intensities: Sequence[Intensities]) -> StoredSlices:
+        """The slices on the [-1, 1] scale of the grid's format, as stores keep them."""
+        standardised = self.standardised(grid, intensities)
+        low, high = (channel_ends(standardised, pick) for pick in (np.fmin, np.fmax))
+        clipped = clipped_share(standardised, low, high, fmt=grid.fmt)
+        return StoredSlices(grid.fmt.scale(standardised).astype(STORED), low, high, clipped)
 
 
 class VolumeImage(Image):
@@ -203,3 +231,26 @@ def digest_of_array(array: np.ndarray) -> str:
     digest = hashlib.sha256(str(array.shape).encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def channel_ends(values: np.ndarray, pick: np.ufunc) -> tuple[float, ...]:
+    """The lowest or highest value of each channel of slices (n, C, S, S), 0 for a channel of NaN alone."""
+    ends = np.array([pick.reduce(values[:, channel], axis=None) for channel in range(values.shape[1])])
+    return tuple(np.nan_to_num(ends).astype(float).tolist())
+
+
+def clipped_share(raw: np.ndarray, low: Sequence[float], high: Sequence[float], *, fmt: SliceFormat) -> float:
+    """Share of the voxels of standardised slices (n, C, S, S) that lie far outside of the window.
+
+    Args:
+        raw: the slices, NaN outside the image.
+        low: lowest value of each channel.
+        high: highest value of each channel.
+        fmt: has the window.
+    """
+    cut = 0
+    for channel, (darkest, brightest) in enumerate(fmt.window):
+        slack = FAR_OUTSIDE * (brightest - darkest)  # air a little darker than the site's darkest loses nothing
+        if low[channel] < darkest - slack or high[channel] > brightest + slack:
+            cut += (raw[:, channel] < darkest - slack).sum() + (raw[:, channel] > brightest + slack).sum()
+    return float(cut / max(1, np.isfinite(raw).sum())) if cut else 0.0

@@ -137,6 +137,13 @@ def decode_picture(
     Raises: VolumeError, see `read_picture`.
     """
     header = read_header(content, path, max_pixels)
+    return decode_content(content, path, header, channels=channels, at_least=at_least)
+
+
+def decode_content(
+    content: bytes, path: str | os.PathLike, header: Header, *, channels: int | None, at_least: int | None
+) -> Picture:
+    """`decode_picture` where the header is known already."""
     facts = facts_of(header)
     wanted = channels or facts.channels
     reduction = 1

@@ -11,12 +11,13 @@ import numpy as np
 
 from ...errors import VolumeError
 from ..case_files import ImageFile
-from ..images import Box, Image, ImageFacts, Intensities, digest_of_array
-from ..slice_format import PICTURE_SIDE, SliceFormat
+from ..images import FAR_OUTSIDE, STORED, Box, Image, ImageFacts, Intensities, StoredSlices, digest_of_array
+from ..slice_format import BACKGROUND, PICTURE_SIDE, SliceFormat
 from ..slice_grid import BLUR, SliceGrid
-from .decoding import MAX_PIXELS, Picture, decode_picture, is_picture, picture_facts, read_content
+from .decoding import MAX_PIXELS, Picture, decode_content, facts_of, is_picture, read_content, read_header
+from .headers import Header
 
-SAMPLED = 256  # pixels along each axis from which grey levels are counted
+SAMPLED = 128  # pixels along each axis from which grey levels are counted
 
 
 def is_picture_file(file: ImageFile) -> bool:
@@ -38,50 +39,82 @@ class PictureImage(Image):
 
     Args:
         path: of the file.
-        size: rows and columns of the picture.
-        channels: 3 for red, green and blue, 1 for grey.
+        content: its bytes.
+        header: of the file.
+        channels: 3 for red, green and blue, 1 for grey; None takes the file's own.
         at_least: pixels that the longer side must have; None reads all.
-        max_pixels: see `read_picture`.
     """
 
     deferred = True
 
     def __init__(
-        self, path: Path, size: tuple[int, int], *, channels: int, at_least: int | None, max_pixels: int
+        self, path: Path, content: bytes, header: Header, *, channels: int | None, at_least: int | None
     ) -> None:
-        self.path, self.size, self.channels, self.colour = path, size, channels, channels == 3
-        self.at_least, self.max_pixels = at_least, max_pixels
-        self.shape, self.affine = (*size, 1), picture_affine(*size)
+        facts = facts_of(header)
+        self.path, self.channels, self.at_least = path, channels or facts.channels, at_least
+        self.colour = self.channels == 3
+        self.shape, self.affine = (facts.rows, facts.columns, 1), picture_affine(facts.rows, facts.columns)
+        self._content, self._header = content, header
 
     @cached_property
     def picture(self) -> Picture:
         """The decoded picture."""
-        return decode_picture(
-            read_content(self.path),
-            self.path,
-            channels=self.channels,
-            at_least=self.at_least,
-            max_pixels=self.max_pixels,
-        )
+        return decode_content(self._content, self.path, self._header, channels=self.channels, at_least=self.at_least)
 
     def box(self, *, plane: str, crop: str, published: bool) -> Box:
         """The whole picture."""
         return tuple((0, n) for n in self.shape)
 
     def facts(self, *, plane: str, box: Box) -> ImageFacts:
-        """See `Image`. Grey levels are those of every k-th pixel, about 256 along each axis."""
+        """See `Image`. Digest and grey levels are those of every k-th pixel, at most 128 along each axis."""
         pixels = self.picture.pixels
-        step = max(1, max(pixels.shape[:2]) // SAMPLED)
-        values = pixels[::step, ::step].astype(np.float32) / np.iinfo(pixels.dtype).max
+        step = -(-max(pixels.shape[:2]) // SAMPLED)
+        sample = np.ascontiguousarray(pixels[::step, ::step])
+        values = sample.astype(np.float32) / np.iinfo(pixels.dtype).max
         try:
             found = tuple(Intensities.of(values[..., c], absolute=self.colour) for c in range(self.channels))
         except VolumeError as error:
             raise VolumeError(f"{self.path}: {error}; give a picture with contrast") from None
-        blank = bool((pixels == pixels[0, 0]).all())
-        return ImageFacts(voxels=digest_of_array(pixels), intensities=found, blank=int(blank))
+        blank = all(facts.low == facts.high for facts in found) and bool((pixels == pixels[0, 0]).all())
+        return ImageFacts(voxels=digest_of_array(sample), intensities=found, blank=int(blank))
 
     def slices(self, grid: SliceGrid) -> np.ndarray:
-        """See `Image`. Blurred first where pixels of the slice are coarser, then cubic interpolation, all by OpenCV."""
+        """See `Image`."""
+        planes = self._planes(grid)
+        slices = np.full((1, *planes.shape), np.nan, np.float32)
+        _, rows, columns = grid.kept_pixels
+        slices[0, :, rows, columns] = planes[:, rows, columns] / np.float32(np.iinfo(planes.dtype).max)
+        return slices
+
+    def stored(self, grid: SliceGrid, intensities: Sequence[Intensities]) -> StoredSlices:
+        """See `Image`. Of 8 bits there are 256 grey levels: each is scaled once."""
+        planes = self._planes(grid)
+        if planes.dtype != np.uint8:
+            return super().stored(grid, intensities)
+        levels = np.arange(256, dtype=np.float32)[None].repeat(self.channels, 0) / np.float32(255)
+        for level, values in zip(levels, intensities, strict=True):
+            level -= np.float32(values.mean)
+            level /= np.float32(values.deviation)
+        scaled = grid.fmt.scale(levels[None])[0].astype(STORED)
+        _, rows, columns = grid.kept_pixels
+        images = np.full((1, *planes.shape), BACKGROUND, STORED)
+        low, high, far, total = [], [], 0, 0
+        for channel, plane in enumerate(planes):
+            inside = plane[rows, columns]
+            images[0, channel, rows, columns] = scaled[channel][inside]
+            count, (darkest, brightest) = np.bincount(inside.ravel(), minlength=256), grid.fmt.window[channel]
+            slack, level = FAR_OUTSIDE * (brightest - darkest), levels[channel]
+            far += int(count[(level < darkest - slack) | (level > brightest + slack)].sum())
+            total += inside.size
+            low.append(float(level[count > 0].min()))
+            high.append(float(level[count > 0].max()))
+        return StoredSlices(images, tuple(low), tuple(high), far / max(1, total))
+
+    def _planes(self, grid: SliceGrid) -> np.ndarray:
+        """(channels, size, size) of the file's type, on the grid; edges are replicated outside of the picture.
+
+        Blurred first where pixels of the slice are coarser, then cubic interpolation, all by OpenCV.
+        """
         rows, columns = grid.axes[:2]
         pixels, reduction = self.picture.pixels, self.picture.reduction
         ratio = rows.ratio / reduction  # pixels from one pixel of the slice to the next
@@ -93,12 +126,7 @@ class PictureImage(Image):
         to_picture = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
         flags, size = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, (columns.count, rows.count)
         found = cv2.warpAffine(pixels, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        planes = found.reshape(rows.count, columns.count, self.channels).transpose(2, 0, 1)
-        _, inside_rows, inside_columns = grid.kept_pixels
-        slices = np.full((1, *planes.shape), np.nan, np.float32)
-        inside = planes[:, inside_rows, inside_columns]
-        slices[0, :, inside_rows, inside_columns] = inside / np.float32(np.iinfo(pixels.dtype).max)
-        return slices
+        return np.ascontiguousarray(found.reshape(rows.count, columns.count, self.channels).transpose(2, 0, 1))
 
     def shown(self) -> np.ndarray:
         """See `Image`."""
@@ -122,8 +150,7 @@ def read_picture_image(
     path = files[0]
     if len(files) > 1 or not is_picture_file(path):
         raise VolumeError(f"{path}: is one of {len(files)} channels; a picture must be one file, grey or in colour")
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    facts = picture_facts(path, max_pixels=limit)
-    channels, least = (facts.channels, None) if fmt is None else (fmt.channels, fmt.size)
-    size = (facts.rows, facts.columns)
-    return PictureImage(path, size, channels=channels, at_least=least, max_pixels=limit)
+    content = read_content(path)
+    header = read_header(content, path, MAX_PIXELS if max_pixels is None else max_pixels)
+    channels, least = (None, None) if fmt is None else (fmt.channels, fmt.size)
+    return PictureImage(path, content, header, channels=channels, at_least=least)

@@ -15,7 +15,7 @@ from ...imaging.archive.series import patient_key
 from ...imaging.case_files import CaseFiles
 from ...imaging.case_sizes import cut_labels
 from ...imaging.image_reader import read_image
-from ...imaging.images import Box, Image, ImageFacts
+from ...imaging.images import Box, Image, ImageFacts, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat
@@ -93,7 +93,8 @@ class CaseSlices:
     """A case cut into slices.
 
     Attributes:
-        standardised: (n, channels, size, size) float32, NaN outside the image.
+        standardised: (n, channels, size, size) float32, NaN outside the image; None where the window is known.
+        stored: slices on the [-1, 1] scale; None where the window is not known yet.
         image: what is known of the image's voxels.
         labels: (n, size, size) uint8, 255 where nobody annotated; or None.
         presence: (n, C) uint8, 1 where a slice shows the class, for image-level labels; C is one more than the highest
@@ -104,7 +105,8 @@ class CaseSlices:
         facts: what is known of the labels.
     """
 
-    standardised: np.ndarray
+    standardised: np.ndarray | None = None
+    stored: StoredSlices | None = None
     image: ImageFacts
     labels: np.ndarray | None = None
     presence: np.ndarray | None = None
@@ -112,6 +114,11 @@ class CaseSlices:
     reference: np.ndarray | None = None
     height: float
     facts: LabelFacts
+
+    @property
+    def count(self) -> int:
+        """Number of slices."""
+        return len(self.standardised if self.stored is None else self.stored.images)
 
 
 def digest_of(case: CaseFiles) -> str:
@@ -151,15 +158,14 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     )
 
 
-def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
-    """The slices of a case; `fmt` needs no window yet.
+def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, window_known: bool) -> CaseSlices:
+    """The slices of a case; standardised ones if the window of `fmt` is not known yet.
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
     image = read_image(case.channels, fmt=fmt, max_pixels=config.max_pixels)
     grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt, centre=seen.centre)
     known = image.facts(plane=fmt.plane, box=seen.box) if seen.image is None else seen.image
-    slices = image.standardised(grid, known.intensities)
     labels = presence = gaze = reference = None
     facts = LabelFacts()
     if case.labels and config.label_kind == "gaze":
@@ -182,7 +188,8 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
         if config.label_kind == "image":
             presence, labels = _presence(labels, facts.highest_label + 1), None
     return CaseSlices(
-        standardised=slices,
+        standardised=None if window_known else image.standardised(grid, known.intensities),
+        stored=image.stored(grid, known.intensities) if window_known else None,
         image=known,
         labels=labels,
         presence=presence,

@@ -71,7 +71,7 @@ def import_slices(
             image=known,
         )
 
-    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig) -> CaseSlices:
+    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, **_: bool) -> CaseSlices:
         data, labels = _read_case(case, config.size)
         voxel = float(np.prod(seen.spacing))
         facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)

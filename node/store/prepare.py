@@ -159,8 +159,9 @@ class _Run:
             fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
             fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
             kept = {name: case for name, case in old.items() if name not in parts}
-            self._write(fmt, fresh_cases, kept=kept, split=split, without_image=found.without_image)
-        store = SliceStore(self.out)
+            store = self._write(fmt, fresh_cases, kept=kept, split=split, without_image=found.without_image)
+        else:
+            store = SliceStore(self.out)
         tidy(self.out, store)
         return Preparation(
             store,
@@ -254,18 +255,24 @@ class _Run:
 
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        settings = {**fmt.to_dict(), "window": None, "z_bins": None, **asdict(self.config.site)}
+        window_known = self._window_known(fmt)
+        window = fmt.window if window_known else None
+        settings = {**fmt.to_dict(), "window": window, "z_bins": None, **asdict(self.config.site)}
         config = self.config
         labels = [config.label_kind, config.unlabelled_value, config.classes, sorted(config.class_names.items())]
         colours = None if config.mask_colours is None else sorted(map(str, config.mask_colours.items()))
         text = json.dumps([__version__, seen.digest, settings, labels, colours, seen.centre, fmt.channels])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
-            part.write(self.cut(case, seen, fmt, config=self.config))
+            part.write(self.cut(case, seen, fmt, config=self.config, window_known=window_known))
         return part
 
+    def _window_known(self, fmt: SliceFormat) -> bool:
+        """Whether the intensity window does not follow from the slices."""
+        return bool(self.store or self.config.window or fmt.colour)
+
     def _with_window(self, fmt: SliceFormat, parts: list[CutCase]) -> SliceFormat:
-        if self.store or self.config.window or fmt.colour:
+        if self._window_known(fmt):
             return fmt
         windows = [self._window(channel, fmt, parts) for channel in range(fmt.channels)]
         return replace(fmt, window=tuple(windows))
@@ -293,7 +300,7 @@ class _Run:
         kept: Mapping[str, Case],
         split: Mapping[str, str],
         without_image: list[str],
-    ) -> None:
+    ) -> SliceStore:
         names = sorted([*fresh, *kept])
         counts = [kept[name].count if name in kept else fresh[name][1].facts.count for name in names]
         firsts = dict(zip(names, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
@@ -344,7 +351,7 @@ class _Run:
             cases=tuple(cases),
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
         )
-        commit(self.out, self.work, index)
+        return commit(self.out, self.work, index)
 
     def _class_names(self, of_cases: Iterable[Mapping[str, str]]) -> dict[str, str]:
         """Names by label value: those that were asked for, of the store as it was, and of the label files.

@@ -22,6 +22,7 @@ QUALITY_PAGE = "quality.html"
 COLUMNS, MONTAGE_CASES = 8, 6
 SHOWN_SIZE = 128
 LISTED = 500  # cases in the table
+CURVES = 100  # cases whose intensities are drawn
 SAMPLED = 64  # slices behind the histogram of prepared intensities
 CHANNEL_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:grey")
 NOTE = (
@@ -116,13 +117,18 @@ def _histograms(store: SliceStore) -> Figure:
     colours = ("tab:red", "tab:green", "tab:blue") if store.format.colour else CHANNEL_COLOURS
     sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
     for channel, colour in zip(range(store.format.channels), colours, strict=False):
-        for case in store.cases:
+        for case in (store.cases[n] for n in _spread(len(store.cases), CURVES)):
             found = case.intensities[channel]
             counts, edges = np.array(found.counts), np.linspace(found.low, found.high, HISTOGRAM_BINS + 1)
             before.plot(edges[:-1], counts / max(1, counts.sum()), color=colour, alpha=0.3, linewidth=0.8)
         counts, edges = np.histogram(sample[:, channel], HISTOGRAM_BINS, (-1, 1))
         after.plot(edges[:-1], counts / counts.sum(), color=colour)
-    before.set(title="as acquired, one line per case", xlabel="intensity", ylabel="share of voxels", yscale="log")
+    before.set(
+        title=f"as acquired, one line for each of {min(CURVES, len(store.cases))} cases",
+        xlabel="intensity",
+        ylabel="share of voxels",
+        yscale="log",
+    )
     after.set(title="in the store, padding included", xlabel="intensity", yscale="log")
     for axis in (before, after):
         axis.minorticks_off()  # half of the drawing's time

@@ -178,25 +178,19 @@ class SliceStore:
             on the volume's own grid, see `to_runs`; or None.
         z_bin: (N,) int64 height bin of each slice.
 
+    Args:
+        path: folder of the store.
+        index: content of its index, if it is known; None reads it.
+
     Raises:
         UsageError: there is no store at `path`.
         StoreError: it is damaged or of another version.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, index: StoreIndex | None = None) -> None:
         self.path = Path(path)
-        if not (self.path / INDEX).is_file():
-            raise UsageError(
-                f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
-            )
         try:
-            content = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
-            if content["version"] != FORMAT_VERSION:
-                raise StoreError(
-                    f"{self.path}: store version {content['version']}, this program reads {FORMAT_VERSION}; run "
-                    "`fedfactory prepare` again"
-                )
-            index = read_record(StoreIndex, content)
+            index = index or self._read_index()
             self.domain, self.classes, self.height = index.domain, index.classes, index.height
             self.class_names = {int(value): name for value, name in index.class_names.items()}
             self.site, self.format, self.files = index.site, index.format, index.arrays
@@ -209,6 +203,19 @@ class SliceStore:
             self._check()
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
+
+    def _read_index(self) -> StoreIndex:
+        if not (self.path / INDEX).is_file():
+            raise UsageError(
+                f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
+            )
+        content = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+        if content["version"] != FORMAT_VERSION:
+            raise StoreError(
+                f"{self.path}: store version {content['version']}, this program reads {FORMAT_VERSION}; run "
+                "`fedfactory prepare` again"
+            )
+        return read_record(StoreIndex, content)
 
     def _open(self, kind: str) -> np.ndarray | None:
         """The array of a kind as a memory map, shaped as the attributes of the class; None if there is none."""

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from safetensors.numpy import save
 from ...common.files import refuse_existing, write_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
-from ...imaging.images import ImageFacts
+from ...imaging.images import ImageFacts, channel_ends, clipped_share
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
 from .case_slices import CaseSlices, LabelFacts
 from .prepare_config import FORMAT_FILE
@@ -31,7 +32,6 @@ WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 LISTS = ("gaze", "references")
-FAR_OUTSIDE = 0.05  # of the window's width
 OF_EARLIER_SLICES = ("embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_candidates.json")
 
 
@@ -77,6 +77,7 @@ class CutFacts:
         image: what is known of its voxels.
         low: lowest standardised intensity of each channel.
         high: highest standardised intensity of each channel.
+        clipped: share of the voxels far outside the intensity window; None where the window was not known yet.
         kinds: of the label arrays it has.
         classes: number of label values, background included; 0 without labels.
     """
@@ -87,12 +88,16 @@ class CutFacts:
     image: ImageFacts
     low: tuple[float, ...]
     high: tuple[float, ...]
+    clipped: float | None
     kinds: tuple[str, ...]
     classes: int
 
 
 class CutCase:
-    """One case's standardised slices and labels in the working folder; complete once its facts are there."""
+    """One case's slices and labels in the working folder; complete once its facts are there.
+
+    The slices are kept as the store has them, or standardised where the site's intensity window is not known yet.
+    """
 
     def __init__(self, work: Path, key: str) -> None:
         self.work, self.key = work, key
@@ -101,8 +106,9 @@ class CutCase:
     def complete(self) -> bool:
         return self._path("facts.json").exists()
 
-    @property
+    @cached_property
     def facts(self) -> CutFacts:
+        """What is known beside the arrays, once they are complete."""
         return read_record(CutFacts, json.loads(self._path("facts.json").read_text(encoding="utf-8")))
 
     def write(self, slices: CaseSlices) -> None:
@@ -113,19 +119,23 @@ class CutCase:
             "references": slices.reference,
         }
         arrays = {kind: array for kind, array in arrays.items() if array is not None}
-        tensors = {"standardised": slices.standardised, **arrays}
+        stored, raw = slices.stored, slices.standardised
+        tensors = {"standardised": raw} if stored is None else {"images": stored.images}
+        tensors |= arrays
         self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
         facts = CutFacts(
             height=slices.height,
             labels=slices.facts,
-            count=len(slices.standardised),
+            count=slices.count,
             image=slices.image,
-            low=_ends(slices.standardised, np.fmin),
-            high=_ends(slices.standardised, np.fmax),
+            low=channel_ends(raw, np.fmin) if stored is None else stored.low,
+            high=channel_ends(raw, np.fmax) if stored is None else stored.high,
+            clipped=None if stored is None else stored.clipped,
             kinds=tuple(arrays),
             classes=slices.facts.highest_label + 1 if arrays else 0,
         )
-        write_json(self._path("facts.json"), write_record(facts))
+        write_json(self._path("facts.json"), write_record(facts), compact=True)
+        self.facts = facts  # so that they need not be read again
 
     def standardised(self) -> np.ndarray:
         """(n, C, S, S) float32, NaN outside the image."""
@@ -133,15 +143,12 @@ class CutCase:
 
     def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
         """The arrays (n, ...) as the store has them, and the share of voxels that lie far outside of the window."""
+        arrays = {kind: self._load(kind) for kind in self.facts.kinds}
+        if self.facts.clipped is not None:
+            return {"images": self._load("images"), **arrays}, self.facts.clipped
         raw = self.standardised()
-        finite = np.isfinite(raw).sum()
-        cut = 0
-        for channel, (low, high) in enumerate(fmt.window):
-            slack = FAR_OUTSIDE * (high - low)  # air a little darker than the site's darkest loses nothing
-            cut += (raw[:, channel] < low - slack).sum() + (raw[:, channel] > high + slack).sum()
-        arrays = {"images": fmt.scale(raw).astype(np.float16)}
-        arrays |= {kind: self._load(kind) for kind in self.facts.kinds}
-        return arrays, float(cut / max(1, finite))
+        arrays["images"] = fmt.scale(raw).astype(DTYPES["images"])
+        return arrays, clipped_share(raw, self.facts.low, self.facts.high, fmt=fmt)
 
     def _load(self, kind: str) -> np.ndarray:
         """An array of the case, shaped (n, ...) as in `CaseSlices`."""
@@ -151,11 +158,6 @@ class CutCase:
 
     def _path(self, ending: str) -> Path:
         return self.work / f"{self.key}.{ending}"
-
-
-def _ends(values: np.ndarray, pick: np.ufunc) -> tuple[float, ...]:
-    """The lowest or highest value of each channel of slices (n, C, S, S), 0 for a channel of NaN alone."""
-    return tuple(np.nan_to_num(pick.reduce(values, axis=(0, 2, 3))).astype(float).tolist())
 
 
 class StoreArrays:
@@ -234,17 +236,20 @@ class _ArrayFile:
         self.file.close()
 
 
-def commit(out: Path, work: Path, index: StoreIndex) -> None:
+def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
     """Make the staged arrays and `index` the store. Until the index is renamed, the old store is complete."""
     staged = work / STAGED
     content = index.to_dict()
-    write_json(staged / INDEX, content)
+    write_json(staged / INDEX, content, compact=True)  # hundreds of numbers for each case
     write_json(staged / FORMAT_FILE, {name: content[name] for name in ("made_by", "domain", "format")})
-    write_quality_page(SliceStore(staged), staged / QUALITY_PAGE)
+    store = SliceStore(staged, index=index)
+    write_quality_page(store, staged / QUALITY_PAGE)
     for name in OF_EARLIER_SLICES:
         (out / name).unlink(missing_ok=True)
     for name in (*index.arrays.values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
         os.replace(staged / name, out / name)
+    store.path = out  # its memory maps are of the same files
+    return store
 
 
 def tidy(out: Path, store: SliceStore) -> None:
