@@ -379,7 +379,7 @@ def type_page(town: Town, lines: list[str]) -> None:
     """Type lines; where one trains, the sites that were added before approve the plan."""
     sites: list[str] = []
     for line in lines:
-        if " train" not in line:
+        if not line.startswith("fedfactory train"):
             town.type(line)
             sites += [line.split()[3]] if " site add " in line else []
             continue
@@ -432,7 +432,7 @@ def write_segmenter(store: Path, out: Path) -> None:
     """A segmenter for the slices of a store, with random weights."""
     data = SliceStore(store)
     fmt, names = data.format, {str(value): name for value, name in data.class_names.items()}
-    made = untrained_segmenter(channels=fmt.channels, colour=fmt.colour, window=fmt.size, classes=data.classes)
+    made = untrained_segmenter(channels=fmt.channels, colour=fmt.colour, window=fmt.size, classes=max(2, data.classes))
     Segmenter(made.network, fmt, replace(made.card, class_names=names)).save(out)
 
 
