@@ -15,14 +15,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fedfactory.adaptation.labels.weak_labels import weaken
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.demo.local_federation import READY, _free_port
 from fedfactory.generative import load_factory
+from fedfactory.imaging.pictures.decoding import write_picture
 from fedfactory.imaging.slice_format import UNLABELLED
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
@@ -30,12 +34,17 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from golden import filled_states, published_config
-from helpers import ball_volume, fixate, processes_of, write_site
+from helpers import ball_volume, fixate, processes_of, untrained_segmenter, write_dicom, write_site
 from test_documentation import COMMANDS, ROOT, commands_of
 
 pytestmark = pytest.mark.tutorial
 ELSEWHERE = {"fedfactory demo"}  # eight minutes; tests/test_federation.py runs a smaller demo
 SMALLER = (
+    (
+        r"^(fedfactory prepare .*--size) 64(.* --label-kind none|$)",
+        r"\1 32\2",
+    ),  # the vessels, whose preset becomes tiny
+    (r"--preset small", "--preset tiny"),
     (r"^(fedfactory prepare (?!.*--(size|like)).*)", r"\1 --size 32"),
     (r"--rounds \d+", "--rounds 1"),
     (r"--updates-per-round \d+", ""),
@@ -280,7 +289,9 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
 def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
     """Two sites run the commands in which the page has NODE and STORE."""
     town.put_aside("run", "STORE", "scans", "atlas", "NODE")
-    *before, train = shell_lines(f"docs/{method}.md")
+    lines = shell_lines(f"docs/{method}.md")
+    last = next(number for number, line in enumerate(lines) if "train-segmenter" in line)
+    before, train = lines[:last], lines[last]  # what follows is typed by the test of public pictures
     for name in ("atlas", "scans"):
         write_site(town.folder / name, shape=(32, 32, 6))
     if method == "gaze":
@@ -300,6 +311,164 @@ def test_a_method_with_a_page_of_its_own_runs_as_the_page_says(town, method):
             town.type(line)
     town.approved(train, "node-a", "node-b", shows=f'method_name = "{method}"')
     assert method in (town.folder / "run" / "results.json").read_text()
+
+
+def eyes(folder: Path, *names: str, masks: dict[str, tuple[int, ...]], seed: int = 0) -> None:
+    """Colour pictures of a disc with a brighter core, and their masks.
+
+    Args:
+        names: of the pictures, with {} for a number.
+        masks: name of each mask, with {} for the number, and the value of background, disc and core in it.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.indices((40, 48)).astype(float)
+    for number in range(1, 7):
+        middle = rng.uniform(16, 24, 2)
+        distance = np.hypot(places[0] - middle[0], places[1] - middle[1])
+        label = (distance < 11).astype(int) + (distance < 5)
+        colours = np.array([[60, 30, 20], [150, 80, 60], [220, 190, 150]])[label] + rng.normal(0, 6, (40, 48, 3))
+        files = {name: colours.clip(0, 255) for name in names}
+        files |= {name: np.array(values)[label] for name, values in masks.items()}
+        for name, pixels in files.items():
+            path = folder / name.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_picture(path, pixels.astype(np.uint8))
+
+
+def public_pictures(folder: Path) -> None:
+    """Small pictures under the names, and in the layouts, of the data sets on the pages."""
+    white = (0, 255, 255)
+    for number, (name, pictures, masks) in enumerate((
+        ("PICTURES", "images/patient{}_a.png", "masks/patient{}_a.png"),
+        ("NEW", "images/new{}.png", "masks/new{}.png"),
+        ("CVC-ClinicDB", "Original/{}.png", "Ground Truth/{}.png"),
+        ("Kvasir-SEG", "images/cju{}.png", "masks/cju{}.png"),
+        ("ETIS-LaribPolypDB", "images/{}.png", "masks/{}.png"),
+        ("DRIVE/training", "images/{}_training.png", "1st_manual/{}_manual1.png"),
+        ("CHASEDB1", "Image_{}L.png", "Image_{}L_1stHO.png"),
+        ("Dataset_BUSI_with_GT", "benign/benign ({}).png", "benign/benign ({})_mask.png"),
+        ("ISIC", "ISIC2018_Task1-2_Training_Input/ISIC_{}.png",
+         "ISIC2018_Task1_Training_GroundTruth/ISIC_{}_segmentation.png"),
+        ("BOXES", "images/box{}.png", "masks/box{}.png"),
+    )):  # fmt: skip
+        eyes(folder / name, pictures, masks={masks: white}, seed=number)
+    for name in ("FUNDUS", "REFUGE"):
+        eyes(folder / name, "images/Glaucoma/g{}.png", masks={"masks/Glaucoma/g{}.png": (255, 128, 0)}, seed=20)
+    eyes(
+        folder / "EYES",
+        "images/eye{}.png",
+        masks={"masks/disc/eye{}.png": white, "masks/cup/eye{}.png": (0, 0, 255)},
+        seed=21,
+    )
+    (folder / "colours.csv").write_text("VALUE,CLASS,NAME\n255,0,\n128,2,disc\n0,1,cup\n")
+    rows = "".join(f"patient{number}_a,{number // 2}\n" for number in range(1, 7))
+    (folder / "patients.csv").write_text(f"CASE,PATIENT\n{rows}")
+    fixations = "".join(f"cju{n}.png,0.5,0.5,{ms}\n" for n in range(1, 7) for ms in (200, 300, 400))
+    head = "IMAGE,CURRENT_FIX_X,CURRENT_FIX_Y,CURRENT_FIX_DURATION"
+    (folder / "kvasir_fixation.csv").write_text(f"{head}\n{fixations}")
+
+
+@pytest.fixture(scope="module")
+def gallery(town):
+    """The town with data sets of pictures."""
+    public_pictures(town.folder)
+    return town
+
+
+def type_page(town: Town, lines: list[str]) -> None:
+    """Type lines; where one trains, the sites that were added before approve the plan."""
+    sites: list[str] = []
+    for line in lines:
+        if not line.startswith("fedfactory train"):
+            town.type(line)
+            sites += [line.split()[3]] if " site add " in line else []
+            continue
+        method = re.search(r"--method (\w+)", line)
+        town.approved(line, *sites, shows=f'method_name = "{method[1]}"' if method else "FactoryTrainingPlan")
+        sites.clear()
+
+
+@pytest.mark.parametrize("method", ["hssf", "gaze", "fedmix", "fedicra"])
+def test_a_method_is_trained_on_the_public_pictures_of_its_page(gallery, method):
+    lines = shell_lines(f"docs/{method}.md")
+    code = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{method}.md").read_text(encoding="utf-8"), re.S)
+    for number, text in enumerate(code):
+        (gallery.folder / f"script{number}.py").write_text(text)
+        gallery.type(f"python script{number}.py")
+    trains = [number for number, line in enumerate(lines) if "train-segmenter" in line]
+    type_page(gallery, lines[trains[0] + 1 :] if len(trains) > 1 else lines)
+    (table,) = [line.split("--out ")[1].split()[0] for line in lines if "evaluate" in line]
+    assert (gallery.folder / table).read_text().count("\n") > 6
+
+
+def test_pictures_channels_and_labels_in_dicom_as_their_page_says(gallery):
+    town, folder = gallery, gallery.folder
+    town.put_aside("segmenter", "found", "synthetic")
+    lines = shell_lines("docs/preparing-pictures.md")
+    first = next(number for number, line in enumerate(lines) if " segment " in line)
+    type_page(town, lines[:first])
+    write_segmenter(folder / "pictures.store", folder / "segmenter.safetensors")
+    channels = next(number for number, line in enumerate(lines) if "BRAINS" in line)
+    type_page(town, lines[first:channels])
+    assert len(list((folder / "found" / "contours").iterdir())) == 6
+    assert len(list((folder / "synthetic-eyes" / "masks").iterdir())) == 2
+    write_brains(folder)
+    town.type(lines[channels])
+    write_segmenter(folder / "mri.store", folder / "mri.safetensors")
+    town.type(lines[channels + 1])
+    assert [path.name for path in (folder / "found-mri").iterdir()] == ["new.nii.gz"]
+    prepare_scans, segment_scans = lines[channels + 2 :]
+    if find_spec("highdicom") is None:
+        typed.update((prepare_scans, segment_scans))
+        pytest.skip("labels in DICOM need fedfactory[dicom]")
+    write_scans(folder / "SCANS")
+    town.type(prepare_scans)
+    write_segmenter(folder / "ct.store", folder / "ct.safetensors")
+    town.type(segment_scans)
+    assert len(list((folder / "found-ct").glob("*.dcm"))) == 3
+
+
+def write_segmenter(store: Path, out: Path) -> None:
+    """A segmenter for the slices of a store, with random weights."""
+    data = SliceStore(store)
+    fmt, names = data.format, {str(value): name for value, name in data.class_names.items()}
+    made = untrained_segmenter(channels=fmt.channels, colour=fmt.colour, window=fmt.size, classes=max(2, data.classes))
+    Segmenter(made.network, fmt, replace(made.card, class_names=names)).save(out)
+
+
+def write_brains(folder: Path) -> None:
+    """Patients with three sequences, of which the last one lacks one, and the three files of a new patient."""
+    for number in range(4):
+        image, label = ball_volume(seed=number)
+        for channel, name in enumerate(("t1", "t2", "flair")):
+            if (number, name) == (3, "flair"):
+                continue
+            write_volume(folder / "BRAINS" / f"patient{number}" / name / "scan.nii.gz", image)
+            if number == 0:
+                write_volume(folder / f"new_{channel:04d}.nii.gz", image)
+        write_volume(folder / "BRAINS" / f"patient{number}" / "label" / "seg.nii.gz", label)
+
+
+def write_scans(folder: Path) -> None:
+    """Three DICOM series with a DICOM segmentation each, whose classes have other numbers than the page gives them."""
+    import pydicom
+    from fedfactory.imaging.archive.segmentation_writer import write_segmentation
+    from fedfactory.imaging.archive.series import find_series, read_series
+
+    for number in range(3):
+        case = folder / f"scan{number}"
+        write_dicom(case / "image", ball_volume(seed=number)[0], patient=f"P{number}", uid=f"1.2.3.{number + 1}")
+        for file in (case / "image").iterdir():
+            header = pydicom.dcmread(file)
+            header.FrameOfReferenceUID = "1.2.9"
+            header.save_as(file)
+        (files,) = find_series(case / "image").values()
+        volume = read_series(files)
+        labels = np.zeros(volume.data.shape, np.uint16)
+        labels[4:9, 5:12, 2:5], labels[11:16, 5:12, 2:5] = 1, 2
+        (case / "label").mkdir()
+        names = {1: "Spleen", 2: "Liver"}
+        write_segmentation(case / "label" / "seg.dcm", Volume(labels, volume.affine), files, names=names, algorithm="a")
 
 
 def test_an_original_checkpoint_becomes_a_factory(town):
