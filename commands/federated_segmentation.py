@@ -186,7 +186,8 @@ def _options(words: list[str]) -> dict[str, object]:
 def _print_scores(result: SegmentationResult) -> None:
     from ..researcher.segmentation import score_table
 
-    table = Table("site", "labels", "own Dice", "own HD95 (mm)", "average Dice", "average HD95 (mm)")
+    headings = ("site", "labels", "own Dice", "own HD95", "average Dice", "average HD95")
+    table = Table(*headings, caption="HD95 is in mm, of pictures in pixels")
     for row in score_table(result):
         table.add_row(*row)
     console.print(table)

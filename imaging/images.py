@@ -189,7 +189,7 @@ class VolumeImage(Image):
         try:
             intensities = tuple(MISSING if values is None else Intensities.of(values) for values in kept)
         except VolumeError as error:
-            raise VolumeError(f"{self.path}: {error}; give an image with contrast") from None
+            raise VolumeError(f"{self.path}: {error}") from None
         blank = [values.max(axis=(0, 1)) == values.min(axis=(0, 1)) for values in kept if values is not None]
         digests = ["missing" if volume is None else digest_of_array(volume.data) for volume in self.volumes]
         whole = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -312,8 +312,8 @@ def method_experiment(
 def score_table(result: SegmentationResult) -> list[list[str]]:
     """The scores as text, one row per site and a last row of means.
 
-    Returns: rows of name, kinds of labels, Dice and HD95 in mm of the site's own model, Dice and HD95 of the average;
-        empty where nothing was measured.
+    Returns: rows of name, kinds of labels, Dice and HD95 (mm; pixels of pictures) of the site's own model, Dice and
+        HD95 of the average; empty where nothing was measured.
     """
     columns = [f"{which}{measure}" for which in (OWN, AVERAGE) for measure in ("dice", "hd95")]
     rows = [
@@ -348,6 +348,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
             network=FEDERATED,
             federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
             training=TrainingFacts(domain=public.domain),
+            class_names={str(value): name for value, name in public.class_names.items()},
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
     with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
