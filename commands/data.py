@@ -166,7 +166,7 @@ def prepare(
     from ..node.store.prepare_config import PrepareConfig
 
     table = None if mask_colours is None else read_colour_table(mask_colours)
-    names = {} if table is None else dict(table.names)
+    names = {} if table is None else table.class_names
     names |= {} if class_names is None else parse_names(class_names)
     config = PrepareConfig(
         domain=domain,
@@ -289,12 +289,15 @@ def weaken_labels(
         typer.Option(callback=one_of(WEAK_LABEL_KINDS), help=f"Kind of the new labels: {listed(WEAK_LABEL_KINDS)}."),
     ],
     label_key: LabelKey = "label",
+    mask_colours: MaskColours = None,
     seed: Seed = 0,
 ) -> None:
     """Copy a data set and replace its dense labels by weaker ones, for studies."""
     from ..adaptation.labels.weak_labels import weaken_folder
+    from ..imaging.pictures.colour_table import read_colour_table
 
-    count = weaken_folder(source, out, kind, label_key=label_key, seed=seed)
+    colours = None if mask_colours is None else read_colour_table(mask_colours).classes
+    count = weaken_folder(source, out, kind, label_key=label_key, colours=colours, seed=seed)
     unlabelled = "" if kind == "box" else " --unlabelled-value 255"
     console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from ..errors import UsageError
 
 ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
 
@@ -63,6 +66,31 @@ class Found:
     without_image: list[str] = field(default_factory=list)
     remarks: dict[str, str] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)
+
+    def number_classes(self, wanted: Mapping[int, str]) -> None:
+        """Give the classes that folders tell the numbers that the site gives to their names.
+
+        Args:
+            wanted: name of each label value at this site; without any, or where no folder tells a class, all stays.
+
+        Raises: UsageError for a folder of a class that has no number at the site.
+        """
+        if not wanted or not self.class_names:
+            return
+        numbers = {name.casefold(): value for value, name in wanted.items()}
+        if unknown := [name for name in self.class_names.values() if name.casefold() not in numbers]:
+            raise UsageError(
+                f"the class folder '{unknown[0]}' is none of the classes {', '.join(wanted.values())}; add it to "
+                "class_names"
+            )
+        changed = {value: numbers[name.casefold()] for value, name in self.class_names.items()}
+        for number, case in enumerate(self.cases):
+            labels = [
+                file if file.value is None else replace(file, value=changed.get(file.value, file.value))
+                for file in case.labels
+            ]
+            self.cases[number] = replace(case, labels=tuple(labels))
+        self.class_names = dict(wanted)
 
 
 class Unusable(Exception):

@@ -75,7 +75,8 @@ def _image_files(files: Sequence[Path], channels: int) -> list[CaseFiles]:
     parts: dict[str, dict[int, Path]] = {}
     for path in files:
         name, number = _channel_of(case_name(path), channels) or (case_name(path), 0)
-        parts.setdefault(name, {})[number] = path
+        if (other := parts.setdefault(name, {}).setdefault(number, path)) != path:
+            raise UsageError(f"{other} and {path}: are both channel {number} of {name}; give one of them")
     for name, known in parts.items():
         if lacking := [number for number in range(channels) if number not in known]:
             raise UsageError(
@@ -254,7 +255,8 @@ def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]
         whole = case_name(path)
         numbered = None if _nnunet_label(source, whole) else _channel_of(whole, channels)
         case, number = numbered or (whole, 0)
-        files.setdefault(case, {}).setdefault(number, path)
+        if (other := files.setdefault(case, {}).setdefault(number, path)) != path:
+            raise UsageError(f"{other} and {path}: are both channel {number} of {case}; keep one of them")
     return files
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ..errors import UsageError
 
@@ -43,3 +44,32 @@ def check_names(names: Mapping[int, str]) -> dict[int, str]:
 def class_name(label: int, names: Mapping[int, str]) -> str:
     """What a class is called: its name, or "class 2" if it has none."""
     return names.get(label, f"class {label}")
+
+
+def united_names(names: Mapping[int, str], of_files: Iterable[Mapping[int, str]]) -> dict[int, str]:
+    """The names by label value, and those that label files tell besides.
+
+    Raises: UsageError if one value has several names.
+    """
+    united = dict(names)
+    for given in of_files:
+        for value, name in given.items():
+            if united.setdefault(value, name).casefold() != name.casefold():
+                raise UsageError(
+                    f"label {value} is '{united[value]}' in one label file and '{name}' in another; give class_names, "
+                    "by which their classes are matched"
+                )
+    return united
+
+
+def refuse_other_names(there: Mapping[int, str], wanted: Mapping[int, str], store: Path) -> None:
+    """Raises: UsageError if names by label value contradict those by which the labels of a store are numbered."""
+    numbers = {name.casefold(): value for value, name in there.items()}
+    for value, name in wanted.items():
+        if there.get(value, name).casefold() != name.casefold():
+            problem = f"label {value} is '{there[value]}' in the store, not '{name}'"
+        elif numbers.get(name.casefold(), value) != value:
+            problem = f"'{name}' is label {numbers[name.casefold()]} in the store, not {value}"
+        else:
+            continue
+        raise UsageError(f"{store}: {problem}; give the store's class_names, or choose another folder")

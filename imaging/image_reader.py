@@ -38,4 +38,4 @@ def read_image(
     volumes = [None if file is None else read_volume(file) for file in files]
     first = next(volume for volume in volumes if volume is not None)
     same = [None if v is None else on_grid_of(first, v, path) for v, path in zip(volumes, paths, strict=True)]
-    return VolumeImage(first_path, same)
+    return VolumeImage(first_path, same, paths=paths)

@@ -167,10 +167,14 @@ class VolumeImage(Image):
     Args:
         path: of its first file, for messages.
         volumes: one for each channel, of one grid; None for a channel that is filled with background.
+        paths: of the first file of each channel, for messages about one of them; None takes `path`.
     """
 
-    def __init__(self, path: Path, volumes: Sequence[Volume | None]) -> None:
+    def __init__(
+        self, path: Path, volumes: Sequence[Volume | None], *, paths: Sequence[Path | None] | None = None
+    ) -> None:
         self.path, self.volumes = path, tuple(volumes)
+        self.paths = tuple(paths or [path] * len(self.volumes))
         self.present = [volume for volume in self.volumes if volume is not None]
         self.shape, self.affine = self.present[0].data.shape, self.present[0].affine
         self.channels = len(self.volumes)
@@ -186,14 +190,21 @@ class VolumeImage(Image):
         """See `Image`."""
         part = tuple(slice(*ends) for ends in box)
         kept = [None if volume is None else volume.turned(plane).data[part] for volume in self.volumes]
-        try:
-            intensities = tuple(MISSING if values is None else Intensities.of(values) for values in kept)
-        except VolumeError as error:
-            raise VolumeError(f"{self.path}: {error}") from None
+        intensities = tuple(map(self._intensities, kept, self.paths))
         blank = [values.max(axis=(0, 1)) == values.min(axis=(0, 1)) for values in kept if values is not None]
         digests = ["missing" if volume is None else digest_of_array(volume.data) for volume in self.volumes]
         whole = digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
         return ImageFacts(voxels=whole, intensities=intensities, blank=int(np.all(blank, axis=0).sum()))
+
+    @staticmethod
+    def _intensities(values: np.ndarray | None, path: Path | None) -> Intensities:
+        """Grey levels of the kept voxels (X, Y, Z) of a channel."""
+        if values is None:
+            return MISSING
+        try:
+            return Intensities.of(values)
+        except VolumeError as error:
+            raise VolumeError(f"{path}: {error}") from None
 
     def slices(self, grid: SliceGrid) -> np.ndarray:
         """See `Image`."""

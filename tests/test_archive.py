@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fedfactory.adaptation.inference import Outputs, segment
+from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.archive.object_kinds import is_segmentation_object, kind_of_object
 from fedfactory.imaging.archive.segmentation_object import read_segmentation
 from fedfactory.imaging.archive.segmentation_writer import write_segmentation
 from fedfactory.imaging.archive.series import find_series, read_grid, read_series
 from fedfactory.imaging.archive.structure_set import inside, read_structure_set
+from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
-from helpers import write_dicom
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
+from helpers import untrained_segmenter, write_dicom
 
 pydicom = pytest.importorskip("pydicom", reason="DICOM objects need fedfactory[dicom]")
 highdicom = pytest.importorskip("highdicom", reason="DICOM objects need fedfactory[dicom]")
@@ -492,3 +500,115 @@ def test_a_point_has_a_name_and_no_voxels(wide, tmp_path):
     path = structure_set(tmp_path / "a.dcm", wide, {"isocentre": [(1.3, [(4, 4)])]}, kind="POINT")
     found, names = read_structure_set(path, wide)
     assert names == {1: "isocentre"} and not found.data.any()
+
+
+# DICOM labels in `prepare` and `segment`.
+
+
+def blocks_of(files: tuple[Path, ...]) -> Volume:
+    """Labels 1 and 2 in blocks that no mirroring leaves as they are, on the grid of a series."""
+    volume = read_series(files)
+    values = np.zeros(volume.data.shape, np.uint16)
+    values[3:11, 2:9, 1:3], values[13:20, 11:17, 2] = 1, 2
+    return Volume(values, volume.affine)
+
+
+def dicom_case(folder: Path, uid: str, labels: str, names=NAMES) -> None:
+    """A case of a series with blocks as SEG, RTSTRUCT or NIfTI; the values of its classes follow from `names`."""
+    shape, affine = (24, 20, 4), rotated((0, 1, 2), (1, -1, -1), tilt=0.4)
+    files = make_series(folder / "image", affine, uid=uid, shape=shape)
+    blocks = blocks_of(files)
+    (folder / "label").mkdir()
+    if labels == "seg":
+        write_segmentation(folder / "label" / "a.dcm", blocks, files, names=names, algorithm="a")
+    elif labels == "rtstruct":
+        rectangles = [[(3, 2), (11, 2), (11, 9), (3, 9)], [(13, 11), (20, 11), (20, 17), (13, 17)]]
+        regions = {names[1]: [(1, rectangles[0]), (2, rectangles[0])], names[2]: [(2, rectangles[1])]}
+        structure_set(folder / "label" / "a.dcm", files, regions)
+    else:
+        write_volume(folder / "label" / "a.nii.gz", blocks)
+
+
+def prepared(folder: Path, **changes) -> SliceStore:
+    values = {"domain": "x", "size": 24, "z_bins": 2, "validation_share": 0.0, "test_share": 0.0, **changes}
+    return prepare(folder, folder.with_name(f"{folder.name}-store"), PrepareConfig(**values)).store
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_labels_in_dicom_are_prepared_as_those_in_nifti(kind, tmp_path):
+    names = {1: "liver", 2: "Überlauf"}
+    for folder, labels in (("dicom", kind), ("nifti", "nifti")):
+        dicom_case(tmp_path / folder / "case", "1.2.3.4", labels, names)
+    found, expected = prepared(tmp_path / "dicom"), prepared(tmp_path / "nifti")
+    assert (expected.labels == 1).sum() > 15 < (expected.labels == 2).sum()
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.images, expected.images)
+    assert found.class_names == names and expected.class_names == {}
+    assert "liver" in (found.path / "quality.html").read_text(encoding="utf-8")
+
+
+def test_classes_that_two_files_number_differently_are_matched_by_their_names(tmp_path):
+    source = tmp_path / "s"
+    dicom_case(source / "a", "1.2.3.4", "seg", {1: "liver", 2: "spleen"})
+    dicom_case(source / "b", "1.2.3.5", "seg", {1: "Spleen", 2: "liver"})
+    with pytest.raises(
+        UsageError, match=r"label 1 is 'liver' in one label file and 'Spleen' in another; give"
+    ) as error:
+        prepared(source)
+    assert "\n" not in str(error.value) and not (tmp_path / "s-store").exists()
+    wanted = {1: "spleen", 2: "kidney", 3: "liver"}
+    store = prepared(source, class_names=wanted)
+    assert store.class_names == wanted and store.classes == 4
+    first, second = (store.labels[case.span] for case in store.cases)
+    np.testing.assert_array_equal(np.array([0, 3, 0, 1])[first], second)  # liver and spleen change places
+    assert {1, 3} <= set(np.unique(first))
+    with pytest.raises(UsageError, match="label 2 is 'kidney' in the store, not 'liver'"):
+        prepared(source, class_names={1: "spleen", 2: "liver"})
+    with pytest.raises(UsageError, match="'Liver' is label 3 in the store, not 4"):
+        prepared(source, class_names={1: "spleen", 4: "Liver"})
+    dicom_case(source / "c", "1.2.3.6", "seg", {1: "liver", 2: "stent"})
+    config = PrepareConfig(domain="x", size=24, z_bins=2, class_names=wanted)
+    result = prepare(source, tmp_path / "s-store", config)
+    assert list(result.failed) == ["c"] and "marks 'stent', which is none of the classes" in result.failed["c"]
+
+
+def test_a_segmentation_that_segment_writes_is_prepared_again(tmp_path, monkeypatch):
+    """The oracle divides the slices by their grey levels; highdicom and plain elements are the references."""
+
+    def by_level(self, images, volume=None, *, views=1):
+        levels = (images[:, 0] > -0.4).long() + (images[:, 0] > -0.3).long()
+        return torch.nn.functional.one_hot(levels, 3).movedim(-1, 1).float()
+
+    monkeypatch.setattr(Segmenter, "probabilities", by_level)
+    made = untrained_segmenter()
+    made.card = replace(made.card, class_names={"1": "liver", "2": "Überlauf"})
+    made.save(tmp_path / "m.safetensors")
+    dicom_case(tmp_path / "s" / "case", "1.2.3.4", "none")
+    (tmp_path / "s" / "case" / "label" / "a.nii.gz").unlink()
+    series_folder = tmp_path / "s" / "case" / "image"
+    (path,) = segment([series_folder], [tmp_path / "m.safetensors"], tmp_path / "out", outputs=Outputs(dicom_seg=True))
+    labels = read_volume(path, integer=True)
+    assert set(np.unique(labels.data)) == {0, 1, 2}
+    (files,) = find_series(series_folder).values()
+    uids = [pydicom.dcmread(file).SOPInstanceUID for file in files]
+    read = highdicom.seg.segread(tmp_path / "out" / "image.dcm")
+    frames = read.get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True, ignore_spatial_locations=True
+    )
+    np.testing.assert_array_equal(frames, labels.ordered_like(read_series(files)).data.T)
+    plain = pydicom.dcmread(tmp_path / "out" / "image.dcm")
+    assert [item.SegmentLabel for item in plain.SegmentSequence] == ["liver", "Überlauf"]
+    (tmp_path / "out" / "image.dcm").rename(tmp_path / "s" / "case" / "label" / "a.dcm")
+    found = prepared(tmp_path / "s")
+    assert found.class_names == {1: "liver", 2: "Überlauf"}
+    (tmp_path / "s" / "case" / "label" / "a.dcm").unlink()
+    path.rename(tmp_path / "s" / "case" / "label" / "a.nii.gz")
+    (tmp_path / "s").rename(tmp_path / "t")
+    np.testing.assert_array_equal(found.labels, prepared(tmp_path / "t").labels)
+
+
+def test_only_series_get_a_dicom_segmentation(tmp_path):
+    untrained_segmenter().save(tmp_path / "m.safetensors")
+    write_volume(tmp_path / "a.nii.gz", Volume(np.random.default_rng(0).normal(size=SHAPE), np.eye(4)))
+    with pytest.raises(UsageError, match="dicom_seg is True, but 1 images, such as a, are no DICOM series"):
+        segment([tmp_path / "a.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "o", outputs=Outputs(dicom_seg=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fedfactory.adaptation.labels.candidate_labels import boxes_of, candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
-from fedfactory.errors import UsageError
+from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import CaseFiles, Found, LabelFile
 from fedfactory.imaging.slice_format import UNLABELLED
 from fedfactory.imaging.volume_files import read_volume, write_volume
@@ -80,7 +80,7 @@ def test_a_weakened_copy_can_be_prepared(site, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_only_cases_of_one_image_and_one_label_map_are_weakened(tmp_path, monkeypatch):
+def test_labelled_cases_are_weakened_with_all_their_channels(tmp_path, monkeypatch):
     image, label = tmp_path / "image.nii.gz", LabelFile(tmp_path / "label.nii.gz")
     labels = np.stack([slice_of(0)] * 2, axis=2)
     write_volume(image, Volume(labels.astype(np.float32), np.eye(4)))
@@ -90,8 +90,14 @@ def test_only_cases_of_one_image_and_one_label_map_are_weakened(tmp_path, monkey
     assert weaken_folder(tmp_path, tmp_path / "weak", "point") == 1
     written = read_volume(tmp_path / "weak" / "plain" / "label" / "point.nii.gz", integer=True).data
     assert (written != UNLABELLED).any() and (written == labels)[written != UNLABELLED].all()
-    found.cases += [CaseFiles("two", (image, image), (label,)), CaseFiles("parts", (image,), (label, label))]
-    with pytest.raises(UsageError, match="two, parts have several channels or label files"):
+    found.cases.append(CaseFiles("two", (image, image), (label,)))
+    assert weaken_folder(tmp_path, tmp_path / "channels", "point") == 2
+    assert sorted(path.name for path in (tmp_path / "channels" / "two").iterdir()) == ["image0", "image1", "label"]
+    write_volume(label.path, Volume(np.where(labels > 0, 300, 0).astype(np.uint16), np.eye(4)))
+    with pytest.raises(VolumeError, match="holds label 300; 254 is the highest"):
+        weaken_folder(tmp_path, tmp_path / "other", "point")
+    found.problems["bad"] = "bad/image: holds 2 volumes, expected one"
+    with pytest.raises(UsageError, match="holds 2 volumes"):
         weaken_folder(tmp_path, tmp_path / "other", "point")
     assert not (tmp_path / "other").exists()
 

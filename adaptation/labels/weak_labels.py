@@ -7,7 +7,7 @@ Real annotators are less regular; if a data set has its own scribbles, as ACDC h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from skimage.morphology import skeletonize
 
 from ...common.files import atomic_folder
 from ...common.progress import track
-from ...errors import UsageError
-from ...imaging.case_files import CaseFiles
+from ...errors import UsageError, VolumeError
+from ...imaging.case_files import CaseFiles, file_name
 from ...imaging.cases import find_cases
 from ...imaging.image_reader import read_image
 from ...imaging.label_maps import read_label_map
@@ -141,7 +141,15 @@ def weaken(volume: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
     return np.stack([CONVERTERS[kind](volume[..., z], rng) for z in range(volume.shape[2])], axis=2)
 
 
-def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: str = "label", seed: int = 0) -> int:
+def weaken_folder(
+    source: str | Path,
+    out: str | Path,
+    kind: str,
+    *,
+    label_key: str = "label",
+    colours: Mapping[int | tuple[int, int, int], int] | None = None,
+    seed: int = 0,
+) -> int:
     """Write a copy of a data set with weak labels, for studies; cases without labels are left out.
 
     Args:
@@ -149,20 +157,29 @@ def weaken_folder(source: str | Path, out: str | Path, kind: str, *, label_key: 
         out: new folder, with SUBJECT/image (image0, image1, ... of several channels) and SUBJECT/label.
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
         label_key: modality folder of the label maps.
+        colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
 
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
     _check_kind(kind)
-    labelled = [case for case in find_cases(Path(source), label_key=label_key).cases if case.labels]
+    found = find_cases(Path(source), label_key=label_key)
+    for problem in found.problems.values():
+        raise UsageError(problem)
+    labelled = [case for case in found.cases if case.labels]
     if not labelled:
         raise UsageError(f"{source}: no case has a label map under '{label_key}'; choose another label_key")
+    names = [file_name(case.name) for case in labelled]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{source}: two cases would be '{twice[0]}' in the copy; rename one of them")
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image = read_image(case.channels)
-            label = read_label_map(case, image).volume
+            label = read_label_map(case, image, colours=colours).volume
+            if (highest := int(label.data.max())) >= UNLABELLED:
+                raise VolumeError(f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest")
             weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
-            _write_copy(folder / case.name, case, Volume(weak, label.affine), kind=kind)
+            _write_copy(folder / file_name(case.name), case, Volume(weak, label.affine), kind=kind)
     return len(labelled)
 
 

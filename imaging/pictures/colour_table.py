@@ -29,6 +29,11 @@ class ColourTable:
     classes: dict[Colour, int]
     names: dict[int, str]
 
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The names without those of the background and of what is unlabelled, which are no classes."""
+        return {label: name for label, name in self.names.items() if 0 < label < UNLABELLED}
+
 
 def read_colour_table(path: str | os.PathLike) -> ColourTable:
     """Read a CSV file with the columns R, G, B, CLASS, or VALUE, CLASS for grey masks, and optionally NAME.

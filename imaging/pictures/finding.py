@@ -230,7 +230,7 @@ def _number_classes(groups: list[Group], found: Found) -> None:
     numbered = all(name.isdecimal() for name in names)
     classes = [name for name in names if numbered or plain(name) not in BACKGROUND_FOLDERS]
     values = {name: int(name) if numbered else classes.index(name) + 1 if name in classes else 0 for name in names}
-    found.class_names = {value: printable(name) for name, value in values.items() if not numbered}
+    found.class_names = {value: printable(name) for name, value in values.items() if value and not numbered}
     for group in groups:
         if group.class_folders:
             group.labels = [LabelFile(label.path, values[label.path.parent.name]) for label in group.labels or []]

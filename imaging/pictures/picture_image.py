@@ -18,6 +18,7 @@ from .decoding import MAX_PIXELS, Picture, decode_content, facts_of, is_picture,
 from .headers import Header
 
 SAMPLED = 128  # pixels along each axis from which grey levels are counted
+FINEST = 4  # pixels for each pixel of a slice, at least, of what is blurred
 
 
 def is_picture_file(file: ImageFile) -> bool:
@@ -92,9 +93,9 @@ class PictureImage(Image):
         if planes.dtype != np.uint8:
             return super().stored(grid, intensities)
         levels = np.arange(256, dtype=np.float32)[None].repeat(self.channels, 0) / np.float32(255)
-        for level, values in zip(levels, intensities, strict=True):
-            level -= np.float32(values.mean)
-            level /= np.float32(values.deviation)
+        for channel, values in enumerate(intensities):
+            levels[channel] -= np.float32(values.mean)
+            levels[channel] /= np.float32(values.deviation)
         scaled = grid.fmt.scale(levels[None])[0].astype(STORED)
         _, rows, columns = grid.kept_pixels
         images = np.full((1, *planes.shape), BACKGROUND, STORED)
@@ -117,9 +118,13 @@ class PictureImage(Image):
         """
         rows, columns = grid.axes[:2]
         pixels, reduction = self.picture.pixels, self.picture.reduction
+        # A blur's time grows with the picture and with its width: that of a long strip would take minutes.
+        block = max(1, int(rows.ratio / reduction / FINEST))
+        pixels, reduction = _block_means(pixels, block), reduction * block
         ratio = rows.ratio / reduction  # pixels from one pixel of the slice to the next
         if ratio > 1:
-            blur = BLUR * float(np.sqrt(ratio**2 - 1))
+            done = (1 - 1 / block**2) / 12  # variance of the mean over a block, in its own pixels
+            blur = float(np.sqrt(BLUR**2 * (ratio**2 - 1 / block**2) - done))
             pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         # Pixel j of the reduced picture is the mean of pixels k j to k j + k - 1.
         start = [(axis.offset - (reduction - 1) / 2) / reduction for axis in (columns, rows)]
@@ -133,6 +138,16 @@ class PictureImage(Image):
         pixels = self.picture.pixels
         values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Means over blocks of side x side pixels of (rows, columns, channels); the last ones repeat the border."""
+    if side == 1:
+        return pixels
+    rows, columns = pixels.shape[:2]
+    whole = cv2.copyMakeBorder(pixels, 0, -rows % side, 0, -columns % side, cv2.BORDER_REPLICATE)
+    size = (whole.shape[1] // side, whole.shape[0] // side)
+    return cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
 
 
 def read_picture_image(

@@ -21,7 +21,7 @@ from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
-from .label_tables import MAX_CLASSES, read_gaze, read_presence
+from .label_tables import MAX_CLASSES, is_table, read_gaze, read_presence
 from .prepare_config import PrepareConfig
 from .reference_runs import to_runs
 from .slice_centres import centre_of, refuse_beside
@@ -122,8 +122,16 @@ class CaseSlices:
 
 
 def digest_of(case: CaseFiles) -> str:
-    """SHA-256 over the contents of all files of a case. Raises: VolumeError if a file cannot be read."""
+    """SHA-256 over the contents of all files of a case, and over what they are, as far as it is no file's content.
+
+    Raises: VolumeError if a file cannot be read.
+    """
     whole = hashlib.sha256()
+    # A channel moved to the place of a missing one, or a class folder with another number, is another case.
+    missing = [number for number, image in enumerate(case.channels) if image is None]
+    values = [label.value for label in case.labels if label.value is not None]
+    if missing or values:
+        whole.update(f"{missing} {values}".encode())
     for path in case.files:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise VolumeError(f"{path}: no such file, or no regular one; give an ordinary file")
@@ -171,7 +179,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     if case.labels and config.label_kind == "gaze":
         gaze = read_gaze(case.labels[0].path, grid)
         facts = LabelFacts(marks=len(gaze) > 0)
-    elif case.labels and config.label_kind == "image" and case.labels[0].path.suffix == ".csv":
+    elif case.labels and config.label_kind == "image" and is_table(case.labels[0].path):
         presence = read_presence(case.labels[0].path, grid)
         facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.labels:
@@ -216,7 +224,7 @@ def _patient(case: CaseFiles, config: PrepareConfig) -> str:
 
 def _read_label(case: CaseFiles, image: Image, config: PrepareConfig) -> LabelMap:
     path = case.labels[0].path
-    if path.suffix == ".csv":
+    if is_table(path):
         raise UsageError(f"{path}: is a table, but label_kind is '{config.label_kind}'; give a label map")
     found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse)
     return found.with_class_names(config.class_names, path)

@@ -16,6 +16,11 @@ SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixat
 X, Y, SLICE, DURATION = "CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file has the name of a table."""
+    return path.suffix.lower() == ".csv"
+
+
 def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
     """Which slices show which structures, of a table with a row for each structure that is seen.
 
@@ -55,7 +60,7 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
     Returns: (m, 4) float32: slice, row, column, milliseconds.
     Raises: UsageError if the file is no table; VolumeError for a table that cannot be used.
     """
-    if path.suffix != ".csv":
+    if not is_table(path):
         raise UsageError(f"{path}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     pictures = grid.fmt.pictures
     columns = (Y, X, SLICE, DURATION) if pictures else (X, Y, SLICE, DURATION)
@@ -75,7 +80,7 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
 def _read_table(path: Path, columns: tuple[str, ...], *, default: dict[str, float]) -> np.ndarray:
     """(rows, columns) float64 of a comma-separated file with a heading; columns with a default may be missing."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (*(reader.fieldnames or ()), *default)]
             if missing:

@@ -23,6 +23,7 @@ from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, Found, printable
 from ...imaging.cases import find_cases
+from ...imaging.class_names import refuse_other_names, united_names
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import (
     PICTURE_SIDE,
@@ -96,6 +97,7 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
     )
     if any(is_picture_file(file) for case in found.cases for file in case.channels):
         config = config.for_pictures()
+    found.number_classes(config.class_names)
     config = replace(config, class_names={**found.class_names, **config.class_names})
     return prepare_cases(found, out, config, workers=workers)
 
@@ -161,6 +163,8 @@ class _Run:
             kept = {name: case for name, case in old.items() if name not in parts}
             store = self._write(fmt, fresh_cases, kept=kept, split=split, without_image=found.without_image)
         else:
+            if old:
+                refuse_other_names(self.store.class_names, self.config.class_names, self.out)
             store = SliceStore(self.out)
         tidy(self.out, store)
         return Preparation(
@@ -182,7 +186,9 @@ class _Run:
 
     def _is_as_asked(self, case: Case) -> bool:
         """Whether a case of the store, whose files have not changed, is what these settings would make of them."""
-        return case.label_kind in ("none", self.config.label_kind) and is_centred(case, self.config)
+        config = self.config
+        read_alike = case.label_kind == config.label_kind and case.label_rule == config.label_rule
+        return (case.label_kind == "none" or read_alike) and is_centred(case, config)
 
     def _each(self, cases: list[CaseFiles], work: Callable[[CaseFiles], R], title: str) -> dict[str, R]:
         """Results by name; cases that cannot be used are written down and left out."""
@@ -235,7 +241,9 @@ class _Run:
         config, channels = self.config, seen[0].channels
         if config.content == "pictures":
             colour = config.colour == "colour" or (config.colour is None and any(s.channels == 3 for s in seen))
-            return picture_format(config.size, colour=colour)
+            if colour and config.window:
+                raise UsageError(f"window is {config.window}, but colours have none to choose; leave it out")
+            return picture_format(config.size, colour=colour, window=config.windows(1))
         middle = np.median([s.spacing for s in seen], axis=0)
         fits = np.max([s.extent for s in seen], axis=0) / config.size
         between = config.slice_spacing
@@ -259,9 +267,8 @@ class _Run:
         window = fmt.window if window_known else None
         settings = {**fmt.to_dict(), "window": window, "z_bins": None, **asdict(self.config.site)}
         config = self.config
-        labels = [config.label_kind, config.unlabelled_value, config.classes, sorted(config.class_names.items())]
-        colours = None if config.mask_colours is None else sorted(map(str, config.mask_colours.items()))
-        text = json.dumps([__version__, seen.digest, settings, labels, colours, seen.centre, fmt.channels])
+        labels = [config.label_kind, config.label_rule, config.classes, sorted(config.class_names.items())]
+        text = json.dumps([__version__, seen.digest, settings, labels, seen.centre, fmt.channels])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             part.write(self.cut(case, seen, fmt, config=self.config, window_known=window_known))
@@ -281,6 +288,8 @@ class _Run:
         """The intensity window of one channel."""
         facts = [part.facts for part in parts]
         low, high = min(fact.low[channel] for fact in facts), max(fact.high[channel] for fact in facts)
+        if not high > low and not any(any(fact.image.intensities[channel].counts) for fact in facts):
+            raise StoreError(f"channel {channel} is missing in every training case; leave it out of image_key")
         if not high > low:
             raise StoreError(
                 f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
@@ -301,6 +310,7 @@ class _Run:
         split: Mapping[str, str],
         without_image: list[str],
     ) -> SliceStore:
+        class_names = self._class_names([part.facts.labels.names for _, part in fresh.values()], stays=bool(kept))
         names = sorted([*fresh, *kept])
         counts = [kept[name].count if name in kept else fresh[name][1].facts.count for name in names]
         firsts = dict(zip(names, np.cumsum([0, *counts])[:-1].tolist(), strict=True))
@@ -328,6 +338,7 @@ class _Run:
                     seen,
                     part.facts,
                     label_kind=kind,
+                    label_rule=self.config.label_rule if seen.labelled else "",
                     split=split[seen.patient],
                     first=firsts[name],
                     clipped=clipped,
@@ -342,7 +353,7 @@ class _Run:
             made_by=f"fedfactory {__version__}",
             domain=self.config.domain,
             classes=classes,
-            class_names=self._class_names([part.facts.labels.names for _, part in fresh.values()]),
+            class_names=class_names,
             height=float(np.median([case.height for case in cases])),
             site=self.config.site,
             format=fmt,
@@ -353,29 +364,29 @@ class _Run:
         )
         return commit(self.out, self.work, index)
 
-    def _class_names(self, of_cases: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    def _class_names(self, of_cases: Iterable[Mapping[str, str]], *, stays: bool) -> dict[str, str]:
         """Names by label value: those that were asked for, of the store as it was, and of the label files.
 
-        Raises: UsageError if label files give one value several names.
+        Args:
+            of_cases: names that label files tell, by label value.
+            stays: whether a case of the store as it was stays in it; otherwise its names may change.
+
+        Raises: UsageError for names that contradict each other.
         """
-        names = {str(value): name for value, name in (self.store.class_names if self.store else {}).items()}
-        names |= {str(value): name for value, name in self.config.class_names.items()}
-        for given in of_cases:
-            for value, name in given.items():
-                if names.setdefault(value, name) != name:
-                    raise UsageError(
-                        f"label {value} is '{names[value]}' in one label file and '{name}' in another; give "
-                        "class_names, by which their classes are matched"
-                    )
-        return dict(sorted(names.items(), key=lambda item: int(item[0])))
+        names = dict(self.config.class_names)
+        if self.store and (stays or not names):
+            refuse_other_names(self.store.class_names, names, self.out)
+            names = {**self.store.class_names, **names}
+        united = united_names(names, ({int(k): name for k, name in given.items()} for given in of_cases))
+        return {str(value): united[value] for value in sorted(united)}
 
 
-def picture_format(size: int, *, colour: bool) -> SliceFormat:
-    """The format of pictures of `size` pixels per side; grey ones still lack their intensity window."""
+def picture_format(size: int, *, colour: bool, window: tuple[tuple[float, float], ...] | None = None) -> SliceFormat:
+    """The format of pictures of `size` pixels per side; grey ones still lack their intensity window if it is None."""
     return SliceFormat(
         size=size,
         spacing=PICTURE_SIDE / size,
-        window=((0.0, 1.0),) * 3 if colour else ((-1.0, 1.0),),
+        window=((0.0, 1.0),) * 3 if colour else window or ((-1.0, 1.0),),
         z_bins=1,
         plane="stored",
         crop="none",
@@ -394,6 +405,7 @@ def _describe(
     cut: CutFacts,
     *,
     label_kind: str,
+    label_rule: str,
     split: str,
     first: int,
     clipped: float,
@@ -407,6 +419,7 @@ def _describe(
         first=first,
         count=cut.count,
         label_kind=label_kind,
+        label_rule=label_rule,
         shape=tuple(seen.shape),
         affine=tuple(tuple(row) for row in seen.affine.tolist()),
         box=seen.box,

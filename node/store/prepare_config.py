@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -192,6 +193,16 @@ class PrepareConfig:
         return self.label_kind in NEEDS_UNLABELLED or (self.label_kind == "box" and self.unlabelled_value is not None)
 
     @property
+    def label_rule(self) -> str:
+        """How values or colours in label files are read: equal for settings that read them alike, and "" by default."""
+        given = self.unlabelled_value, sorted(map(str, (self.mask_colours or {}).items()))
+        return (
+            hashlib.sha256(str(given).encode()).hexdigest()[:16]
+            if any(part not in (None, []) for part in given)
+            else ""
+        )
+
+    @property
     def pixel(self) -> float | None:
         """Millimetres per pixel that were asked for, as `spacing` or by `field_of_view`; None leaves it to the site."""
         return self.spacing if self.field_of_view is None else self.field_of_view / self.size
@@ -201,8 +212,6 @@ class PrepareConfig:
 
         Raises: UsageError if something is asked for that only volumes have.
         """
-        if self.content == "pictures":
-            return self
         for name, unasked in OF_VOLUMES.items():
             if getattr(self, name) != unasked:
                 raise UsageError(f"{name} is '{getattr(self, name)}', but the folder holds pictures; leave it out")
@@ -239,9 +248,11 @@ class PrepareConfig:
             )
         agreed: dict[str, object] = {name: getattr(fmt, name) for name in AGREED}
         if fmt.pictures:
-            return replace(self, **agreed, colour="colour" if fmt.colour else "grey")
-        agreed |= {"spacing": fmt.spacing, "slice_spacing": fmt.slice_spacing, "field_of_view": None}
-        return replace(self, **agreed, window=fmt.window if domain == self.domain else self.window)
+            agreed["colour"] = "colour" if fmt.colour else "grey"
+        else:
+            agreed |= {"spacing": fmt.spacing, "slice_spacing": fmt.slice_spacing, "field_of_view": None}
+        own = domain == self.domain and not fmt.colour  # colours have the same window everywhere
+        return replace(self, **agreed, window=fmt.window if own else self.window)
 
     @property
     def site(self) -> SiteSettings:

@@ -64,6 +64,7 @@ class Case:
         first: index of its first slice.
         count: number of its slices.
         label_kind: of its labels; "none" without any.
+        label_rule: how the values in its label file were read, see `PrepareConfig.label_rule`.
         shape: of the stored volume.
         affine: (4, 4) of the stored volume.
         box: first and last + 1 index of the part that was kept, along the turned axes.
@@ -88,6 +89,7 @@ class Case:
     box: tuple[tuple[int, int], ...]
     centre: tuple[float, float] | None = None
     localiser: str | None = None
+    label_rule: str = ""
     intensities: tuple[Intensities, ...]
     height: float
     digest: str
