@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
+from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
 from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
 from .pictures.decoding import is_picture
@@ -124,7 +125,7 @@ def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channe
             continue
         if channels > 1 and not (path / "dataset.json").is_file() and any(map(is_volume, _entries(path))):
             files += [file for file in _entries(path) if is_volume(file)]
-        elif len(series := find_series(path)) == 1:
+        elif len(series := _image_series(path)) == 1:
             found.cases.append(CaseFiles(printable(path.name), tuple(series.values())))
         else:
             part = find_cases(path, image_key=image_key, label_key=None)
@@ -132,6 +133,7 @@ def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channe
                 raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series, pictures or a data set")
             found.cases += part.cases
             found.problems |= part.problems
+            found.remarks |= part.remarks
     found.cases = [*_image_files(files, channels), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -146,6 +148,8 @@ def _medical_folder(
     for subject in _folders(source):
         name = printable(subject.name)
         try:
+            for key in keys:
+                _remark_objects(subject / key, f"{name}/{key}", found)
             channels = {key: _only_image(subject / key) for key in keys}
             if not any(channels.values()):
                 absent.append(name)
@@ -191,16 +195,30 @@ def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
 
 
 def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The series of a folder.
+    """The image series of a folder.
 
     Raises: Unusable if a DICOM file belongs to no series: it is damaged, so a series may lack a slice.
     """
-    series = find_series(folder)
+    series = _image_series(folder)
     belonging = {path.name for files in series.values() for path in files}
-    damaged = [path.name for path in _entries(folder) if is_dicom(path) and path.name not in belonging]
+    others = (path for path in _entries(folder) if is_dicom(path) and path.name not in belonging)
+    damaged = [path.name for path in others if kind_of_object(path) is None]
     if damaged:
         raise Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}; copy them again")
     return series
+
+
+def _image_series(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The series of a folder without those of labels, which archives keep beside the images."""
+    return {uid: files for uid, files in find_series(folder).items() if kind_of_object(files[0]) is None}
+
+
+def _remark_objects(folder: Path, place: str, found: Found) -> None:
+    """Name the segmentations and structure sets beside images."""
+    for path in _entries(folder):
+        if kind_of_object(path) is not None:
+            text = "holds labels in DICOM beside images, so it is not used; labels are read from SUBJECT/label/"
+            found.remarks[printable(f"{place}/{path.name}")] = text
 
 
 def _only_volume(folder: Path) -> Path | None:
@@ -275,8 +293,10 @@ def _channel_number(key: str) -> int:
 def _plain(source: Path) -> Found:
     found = Found([CaseFiles(printable(case_name(path)), (path,)) for path in _entries(source) if is_volume(path)])
     found.cases += _series(source, "") if _has_dicom(source) else []
+    _remark_objects(source, source.name, found)
     for folder in _folders(source):
         try:
+            _remark_objects(folder, folder.name, found)
             files = [path for path in _entries(folder) if is_volume(path)]
             found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
             found.cases += _series(folder, folder.name) if _has_dicom(folder) else []

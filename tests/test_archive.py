@@ -18,6 +18,7 @@ from fedfactory.imaging.archive.segmentation_object import read_segmentation
 from fedfactory.imaging.archive.segmentation_writer import write_segmentation
 from fedfactory.imaging.archive.series import find_series, read_grid, read_series
 from fedfactory.imaging.archive.structure_set import inside, read_structure_set
+from fedfactory.imaging.cases import find_cases, find_images
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
@@ -612,3 +613,16 @@ def test_only_series_get_a_dicom_segmentation(tmp_path):
     write_volume(tmp_path / "a.nii.gz", Volume(np.random.default_rng(0).normal(size=SHAPE), np.eye(4)))
     with pytest.raises(UsageError, match="dicom_seg is True, but 1 images, such as a, are no DICOM series"):
         segment([tmp_path / "a.nii.gz"], [tmp_path / "m.safetensors"], tmp_path / "o", outputs=Outputs(dicom_seg=True))
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_labels_that_an_archive_keeps_beside_the_images_are_no_images(kind, tmp_path):
+    dicom_case(tmp_path / "s" / "case", "1.2.3.4", kind, {1: "liver", 2: "spleen"})
+    case = tmp_path / "s" / "case"
+    (case / "label" / "a.dcm").rename(case / "image" / "a.dcm")
+    for source, place in ((tmp_path / "s", "case/image/a.dcm"), (case, "image/a.dcm")):
+        found = find_cases(source)
+        assert [len(files.channels[0]) for files in found.cases] == [4] and not found.problems
+        assert list(found.remarks) == [place] and "holds labels in DICOM beside images" in found.remarks[place]
+    (images,) = find_images([case / "image"]).cases
+    assert images.name == "image" and len(images.channels[0]) == 4

@@ -110,6 +110,24 @@ def test_slices_of_a_picture_are_those_of_a_volume(size, ending, tmp_path):
         assert np.nanmax(abs(found[:, channel] - expected)) < 0.03  # a shift by half a pixel makes 0.08
 
 
+@pytest.mark.parametrize("size", [(300, 187), (1531, 1100)])
+def test_what_is_finer_than_a_slice_is_blurred_as_in_a_volume(size, tmp_path):
+    """Noise has detail of every size: without the blur, or with one that is too narrow or too wide, its deviation is
+    another one. The larger picture is reduced in blocks first."""
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    write_png(tmp_path / "a.png", noise)
+    fmt = picture_format(96, colour=False)
+    image = read_image((tmp_path / "a.png",), fmt=fmt)
+    grid = image.grid(fmt)
+    _, rows, columns = grid.kept_pixels
+    found = image.slices(grid)[0, 0, rows, columns]
+    expected = grid.image_slices(Volume(noise[..., None].astype(np.float32) / 255, picture_affine(*size)))[
+        0, rows, columns
+    ]
+    assert found.std() == pytest.approx(expected.std(), rel=0.06)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.97
+
+
 @pytest.mark.parametrize("size", [(187, 256), (667, 1000), (1000, 667), (37, 41), (64, 64)])
 def test_labels_of_slices_come_back_to_the_pixels_of_the_picture(size):
     mask = figure(*size)
