@@ -2,9 +2,9 @@
 
     uv run python benchmarks/prepare_pictures.py --out benchmarks/results/prepare_pictures_cpu.json
 
-The pictures are generated: smooth random colours with grain, 1000 x 1000 pixels, JPEG of quality 90. The plain loop reads
-each with OpenCV and resizes it to 256 x 256; it checks nothing and writes nothing. Each run has a process of its own, and
-only the work is timed, not the imports. No data are needed. This takes about 6 minutes on two CPU cores.
+The pictures are generated: smooth random colours with grain, 1000 x 1000 pixels, JPEG of quality 90. The plain loop
+reads each with OpenCV and resizes it to 256 x 256; it checks nothing and writes nothing. Each run has a process of its
+own, and only the work is timed, not the imports. No data are needed. This takes about 3 minutes on two CPU cores.
 """
 
 from __future__ import annotations

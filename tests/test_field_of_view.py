@@ -255,7 +255,7 @@ def test_a_moved_centre_replaces_its_case_alone(organs, tmp_path):
 def test_an_older_store_without_centres_is_read(organs, tmp_path):
     store = prepare(organs, tmp_path / "out", CONFIG).store
     index = store.path / "store.json"
-    index.write_text(index.read_text().replace('      "centre": null,\n', ""))
+    index.write_text(index.read_text().replace('"centre": null, ', ""))
     assert '"centre"' not in index.read_text()
     assert SliceStore(store.path).cases == store.cases
 

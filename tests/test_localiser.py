@@ -345,7 +345,7 @@ def test_locate_writes_a_table_that_prepare_and_segment_read(localiser, localise
     assert "not located: case2: " in written.err and "1 images could not be located" in written.err
     found = read_centre_table(tmp_path / "c.csv")
     assert list(found.places) == ["case0", "case1"] and not found.in_voxels
-    expected = locate([CaseFiles("case0", tmp_path / "cases" / "case0" / "image" / "v.nii.gz")], localiser)[0]
+    expected = locate([CaseFiles("case0", (tmp_path / "cases" / "case0" / "image" / "v.nii.gz",))], localiser)[0]
     assert found.places["case0"] == expected["case0"].centre
     assert run(*words) == 2 and "exists, perhaps with corrections" in capsys.readouterr().err
     narrow = ["--domain", "bright", "--size", 16, "--field-of-view", 30, "--z-bins", 4]
