@@ -133,7 +133,7 @@ def test_folders_of_classes_get_their_labels_in_the_order_of_their_names(tmp_pat
         "a": ("images/a.png", ("masks/background/a.png", 0), ("masks/CUP/a.png", 1), ("masks/DISC/a.png", 2)),
         "b": ("images/b.png", ("masks/CUP/b.png", 1)),
     }
-    assert found.class_names == {0: "background", 1: "CUP", 2: "DISC"}
+    assert found.class_names == {1: "CUP", 2: "DISC"}  # the background is no class with a name
     assert "CUP/b_cup_mask.png" in found.remarks
 
 
