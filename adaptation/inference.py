@@ -57,6 +57,7 @@ def segment(
     *,
     outputs: Outputs | None = None,
     image_key: str = "image",
+    fill_missing: bool = False,
     centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
@@ -69,6 +70,7 @@ def segment(
         out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape; `<case>.png` of pictures.
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
+        fill_missing: whether a channel that an image lacks is background; otherwise it is refused.
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
@@ -88,7 +90,7 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    cases = _cases(images, fmt, outputs, image_key=image_key)
+    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing)
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
@@ -109,9 +111,12 @@ def segment(
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str) -> list[CaseFiles]:
+def _cases(
+    images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str, fill_missing: bool
+) -> list[CaseFiles]:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
-    found = find_images(images, image_key=image_key, channels=1 if fmt.pictures else fmt.channels)
+    channels = 1 if fmt.pictures else fmt.channels
+    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing)
     for problem in found.problems.values():
         raise UsageError(problem)
     if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):

@@ -18,6 +18,7 @@ from .options import (
     ImageKey,
     LabelKey,
     LocaliserFile,
+    MissingChannels,
     NewStore,
     PatientPattern,
     Seed,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 commands = Commands()
 
 NAMED = 5  # files with the same remark that are named
-MISSING_CHANNELS = ("refuse", "fill")
 COLOURS = ("grey", "colour")
 
 # The options of `prepare` that no other command has. `PrepareConfig` checks their values.
@@ -65,14 +65,6 @@ Plane = Annotated[
 ]
 Crop = Annotated[str, typer.Option(help="What is cut away before resampling: air, or none.")]
 Compatibility = Annotated[str, typer.Option(help="published: prepare exactly as the published program did; or none.")]
-MissingChannels = Annotated[
-    str,
-    typer.Option(
-        callback=one_of(MISSING_CHANNELS),
-        help="What becomes of a case that lacks some of several channels: refuse leaves it out and names it, fill "
-        "makes the channel background.",
-    ),
-]
 ClassNames = Annotated[
     str | None, typer.Option(help="Names of the label values, such as 1=liver,2=spleen; shown wherever labels are.")
 ]

@@ -17,6 +17,7 @@ from ..errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from ..imaging.centre_table import CentreSource
 
+MISSING_CHANNELS = ("refuse", "fill")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
 
 
@@ -74,6 +75,14 @@ ImageKey = Annotated[
     typer.Option(
         help="Modality folder of the images, or channel number of an nnU-Net data set; several, separated by commas, "
         "make images of several channels. Of an nnU-Net data set, image takes all channels."
+    ),
+]
+MissingChannels = Annotated[
+    str,
+    typer.Option(
+        callback=one_of(MISSING_CHANNELS),
+        help="What becomes of an image that lacks some of several channels: refuse names it and does not use it, fill "
+        "makes the channel background.",
     ),
 ]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]

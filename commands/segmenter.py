@@ -27,6 +27,7 @@ from .options import (
     LocaliserFile,
     Memory,
     Minutes,
+    MissingChannels,
     Network,
     NetworkSize,
     OneTargetSlice,
@@ -338,6 +339,7 @@ def segment(
         bool, typer.Option("--dicom-seg", help="Write a DICOM segmentation of each DICOM series too.")
     ] = False,
     image_key: ImageKey = "image",
+    missing_channels: MissingChannels = "refuse",
     views: Annotated[
         int,
         typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
@@ -354,7 +356,8 @@ def segment(
     from ..adaptation.inference import segment as run
 
     outputs = Outputs(probabilities=probabilities, pictures=pictures, dicom_seg=dicom_seg, views=views)
-    for path in run(images, model, out, outputs=outputs, image_key=image_key, centres=source, device=device):
+    given = {"image_key": image_key, "fill_missing": missing_channels == "fill", "centres": source, "device": device}
+    for path in run(images, model, out, outputs=outputs, **given):
         console.print(str(path), markup=False)
 
 

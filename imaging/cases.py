@@ -68,7 +68,7 @@ def find_cases(
     return found
 
 
-def _image_files(files: Sequence[Path], channels: int) -> list[CaseFiles]:
+def _image_files(files: Sequence[Path], channels: int, *, fill_missing: bool) -> list[CaseFiles]:
     """Images whose files are given; several channels are told by the numbers that end their names."""
     if channels == 1:
         names = [path.stem if is_picture(path) else case_name(path) for path in files]
@@ -79,12 +79,13 @@ def _image_files(files: Sequence[Path], channels: int) -> list[CaseFiles]:
         if (other := parts.setdefault(name, {}).setdefault(number, path)) != path:
             raise UsageError(f"{other} and {path}: are both channel {number} of {name}; give one of them")
     for name, known in parts.items():
-        if lacking := [number for number in range(channels) if number not in known]:
+        lacking = [number for number in range(channels) if number not in known]
+        if lacking and not fill_missing:
             raise UsageError(
                 f"{next(iter(known.values()))}: {name} has no file {name}_{lacking[0]:0{CHANNEL_DIGITS}d}; "
-                f"an image has {channels} channels here, give all of them"
+                f"an image has {channels} channels here, give all of them (or --missing-channels fill)"
             )
-    return [CaseFiles(printable(name), tuple(known[n] for n in range(channels))) for name, known in parts.items()]
+    return [CaseFiles(printable(name), tuple(known.get(n) for n in range(channels))) for name, known in parts.items()]
 
 
 def _channel_of(name: str, channels: int) -> tuple[str, int] | None:
@@ -106,7 +107,9 @@ def _find_volumes(
     return found if found.cases or found.problems else _plain(source)
 
 
-def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channels: int = 1) -> Found:
+def find_images(
+    paths: Sequence[str | Path], *, image_key: str = "image", channels: int = 1, fill_missing: bool = False
+) -> Found:
     """Images without their labels, in the order of the paths.
 
     Args:
@@ -114,6 +117,7 @@ def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channe
         image_key: modality folders of the images in a data set, see `find_cases`.
         channels: that an image has. If it has several, files whose names end in the numbers of channels (_0000, _0001
             and so on, as nnU-Net writes them) are one image.
+        fill_missing: see `find_cases`.
 
     Returns: images under the names that `find_cases` gives to cases, or of their file or folder.
     Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
@@ -128,13 +132,13 @@ def find_images(paths: Sequence[str | Path], *, image_key: str = "image", channe
         elif len(series := _image_series(path)) == 1:
             found.cases.append(CaseFiles(printable(path.name), tuple(series.values())))
         else:
-            part = find_cases(path, image_key=image_key, label_key=None)
+            part = find_cases(path, image_key=image_key, label_key=None, fill_missing=fill_missing)
             if not part.cases and not part.problems:
                 raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series, pictures or a data set")
             found.cases += part.cases
             found.problems |= part.problems
             found.remarks |= part.remarks
-    found.cases = [*_image_files(files, channels), *found.cases]
+    found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")

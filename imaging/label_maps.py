@@ -80,7 +80,10 @@ def read_label_map(
     if is_mask(path):
         rows, columns, _ = image.shape
         labels, remarks = read_mask(case.labels, (rows, columns), colours=colours, class_numbers=class_numbers)
-        return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(remarks))
+        # Remarks of many pictures are counted together, so they do without the names of files.
+        texts = [text for text in remarks for label in case.labels if text.startswith(f"{label.path}: ")]
+        kinds = dict.fromkeys(text.split(": ", 1)[1] for text in texts)
+        return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(kinds))
     kind = kind_of_object(path)
     if kind is None:
         return LabelMap(volume=read_mask_volume(path, image))

@@ -304,3 +304,15 @@ def test_a_wrong_table_of_patients_is_named(tmp_path, text, message):
         read_patient_table(tmp_path / "p.csv")
     with pytest.raises(UsageError, match="cannot be read"):
         read_patient_table(tmp_path / "none.csv")
+
+
+def test_the_field_of_view_is_no_label_where_other_pictures_have_manual_masks(tmp_path):
+    training = [f"training/{folder}/{n}.png" for folder in ("images", "1st_manual", "mask") for n in (1, 2)]
+    make(tmp_path, *training, "test/images/3.png", "test/mask/3.png")
+    found = find(tmp_path)
+    assert {case.name: [label.path.parent.name for label in case.labels] for case in found.cases} == {
+        "1": ["1st_manual"],
+        "2": ["1st_manual"],
+        "3": [],
+    }
+    assert "the field of view" in found.remarks["test/mask"]

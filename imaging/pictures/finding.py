@@ -128,7 +128,8 @@ def _folders_of_pictures(source: Path, image_key: str, label_key: str | None) ->
     groups = _groups(source, image_key, label_key, found)
     if not groups:
         subfolders = _folders(source)
-        groups = [group for folder in subfolders for group in _groups(folder, image_key, label_key, found)]
+        manual = any(plain(sub.name) in MANUAL_FOLDERS for folder in subfolders for sub in _folders(folder))
+        groups = [g for folder in subfolders for g in _groups(folder, image_key, label_key, found, manual=manual)]
         like_masks = [folder for folder in subfolders if LIKE_MASKS.search(plain(folder.name)) and _masks(folder)]
         if groups and like_masks:
             names = ", ".join(folder.name for folder in subfolders)
@@ -149,8 +150,12 @@ def _folders_of_pictures(source: Path, image_key: str, label_key: str | None) ->
     return found
 
 
-def _groups(folder: Path, image_key: str, label_key: str | None, found: Found) -> list[Group]:
-    """Pictures of a folder with their possible masks; nothing if it has no pictures where they are expected."""
+def _groups(folder: Path, image_key: str, label_key: str | None, found: Found, *, manual: bool = False) -> list[Group]:
+    """Pictures of a folder with their possible masks; nothing if it has no pictures where they are expected.
+
+    Args:
+        manual: whether other folders of the data set have manual masks: what is called masks here is not these.
+    """
     images = _image_folder(folder, image_key)
     loose = _pictures(folder)
     if images is None:
@@ -159,7 +164,7 @@ def _groups(folder: Path, image_key: str, label_key: str | None, found: Found) -
         images = folder
     elif loose:
         found.remarks[printable(folder.name)] = f"{len(loose)} pictures beside {images.name}/ are not used"
-    labels = _label_folder(folder, images, label_key, found)
+    labels = _label_folder(folder, images, label_key, found, manual_elsewhere=manual)
     if images == folder and labels is None:
         return [_one_folder(folder, label_key)]
     deeper = [sub for sub in _folders(images) if _pictures(sub) and images != folder]
@@ -201,17 +206,19 @@ def _image_folder(folder: Path, image_key: str) -> Path | None:
     return _only(folder, usual, "image_key") if image_key == IMAGE_KEY else None
 
 
-def _label_folder(folder: Path, images: Path, label_key: str | None, found: Found) -> Path | None:
+def _label_folder(
+    folder: Path, images: Path, label_key: str | None, found: Found, *, manual_elsewhere: bool
+) -> Path | None:
     if label_key is None:
         return None
     others = [sub for sub in _folders(folder) if sub != images and _has_labels(sub)]
     manual = [sub for sub in others if plain(sub.name) in MANUAL_FOLDERS]
-    usual = [sub for sub in others if plain(sub.name) in LABEL_FOLDERS]
+    usual = [] if manual_elsewhere else [sub for sub in others if plain(sub.name) in LABEL_FOLDERS]
     exact = [sub for sub in others if sub.name == label_key]
     chosen = _only(folder, exact or (manual or usual if label_key == LABEL_KEY else []), "label_key")
     for sub in others:
         if sub != chosen:
-            what = OTHER_MASKS.get(plain(sub.name)) if manual else None
+            what = OTHER_MASKS.get(plain(sub.name)) if manual or manual_elsewhere else None
             reason = f"holds {what or 'pictures or tables'}, so it is not used; label_key chooses the folder of masks"
             found.remarks[place(sub)] = reason
     return chosen

@@ -215,7 +215,7 @@ class SliceStore:
         if content["version"] != FORMAT_VERSION:
             raise StoreError(
                 f"{self.path}: store version {content['version']}, this program reads {FORMAT_VERSION}; run "
-                "`fedfactory prepare` again"
+                "`fedfactory prepare` again, into a new folder"
             )
         return read_record(StoreIndex, content)
 
