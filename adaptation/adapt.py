@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
+from ..imaging.class_names import check_names
 from ..imaging.slice_format import MAX_CHANNELS, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
@@ -139,17 +141,13 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
 
     Raises: UsageError if the folder is none of those or shows another domain, VolumeError if a volume is damaged.
     """
-    folder = Path(folder)
+    folder, manifest = Path(folder), _manifest(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         cases, classes, shown = manifest["volumes"], int(manifest["classes"]), manifest["domain"]
         names = [str(case["name"]) for case in cases]
         layout, channels = manifest["layout"], int(manifest.get("channels", 1))
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(
-            f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged); give a folder written by "
-            "`fedfactory generate-volumes`"
-        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(folder) from None
     if layout not in READERS:
         raise UsageError(
             f"{folder}: its layout is '{layout}'; write it with `generate-volumes ... --layout nifti`, or images"
@@ -169,3 +167,32 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         labels.append(label)
     volume = np.repeat(np.arange(len(images)), [len(image) for image in images])
     return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes, volume)
+
+
+def synthetic_names(folder: str | Path) -> dict[str, str]:
+    """Name by label value of the classes of what `generate-volumes` wrote, as in `SegmenterCard.class_names`.
+
+    Raises: UsageError if the folder is none of those, or the names cannot be used.
+    """
+    found = _manifest(folder).get("class_names", {})
+    try:
+        return {str(value): name for value, name in check_names({int(k): str(v) for k, v in found.items()}).items()}
+    except (UsageError, ValueError, AttributeError):
+        raise _damaged(folder) from None
+
+
+def _manifest(folder: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise _damaged(folder) from None
+    if not isinstance(found, dict):
+        raise _damaged(folder)
+    return found
+
+
+def _damaged(folder: str | Path) -> UsageError:
+    return UsageError(
+        f"{folder}: no synthetic volumes here ({MANIFEST} is missing or damaged); give a folder written by "
+        "`fedfactory generate-volumes`"
+    )

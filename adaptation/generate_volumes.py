@@ -141,7 +141,10 @@ def generate_volumes(
     with atomic_folder(out) as folder, _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         made = pool.map(lambda number: make(number, folder), numbers)
         entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
-        facts = SetFacts(domain=drawing.domain, volumes=len(numbers), classes=classes, channels=config.image_channels)
+        facts = SetFacts(
+            domain=drawing.domain, volumes=len(numbers), classes=classes, channels=config.image_channels,
+            names=labelled.robust.card.names,
+        )  # fmt: skip
         finish(folder, layout, facts)
         drawn = [latents.of(number, entry.attempt) for number, entry in zip(numbers, entries, strict=True)]
         np.save(folder / LATENTS, torch.cat(drawn).numpy(), allow_pickle=False)
@@ -149,6 +152,7 @@ def generate_volumes(
             "made_by": f"fedfactory {__version__}",
             "factory_sha256": sha256_of(factory_file),
             "classes": classes,
+            "class_names": labelled.robust.card.class_names,
             "channels": config.image_channels,
             "layout": layout,
             "latents": LATENTS,

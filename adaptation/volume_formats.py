@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..common.files import write_json
 from ..errors import UsageError, VolumeError
+from ..imaging.class_names import class_name
 from ..imaging.pictures.decoding import read_picture, write_picture
 from ..imaging.volume_files import read_volume, write_volume
 from ..imaging.volumes import Volume
@@ -47,12 +48,14 @@ class SetFacts:
         volumes: number of subjects.
         classes: number of label values, background included.
         channels: of the images.
+        names: name by label value, of the classes that have one.
     """
 
     domain: str
     volumes: int
     classes: int
     channels: int
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 Writer = Callable[[Path, SyntheticVolume], None]
@@ -125,7 +128,7 @@ def write_legacy_slices(folder: Path, volume: SyntheticVolume) -> None:
 
 def nnunet_description(facts: SetFacts) -> dict[str, object]:
     """`dataset.json` of nnU-Net version 2."""
-    labels = {"background": 0, **{f"class {value}": value for value in range(1, facts.classes)}}
+    labels = {"background": 0, **{class_name(value, facts.names): value for value in range(1, facts.classes)}}
     several = facts.channels > 1
     names = {str(n): f"{facts.domain} {n}" if several else facts.domain for n in range(facts.channels)}
     return {

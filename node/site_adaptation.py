@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adaptation.adapt import adapt, draw_slices, read_synthetic, training_set
+from ..adaptation.adapt import adapt, draw_slices, read_synthetic, synthetic_names, training_set
 from ..adaptation.choices import ENGINES
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.engine.training_loop import LoopConfig
@@ -143,6 +143,10 @@ def adapt_site(
     if (factory_file is None) == (synthetic is None):
         raise UsageError(f"factory_file is {factory_file} and synthetic is {synthetic}; give exactly one of them")
     adaptation, store = adaptation or Adaptation(), SliceStore(store_dir)
+    if adaptation.engine == "translator" and factory_file is None:
+        raise UsageError(
+            "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
+        )
     if work is not None and adaptation.segmenter.minutes is not None:
         raise UsageError(
             f"minutes is {adaptation.segmenter.minutes} and `work` is {work}; give `updates`: an interrupted run "
@@ -152,6 +156,7 @@ def adapt_site(
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
     labelled = None if factory_file is None else _open_factory(factory_file, store, few)
+    names = labelled.robust.card.class_names if labelled is not None else synthetic_names(synthetic)
     facts = TrainingFacts(
         source="factory" if labelled is not None else "synthetic volumes",
         labelled_slices=0 if few is None else len(few.images),
@@ -160,16 +165,12 @@ def adapt_site(
     )
     training = {"few": few, "loop": adaptation.loop(work), "device": device, "facts": facts}
     if adaptation.engine == "translator":
-        if labelled is None:
-            raise UsageError(
-                "factory_file is None; a translator needs the factory itself, synthetic volumes are not enough"
-            )
         segmenters = _train_translators(store, labelled, adaptation, **training)
     else:
         segmenters = _train_segmenters(store, labelled, synthetic, adaptation=adaptation, **training)
-    if labelled is not None:
-        for segmenter in segmenters:
-            segmenter.card = replace(segmenter.card, assessment=assess(store, labelled, segmenter))
+    for segmenter in segmenters:
+        assessment = None if labelled is None else assess(store, labelled, segmenter)
+        segmenter.card = replace(segmenter.card, class_names=names, assessment=assessment)
     out = Path(out)
     for number, segmenter in enumerate(segmenters, start=1):
         segmenter.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))

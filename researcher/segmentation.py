@@ -54,7 +54,8 @@ class SegmentationResult:
 
     Attributes:
         config: configuration of the method.
-        sites: node id to the newest value of every number that the site reported, in whichever round it was.
+        sites: node id to the newest value of every number that the site reported, in whichever round it was; scores are
+            those of one round.
         history: per round, node id to the site's update, with the site's `share` in the average.
         seconds: duration of all rounds.
     """
@@ -72,9 +73,12 @@ class SegmentationResult:
             trained: False for a round that only scored the average: the scores of the sites' own models and their
                 losses remain those of the last round of training.
         """
+        scores = (OWN, AVERAGE) if trained else (AVERAGE,)
         for node, update in site_updates.items():
             numbers = update.selected() if trained else update.selected(AVERAGE)
-            self.sites[node] = replace(update, numbers={**self.sites[node].numbers, **numbers})
+            # A score that is undefined now is not the one of an earlier round.
+            kept = {name: value for name, value in self.sites[node].numbers.items() if not name.startswith(scores)}
+            self.sites[node] = replace(update, numbers={**kept, **numbers})
         self.history.append(dict(site_updates))
 
     def to_dict(self) -> dict[str, object]:

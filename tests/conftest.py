@@ -30,6 +30,7 @@ SLOW = (
     "test_survival.py",
     "test_federation.py",
     "test_segmentation_federation.py",
+    "test_pictures_federation.py",
     "test_remote_adaptation.py",
 )  # started first, each in its own process of a test run
 

@@ -65,6 +65,7 @@ def site_facts(**changes) -> SiteFacts:
     values = {
         "version": fedfactory.__version__, "domain": "x", "size": 32, "z_bins": 4, "plane": "axial", "crop": "air",
         "compatibility": "none", "intensities": INTENSITIES, "slices": 3, "classes": 3, "label_kinds": {"dense": 3},
+        "channels": 1, "colour": False,
     }  # fmt: skip
     return SiteFacts(**{**values, **changes})
 

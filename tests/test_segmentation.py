@@ -237,3 +237,18 @@ def test_the_table_leaves_out_scores_that_no_site_measured():
         ["n2", "none", "", "", "", ""],
         ["mean", "", "0.500", "", "0.250", ""],
     ]
+
+
+def test_a_score_that_became_undefined_is_not_that_of_an_earlier_round():
+    from fedfactory.researcher.round_records import ReceivedUpdate
+    from fedfactory.researcher.segmentation import SegmentationResult
+
+    def update(**numbers):
+        return {"n": ReceivedUpdate(node_name="alpha", numbers=numbers)}
+
+    result = SegmentationResult(CONFIG, update())
+    result.add_round(update(loss=0.5, own_dice=0.2, own_hd95=8.0, own_hd95_1=8.0, global_hd95=9.0), trained=True)
+    result.add_round(update(loss=math.nan, own_dice=0.0, own_hd95=math.nan, global_hd95=7.0), trained=True)
+    assert result.sites["n"].numbers == {"loss": 0.5, "own_dice": 0.0, "global_hd95": 7.0}
+    result.add_round(update(global_dice=0.0, global_hd95=math.nan), trained=False)
+    assert result.sites["n"].numbers == {"loss": 0.5, "own_dice": 0.0, "global_dice": 0.0}
