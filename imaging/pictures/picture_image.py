@@ -103,12 +103,14 @@ class PictureImage(Image):
         for channel, plane in enumerate(planes):
             inside = plane[rows, columns]
             images[0, channel, rows, columns] = scaled[channel][inside]
-            count, (darkest, brightest) = np.bincount(inside.ravel(), minlength=256), grid.fmt.window[channel]
-            slack, level = FAR_OUTSIDE * (brightest - darkest), levels[channel]
-            far += int(count[(level < darkest - slack) | (level > brightest + slack)].sum())
+            (darkest, brightest), level = grid.fmt.window[channel], levels[channel]
+            slack = FAR_OUTSIDE * (brightest - darkest)
+            outside = (level < darkest - slack) | (level > brightest + slack)
+            if outside.any():  # not of colours
+                far += int(np.bincount(inside.ravel(), minlength=256)[outside].sum())
             total += inside.size
-            low.append(float(level[count > 0].min()))
-            high.append(float(level[count > 0].max()))
+            low.append(float(level[inside.min()]))
+            high.append(float(level[inside.max()]))
         return StoredSlices(images, tuple(low), tuple(high), far / max(1, total))
 
     def _planes(self, grid: SliceGrid) -> np.ndarray:

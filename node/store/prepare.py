@@ -7,6 +7,7 @@ index comes last. The next run uses what a killed run has cut.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -264,8 +265,7 @@ class _Run:
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
         window_known = self._window_known(fmt)
-        window = fmt.window if window_known else None
-        settings = {**fmt.to_dict(), "window": window, "z_bins": None, **asdict(self.config.site)}
+        settings = self._settings(fmt, window_known=window_known)
         config = self.config
         labels = [config.label_kind, config.label_rule, config.classes, sorted(config.class_names.items())]
         text = json.dumps([__version__, seen.digest, settings, labels, seen.centre, fmt.channels])
@@ -273,6 +273,12 @@ class _Run:
         if not part.complete:
             part.write(self.cut(case, seen, fmt, config=self.config, window_known=window_known))
         return part
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - the run lives as long as the cache is needed
+    def _settings(self, fmt: SliceFormat, *, window_known: bool) -> dict[str, object]:
+        """What slices depend on beside the files of their case."""
+        window = fmt.window if window_known else None
+        return {**fmt.to_dict(), "window": window, "z_bins": None, **asdict(self.config.site)}
 
     def _window_known(self, fmt: SliceFormat) -> bool:
         """Whether the intensity window does not follow from the slices."""
