@@ -193,6 +193,15 @@ def preparing(content: dict[str, Any]) -> list[str]:
     return table(["way", "seconds", "slices a second", "peak MiB", "times the twin"], rows)
 
 
+def pictures(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [name, f"{row['pictures_per_second']:.0f}", f"{row['ratio']:.2f}", f"{row['peak_mib']:.0f}"]
+        for name, row in content["variants"].items()
+    ]
+    fewer = f"Of a quarter of the pictures the peak is {content['peak_mib_of_a_quarter_of_the_pictures']:.0f} MiB."
+    return [*table(["way", "pictures per second", "ratio", "peak MiB"], rows), "", fewer]
+
+
 def rounds(content: dict[str, Any]) -> list[str]:
     keys = ("seconds_beside_training", "mib_to_each_site", "mib_from_each_site", "researcher_peak_mib")
     rows = [
@@ -226,6 +235,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "synthesis_cpu": ("Labelled volumes", synthesis),
     "tree_filter_cpu": ("Tree filter, one core", trees),
     "prepare_cpu": ("Preparing", preparing),
+    "prepare_pictures_cpu": ("Preparing pictures", pictures),
     "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
     "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
     "many_sites": ("Averaging many sites", sites),

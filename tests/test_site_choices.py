@@ -122,7 +122,7 @@ def test_the_researcher_configures_hssf_from_what_sites_announce(stores):
     json.dumps(config.to_dict())
     with pytest.raises(UsageError, match="public is None"):
         agreed_config(describe("hssf"), sites, None, rounds=2)
-    with pytest.raises(UsageError, match="16 px; they must have the sites' 32"):
+    with pytest.raises(UsageError, match="size of the public slices is 16; it must be the sites', 32"):
         agreed_config(describe("hssf"), sites, stores["small"], rounds=2)
     with pytest.raises(UsageError, match="dense labels"):
         agreed_config(describe("hssf"), sites, stores["own"], rounds=2)
