@@ -349,7 +349,8 @@ def public_pictures(folder: Path) -> None:
          "ISIC2018_Task1_Training_GroundTruth/ISIC_{}_segmentation.png"),
         ("BOXES", "images/box{}.png", "masks/box{}.png"),
     )):  # fmt: skip
-        count = 18 if name in ("DRIVE/training", "CHASEDB1") else 6  # a factory needs a batch of slices
+        # A factory needs a batch of slices to train with, and some of CHASE_DB1's are held out.
+        count = {"DRIVE/training": 18, "CHASEDB1": 28}.get(name, 6)
         eyes(folder / name, pictures, masks={masks: white}, seed=number, count=count)
     for name in ("FUNDUS", "REFUGE"):
         eyes(folder / name, "images/Glaucoma/g{}.png", masks={"masks/Glaucoma/g{}.png": (255, 128, 0)}, seed=20)
