@@ -167,7 +167,7 @@ def slice_probabilities(
     Args:
         image: of the segmenters' channels.
         segmenters: of one slice format; their probabilities are averaged.
-        centre: (3,) voxel in the middle of the slices, see `SliceGrid.of`.
+        centre: (3,) voxel in the middle of the slices, see `Image.grid`.
         views: see `Segmenter.probabilities`.
         device: where the segmenters are.
 

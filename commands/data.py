@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 commands = Commands()
 
 NAMED = 5  # files with the same remark that are named
-COLOURS = ("grey", "colour")
 
 # The options of `prepare` that no other command has. `PrepareConfig` checks their values.
 Source = Annotated[
@@ -77,10 +76,7 @@ MaskColours = Annotated[
 ]
 Colour = Annotated[
     str | None,
-    typer.Option(
-        callback=one_of(COLOURS),
-        help="Whether pictures become grey or colour slices; default: colour if one of them is in colour.",
-    ),
+    typer.Option(help="grey or colour: what slices pictures become; default: colour if one of them is in colour."),
 ]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Pictures with more pixels are refused.")]
 Patients = Annotated[

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import UsageError
+from .class_names import numbers_of
 
 ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
 
@@ -77,13 +77,7 @@ class Found:
         """
         if not wanted or not self.class_names:
             return
-        numbers = {name.casefold(): value for value, name in wanted.items()}
-        if unknown := [name for name in self.class_names.values() if name.casefold() not in numbers]:
-            raise UsageError(
-                f"the class folder '{unknown[0]}' is none of the classes {', '.join(wanted.values())}; add it to "
-                "class_names"
-            )
-        changed = {value: numbers[name.casefold()] for value, name in self.class_names.items()}
+        changed = numbers_of(self.class_names, wanted)
         for number, case in enumerate(self.cases):
             labels = [
                 file if file.value is None else replace(file, value=changed.get(file.value, file.value))

@@ -12,13 +12,13 @@ from ..errors import UsageError
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
 from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
-from .pictures.decoding import is_picture
+from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
+from .pictures.layout_names import without_mask_suffix
 from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
-LABEL_PICTURES = (".png", ".tif", ".tiff", ".bmp", ".gif")  # kinds of pictures that keep label values as they are
-LABEL_ENDINGS = ("_segmentation", "_mask")  # of label pictures' names in public data sets, after the picture's name
+LOSSY = (".jpg", ".jpeg")  # pictures that do not keep label values as they are
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
 TABLE = ".csv"
 
@@ -340,15 +340,15 @@ def _is_table(path: Path) -> bool:
 
 def is_label_picture(path: Path) -> bool:
     """Whether a path has the name of a picture that can be a label map, and is no folder."""
-    return path.suffix.lower() in LABEL_PICTURES and not path.name.startswith(".") and not os.path.isdir(path)
+    return is_mask(path) and path.suffix.lower() not in LOSSY
 
 
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     """Label maps by case name: NIfTI files and pictures.
 
-    The case of a label picture is its name without `_segmentation` or `_mask`. Such a picture is the label map of its
-    case when another one has the plain name: that is the picture itself. A picture beside a NIfTI file of the same
-    case shows that file (`segment --pictures`), and is no label map.
+    The case of a label picture is its name without an ending that tells a mask, such as `_segmentation`. Such a picture
+    is the label map of its case when another one has the plain name: that is the picture itself. A picture beside a
+    NIfTI file of the same case shows that file (`segment --pictures`), and is no label map.
 
     Args:
         source: a file, a folder of files, or a folder of cases with one file each in `label_key`.
@@ -398,9 +398,7 @@ def _only_label_picture(folder: Path) -> Path | None:
 
 
 def _labelled_case(path: Path) -> tuple[str, bool]:
-    """The case of a label map, and whether one of LABEL_ENDINGS follows it in the name of a picture."""
+    """The case of a label map, and whether the name of a picture tells that it is a mask."""
     name = case_name(path)
-    ending = next(
-        (e for e in LABEL_ENDINGS if is_label_picture(path) and name.lower().endswith(e) and len(name) > len(e)), ""
-    )
-    return name[: len(name) - len(ending)], bool(ending)
+    case = without_mask_suffix(name) if is_label_picture(path) else name
+    return case, case != name

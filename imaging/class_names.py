@@ -46,6 +46,21 @@ def class_name(label: int, names: Mapping[int, str]) -> str:
     return names.get(label, f"class {label}")
 
 
+def numbers_of(names: Mapping[int, str], wanted: Mapping[int, str]) -> dict[int, int]:
+    """The label value that a site gives to each label value of a file, by the names of both; case does not count.
+
+    Args:
+        names: of the file's label values.
+        wanted: of the site's.
+
+    Raises: UsageError for a name that the site does not know.
+    """
+    numbers = {name.casefold(): value for value, name in wanted.items()}
+    if unknown := [name for name in names.values() if name.casefold() not in numbers]:
+        raise UsageError(f"'{unknown[0]}' is none of the classes {', '.join(wanted.values())}; add it to class_names")
+    return {value: numbers[name.casefold()] for value, name in names.items()}
+
+
 def united_names(names: Mapping[int, str], of_files: Iterable[Mapping[int, str]]) -> dict[int, str]:
     """The names by label value, and those that label files tell besides.
 

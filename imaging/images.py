@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import VolumeError
-from .cropping import crop_box
+from .cropping import crop_box, refuse_centre_in_air
 from .slice_format import SliceFormat, mean_and_deviation
 from .slice_grid import SliceGrid
 from .volumes import Volume, in_plane, turned_affine
@@ -96,7 +96,6 @@ class Image(ABC):
         shape: (3,) of the stored image; that of a picture is (rows, columns, 1).
         affine: (4, 4), voxel index to millimetres (RAS+).
         channels: number of channels.
-        colour: whether the channels are red, green and blue.
         deferred: whether voxels are read only when they are needed, for the slices' format does not follow from them.
     """
 
@@ -104,7 +103,6 @@ class Image(ABC):
     shape: tuple[int, ...]
     affine: np.ndarray
     channels: int
-    colour: bool = False
     deferred: bool = False
 
     def turned_spacing(self, plane: str) -> np.ndarray:
@@ -139,9 +137,11 @@ class Image(ABC):
 
         Raises: VolumeError if the centre is in the air that is cropped away.
         """
-        middle = None if centre is None else in_plane(centre, self.shape, affine=self.affine, plane=fmt.plane)
-        box = self.box(plane=fmt.plane, crop=fmt.crop, published=fmt.published)
-        return SliceGrid.checked(self.shape, self.affine, box=box, fmt=fmt, centre=middle)
+        box, middle = self.box(plane=fmt.plane, crop=fmt.crop, published=fmt.published), None
+        if centre is not None:
+            middle = in_plane(centre, self.shape, affine=self.affine, plane=fmt.plane)
+            refuse_centre_in_air("the centre", middle, box)
+        return SliceGrid(self.shape, self.affine, box=box, fmt=fmt, centre=middle)
 
     def standardised(self, grid: SliceGrid, intensities: Sequence[Intensities]) -> np.ndarray:
         """`slices` with every channel's grey levels v as (v - mean) / deviation."""

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import VolumeError
+from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
 from .case_files import CaseFiles, ImageFile
+from .class_names import numbers_of
 from .images import Image, on_grid_of
 from .pictures.decoding import is_mask
 from .pictures.masks import read_mask
@@ -45,17 +46,12 @@ class LabelMap:
         """
         if not wanted or not self.names:
             return self
-        numbers = {name.casefold(): value for value, name in wanted.items()}
-        unknown = [name for name in self.names.values() if name.casefold() not in numbers]
-        if unknown:
-            raise VolumeError(
-                f"{path}: marks '{unknown[0]}', which is none of the classes {', '.join(wanted.values())}; add it to "
-                "class_names"
-            )
-        table = np.zeros(int(self.volume.data.max()) + 1, np.uint16)
-        for value, name in self.names.items():
-            if value < len(table):
-                table[value] = numbers[name.casefold()]
+        try:
+            numbers = numbers_of(self.names, wanted)
+        except UsageError as error:
+            raise VolumeError(f"{path}: {error}") from None
+        table = np.zeros(int(max(self.volume.data.max(), *numbers)) + 1, np.uint16)
+        table[list(numbers)] = list(numbers.values())
         return replace(self, volume=Volume(table[self.volume.data], self.volume.affine), names=dict(wanted))
 
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .cropping import crop_box, refuse_centre_in_air
 from .slice_format import UNLABELLED, SliceFormat
-from .volumes import Volume, in_plane, orientation, turned_affine, turned_back, turned_positions
+from .volumes import Volume, orientation, turned_affine, turned_back, turned_positions
 
 BLUR = 0.42  # standard deviation of the blur before coarser sampling, as a share of the new pixel
 EDGE = 0.5 + 1e-6  # a voxel reaches half a voxel beyond its centre
@@ -131,38 +130,6 @@ class SliceGrid:
             slices = place(*box[2], middle=None, voxel=self.spacing[2], pixel=fmt.slice_spacing, count=None)
         self.axes = (rows, columns, slices)
         self.height = float((box[2][1] - box[2][0]) * self.spacing[2])
-
-    @classmethod
-    def of(cls, volume: Volume, fmt: SliceFormat, *, centre: np.ndarray | None = None) -> SliceGrid:
-        """The grid of a volume, cropped as the format describes.
-
-        Args:
-            volume: the image.
-            fmt: of the slices.
-            centre: (3,) voxel of the stored volume that is in the middle of the slices, fractional; None takes the
-                middle of what is left after cropping.
-
-        Raises: VolumeError if the centre is in the air that is cropped away.
-        """
-        box = crop_box(volume.turned(fmt.plane).data, fmt.crop, published=fmt.published)
-        shape, affine = volume.data.shape, volume.affine
-        middle = None if centre is None else in_plane(centre, shape, affine=affine, plane=fmt.plane)
-        return cls.checked(shape, affine, box=box, fmt=fmt, centre=middle)
-
-    @classmethod
-    def checked(
-        cls,
-        shape: tuple[int, ...],
-        affine: np.ndarray,
-        *,
-        box: tuple[tuple[int, int], ...],
-        fmt: SliceFormat,
-        centre: tuple[float, float] | None,
-    ) -> SliceGrid:
-        """The grid, see the class. Raises: VolumeError if the centre is in the air that is cropped away."""
-        if centre is not None:
-            refuse_centre_in_air("the centre", centre, box)
-        return cls(shape, affine, box=box, fmt=fmt, centre=centre)
 
     def kept(self, volume: Volume) -> np.ndarray:
         """The cropped voxels (X, Y, Z) in reoriented axis order, a view."""

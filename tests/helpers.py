@@ -47,6 +47,7 @@ SMALL = {  # options with which a method is fast
     "cmc": {"modalities": ["ct", "mri"]},
 }
 PATIENT = "DOE_JANE"  # in the name of every case and store of the tests' federation
+SHADES = np.array([[30, 40, 60], [220, 60, 40], [60, 200, 120]], np.uint8)  # of background and two classes
 
 
 def ball_volume(shape=(20, 24, 8), radius=7.0, spacing=(3.0, 3.0, 5.0), seed=0) -> tuple[Volume, Volume]:
@@ -77,6 +78,14 @@ def kernels_of(layer, w):
         if layer.demodulate:
             kernel = kernel / (kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
         yield kernel
+
+
+def figure(rows: int, columns: int) -> np.ndarray:
+    """Labels (rows, columns) uint8 that no mirroring, turning or transposing leaves as they are."""
+    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    labels = ((y > 0.1) & (y < 0.45) & (x > 0.1) & (x < 0.4)).astype(np.uint8)
+    labels[(y > 0.55) & (y < 0.85) & (x > 0.3) & (x < 0.9)] = 2
+    return labels
 
 
 def image_of(*volumes: Volume | None) -> VolumeImage:

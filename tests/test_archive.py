@@ -570,7 +570,7 @@ def test_classes_that_two_files_number_differently_are_matched_by_their_names(tm
     dicom_case(source / "c", "1.2.3.6", "seg", {1: "liver", 2: "stent"})
     config = PrepareConfig(domain="x", size=24, z_bins=2, class_names=wanted)
     result = prepare(source, tmp_path / "s-store", config)
-    assert list(result.failed) == ["c"] and "marks 'stent', which is none of the classes" in result.failed["c"]
+    assert list(result.failed) == ["c"] and "'stent' is none of the classes" in result.failed["c"]
 
 
 def test_a_segmentation_that_segment_writes_is_prepared_again(tmp_path, monkeypatch):

@@ -137,13 +137,23 @@ def test_a_picture_that_is_no_label_map_is_refused(tmp_path):
 
 
 def test_endings_of_public_data_sets_are_no_part_of_the_case(tmp_path):
-    for name in ("ISIC_1_segmentation.png", "b_mask.tif", "b.tif", "c.gif", "_mask.png", ".hidden.png", "d.jpeg"):
+    for name in (
+        "ISIC_1_segmentation.png",
+        "b_mask.tif",
+        "b.tif",
+        "c.gif",
+        "_mask.png",
+        ".hidden.png",
+        "d.jpeg",
+        "e_1stHO.png",
+    ):
         write_picture(tmp_path / name, box())
     assert {case: path.name for case, path in find_labels(tmp_path).items()} == {
         "ISIC_1": "ISIC_1_segmentation.png",
         "b": "b_mask.tif",  # b.tif is the picture itself
         "c": "c.gif",
         "_mask": "_mask.png",
+        "e": "e_1stHO.png",  # CHASE_DB1
     }
     write_picture(tmp_path / "b_segmentation.png", box())
     with pytest.raises(UsageError, match=r"b_mask\.tif and b_segmentation\.png are label maps of one case"):

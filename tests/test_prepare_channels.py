@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import find_cases, find_images
-from fedfactory.imaging.slice_grid import SliceGrid
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import Preparation, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import ball_volume, oriented
+from helpers import ball_volume, image_of, oriented
 
 KEYS = "t1,t2,flair"
 SIDE, SPACING = 24, 3.0  # the slices of the volumes of the tests are their own voxels
@@ -286,7 +285,7 @@ def test_one_channel_is_resampled_as_before(tmp_path):
     write_volume(tmp_path / "s" / "case" / "label" / "x.nii.gz", label)
     config = settings(image_key="image", spacing=4.5, size=16, window=(-1.0, 2.0))
     store = prepare(tmp_path / "s", tmp_path / "out", config).store
-    grid = SliceGrid.of(image, store.format)
+    grid = image_of(image).grid(store.format)
     mean = image.data.mean(dtype=np.float64)
     deviation = np.sqrt(np.square(image.data - np.float32(mean)).mean(dtype=np.float64))
     slices = (grid.image_slices(image) - np.float32(mean)) / np.float32(deviation)

@@ -22,18 +22,10 @@ from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import picture_format, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import FORMAT_VERSION, SliceStore
+from helpers import SHADES, figure
 from PIL import Image
 
 SIDE = 48  # pixels of a slice
-SHADES = np.array([[30, 40, 60], [220, 60, 40], [60, 200, 120]], np.uint8)  # of background and two classes
-
-
-def figure(rows: int, columns: int) -> np.ndarray:
-    """Labels (rows, columns) uint8 that no mirroring, turning or transposing leaves as they are."""
-    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    labels = ((y > 0.1) & (y < 0.45) & (x > 0.1) & (x < 0.4)).astype(np.uint8)
-    labels[(y > 0.55) & (y < 0.85) & (x > 0.3) & (x < 0.9)] = 2
-    return labels
 
 
 def photo(rows: int, columns: int) -> np.ndarray:
@@ -328,7 +320,7 @@ def test_folders_of_classes_get_the_numbers_that_a_site_gives_to_their_names(tmp
     assert store.class_names == wanted
     assert shade_of(store, 2) == SHADES[1].tolist() and not (store.labels[0] == 1).any()
     class_site(tmp_path / "s", {"cyst": 2})
-    with pytest.raises(UsageError, match="class folder 'cyst' is none of the classes adenoma, polyp"):
+    with pytest.raises(UsageError, match="'cyst' is none of the classes adenoma, polyp"):
         prepare(source, tmp_path / "new", settings(class_names=wanted))
 
 

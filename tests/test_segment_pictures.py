@@ -23,19 +23,10 @@ from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import picture_format, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import ball_volume
+from helpers import SHADES, ball_volume, figure
 from PIL import Image
 
 SIDE = 64
-SHADES = np.array([[30, 40, 60], [220, 60, 40], [60, 200, 120]], np.uint8)  # of background and two classes
-
-
-def figure(rows: int, columns: int) -> np.ndarray:
-    """Labels (rows, columns) uint8 that no mirroring, turning or transposing leaves as they are."""
-    y, x = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    labels = ((y > 0.1) & (y < 0.45) & (x > 0.1) & (x < 0.4)).astype(np.uint8)
-    labels[(y > 0.55) & (y < 0.85) & (x > 0.3) & (x < 0.9)] = 2
-    return labels
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

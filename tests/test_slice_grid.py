@@ -10,9 +10,8 @@ import pytest
 from fedfactory.errors import ConfigError
 from fedfactory.imaging.cropping import crop_box
 from fedfactory.imaging.slice_format import PLANES, UNLABELLED, SliceFormat
-from fedfactory.imaging.slice_grid import SliceGrid
 from fedfactory.imaging.volumes import Volume, orientation, turned_back
-from helpers import ball_volume, oriented
+from helpers import ball_volume, image_of, oriented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -40,7 +39,7 @@ def rotation(angles) -> np.ndarray:
 def test_slices_do_not_depend_on_how_the_scanner_orders_its_axes(codes):
     image, label = ball_volume()
     fmt = slice_format(16, 4.5)
-    plain, turned = SliceGrid.of(image, fmt), SliceGrid.of(oriented(image, codes), fmt)
+    plain, turned = image_of(image).grid(fmt), image_of(oriented(image, codes)).grid(fmt)
     np.testing.assert_allclose(
         turned.image_slices(oriented(image, codes)), plain.image_slices(image), atol=1e-3, equal_nan=True
     )
@@ -74,7 +73,7 @@ def test_a_smooth_function_survives_slicing_and_mapping_back(
         int(np.ceil(width / pixel)) + 3, pixel, plane=plane,
         slice_spacing=float(turned.spacing[2]) * finer if resample_slices else None,
     )  # fmt: skip
-    grid = SliceGrid.of(volume, fmt)
+    grid = image_of(volume).grid(fmt)
     back = grid.image_to_volume(grid.image_slices(volume).copy())
     assert back.shape == volume.data.shape
     inner = tuple(slice(3, -3) for _ in range(3))  # splines of a cut-off sine are less exact at its ends
@@ -90,7 +89,7 @@ def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margi
     label = oriented(label, codes)
     turned = label.turned(plane)
     extent = (np.array(turned.data.shape[:2]) * turned.spacing[:2]).max()
-    grid = SliceGrid.of(label, slice_format(int(np.ceil(extent / spacing)) + margin, spacing, plane=plane))
+    grid = image_of(label).grid(slice_format(int(np.ceil(extent / spacing)) + margin, spacing, plane=plane))
     slices = grid.label_slices(label)
     back = grid.labels_to_volume(np.stack([slices == k for k in range(3)], axis=1).astype(np.float32))
     assert back.shape == label.data.shape
@@ -102,7 +101,7 @@ def test_labels_come_back_to_the_grid_they_were_taken_from(codes, spacing, margi
 def test_equal_grids_are_copied_without_any_change():
     image, label = ball_volume(shape=(16, 15, 8))
     for size in (16, 17, 20):  # also where the middle of the slices lies half a voxel off
-        grid = SliceGrid.of(image, slice_format(size, 3.0))
+        grid = image_of(image).grid(slice_format(size, 3.0))
         before = (size - 16) // 2, (size - 15) // 2
         inner = np.s_[:, before[0] : before[0] + 16, before[1] : before[1] + 15]
         slices = grid.image_slices(image)
@@ -114,7 +113,7 @@ def test_equal_grids_are_copied_without_any_change():
 
 def test_image_slices_are_those_of_scipys_own_cubic_splines():
     image, _ = ball_volume(shape=(20, 24, 8))
-    slices = SliceGrid.of(image, slice_format(30, 2.0)).image_slices(image)
+    slices = image_of(image).grid(slice_format(30, 2.0)).image_slices(image)
     ratio = 2 / 3
     offset = (np.array([20, 24]) - 1) / 2 - ratio * 29 / 2
     expected = ndimage.affine_transform(
@@ -128,7 +127,7 @@ def test_image_slices_are_those_of_scipys_own_cubic_splines():
 def test_a_linear_ramp_is_resampled_to_its_own_values():
     x = np.arange(20, dtype=np.float32)
     ramp = Volume(np.broadcast_to(x[:, None, None], (20, 20, 3)).copy(), np.diag([2.0, 2.0, 5.0, 1.0]))
-    slices = SliceGrid.of(ramp, slice_format(10, 3.0)).image_slices(ramp)
+    slices = image_of(ramp).grid(slice_format(10, 3.0)).image_slices(ramp)
     centres = 9.5 + 1.5 * (np.arange(10) - 4.5)  # in voxels; away from the border blur and splines keep a ramp
     np.testing.assert_allclose(slices[1, 2:8, 5], centres[2:8], atol=2e-2)
 
@@ -136,13 +135,13 @@ def test_a_linear_ramp_is_resampled_to_its_own_values():
 def test_coarser_pixels_average_instead_of_skipping():
     stripes = np.zeros((32, 32, 2), np.float32)
     stripes[::2] = 1
-    slices = SliceGrid.of(Volume(stripes, np.eye(4)), slice_format(8, 4.0)).image_slices(Volume(stripes, np.eye(4)))
+    slices = image_of(Volume(stripes, np.eye(4))).grid(slice_format(8, 4.0)).image_slices(Volume(stripes, np.eye(4)))
     assert np.abs(slices[:, 2:-2] - 0.5).max() < 0.05  # without the blur every pixel would be near 0 or 1
 
 
 def test_slices_can_be_spaced_anew_and_keep_their_height():
     image, label = ball_volume(shape=(16, 16, 12), spacing=(3.0, 3.0, 2.0))
-    grid = SliceGrid.of(image, slice_format(16, 3.0, slice_spacing=4.0))
+    grid = image_of(image).grid(slice_format(16, 3.0, slice_spacing=4.0))
     assert grid.image_slices(image).shape == (6, 16, 16)
     assert grid.label_slices(label).shape == (6, 16, 16)
     assert grid.height == pytest.approx(24)
@@ -155,7 +154,7 @@ def test_no_annotated_voxel_of_a_sparse_label_map_is_lost(codes, plane, coarse):
     data = np.full((20, 18, 16), UNLABELLED, dtype=np.uint8)
     data[2, 3, 4], data[15, 10, 4], data[8, 14, 12], data[10, 2, 13] = 1, 2, 3, 0
     label = oriented(Volume(data, np.diag([3.0, 3.0, 3.0, 1.0])), codes)
-    slices = SliceGrid.of(label, slice_format(64, coarse, plane=plane)).sparse_label_slices(label)
+    slices = image_of(label).grid(slice_format(64, coarse, plane=plane)).sparse_label_slices(label)
     assert set(np.unique(slices)) == {0, 1, 2, 3, UNLABELLED}
     if coarse >= 3:  # where pixels are not finer, one voxel marks one pixel
         assert [(slices == k).sum() for k in (0, 1, 2, 3)] == [1, 1, 1, 1]
@@ -166,7 +165,7 @@ def test_points_land_on_the_pixels_that_show_them():
     data[5, 17, 3] = 1
     for codes in ("RAS", "LPI", "SAR"):
         volume = oriented(Volume(data, np.diag([3.0, 3.0, 5.0, 1.0])), codes)
-        grid = SliceGrid.of(volume, slice_format(64, 2.0))
+        grid = image_of(volume).grid(slice_format(64, 2.0))
         voxel = np.argwhere(volume.data == 1).astype(float)
         pixel = np.round(grid.pixels_of(voxel)[0]).astype(int)
         slices = np.nan_to_num(grid.image_slices(volume))
@@ -210,7 +209,7 @@ def test_air_is_cropped_and_patients_are_not():
 def test_what_was_cropped_is_background_when_labels_come_back():
     image, label = ball_volume(shape=(40, 36, 12))
     image.data[:7] = 0
-    grid = SliceGrid.of(image, slice_format(40, 3.0, crop="air"))
+    grid = image_of(image).grid(slice_format(40, 3.0, crop="air"))
     back = grid.labels_to_volume(
         np.repeat(np.array([0.0, 1.0, 0.0])[None, :, None, None], 12, 0) + np.zeros((12, 3, 40, 40))
     )
@@ -223,7 +222,7 @@ def test_the_published_rules_place_and_label_as_the_published_program():
     """12 x 10 voxels of 2 mm to pixels of 1.5 mm: resized to 16 x 13, then padded to 20 from floor(rest / 2)."""
     image, label = ball_volume(shape=(12, 10, 4), spacing=(2.0, 2.0, 1.5), radius=4)
     fmt = slice_format(20, 1.5, slice_spacing=1.5, plane="stored", compatibility="published")
-    slices = SliceGrid.of(image, fmt).image_slices(image)
+    slices = image_of(image).grid(fmt).image_slices(image)
     inside = np.argwhere(np.isfinite(slices[0]))
     assert inside.min(0).tolist() == [2, 3]
     assert inside.max(0).tolist() == [17, 15]
@@ -235,7 +234,7 @@ def test_the_published_rules_place_and_label_as_the_published_program():
     shares = [ndimage.zoom((label.data == k).astype(float), (16 / 12, 1.3, 1), order=1, mode="nearest", grid_mode=True)
               for k in (1, 2)]  # fmt: skip
     expected = np.where(shares[1] >= 0.5, 2, shares[0] >= 0.5)
-    found = SliceGrid.of(label, fmt).label_slices(label)[:, 2:18, 3:16]
+    found = image_of(label).grid(fmt).label_slices(label)[:, 2:18, 3:16]
     assert (found != np.moveaxis(expected, 2, 0)).mean() < 0.002  # shares of exactly one half may round either way
 
 

@@ -19,7 +19,7 @@ OTHER_MASKS = {
 }  # beside `1st_manual`
 
 MASK_SUFFIX = re.compile(
-    r"[ _-](mask|masks|segmentation|seg|gt|groundtruth|ground_truth|label|labels|lesion|annotation|manual1|1stho)"
+    r"(?<=.)[ _-](mask|masks|segmentation|seg|gt|groundtruth|ground_truth|label|labels|lesion|annotation|manual1|1stho)"
     r"([ _-]?\d+)?$",
     re.IGNORECASE,
 )

@@ -7,7 +7,6 @@ index comes last. The next run uses what a killed run has cut.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -150,9 +149,10 @@ class _Run:
         seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
         split = self._split(seen, old)
         fmt = self._format([s for s in seen.values() if split[s.patient] != "test"]) if seen else None
+        settings = self._settings(fmt) if fmt else {}
         parts = self._each(
             [case for case in fresh if case.name in seen],
-            lambda case: self._cut(case, seen[case.name], fmt),
+            lambda case: self._cut(case, seen[case.name], fmt, settings),
             f"preparing {self.config.domain}",
         )
         if not parts and not old:
@@ -262,23 +262,20 @@ class _Run:
             compatibility=config.compatibility,
         )
 
-    def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat) -> CutCase:
+    def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object]) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        window_known = self._window_known(fmt)
-        settings = self._settings(fmt, window_known=window_known)
-        config = self.config
-        labels = [config.label_kind, config.label_rule, config.classes, sorted(config.class_names.items())]
-        text = json.dumps([__version__, seen.digest, settings, labels, seen.centre, fmt.channels])
+        text = json.dumps([__version__, seen.digest, settings, seen.centre])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
-            part.write(self.cut(case, seen, fmt, config=self.config, window_known=window_known))
+            part.write(self.cut(case, seen, fmt, config=self.config, window_known=self._window_known(fmt)))
         return part
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - the run lives as long as the cache is needed
-    def _settings(self, fmt: SliceFormat, *, window_known: bool) -> dict[str, object]:
-        """What slices depend on beside the files of their case."""
-        window = fmt.window if window_known else None
-        return {**fmt.to_dict(), "window": window, "z_bins": None, **asdict(self.config.site)}
+    def _settings(self, fmt: SliceFormat) -> dict[str, object]:
+        """What the slices and labels of a case depend on beside its files, JSON-able."""
+        config, window = self.config, fmt.window if self._window_known(fmt) else None
+        labels = [config.label_kind, config.label_rule, config.classes, sorted(config.class_names.items())]
+        slices = {**fmt.to_dict(), "window": window, "channels": fmt.channels, "z_bins": None}
+        return {"slices": slices, "site": asdict(config.site), "labels": labels}
 
     def _window_known(self, fmt: SliceFormat) -> bool:
         """Whether the intensity window does not follow from the slices."""
