@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def find_series(folder: Path) -> dict[str, tuple[Path, ...]]:
 
     Files of one series UID that differ in orientation or pixel grid count as different series.
     """
-    itk = _itk()
+    itk = itk_library()
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(True)
     names.SetRecursive(False)
@@ -53,7 +54,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     Returns: float32 volume; its third stored axis is the slice axis.
     Raises: VolumeError if the files cannot be read, are colour images, or slices are missing between them.
     """
-    itk, where = _itk(), Path(files[0]).parent
+    itk, where = itk_library(), Path(files[0]).parent
     try:
         reader = _reader(files)
         reader.Update()
@@ -105,7 +106,7 @@ def patient_key(files: Sequence[Path]) -> str | None:
 
 def _reader(files: Sequence[Path]) -> Any:
     """An `itk.ImageSeriesReader` of the files, not yet run."""
-    itk, first = _itk(), Path(files[0])
+    itk, first = itk_library(), Path(files[0])
     header = _header(first)
     if header.GetNumberOfComponents() != 1:
         raise VolumeError(f"{first.parent}: colour images, expected one grey value per pixel")
@@ -120,14 +121,14 @@ def _reader(files: Sequence[Path]) -> Any:
 def _affine(image: Any) -> np.ndarray:
     """(4, 4), voxel index to millimetres (RAS+), of an ITK image, whose world is LPS."""
     affine = np.eye(4)
-    affine[:3, :3] = _itk().array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing(), dtype=np.float64)
+    affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing(), dtype=np.float64)
     affine[:3, 3] = image.GetOrigin()
     return LPS_TO_RAS @ affine
 
 
 def _header(path: Path) -> Any:
     """The header of a file, an `itk.GDCMImageIO`."""
-    header = _itk().GDCMImageIO.New()
+    header = itk_library().GDCMImageIO.New()
     header.SetFileName(str(path))
     header.ReadImageInformation()
     return header
@@ -146,9 +147,17 @@ def _reason(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:200]
 
 
-def _itk() -> Any:
-    """The ITK package, which has no types."""
-    import itk  # takes a second, and only DICOM needs it
+@lru_cache(maxsize=None)
+def itk_library() -> Any:
+    """The ITK package, which has no types, with everything loaded that this module calls.
 
+    ITK loads its parts when they are first named, and changes the working folder of the whole process meanwhile. Other
+    threads that open relative paths in that moment find no file. Whoever reads files in threads and meets ones that
+    need ITK calls this function before the threads start; `find_series` does.
+    """
+    import itk  # takes seconds, and only DICOM needs it
+
+    itk.array_from_image(itk.image_from_array(np.zeros((1, 1, 1), np.float32)))
+    _ = itk.GDCMSeriesFileNames, itk.GDCMImageIO, itk.ImageSeriesReader[itk.Image[itk.F, 3]]
     itk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters becomes an error of this package
     return itk
