@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from .files import atomic_file
 
 if TYPE_CHECKING:
@@ -48,25 +50,28 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
+def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure of `size` inches (width, height) and its axes (rows, columns), without a window system.
+
+    Not by `pyplot`, whose import takes as long as the drawing, and which holds on to every figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
 def picture(draw: Callable[[], Figure], description: str) -> str:
     """An HTML image of the figure that `draw` returns; `description` is its alternative text."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     figure, buffer = draw(), io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    plt.close(figure)
     return _image(buffer.getvalue(), description)
 
 
 def pixels(values: np.ndarray, description: str) -> str:
     """An HTML image of an array (H, W, 3) uint8; `description` is its alternative text."""
-    import matplotlib.image
-
     buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, values, format="png", pil_kwargs={"compress_level": 1})
+    Image.fromarray(values).save(buffer, format="png", compress_level=1)
     return _image(buffer.getvalue(), description)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..adaptation.evaluation.summary import class_means, summarise
-from ..common.html_pages import picture, write_page
+from ..common.html_pages import new_figure, picture, write_page
 from ..generative.factory_file import TrainedFactory
 from ..imaging.overlays import CLASS_COLOURS
 from ..imaging.volume_files import read_volume
@@ -185,10 +185,8 @@ def _legend() -> str:
 
 def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
     """Two rows of slices per site: real, and synthetic."""
-    from matplotlib import pyplot as plt
-
     columns = 8
-    figure, axes = plt.subplots(2 * len(tests), columns, figsize=(columns * 1.3, 2.6 * len(tests)))
+    figure, axes = new_figure(2 * len(tests), columns, size=(columns * 1.3, 2.6 * len(tests)))
     for row, (site, folder) in enumerate(tests.items()):
         real = sorted(folder.glob("*/image/*.nii.gz"))
         made = sorted((synthetic / site).glob("*/image/*.nii.gz"))
@@ -206,13 +204,12 @@ def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:
 
 def _three_planes(folder: Path) -> Figure:
     """The first synthetic volume below a folder in three planes, without and with its labels."""
-    from matplotlib import pyplot as plt
     from matplotlib.colors import ListedColormap
 
     subject = sorted(path for path in folder.iterdir() if path.is_dir())[0]
     image, label = (next(iter((subject / kind).glob("*.nii.gz"))) for kind in ("image", "label"))
     image, label = read_volume(image).to_canonical(), read_volume(label, integer=True).to_canonical()
-    figure, axes = plt.subplots(2, 3, figsize=(9, 6))
+    figure, axes = new_figure(2, 3, size=(9, 6))
     for column, axis_number in enumerate((2, 1, 0)):
         for row in range(2):
             axis = axes[row, column]
@@ -242,9 +239,7 @@ def _aspect(volume: Volume, axis: int) -> float:
 
 def _curves(factory: TrainedFactory) -> Figure:
     """Losses per round, one line per domain."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.2))
+    figure, (axes,) = new_figure(1, 2, size=(10, 3.2))
     for axis, name in zip(axes, ("loss_discriminator", "loss_generator"), strict=True):
         for domain, rounds in factory.history.items():
             axis.plot([r["round"] for r in rounds], [r[name] for r in rounds], label=domain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,21 @@ class Intensities:
         mean, deviation = (0.0, 1.0) if absolute else mean_and_deviation(values)
         low, high = float(values.min()), float(values.max())
         return cls(mean=mean, deviation=deviation, low=low, high=high, counts=tuple(histogram(values, low, high)))
+
+    @classmethod
+    def of_bytes(cls, values: np.ndarray, *, absolute: bool = False) -> Intensities:
+        """`of(values / 255)` for uint8 values of any shape, each of whose 256 grey levels is looked at once.
+
+        Raises: as `of`.
+        """
+        counts = np.bincount(values.ravel(order="K"), minlength=256)
+        found = np.flatnonzero(counts)
+        levels, counts = found.astype(np.float32) / np.float32(255), counts[found]
+        low, high = float(levels[0]), float(levels[-1])
+        bins = histogram_bins(levels, low, high)
+        mean, deviation = (0.0, 1.0) if absolute else mean_and_deviation(levels, counts)
+        binned = np.bincount(bins, weights=counts, minlength=HISTOGRAM_BINS).astype(int)
+        return cls(mean=mean, deviation=deviation, low=low, high=high, counts=tuple(binned.tolist()))
 
 
 MISSING = Intensities(mean=0.0, deviation=1.0, low=0.0, high=0.0, counts=(0,) * HISTOGRAM_BINS)
@@ -108,6 +123,11 @@ class Image(ABC):
     def turned_spacing(self, plane: str) -> np.ndarray:
         """(3,) millimetres along the turned axes, see `orientation`."""
         return np.linalg.norm(turned_affine(self.affine, self.shape, plane=plane)[:3, :3], axis=0)
+
+    @property
+    def contents(self) -> Mapping[Path, bytes]:
+        """All bytes of those of its files that were read whole, so that nobody reads them again."""
+        return {}
 
     @abstractmethod
     def box(self, *, plane: str, crop: str, published: bool) -> Box:
@@ -232,9 +252,14 @@ def on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
 
 def histogram(values: np.ndarray, low: float, high: float) -> list[int]:
     """How many values of an array of any shape lie in each of 64 equal bins from low to high."""
-    scaled = (values.ravel(order="K") - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
-    bins = np.clip(scaled, 0, HISTOGRAM_BINS - 1).astype(np.uint8)
+    bins = histogram_bins(values.ravel(order="K"), low, high)
     return np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+
+
+def histogram_bins(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The bin of each value, 0 to 63 as uint8, see `histogram`."""
+    scaled = (values - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
+    return np.clip(scaled, 0, HISTOGRAM_BINS - 1).astype(np.uint8)
 
 
 def digest_of_array(array: np.ndarray) -> str:

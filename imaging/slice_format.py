@@ -136,13 +136,21 @@ class SliceFormat:
         return ends[:, 0], ends[:, 1]
 
 
-def mean_and_deviation(data: np.ndarray) -> tuple[float, float]:
+def mean_and_deviation(data: np.ndarray, counts: np.ndarray | None = None) -> tuple[float, float]:
     """Mean and population standard deviation of an image of any shape.
+
+    Args:
+        data: voxels, or grey levels.
+        counts: how often each grey level occurs; None for voxels.
 
     Raises: VolumeError for a constant image.
     """
-    mean = float(data.mean(dtype=np.float64))
-    deviation = float(np.sqrt(np.square(data - np.float32(mean)).mean(dtype=np.float64)))
+    if counts is None:
+        mean = float(data.mean(dtype=np.float64))
+        deviation = float(np.sqrt(np.square(data - np.float32(mean)).mean(dtype=np.float64)))
+    else:
+        mean = float(np.average(data.astype(np.float64), weights=counts))
+        deviation = float(np.sqrt(np.average(np.square(data - np.float32(mean), dtype=np.float64), weights=counts)))
     if deviation < 1e-6 * max(1.0, abs(mean)):
         raise VolumeError(f"all voxels have the same value (deviation {deviation:.1g}); use an image with contrast")
     return mean, deviation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.html_pages import picture
+from ..common.html_pages import new_figure, picture
 from .audit_result import AuditResult, AuditSource
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ def _text(value: object) -> str:
 
 def _draw_pairs(pairs: np.ndarray) -> Figure:
     """A row of synthetic slices over a row of real ones; pairs is (n, 2, S, S, 3) in [0, 1]."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, len(pairs), figsize=(1.3 * len(pairs), 2.8), squeeze=False)
+    figure, axes = new_figure(2, len(pairs), size=(1.3 * len(pairs), 2.8))
     for column, pair in enumerate(pairs):
         for row in range(2):
             axes[row, column].imshow(pair[row])

@@ -22,5 +22,5 @@ assert not moves, moves
 
 def test_finding_series_loads_all_of_itk_that_reading_in_threads_needs(tmp_path):
     write_dicom(tmp_path / "scan", ball_volume(seed=0)[0])
-    child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-2000:]

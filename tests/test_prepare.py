@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
@@ -348,6 +349,8 @@ def test_a_store_made_of_dicom_contains_nothing_of_the_headers(tmp_path):
     assert len(store) == 24
     assert store.cases[0].patient == store.cases[1].patient != store.cases[2].patient
     everything = b"".join(folder_bytes(store.path).values())
+    # The letters of a picture in the page may spell any short name.
+    everything = re.sub(rb"base64,([^\"]*)", lambda found: base64.b64decode(found[1]), everything)
     for private in (b"DOE", b"JANE", b"ROE", b"1.2.99"):
         assert private not in everything
 

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +149,25 @@ def test_two_runs_on_one_store_do_not_mix(site, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="stopped"):
         prepare(site, tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_five_runs_that_start_together_on_a_new_store_none_harms_another(site, tmp_path):
+    def run(out: Path) -> str:
+        try:
+            return f"{prepare(site, out, CONFIG).added} added"
+        except UsageError as error:
+            assert "another `fedfactory prepare`" in str(error)
+            return "refused"
+
+    ends = []
+    for attempt in range(6):
+        out = tmp_path / f"out{attempt}"
+        with ThreadPoolExecutor(5) as pool:
+            ends += (found := list(pool.map(run, [out] * 5)))
+        assert found.count("3 added") == 1
+        SliceStore(out).verify()
+        assert not (out / ".partial").exists()
+    assert "refused" in ends
 
 
 CHILD = """

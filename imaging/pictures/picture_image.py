@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -71,13 +71,23 @@ class PictureImage(Image):
         pixels = self.picture.pixels
         step = -(-max(pixels.shape[:2]) // SAMPLED)
         sample = np.ascontiguousarray(pixels[::step, ::step])
-        values = sample.astype(np.float32) / np.iinfo(pixels.dtype).max
         try:
-            found = tuple(Intensities.of(values[..., c], absolute=self.colour) for c in range(self.channels))
+            found = tuple(self._intensities(sample[..., channel]) for channel in range(self.channels))
         except VolumeError as error:
             raise VolumeError(f"{self.path}: {error}; give a picture with contrast") from None
         blank = all(facts.low == facts.high for facts in found) and bool((pixels == pixels[0, 0]).all())
         return ImageFacts(voxels=digest_of_array(sample), intensities=found, blank=int(blank))
+
+    def _intensities(self, values: np.ndarray) -> Intensities:
+        """Grey levels of the pixels of one channel, uint8 or uint16."""
+        if values.dtype == np.uint8:
+            return Intensities.of_bytes(values, absolute=self.colour)
+        return Intensities.of(values.astype(np.float32) / np.iinfo(values.dtype).max, absolute=self.colour)
+
+    @property
+    def contents(self) -> Mapping[Path, bytes]:
+        """See `Image`."""
+        return {self.path: self._content}
 
     def slices(self, grid: SliceGrid) -> np.ndarray:
         """See `Image`."""
@@ -102,7 +112,9 @@ class PictureImage(Image):
         low, high, far, total = [], [], 0, 0
         for channel, plane in enumerate(planes):
             inside = plane[rows, columns]
-            images[0, channel, rows, columns] = scaled[channel][inside]
+            # OpenCV's tables take any two bytes, numpy's indexing four times as long.
+            shown = cv2.LUT(np.ascontiguousarray(inside), scaled[channel].view(np.uint16)).view(STORED)
+            images[0, channel, rows, columns] = shown
             (darkest, brightest), level = grid.fmt.window[channel], levels[channel]
             slack = FAR_OUTSIDE * (brightest - darkest)
             outside = (level < darkest - slack) | (level > brightest + slack)

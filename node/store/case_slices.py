@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,8 +122,11 @@ class CaseSlices:
         return len(self.standardised if self.stored is None else self.stored.images)
 
 
-def digest_of(case: CaseFiles) -> str:
+def digest_of(case: CaseFiles, contents: Mapping[Path, bytes] | None = None) -> str:
     """SHA-256 over the contents of all files of a case, and over what they are, as far as it is no file's content.
+
+    Args:
+        contents: bytes of files that were read already.
 
     Raises: VolumeError if a file cannot be read.
     """
@@ -133,6 +137,9 @@ def digest_of(case: CaseFiles) -> str:
     if missing or values:
         whole.update(f"{missing} {values}".encode())
     for path in case.files:
+        if contents and path in contents:
+            whole.update(hashlib.sha256(contents[path]).hexdigest().encode())
+            continue
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise VolumeError(f"{path}: no such file, or no regular one; give an ordinary file")
         try:
@@ -144,8 +151,8 @@ def digest_of(case: CaseFiles) -> str:
 
 def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     """Raises: VolumeError or UsageError naming the file of an unusable case."""
-    digest = digest_of(case)
     image = read_image(case.channels, max_pixels=config.max_pixels)
+    digest = digest_of(case, image.contents)
     box = image.box(plane=config.plane, crop=config.crop, published=config.compatibility == "published")
     centre = centre_of(case.name, image, config=config)
     refuse_beside(case.name, centre, box=box, config=config)

@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ... import __version__
+from ...common.memory import keep_freed_memory
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, Found, printable
@@ -120,6 +121,7 @@ def prepare_cases(
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     found.cases = [case for case in found.cases if case.name not in config.exclude]
+    keep_freed_memory()
     with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
         return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found)
 

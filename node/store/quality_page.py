@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...common.html_pages import picture, pixels, table, write_page
+from ...common.html_pages import new_figure, picture, pixels, table, write_page
 from ...imaging.images import HISTOGRAM_BINS
 from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_format import UNLABELLED
@@ -111,18 +111,17 @@ def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
 
 
 def _histograms(store: SliceStore) -> Figure:
-    from matplotlib import pyplot as plt
+    from matplotlib.collections import LineCollection
 
-    figure, (before, after) = plt.subplots(1, 2, figsize=(10, 3))
+    figure, ((before, after),) = new_figure(1, 2, size=(10, 3))
     colours = ("tab:red", "tab:green", "tab:blue") if store.format.colour else CHANNEL_COLOURS
     sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
     for channel, colour in zip(range(store.format.channels), colours, strict=False):
-        for case in (store.cases[n] for n in _spread(len(store.cases), CURVES)):
-            found = case.intensities[channel]
-            counts, edges = np.array(found.counts), np.linspace(found.low, found.high, HISTOGRAM_BINS + 1)
-            before.plot(edges[:-1], counts / max(1, counts.sum()), color=colour, alpha=0.3, linewidth=0.8)
-        counts, edges = np.histogram(sample[:, channel], HISTOGRAM_BINS, (-1, 1))
-        after.plot(edges[:-1], counts / counts.sum(), color=colour)
+        found = [store.cases[n].intensities[channel] for n in _spread(len(store.cases), CURVES)]
+        curves = [np.stack([_edges(one.low, one.high), _shares(np.array(one.counts))], axis=1) for one in found]
+        before.add_collection(LineCollection(curves, color=colour, alpha=0.3, linewidth=0.8))
+        counts, _ = np.histogram(sample[:, channel], HISTOGRAM_BINS, (-1, 1))
+        after.plot(_edges(-1, 1), _shares(counts), color=colour)
     before.set(
         title=f"as acquired, one line for each of {min(CURVES, len(store.cases))} cases",
         xlabel="intensity",
@@ -131,8 +130,20 @@ def _histograms(store: SliceStore) -> Figure:
     )
     after.set(title="in the store, padding included", xlabel="intensity", yscale="log")
     for axis in (before, after):
+        axis.autoscale_view()
         axis.minorticks_off()  # half of the drawing's time
+        axis.yaxis.set_major_formatter("{x:g}")  # powers of ten would be set as formulas, the other half
     return figure
+
+
+def _edges(low: float, high: float) -> np.ndarray:
+    """(64,) lower ends of the bins of a histogram."""
+    return np.linspace(low, high, HISTOGRAM_BINS + 1)[:-1]
+
+
+def _shares(counts: np.ndarray) -> np.ndarray:
+    """Counts divided by their sum."""
+    return counts / max(1, counts.sum())
 
 
 def _cases(store: SliceStore) -> str:

@@ -47,23 +47,41 @@ def working_folder(out: Path) -> Iterator[Path]:
     work = out / WORK
     if not (out / INDEX).exists() and not work.is_dir():
         refuse_existing(out)
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
+    handle = _locked(work)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{out}: another `fedfactory prepare` is working on this store") from None
         yield work
     except FedFactoryError:
         if not (out / INDEX).exists():
             shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
-        os.close(handle)
         for folder in (work, out):  # go if nothing came of it
             with suppress(OSError):
                 folder.rmdir()
+        os.close(handle)  # the lock ends last: nobody else was at work in what went
+
+
+def _locked(work: Path) -> int:
+    """A handle of the folder `work`, made where it is missing, on which this process holds the lock.
+
+    Raises: UsageError if another process holds it.
+    """
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(work, os.O_RDONLY)
+        except FileNotFoundError:  # another run has ended since
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if work.exists() and os.path.samestat(os.fstat(handle), work.stat()):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise UsageError(f"{work.parent}: another `fedfactory prepare` is working on this store") from None
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # of a folder that another run has removed since
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +112,7 @@ class CutFacts:
 
 
 class CutCase:
-    """One case's slices and labels in the working folder; complete once its facts are there.
+    """One case's slices and labels in the working folder; complete once its file is there.
 
     The slices are kept as the store has them, or standardised where the site's intensity window is not known yet.
     """
@@ -104,12 +122,13 @@ class CutCase:
 
     @property
     def complete(self) -> bool:
-        return self._path("facts.json").exists()
+        return self.path.exists()
 
     @cached_property
     def facts(self) -> CutFacts:
         """What is known beside the arrays, once they are complete."""
-        return read_record(CutFacts, json.loads(self._path("facts.json").read_text(encoding="utf-8")))
+        with safe_open(self.path, "np") as file:
+            return read_record(CutFacts, json.loads(file.metadata()["facts"]))
 
     def write(self, slices: CaseSlices) -> None:
         arrays = {
@@ -122,7 +141,6 @@ class CutCase:
         stored, raw = slices.stored, slices.standardised
         tensors = {"standardised": raw} if stored is None else {"images": stored.images}
         tensors |= arrays
-        self._path("safetensors").write_bytes(save({kind: np.ascontiguousarray(a) for kind, a in tensors.items()}))
         facts = CutFacts(
             height=slices.height,
             labels=slices.facts,
@@ -134,7 +152,10 @@ class CutCase:
             kinds=tuple(arrays),
             classes=slices.facts.highest_label + 1 if arrays else 0,
         )
-        write_json(self._path("facts.json"), write_record(facts), compact=True)
+        arrays = {kind: np.ascontiguousarray(array) for kind, array in tensors.items()}
+        unfinished = self.path.with_suffix(".part")  # one run at a time works in this folder
+        unfinished.write_bytes(save(arrays, {"facts": json.dumps(write_record(facts))}))
+        os.replace(unfinished, self.path)
         self.facts = facts  # so that they need not be read again
 
     def standardised(self) -> np.ndarray:
@@ -153,11 +174,13 @@ class CutCase:
     def _load(self, kind: str) -> np.ndarray:
         """An array of the case, shaped (n, ...) as in `CaseSlices`."""
         # Not from `.npy`: its header is parsed by `ast`, which fails now and then where several threads do it.
-        with safe_open(self._path("safetensors"), "np") as file:
+        with safe_open(self.path, "np") as file:
             return file.get_tensor(kind)
 
-    def _path(self, ending: str) -> Path:
-        return self.work / f"{self.key}.{ending}"
+    @property
+    def path(self) -> Path:
+        """Of its file: the arrays, with the facts beside them."""
+        return self.work / f"{self.key}.safetensors"
 
 
 class StoreArrays:
