@@ -133,7 +133,9 @@ def factory_experiment(
         raise UsageError(f"nodes_per_round is {nodes_per_round}; choose min_nodes ({min_nodes}) or more")
     if secagg:
         min_nodes = max(min_nodes, 2)  # a sum over one site is that site's weights
-    strategy = FactoryStrategy(nodes_per_round, min_nodes, weighting=weighting, seed=seed, complete=secagg)
+    strategy = FactoryStrategy(
+        nodes_per_round, min_nodes, weighting=weighting, seed=seed, required=("domain",), complete=secagg
+    )
     experiment = make_experiment(
         tag,
         training_plan_class=SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan,
@@ -204,10 +206,15 @@ def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
 
 
 def attach(experiment: Experiment) -> None:
-    """Let the strategy of an experiment know which nodes are connected."""
+    """Let the strategy of an experiment know which nodes are connected, and what they announced."""
+    from ..node.site_facts import read_facts
     from .fedbiomed_hooks import connected_nodes
+    from .reply_checks import Announced
 
-    experiment.strategy().connected = connected_nodes
+    strategy, data = experiment.strategy(), experiment.training_data().data()
+    strategy.connected = connected_nodes
+    facts = {node: read_facts(str(entry.get("description"))) for node, entry in data.items()}
+    strategy.announced = {node: Announced.by(known) for node, known in facts.items() if known is not None}
 
 
 def descriptions_of(tag: str) -> dict[str, str]:

@@ -46,6 +46,7 @@ RESULTS, TABLE, WEIGHTS, SERVER = "results.json", "scores.csv", "average.safeten
 WEIGHTS_KIND = "federated segmenter"
 OWN, AVERAGE = "own_", "global_"  # prefixes of the scores of a site's own model and of the average
 LABELS = "slices_"  # prefix of the numbers of training slices by kind of label
+REQUIRED = ("domain", "samples", "loss")  # entries of what a site reports
 
 
 @dataclass
@@ -298,7 +299,9 @@ def method_experiment(
         tag,
         nodes=nodes,
         training_plan_class=PLANS[config.method],
-        node_selection_strategy=FactoryStrategy(None, min_nodes, seed=config.seed),
+        node_selection_strategy=FactoryStrategy(
+            None, min_nodes, seed=config.seed, required=("domain", "samples", "loss")
+        ),
         model_args={"config": config.to_dict(), "train": True},
         training_args={
             "loader_args": {"batch_size": config.batch_size},

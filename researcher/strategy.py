@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from fedbiomed.common.exceptions import FedbiomedStrategyError
 from fedbiomed.researcher.strategies import Strategy
 
+from .reply_checks import Announced, problem_of_reply
 from .round_records import RoundEvent
 
 MAX_CHANGE_RATIO = 10.0  # change of the weights over the median of recent changes, above which an update is rejected
@@ -22,19 +23,21 @@ class FactoryStrategy(Strategy):
     """All sites or a random subset train in a round; the round goes on with the valid answers.
 
     A site is left out of a round's average if it is disconnected, late or failed, if it sent NaN or infinite weights,
-    or if it changed the weights more than ten times as much as the median of recent updates. It continues from the
-    state of its last valid round and takes part again in the next.
+    if it changed the weights more than ten times as much as the median of recent updates, or if its report cannot be
+    true (see `problem_of_reply`). It continues from the state of its last valid round and takes part again in the next.
 
     Args:
         nodes_per_round: number of sites that train in a round, drawn at random; None: all.
         min_nodes: answers without which a round does not count.
         weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
         seed: seed of the draw.
+        required: entries that the report of a site must have.
         complete: whether every site of the round must answer for the round to count, as an encrypted sum needs it.
 
     Attributes:
         events: one per site and round that did not count.
         connected: returns the ids of the connected nodes; None takes all nodes for connected.
+        announced: node id to what the site announced, which its replies must not contradict.
     """
 
     def __init__(
@@ -44,15 +47,18 @@ class FactoryStrategy(Strategy):
         *,
         weighting: str = "samples",
         seed: int = 0,
+        required: Sequence[str] = (),
         complete: bool = False,
     ) -> None:
         super().__init__()
         self.connected: Callable[[], set[str]] | None = None
+        self.announced: Mapping[str, Announced] = {}
         self._parameters: dict[str, Any] = {  # the framework writes them to a breakpoint, as JSON
             "nodes_per_round": nodes_per_round,
             "min_nodes": min_nodes,
             "weighting": weighting,
             "seed": seed,
+            "required": list(required),
             "complete": complete,
             "norms": [],
             "events": [],
@@ -100,7 +106,7 @@ class FactoryStrategy(Strategy):
         valid, changes = {}, []
         for node in sampled:
             reply = training_replies.get(node)
-            problem = self._problem(reply)
+            problem = self._problem(reply, self.announced.get(node))
             if problem is None:
                 valid[node] = reply
                 # A site without anything to train on changes nothing: this is not compared with others.
@@ -128,7 +134,7 @@ class FactoryStrategy(Strategy):
         """Forget how much recent updates changed the weights: rounds of another length change them by other amounts."""
         self._parameters["norms"] = []
 
-    def _problem(self, reply: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    def _problem(self, reply: Mapping[str, Any] | None, announced: Announced | None) -> tuple[str, str] | None:
         """Why a reply does not count, as kind and reason of a `RoundEvent`; None for a valid reply."""
         if reply is None:
             return "lost", "no reply: disconnected, too late, or failed; see the site's log"
@@ -136,6 +142,8 @@ class FactoryStrategy(Strategy):
             return "failed", " ".join(str(reply.get("msg")).split())[:300]
         if not reply.get("sample_size"):
             return "failed", "trained on no sample"
+        if problem := problem_of_reply(reply, announced, required=self._parameters["required"]):
+            return "rejected", problem
         if problem := getattr(reply["params"], "problem", None):
             return "rejected", problem
         change = getattr(reply["params"], "norm", None)

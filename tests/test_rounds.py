@@ -14,7 +14,7 @@ from fedfactory.generative.factory_facts import SharedAnatomy
 from fedfactory.node.plans.error_redaction import redact_errors
 from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
-from fedfactory.node.site_facts import INTRODUCTION, SiteFacts, description_of, read_facts, store_facts
+from fedfactory.node.site_facts import INTRODUCTION, ModalityFacts, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
 from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent
 from fedfactory.researcher.run_state import RunState, Stage
@@ -40,6 +40,10 @@ def average(config):
 def reply(norm=1.0, size=10, **changes):
     update = SimpleNamespace(norm=norm)
     return {"success": True, "sample_size": size, "params": update, "msg": "", **changes}
+
+
+def report(**changes):
+    return {"domain": "t1", "samples": 8, "loss": 0.5, "slices_dense": 10, "own_dice": float("nan"), **changes}
 
 
 # which nodes take part
@@ -107,6 +111,57 @@ def test_sites_without_training_data_do_not_lower_the_median_of_recent_changes(m
         strategy.sample_nodes(["a", "b", "c"], number)
         strategy.refine({"a": reply(1.0), "b": reply(0.0), "c": reply(0.0)}, number)
     assert not strategy.events
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 10**12},
+        {"size": 11},
+        {"size": -5},
+        {"size": 2.5},
+        {"size": True},
+        {"size": "10"},
+        {"size": float("nan")},
+        {"optimizer_args": "all went well"},
+        {"optimizer_args": report(samples=10**12)},
+        {"optimizer_args": report(samples=-5)},
+        {"optimizer_args": report(samples=float("inf"))},
+        {"optimizer_args": report(samples=float("nan"))},
+        {"optimizer_args": {"domain": "t1", "loss": 0.5}},
+        {"optimizer_args": report(loss="low")},
+        {"optimizer_args": report(loss=float("inf"))},
+        {"optimizer_args": report(loss=[0.5])},
+        {"optimizer_args": report(loss=10**400)},
+        {"optimizer_args": report(slices_dense=11)},
+        {"optimizer_args": report(domain="t2")},
+        {"optimizer_args": report(domain=None)},
+        {"optimizer_args": report(note="\x1b[2J")},
+        {"optimizer_args": report(**{"a\nb": 1})},
+        {"optimizer_args": {1: 2}},
+        {"optimizer_args": report(**{f"number{n}": 1.0 for n in range(1000)})},
+    ],
+)
+def test_a_report_that_cannot_be_true_is_rejected_and_the_others_count(make_strategy, changes):
+    from fedfactory.researcher.reply_checks import Announced
+
+    strategy = make_strategy(required=("domain", "samples", "loss"))
+    strategy.announced = {"a": Announced("t1", 10), "b": Announced("t1", 10)}
+    strategy.sample_nodes(["a", "b"], 0)
+    replies = {"a": reply(optimizer_args=report()), "b": reply(**{"optimizer_args": report(), **changes})}
+    assert strategy.refine(replies, 0)[1] == {"a": 1.0}
+    (event,) = strategy.events
+    assert (event.node, event.kind) == ("b", "rejected")
+    assert event.reason.isprintable()
+    assert len(event.reason) < 300
+
+
+def test_what_a_site_announces_of_several_modalities_bounds_their_sum():
+    from fedfactory.researcher.reply_checks import Announced
+
+    part = ModalityFacts(slices=6, classes=2, label_kinds={})
+    facts = SimpleNamespace(domain="t1", slices=6, modalities={"t1": part, "t2": part})
+    assert Announced.by(facts) == Announced("t1", 12)
 
 
 def test_too_few_answers_do_not_make_a_round(make_strategy):
