@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from typer.core import TyperGroup
 
 from .commands import data, demo, federated_segmentation, localiser, researcher, segmenter, site
 from .commands.terminal import errors, fail
+from .common.files import restrict_access
 from .errors import FedFactoryError
 
 MOVED = "`train --method` is now `fedfactory train-segmenter --method`; `train` is for the factory alone"
@@ -30,6 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def every_command(
+    share_group: Annotated[
+        bool, typer.Option("--share-group", help="let the group read what is written; otherwise its owner alone can")
+    ] = False,
+) -> None:
+    """What holds for every command."""
+    restrict_access(share_group=share_group)
+
+
 for part in (demo, data, researcher, federated_segmentation, localiser, segmenter):
     app.add_typer(part.commands)
 app.add_typer(site.commands, name="site")

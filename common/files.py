@@ -1,4 +1,8 @@
-"""Writing results so that no half-written file stays behind: under a temporary name first, then renamed."""
+"""Writing results for their owner alone, and so that no half-written file stays behind.
+
+Files are written under a temporary name first, then renamed. What this package writes shows patients or was made from
+their images, so nobody but its owner may read it, unless `restrict_access` says that the group may.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,39 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import UsageError
+
+OWNER_ALONE, OWNER_AND_GROUP = 0o077, 0o027  # what is taken from everybody else, as a umask
+_taken = OWNER_ALONE
+
+
+def restrict_access(*, share_group: bool = False) -> None:
+    """Let everything that this process writes from now on be for its owner alone, or be readable by its group too.
+
+    This also sets the process's umask, so that it holds for files that libraries write, and for child processes.
+    """
+    global _taken  # noqa: PLW0603
+    _taken = OWNER_AND_GROUP if share_group else OWNER_ALONE
+    os.umask(_taken)
+
+
+def taken_from_others() -> int:
+    """The permissions that this process takes from what it writes, see `restrict_access`."""
+    return _taken
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, for its owner alone, see `restrict_access`; nothing if it is there."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o777 & ~_taken, exist_ok=True)
+
+
+def open_for_writing(path: Path) -> BinaryIO:
+    """A new or emptied binary file for its owner alone, see `restrict_access`."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 & ~_taken), "wb")
 
 
 @contextmanager
@@ -23,14 +58,14 @@ def atomic_file(path: str | os.PathLike, suffix: str | None = None) -> Iterator[
         suffix: ending of the temporary name, for writers that choose a format by it (default: that of `path`).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     ending = "".join(path.suffixes[-2:]) if suffix is None else suffix
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=ending)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files
+        os.chmod(temporary, 0o666 & ~_taken)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,11 +79,11 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~_taken)
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)
@@ -92,10 +127,3 @@ def write_json(path: str | os.PathLike, content: object, *, compact: bool = Fals
     text = json.dumps(content, indent=None if compact else 2, ensure_ascii=False)
     with atomic_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

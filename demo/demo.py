@@ -25,7 +25,7 @@ from ..adaptation.evaluation.summary import mean_dice
 from ..adaptation.generate_volumes import Drawing, generate_volumes
 from ..adaptation.inference import segment
 from ..adaptation.segmenter import Segmenter
-from ..common.files import refuse_existing, write_json
+from ..common.files import make_folder, refuse_existing, write_json
 from ..common.progress import track
 from ..generative.config import FactoryConfig
 from ..node.audit import audit_factory
@@ -140,7 +140,7 @@ def run_demo(
     out = out.resolve()
     names = list(CONTRASTS)[:sites]
     run = DemoRun(out=out, size=size, config=FactoryConfig.preset(preset, tuple(names)), seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with _terminate_as_interrupt(), _half_the_cores():
         with LocalFederation(out / "federation", names) as federation:
             federation.begin()

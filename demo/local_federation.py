@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ..common.files import make_folder
 from ..common.progress import track, watch
 from ..errors import FederationError
 
@@ -65,8 +66,8 @@ class LocalFederation:
         One more process imports the modules that nodes need: in a new environment Python compiles them for half a
         minute, during which the caller can do something else.
         """
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
-        (self.folder / "tmp").mkdir(exist_ok=True)
+        make_folder(self.folder / "logs")
+        make_folder(self.folder / "tmp")
         commands = {
             name: _fedbiomed("component", "create", "-c", "node", "-p", str(path), "-n", name)
             for name, path in self.nodes.items()

@@ -16,6 +16,7 @@ from fedbiomed.common.training_plans import TorchTrainingPlan
 from fedbiomed.node.config import NodeConfig
 from fedbiomed.node.node import Node
 
+from ..common.files import restrict_access
 from ..errors import UsageError
 
 SECAGG_RANGE = 1024  # largest absolute value to encrypt; published mapping weights reach several hundred
@@ -69,6 +70,10 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
     The framework supports one PyTorch optimizer per plan and does not store its state; its private set-up method is
     the only place where another wrapper can be used.
     """
+
+    def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
+        restrict_access()  # holds for what the framework writes in this node from now on, too
+        super().post_init(model_args, training_args, aggregator_args, **kw)
 
     def make_optimizers(self, model: torch.nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Name to optimizer of the model's parameters; subclasses implement it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from .. import __file__ as package_file
-from ..common.files import sha256_of
+from ..common.files import sha256_of, taken_from_others
 from ..errors import FederationError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .site_choices import SiteChoices
@@ -58,6 +59,8 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
             f"{node_dir}: the node refused the store ({error}); correct that and register it again"
         ) from None
     choices.save(opened)
+    # The folder's own permissions guard all that is in it: configuration, key, log files, and states between rounds.
+    os.chmod(node_dir, os.stat(node_dir).st_mode & ~taken_from_others())
 
 
 def package_fingerprint(root: Path = PACKAGE) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ..adaptation.methods.interface.site_round import SiteContext
 from ..adaptation.methods.registry import make_method
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
-from ..common.files import atomic_file, refuse_existing, write_json
+from ..common.files import atomic_file, make_folder, refuse_existing, write_json
 from ..common.progress import track
 from ..common.weights_file import write_weights
 from ..errors import FederationError, UsageError
@@ -341,7 +341,7 @@ def score_table(result: SegmentationResult) -> list[list[str]]:
 
 def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, public: SliceStore | None) -> None:
     """Write weights of the average, the researcher's own segmenter if the method makes one, scores and history."""
-    out.mkdir(parents=True)
+    make_folder(out)
     method = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
     local = experiment.training_plan().local_params or ()

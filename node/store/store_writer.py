@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from ...common.files import refuse_existing, write_json
+from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
@@ -67,7 +67,7 @@ def _locked(work: Path) -> int:
     Raises: UsageError if another process holds it.
     """
     while True:
-        work.mkdir(parents=True, exist_ok=True)
+        make_folder(work)
         try:
             handle = os.open(work, os.O_RDONLY)
         except FileNotFoundError:  # another run has ended since
@@ -194,7 +194,7 @@ class StoreArrays:
     def __init__(self, work: Path, count: int, fmt: SliceFormat, *, classes: int, kinds: Iterable[str]) -> None:
         self.staged = work / STAGED
         shutil.rmtree(self.staged, ignore_errors=True)  # of a killed run
-        self.staged.mkdir()
+        make_folder(self.staged)
         side = (fmt.size, fmt.size)
         rows = {"images": (fmt.channels, *side), "labels": side, "presence": (classes,)}
         self.files = {kind: _ArrayFile(self._path(kind), kind, (count, *rows[kind])) for kind in rows if kind in kinds}
@@ -223,7 +223,7 @@ class StoreArrays:
             file.close()
         for kind, by_case in self.lists.items():
             rows = [by_case[first] for first in sorted(by_case)]
-            with self._path(kind).open("wb") as file:
+            with open_for_writing(self._path(kind)) as file:
                 np.save(file, np.concatenate([np.empty((0, 4), DTYPES[kind]), *rows]), allow_pickle=False)
         content = hashlib.sha256("".join(case.checksum for case in cases).encode()).hexdigest()[:12]
         kinds = [*self.files, *self.lists]
@@ -238,7 +238,7 @@ class _ArrayFile:
     def __init__(self, path: Path, kind: str, shape: tuple[int, ...]) -> None:
         self.shape, dtype = shape, np.dtype(DTYPES[kind])
         self.row_bytes = dtype.itemsize * int(np.prod(shape[1:]))
-        self.file = path.open("wb")
+        self.file = open_for_writing(path)
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.file, header)
         self.file.flush()
