@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from fedbiomed.node.config import NodeConfig
 from fedbiomed.node.node import Node
 
 from ..common.files import restrict_access
-from ..errors import UsageError
+from ..errors import NodeDataError, UsageError
 
+LOCAL_DIGEST = "local_digest"  # of the tensors that stay at the site, in the state that it keeps between rounds
 SECAGG_RANGE = 1024  # largest absolute value to encrypt; published mapping weights reach several hundred
 SECAGG_LEVELS = 2**32  # the framework's 2**13 would round weights to multiples of 1/8 in this range
 
@@ -72,7 +74,12 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
     """
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
-        restrict_access()  # holds for what the framework writes in this node from now on, too
+        if (
+            training_args["dp_args"] is not None
+        ):  # the framework accepts them, and plans with their own rounds ignore them
+            raise NodeDataError("dp_args has no effect on this plan; leave it out")
+        if kw.get("node_id") is not None:
+            restrict_access()  # holds for what the framework writes in this node from now on, too
         super().post_init(model_args, training_args, aggregator_args, **kw)
 
     def make_optimizers(self, model: torch.nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -88,6 +95,25 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
     def optimizers(self) -> NamedOptimizers:
         return self._optimizer
 
+    def set_model_params(self, params: dict[str, Any], local_params: list[str] | None = None) -> None:
+        """Load the weights that the framework merged from the researcher's and those that stayed at the site.
+
+        Raises: NodeDataError if the researcher sent tensors that stay at the site: the framework would take them.
+        """
+        if self.node_id() is not None:
+            held = self._optimizer.extra.get(LOCAL_DIGEST) or self._local_digest(self.model().state_dict())
+            if self._local_digest(params) != held:
+                raise NodeDataError("the researcher sent tensors that only this site may change")
+        super().set_model_params(params, local_params)
+
+    def _local_digest(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """SHA-256 over names and values of the tensors that stay at the site."""
+        digest = hashlib.sha256()
+        for name in sorted(name for name in tensors if self.tag_parameters(name)):
+            digest.update(name.encode())
+            digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def enter_training(self, node_args: dict | None) -> str:
         """Move the model, and the optimizer state that was loaded on the CPU, to the node's device; return its name."""
         self._set_device(self._use_gpu, dict(node_args or {}))
@@ -101,8 +127,9 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         return self._device
 
     def leave_training(self) -> None:
-        """Move the model back to the CPU, where the framework reads the parameters."""
+        """Move the model back to the CPU, where the framework reads the parameters, and note which of them stay."""
         self._model.send_to_device("cpu")
+        self._optimizer.extra[LOCAL_DIGEST] = self._local_digest(self.model().state_dict())
 
 
 def open_node(root: str | Path) -> Node:
