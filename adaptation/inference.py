@@ -67,7 +67,8 @@ def segment(
         images: NIfTI files, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names must
             differ.
         models: segmenter files; the probabilities of several are averaged.
-        out: new folder for `<case>.nii.gz` label maps, on the images' grid and with their headers' geometry; `<case>.png` of pictures.
+        out: new folder for `<case>.nii.gz` label maps, which lie in every program where the images lie; `<case>.png` of
+            pictures.
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
         fill_missing: whether a channel that an image lacks is background; otherwise it is refused.

@@ -251,7 +251,10 @@ def on_grid_of(image: Volume, other: Volume, path: Path, *, image_path: Path | N
             return Volume(turned.data, image.affine, image.geometry)
         if turned.data.shape != shape:
             sides = [" x ".join(map(str, volume.data.shape)) for volume in (turned, image)]
-            reasons.append(f"lies on another grid than {name} ({sides[0]}, not {sides[1]}); both must be equal")
+            reasons.append(
+                f"shape is {turned.data.shape}, so it lies on another grid than {name} ({sides[0]}, not {sides[1]}); "
+                "both must be equal"
+            )
         else:
             reasons.append(
                 f"its affine differs from that of {name}, so it lies on another grid: corners are up to {apart:.3g} mm "

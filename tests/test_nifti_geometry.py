@@ -113,7 +113,8 @@ def test_a_label_map_lies_where_its_image_lies(name, tmp_path):
         np.testing.assert_array_equal(after[field], before[field], err_msg=field)
     assert after.get_xyzt_units()[0] == before.get_xyzt_units()[0]
     np.testing.assert_array_equal(nib.load(label).affine, nib.load(path).affine)
-    np.testing.assert_array_equal(itk_affine(label), itk_affine(path))  # the shear alone could not be read
+    if name != "NIfTI-2":  # which ITK does not read
+        np.testing.assert_array_equal(itk_affine(label), itk_affine(path))  # the shear alone could not be read
     assert nib.load(label).get_data_dtype() == np.uint8
 
 
@@ -231,7 +232,7 @@ def test_small_differences_of_the_size_add_up_over_many_voxels():
     one, other = np.diag([1.0, 1, 4, 1]), np.diag([1.009, 1.009, 4, 1])
     shape = (256, 256, 4)
     image, label = (Volume(np.zeros(shape, np.uint8), affine) for affine in (one, other))
-    with pytest.raises(VolumeError, match="up to 3.25 mm apart, 0.1 mm are allowed"):
+    with pytest.raises(VolumeError, match=r"up to 3.25 mm apart, 0.1 mm are allowed"):
         on_grid_of(image, label, Path("label.nii"))
     small = (4, 4, 4)
     on_grid_of(*(Volume(np.zeros(small, np.uint8), affine) for affine in (one, other)), Path("label.nii"))

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from ...common.tables import read_table
 from ...errors import UsageError, VolumeError
+from ...imaging.case_files import is_label_table
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.slice_grid import SliceGrid
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
 X, Y, SLICE, DURATION = "CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file has the name of a table."""
-    return path.suffix.lower() == ".csv"
 
 
 def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
@@ -60,7 +56,7 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
     Returns: (m, 4) float32: slice, row, column, milliseconds.
     Raises: UsageError if the file is no table; VolumeError for a table that cannot be used.
     """
-    if not is_table(path):
+    if not is_label_table(path):
         raise UsageError(f"{path}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     pictures = grid.fmt.pictures
     columns = (Y, X, SLICE, DURATION) if pictures else (X, Y, SLICE, DURATION)
@@ -78,16 +74,16 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
 
 
 def _read_table(path: Path, columns: tuple[str, ...], *, default: dict[str, float]) -> np.ndarray:
-    """(rows, columns) float64 of a comma-separated file with a heading; columns with a default may be missing."""
+    """(rows, columns) float64 of a table with a heading; columns with a default may be missing."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (*(reader.fieldnames or ()), *default)]
-            if missing:
-                raise VolumeError(f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}")
-            rows = np.array([[float(row.get(name, default.get(name))) for name in columns] for row in reader])
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise VolumeError(f"{path}: not readable as a table of numbers ({error}); use comma-separated values") from None
-    if not np.isfinite(rows).all():
-        raise VolumeError(f"{path}: holds NaN or infinite numbers; all must be finite")
-    return rows.reshape(-1, len(columns))
+        table = read_table(path, known=columns)
+        missing = [name for name in columns if not table.has([name]) and name not in default]
+        if missing:
+            raise VolumeError(
+                f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}, and {table.described}"
+            )
+        given = [name for name in columns if table.has([name])]
+        rows = [[row.number(name) if name in given else default[name] for name in columns] for row in table.rows()]
+    except UsageError as error:  # as every file of one case among many
+        raise VolumeError(str(error)) from None
+    return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
