@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from .files import atomic_file
+from .files import atomic_file, encoding_of
 
 MAX_BYTES = 32 << 20
 MAX_ROWS = 1 << 20  # as many as a spreadsheet holds
@@ -30,14 +30,21 @@ class Row:
     """One row of a table.
 
     Attributes:
-        where: its file and line, for messages.
+        path: of the table.
+        line: number of its line in the file, from 1.
         cells: text by column, whose name is in capital letters; without spaces around it.
         separator: of the table.
     """
 
-    where: str
+    path: Path
+    line: int
     cells: dict[str, str]
     separator: str
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path}, line {self.line}"
 
     def text(self, column: str) -> str:
         """The cell of a column; empty if the row or the table lacks it. Raises: UsageError for one of several lines."""
@@ -126,7 +133,7 @@ class Table:
                 if any(cells[len(names) :]):
                     raise UsageError(f"{where}: has more values than columns; write decimals with a point")
                 found = {name: text for name, text in zip(names, cells, strict=False) if name}
-                yield Row(where, found, self.separator)
+                yield Row(self.path, number, found, self.separator)
         except csv.Error as error:
             raise UsageError(f"{self.path}: cannot be read as a table ({error}); write it again") from None
 
@@ -159,10 +166,11 @@ def read_table(path: str | os.PathLike, known: Iterable[str] = ()) -> Table:
             f"{path}: cannot be read as a table (over {MAX_BYTES >> 20} MiB); split it, or leave columns out"
         )
     try:
-        text = content.decode(_encoding(content))
-    except UnicodeError:
+        text = content.decode(encoding_of(content))
+    except UnicodeError as error:
+        line = content.count(b"\n", 0, getattr(error, "start", 0)) + 1
         raise UsageError(
-            f"{path}: cannot be read as a table (it is not in UTF-8); save it as 'CSV UTF-8', as Excel calls it"
+            f"{path}: cannot be read as a table (line {line} is not in UTF-8); save it as 'CSV UTF-8' (Excel)"
         ) from None
     if "\0" in text:
         raise UsageError(f"{path}: cannot be read as a table (it is no text); give comma-separated values")
@@ -177,7 +185,7 @@ def known_in_heading(path: str | os.PathLike, known: Iterable[str]) -> set[str]:
     try:
         with open(path, "rb") as file:
             content = file.read(HEAD_BYTES)
-        table = _table(Path(path), content.decode(_encoding(content), "replace"), wanted)
+        table = _table(Path(path), content.decode(encoding_of(content), "replace"), wanted)
     except (OSError, UsageError):
         return set()
     return wanted & {name.upper() for name in table.heading}
@@ -200,10 +208,6 @@ def write_table(path: str | os.PathLike, heading: Sequence[str], rows: Iterable[
 def harmless(value: object) -> object:
     """A value for a cell; a text that begins as formulas do has an apostrophe before it, which `Row.text` removes."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-
-def _encoding(content: bytes) -> str:
-    return "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
 
 def _table(path: Path, text: str, known: set[str]) -> Table:

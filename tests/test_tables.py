@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedfactory.common import tables
+from fedfactory.common.files import read_lines
 from fedfactory.common.tables import harmless, read_table, write_table
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.case_files import is_label_table
+from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.centre_table import read_centre_table, write_centre_table
 from fedfactory.imaging.patients import read_patient_table
 from fedfactory.imaging.pictures.colour_table import read_colour_table
@@ -84,9 +86,9 @@ def test_tables_of_spreadsheets_are_read(name, tmp_path):
         (b'case,x\n"a\nb",1\n', r"line 3: CASE goes over several lines"),
         (b'case,x\n"a,1\n', r"a quotation mark has no partner"),
         (b"case,x,Case\na,1,b\n", r"has the column CASE 2 times"),
-        (b"case,x\n\xff,1\n", r"it is not in UTF-8"),
+        (b"case,x\n\xff,1\n", r"line 2 is not in UTF-8\); save it as 'CSV UTF-8'"),
         (b"case,x\n\0,1\n", r"it is no text"),
-        (b"\xff\xfea", r"it is not in UTF-8"),
+        (b"\xff\xfea", r"line 1 is not in UTF-8"),
         (b"case,x\n" + b"a" * 200_000 + b",1\n", r"field larger than field limit"),
         (b"," * 5000, r"has 5001 columns; at most 4096 are read"),
         (b"case,x\n" + b"," * 5000, r"line 2: at most 1048576 rows and 4096 columns are read"),
@@ -200,3 +202,47 @@ def test_tables_of_labels_are_told_from_notes(name, text, wanted, tmp_path):
     assert not is_label_table(tmp_path / "folder.csv")
     (tmp_path / "u.txt").write_bytes("SLICE\tLABEL\r\n1\t1".encode("utf-16"))
     assert is_label_table(tmp_path / "u.txt")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("0,1\n4,1\n", r"line 3: SLICE is 4; it must be a whole number from 0 to 3"),
+        ("0,1\n\n-1,1\n", r"line 4: SLICE is -1"),
+        ("1.5,1\n", r"line 2: SLICE is 1.5"),
+        ("1,255\n", r"line 2: LABEL is 255; it must be a whole number from 0 to 254"),
+        ("1,x\n", r"line 2: LABEL is 'x'; it must be a finite number"),
+    ],
+)
+def test_a_row_that_cannot_be_right_is_named_by_its_line(rows, message, tmp_path):
+    (tmp_path / "t.csv").write_text("SLICE,LABEL\n" + rows)
+    with pytest.raises(VolumeError, match=message):
+        read_presence(tmp_path / "t.csv", grid())
+
+
+def test_a_fixation_that_cannot_be_right_is_named_by_its_line(tmp_path):
+    heading = "CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION\n0.5,0.5,1,300\n"
+    for row in ("0.5,0.5,1,-3", "1e7,0.5,1,300"):
+        (tmp_path / "t.csv").write_text(heading + row)
+        with pytest.raises(VolumeError, match="line 3: a fixation with a negative duration, or a place far outside"):
+            read_gaze(tmp_path / "t.csv", grid())
+
+
+def test_a_table_of_tabs_and_notes_beside_it_are_told_apart_in_a_data_set(tmp_path):
+    """Notes beside a label map are no second label file, and a table may end in .tsv or .txt."""
+    for number, name in enumerate(("seen.tsv", "seen.txt", "seen.CSV")):
+        case = tmp_path / f"case{number}"
+        for part in ("image", "label"):
+            (case / part).mkdir(parents=True)
+        (case / "image" / "i.nii.gz").touch()
+        (case / "label" / name).write_text("SLICE\tLABEL\n1\t1\n")
+        (case / "label" / "readme.txt").write_text("Drawn by two readers.\n")
+    found = find_cases(tmp_path)
+    assert not found.problems
+    assert [label.path.name for case in found.cases for label in case.labels] == ["seen.tsv", "seen.txt", "seen.CSV"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lists_of_names_may_come_from_an_editor_of_windows(encoding, tmp_path):
+    (tmp_path / "exclude.txt").write_bytes("Müller\r\n# a remark\r\n\r\ncase 2\r\n".encode(encoding))
+    assert read_lines(tmp_path / "exclude.txt") == ["Müller", "case 2"]
