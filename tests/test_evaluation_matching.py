@@ -168,7 +168,9 @@ def test_masks_of_a_second_observer_are_no_references(tmp_path):
 def test_references_may_be_jpeg_files_where_there_are_no_others(tmp_path):
     write(tmp_path / "pred" / "a.png", box())
     write(tmp_path / "masks" / "a.jpg", box(255), cv2.IMWRITE_JPEG_QUALITY, 90)
-    assert mean_dice(evaluate(tmp_path / "pred", tmp_path / "masks", tmp_path / "m.csv").scores) == 1
+    found = evaluate(tmp_path / "pred", tmp_path / "masks", tmp_path / "m.csv")
+    assert mean_dice(found.scores) == 1
+    assert found.warnings == ["1 references are JPEG files, so their values were split at 128: a"]
     assert find_labels(tmp_path / "masks" / "a.jpg") == {"a": tmp_path / "masks" / "a.jpg"}
     write(tmp_path / "masks" / "a_segmentation.png", box(255, at=7))  # now the JPEG is what was photographed
     assert find_labels(tmp_path / "masks") == {"a": tmp_path / "masks" / "a_segmentation.png"}

@@ -17,7 +17,7 @@ from ...common.tables import write_table
 from ...errors import UsageError
 from ...imaging.case_files import printable
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
-from ...imaging.cases import find_labels, is_label_picture
+from ...imaging.cases import LOSSY, find_labels, is_label_picture
 from ...imaging.class_names import check_names
 from ...imaging.images import on_grid_of
 from ...imaging.patients import check_pattern, patient_of
@@ -104,6 +104,7 @@ def evaluate(
             second.add(found, ours, theirs)
     scores = with_absent_classes(scores, patients)
     warnings = [
+        *_lossy(reference),
         *([f"{len(missing)} of {number} references have no prediction: {_listed(missing)}"] if missing else []),
         *size_warnings(sizes),
         *_unmatched(patients, patient_pattern),
@@ -132,6 +133,14 @@ def _matched(
     if lacking := sorted(predicted.keys() - found.keys()):
         raise UsageError(f"{place}: has no label map for {_listed(lacking)} ({len(lacking)} in all)")
     return found, sorted(reference.keys() - used)
+
+
+def _lossy(files: Mapping[str, Path]) -> list[str]:
+    """A warning that names the cases whose label maps are JPEG files."""
+    cases = sorted(case for case, path in files.items() if path.suffix.lower() in LOSSY)
+    if not cases:
+        return []
+    return [f"{len(cases)} references are JPEG files, so their values were split at 128: {_listed(cases)}"]
 
 
 def _listed(cases: Sequence[str]) -> str:
