@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UsageError
 from .files import atomic_file, encoding_of
@@ -17,6 +18,7 @@ from .files import atomic_file, encoding_of
 MAX_BYTES = 32 << 20
 MAX_ROWS = 1 << 20  # as many as a spreadsheet holds
 MAX_COLUMNS = 4096
+MAX_LINE = 1 << 20  # characters
 HEAD_BYTES = 1 << 16  # enough for the first line, when only that is wanted
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 NAMED_SEPARATOR = re.compile(r'"?sep=([;\t,])"?\s*', re.IGNORECASE)  # a first line that is for Excel alone
@@ -25,8 +27,7 @@ ESCAPED_FORMULA = re.compile(r"'[=+\-@]")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One row of a table.
 
     Attributes:
@@ -48,10 +49,10 @@ class Row:
 
     def text(self, column: str) -> str:
         """The cell of a column; empty if the row or the table lacks it. Raises: UsageError for one of several lines."""
-        text = self.cells.get(column.upper(), "")
+        text = self.cells.get(column) or self.cells.get(column.upper(), "")
         if "\n" in text or "\r" in text:
             raise UsageError(f"{self.where}: {column} goes over several lines; look for a single quotation mark")
-        return text[1:] if ESCAPED_FORMULA.match(text) else text
+        return text[1:] if text.startswith("'") and ESCAPED_FORMULA.match(text) else text
 
     def number(self, column: str) -> float:
         """The cell of a column as a number, with a decimal point; or a decimal comma, if commas do not separate cells.
@@ -176,6 +177,7 @@ def read_table(path: str | os.PathLike, known: Iterable[str] = ()) -> Table:
         raise UsageError(f"{path}: cannot be read as a table (it is no text); give comma-separated values")
     if text.count('"') % 2:
         raise UsageError(f"{path}: cannot be read as a table (a quotation mark has no partner); write it again")
+    _refuse_long_lines(path, text)
     return _table(path, text, {name.upper() for name in known})
 
 
@@ -208,6 +210,16 @@ def write_table(path: str | os.PathLike, heading: Sequence[str], rows: Iterable[
 def harmless(value: object) -> object:
     """A value for a cell; a text that begins as formulas do has an apostrophe before it, which `Row.text` removes."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def _refuse_long_lines(path: Path, text: str) -> None:
+    """Raises: UsageError for a line that would become more cells than memory should hold."""
+    start = 0
+    while len(text) - start > MAX_LINE:
+        end = max(text.rfind(mark, start, start + MAX_LINE) for mark in "\n\r")
+        if end < 0:
+            raise UsageError(f"{path}: cannot be read as a table (a line has over {MAX_LINE} characters); is it one?")
+        start = end + 1
 
 
 def _table(path: Path, text: str, known: set[str]) -> Table:

@@ -90,6 +90,7 @@ def test_tables_of_spreadsheets_are_read(name, tmp_path):
         (b"case,x\n\0,1\n", r"it is no text"),
         (b"\xff\xfea", r"line 1 is not in UTF-8"),
         (b"case,x\n" + b"a" * 200_000 + b",1\n", r"field larger than field limit"),
+        (b"a,b\n" + b"," * (1 << 20) + b"\n", r"a line has over 1048576 characters"),
         (b"," * 5000, r"has 5001 columns; at most 4096 are read"),
         (b"case,x\n" + b"," * 5000, r"line 2: at most 1048576 rows and 4096 columns are read"),
     ],
@@ -246,3 +247,8 @@ def test_a_table_of_tabs_and_notes_beside_it_are_told_apart_in_a_data_set(tmp_pa
 def test_lists_of_names_may_come_from_an_editor_of_windows(encoding, tmp_path):
     (tmp_path / "exclude.txt").write_bytes("Müller\r\n# a remark\r\n\r\ncase 2\r\n".encode(encoding))
     assert read_lines(tmp_path / "exclude.txt") == ["Müller", "case 2"]
+
+
+def test_long_tables_of_short_lines_are_no_long_lines(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"case,x\r" + b"a,1\r" * 300_000)  # over a mebibyte
+    assert next(read_table(tmp_path / "t.csv").rows()).number("x") == 1
