@@ -14,7 +14,7 @@ from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
 from ..imaging.class_names import check_names
-from ..imaging.slice_format import MAX_CHANNELS, SliceFormat
+from ..imaging.slice_format import MAX_CHANNELS, UNLABELLED, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
 from .labelled_factory import LabelledFactory
@@ -154,6 +154,8 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
         )
     if not 1 <= channels <= MAX_CHANNELS:
         raise UsageError(f"{folder / MANIFEST}: channels is {channels}; it must be from 1 to {MAX_CHANNELS}")
+    if not 2 <= classes <= UNLABELLED:
+        raise UsageError(f"{folder / MANIFEST}: classes is {classes}; it must be from 2 to {UNLABELLED}")
     if shown != domain:
         raise UsageError(f"{folder}: shows domain '{shown}'; it must be the store's domain, '{domain}'")
     images, labels = [], []

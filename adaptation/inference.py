@@ -67,7 +67,8 @@ def segment(
         images: NIfTI files, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names must
             differ.
         models: segmenter files; the probabilities of several are averaged.
-        out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape; `<case>.png` of pictures.
+        out: new folder for `<case>.nii.gz` label maps, which lie in every program where the images lie; `<case>.png` of
+            pictures.
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
         fill_missing: whether a channel that an image lacks is background; otherwise it is refused.
@@ -102,10 +103,10 @@ def segment(
                 )
             except VolumeError as error:
                 raise VolumeError(f"{case.name}: {error}") from None
-            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), image.affine)
+            labels = image.volume(segmenters[0].tidied(grid.labels_to_volume(found)))
             _write(folder, case, labels, image=image, segmenter=segmenters[0], outputs=outputs)
             if outputs.probabilities:
-                whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), image.affine)
+                whole = image.volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3))
                 write_volume(folder / f"{file_name(case.name)}{PROBABILITIES}.nii.gz", whole)
     ending = "png" if fmt.pictures else "nii.gz"
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]

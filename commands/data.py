@@ -18,6 +18,7 @@ from .options import (
     ImageKey,
     LabelKey,
     LocaliserFile,
+    MaskColours,
     MissingChannels,
     NewStore,
     PatientPattern,
@@ -66,13 +67,6 @@ Crop = Annotated[str, typer.Option(help="What is cut away before resampling: air
 Compatibility = Annotated[str, typer.Option(help="published: prepare exactly as the published program did; or none.")]
 ClassNames = Annotated[
     str | None, typer.Option(help="Names of the label values, such as 1=liver,2=spleen; shown wherever labels are.")
-]
-MaskColours = Annotated[
-    Path | None,
-    typer.Option(
-        help="Table of the labels of pictures' masks by colour or grey level: columns R,G,B,CLASS or VALUE,CLASS, and "
-        "NAME if the classes have names."
-    ),
 ]
 Colour = Annotated[
     str | None,
@@ -276,6 +270,7 @@ def weaken_labels(
         str,
         typer.Option(callback=one_of(WEAK_LABEL_KINDS), help=f"Kind of the new labels: {listed(WEAK_LABEL_KINDS)}."),
     ],
+    image_key: ImageKey = "image",
     label_key: LabelKey = "label",
     mask_colours: MaskColours = None,
     seed: Seed = 0,
@@ -285,7 +280,7 @@ def weaken_labels(
     from ..imaging.pictures.colour_table import read_colour_table
 
     colours = None if mask_colours is None else read_colour_table(mask_colours).classes
-    count = weaken_folder(source, out, kind, label_key=label_key, colours=colours, seed=seed)
+    count = weaken_folder(source, out, kind, image_key=image_key, label_key=label_key, colours=colours, seed=seed)
     unlabelled = "" if kind == "box" else " --unlabelled-value 255"
     console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
 

@@ -86,6 +86,13 @@ MissingChannels = Annotated[
     ),
 ]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
+MaskColours = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of the labels of pictures' masks by colour or grey level: columns R,G,B,CLASS or VALUE,CLASS, and "
+        "NAME if the classes have names."
+    ),
+]
 
 # Where the slices of small organs are cut.
 Centres = Annotated[

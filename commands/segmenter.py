@@ -25,6 +25,7 @@ from .options import (
     LabelledFactoryFile,
     LearningRate,
     LocaliserFile,
+    MaskColours,
     Memory,
     Minutes,
     MissingChannels,
@@ -372,23 +373,29 @@ def evaluate(
     class_names: Annotated[
         str, typer.Option(help='Names to show in place of class numbers, such as "1=polyp,2=instrument".')
     ] = "",
+    mask_colours: MaskColours = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compute the scores a second time, by the package evalutils, and compare.")
     ] = False,
 ) -> None:
-    """Score label maps against references, which must be on the images' own grids.
+    """Score label maps against references, which must be on the images' own grids, in any axis order.
 
     Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are in
     mm, those of pictures in pixels. A page beside the CSV file shows means, confidence intervals (bootstrap over
-    patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
-    others, get a warning.
+    patients) and the worst cases. References without a prediction, those that are cut by the border of the
+    image, and cases of a size unlike the others, get a warning.
     """
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
     from ..imaging.class_names import parse_names
+    from ..imaging.pictures.colour_table import read_colour_table
 
-    names = parse_names(class_names)
-    found = run(predictions, references, out, patient_pattern=patient_pattern, names=names, check=check)
+    table = None if mask_colours is None else read_colour_table(mask_colours)
+    names = parse_names(class_names) or ({} if table is None else table.class_names)
+    found = run(
+        predictions, references, out, patient_pattern=patient_pattern, names=names,
+        colours=None if table is None else table.classes, check=check,
+    )  # fmt: skip
     cases, patients = ({getattr(score, name) for score in found.scores} for name in ("case", "patient"))
     console.print(
         f"{out}: {len(cases)} cases of {len(patients)} patients, mean foreground Dice {mean_dice(found.scores):.3f}, "

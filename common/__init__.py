@@ -1,1 +1,1 @@
-"""What any program needs: files written atomically, weights with a card, progress bars, seeds, HTML pages."""
+"""What any program needs: files written atomically, tables, weights with a card, progress bars, seeds, HTML pages."""

@@ -110,13 +110,19 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def encoding_of(content: bytes) -> str:
+    """The encoding of a text: UTF-16 if its byte order mark says so, or else UTF-8, with or without such a mark."""
+    return "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+
 def read_lines(path: str | os.PathLike) -> list[str]:
     """Lines of a text file, without empty lines and comments (#).
 
     Raises: UsageError if the file is missing or not a text file.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        content = Path(path).read_bytes()
+        lines = content.decode(encoding_of(content)).splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as text ({error}); give a UTF-8 text file") from None
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..common.tables import known_in_heading
 from .class_names import numbers_of
+
+TABLES = (".csv", ".tsv")
+TEXT = ".txt"  # may be a table, or notes
+TABLE_COLUMNS = ("LABEL", "CURRENT_FIX_X")  # one of them is in every table of labels
 
 ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
 
@@ -100,3 +105,11 @@ def printable(name: str) -> str:
     """The name with everything that could break a line or an encoding written as an escape."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def is_label_table(path: Path) -> bool:
+    """Whether a path has the name of a table of labels, and is a file. A text needs the heading of one, too."""
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or suffix not in (*TABLES, TEXT) or not path.is_file():
+        return False
+    return suffix in TABLES or bool(known_in_heading(path, TABLE_COLUMNS))

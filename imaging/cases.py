@@ -11,16 +11,15 @@ from pathlib import Path
 from ..errors import UsageError
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
+from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, is_label_table, printable
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
-from .pictures.layout_names import without_mask_suffix
+from .pictures.layout_names import OTHER_SUFFIX, without_mask_suffix
 from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
-LOSSY = (".jpg", ".jpeg")  # pictures that do not keep label values as they are
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")  # pictures that do not keep label values as they are
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
-TABLE = ".csv"
 
 
 def find_cases(
@@ -181,7 +180,7 @@ def _refuse_missing(where: Path, channels: Mapping[str, ImageFile | None], *, fi
 
 def _only_label(folder: Path) -> tuple[LabelFile, ...]:
     """The label map, table or DICOM object of a modality folder."""
-    files = [path for path in _entries(folder) if is_volume(path) or _is_table(path) or is_dicom(path)]
+    files = [path for path in _entries(folder) if is_volume(path) or is_label_table(path) or is_dicom(path)]
     if len(files) > 1:
         raise Unusable(f"{folder}: holds {len(files)} label files, expected one")
     return tuple(LabelFile(path) for path in files)
@@ -334,13 +333,9 @@ def _entries(folder: Path) -> list[Path]:
         raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def _is_table(path: Path) -> bool:
-    return path.suffix.lower() == TABLE and not path.name.startswith(".") and path.is_file()
-
-
 def is_label_picture(path: Path) -> bool:
     """Whether a path has the name of a picture that can be a label map, and is no folder."""
-    return is_mask(path) and path.suffix.lower() not in LOSSY
+    return is_mask(path)
 
 
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
@@ -348,7 +343,9 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
 
     The case of a label picture is its name without an ending that tells a mask, such as `_segmentation`. Such a picture
     is the label map of its case when another one has the plain name: that is the picture itself. A picture beside a
-    NIfTI file of the same case shows that file (`segment --pictures`), and is no label map.
+    NIfTI file of the same case shows that file (`segment --pictures`), and is no label map. JPEG files are label maps
+    only in a folder without other pictures; beside them they are what was photographed. A second observer's masks are
+    passed over.
 
     Args:
         source: a file, a folder of files, or a folder of cases with one file each in `label_key`.
@@ -371,7 +368,7 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
         raise UsageError(str(error)) from None
     if not found:
         raise UsageError(
-            f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP or GIF pictures, or "
+            f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP, GIF or JPEG pictures, or "
             f"CASE/{label_key}/ with one such file each"
         )
     return found
@@ -381,7 +378,7 @@ def _label_pictures(folder: Path) -> dict[str, Path]:
     """Case name to the label picture of that case in a folder."""
     found: dict[str, Path] = {}
     marked: dict[str, bool] = {}
-    for path in filter(is_label_picture, _entries(folder)):
+    for path in _masks_among(_entries(folder)):
         case, has_ending = _labelled_case(path)
         if case in found and marked[case] == has_ending:
             raise Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
@@ -390,8 +387,15 @@ def _label_pictures(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _masks_among(paths: Sequence[Path]) -> list[Path]:
+    """The pictures of a folder that can be label maps."""
+    pictures = [path for path in paths if is_label_picture(path) and not OTHER_SUFFIX.search(path.stem)]
+    exact = [path for path in pictures if path.suffix.lower() not in LOSSY]
+    return exact or pictures
+
+
 def _only_label_picture(folder: Path) -> Path | None:
-    pictures = list(filter(is_label_picture, _entries(folder)))
+    pictures = _masks_among(_entries(folder))
     if len(pictures) > 1:
         raise Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
     return pictures[0] if pictures else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ..common.files import atomic_file
+from ..common.tables import read_table, write_table
 from ..errors import UsageError, VolumeError
 
 if TYPE_CHECKING:
@@ -91,70 +90,37 @@ class CentreTable:
 
 
 def read_centre_table(path: str | Path) -> CentreTable:
-    """The table of a comma-separated file with columns case,x,y,z (millimetres) or case,i,j,k (voxels).
+    """The table, see `read_table`, with columns case,x,y,z (millimetres) or case,i,j,k (voxels).
 
     Raises: UsageError if the file cannot be read, lacks a column, or has a row without name, twice the same name, or a
         coordinate that is no finite number.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets write a byte order mark
-            return _read(path, csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read as a table ({error}); give comma-separated values") from None
+    table = read_table(path, known=(NAME, *MILLIMETRES, *VOXELS))
+    kinds = [columns for columns in (MILLIMETRES, VOXELS) if table.has((NAME, *columns))]
+    if len(kinds) != 1:
+        raise UsageError(f"{path}: its columns are {table.names}; they must be {HEADINGS}")
+    places: dict[str, tuple[float, float, float]] = {}
+    for row in table.rows():
+        name = row.text(NAME)
+        if not name:
+            raise UsageError(f"{row.where}: {NAME} is empty; give the name of a case")
+        if name in places:
+            raise UsageError(f"{row.where}: {name} has a row already; give one row for each case")
+        x, y, z = map(row.number, kinds[0])
+        places[name] = x, y, z
+    return CentreTable(path, kinds[0] == VOXELS, places)
 
 
 def write_centre_table(path: str | Path, places: Mapping[str, tuple[float, float, float]]) -> None:
-    """Write a table in scanner millimetres, with two decimals, which `read_centre_table` reads.
+    """Write a table in scanner millimetres, to two decimals, which `read_centre_table` reads.
 
     Args:
         path: file to write.
         places: millimetres by name of the case.
     """
-    with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow((NAME, *MILLIMETRES))
-        writer.writerows((name, *(f"{value:.2f}" for value in place)) for name, place in places.items())
-
-
-def _read(path: Path, rows: csv.DictReader[str]) -> CentreTable:
-    found = set(rows.fieldnames or ())
-    kinds = [columns for columns in (MILLIMETRES, VOXELS) if found.issuperset((NAME, *columns))]
-    if len(kinds) != 1:
-        raise UsageError(
-            f"{path}: its columns are {','.join(rows.fieldnames or ()) or 'missing'}; they must be {HEADINGS}"
-        )
-    places: dict[str, tuple[float, float, float]] = {}
-    for name, place in _places(path, rows, kinds[0]):
-        if name in places:
-            raise UsageError(f"{path}, line {rows.line_num}: {name} has a row already; give one row for each case")
-        places[name] = place
-    return CentreTable(path, kinds[0] == VOXELS, places)
-
-
-def _places(
-    path: Path, rows: csv.DictReader[str], columns: tuple[str, str, str]
-) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """Name and place of each row."""
-    for row in rows:
-        where = f"{path}, line {rows.line_num}"
-        name = (row[NAME] or "").strip()
-        if not name:
-            raise UsageError(f"{where}: {NAME} is empty; give the name of a case")
-        if None in row:
-            raise UsageError(f"{where}: has more values than columns; write decimals with a point")
-        x, y, z = (_coordinate(where, column, row[column]) for column in columns)
-        yield name, (x, y, z)
-
-
-def _coordinate(where: str, column: str, text: str | None) -> float:
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UsageError(f"{where}: {column} is '{text or ''}'; it must be a finite number")
-    return value
+    rows = ((name, *(Decimal(f"{value:.2f}") for value in place)) for name, place in places.items())
+    write_table(path, (NAME, *MILLIMETRES), rows)
 
 
 def _listed(values: np.ndarray) -> str:

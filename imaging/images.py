@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
+=======
+from collections.abc import Iterator, Sequence
+>>>>>>> h3_geo
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +16,12 @@ import numpy as np
 
 from ..errors import VolumeError
 from .cropping import crop_box, refuse_centre_in_air
+from .nifti.geometry import NiftiGeometry
 from .slice_format import SliceFormat, mean_and_deviation
 from .slice_grid import SliceGrid
-from .volumes import Volume, in_plane, turned_affine
+from .volumes import Volume, corner_distance, grid_tolerance, in_plane, turned_affine
 
 HISTOGRAM_BINS = 64
-AFFINE_TOLERANCE = 1e-2  # millimetres
 STORED = np.float16  # type of the intensities in a store
 FAR_OUTSIDE = 0.05  # of the window's width
 
@@ -111,6 +115,7 @@ class Image(ABC):
         shape: (3,) of the stored image; that of a picture is (rows, columns, 1).
         affine: (4, 4), voxel index to millimetres (RAS+).
         channels: number of channels.
+        geometry: what the header of its first NIfTI file says about the grid; None for other files.
         deferred: whether voxels are read only when they are needed, for the slices' format does not follow from them.
     """
 
@@ -118,7 +123,12 @@ class Image(ABC):
     shape: tuple[int, ...]
     affine: np.ndarray
     channels: int
+    geometry: NiftiGeometry | None = None
     deferred: bool = False
+
+    def volume(self, data: np.ndarray) -> Volume:
+        """Values (X, Y, Z, ...) for the stored voxels of the image as a volume on its grid, with its geometry."""
+        return Volume(data, self.affine, self.geometry)
 
     def turned_spacing(self, plane: str) -> np.ndarray:
         """(3,) millimetres along the turned axes, see `orientation`."""
@@ -197,6 +207,7 @@ class VolumeImage(Image):
         self.paths = tuple(paths or [path] * len(self.volumes))
         self.present = [volume for volume in self.volumes if volume is not None]
         self.shape, self.affine = self.present[0].data.shape, self.present[0].affine
+        self.geometry = self.present[0].geometry
         self.channels = len(self.volumes)
 
     def box(self, *, plane: str, crop: str, published: bool) -> Box:
@@ -238,16 +249,54 @@ class VolumeImage(Image):
         return self.present[0].data
 
 
-def on_grid_of(image: Volume, other: Volume, path: Path) -> Volume:
-    """`other` in the stored axis order of the image. Raises VolumeError if it is of another grid."""
+def on_grid_of(image: Volume, other: Volume, path: Path, *, image_path: Path | None = None) -> Volume:
+    """`other` in the stored axis order of the image, on the image's own grid.
+
+    Grids are equal if no corner lies further off than `grid_tolerance` allows. Where the header of one of the two
+    places its voxels in two ways, either may fit: what was drawn in a program that reads the image by its qform lies
+    there, voxel for voxel.
+
+    Args:
+        image: has the grid.
+        other: volume that is to lie on it.
+        path: of `other`, for the message.
+        image_path: of the image, for the message; None calls it "its image".
+
+    Raises: VolumeError if it is of another grid.
+    """
     if other is image:
         return other
-    other = other.ordered_like(image)
-    if other.data.shape != image.data.shape:
-        raise VolumeError(f"{path}: shape is {other.data.shape}; it must be that of its image, {image.data.shape}")
-    if not np.allclose(other.affine, image.affine, atol=AFFINE_TOLERANCE):
-        raise VolumeError(f"{path}: its affine differs from that of its image; both must be equal")
-    return other
+    name, shape = image_path or "its image", image.data.shape
+    reasons: list[str] = []
+    for grid, placed in _pairs(image, other):
+        turned = placed.ordered_like(grid)
+        apart, allowed = corner_distance(turned.affine, grid.affine, shape), grid_tolerance(grid.affine)
+        if turned.data.shape == shape and apart <= allowed:
+            return Volume(turned.data, image.affine, image.geometry)
+        if turned.data.shape != shape:
+            sides = [" x ".join(map(str, volume.data.shape)) for volume in (turned, image)]
+            reasons.append(
+                f"shape is {turned.data.shape}, so it lies on another grid than {name} ({sides[0]}, not {sides[1]}); "
+                "both must be equal"
+            )
+        else:
+            reasons.append(
+                f"its affine differs from that of {name}, so it lies on another grid: corners are up to {apart:.3g} mm "
+                f"apart, {allowed:.2g} mm are allowed; export it on the grid of {name}"
+            )
+    raise VolumeError(f"{path}: {reasons[0]}")
+
+
+def _pairs(image: Volume, other: Volume) -> Iterator[tuple[Volume, Volume]]:
+    """Both volumes as they are, and then either of them by its qform, if it has another one.
+
+    Never both: programs that move an image by its sform may leave the qform as it was, so equal ones prove nothing.
+    """
+    yield image, other
+    for volume, pair in ((image, lambda moved: (moved, other)), (other, lambda moved: (image, moved))):
+        qform = None if volume.geometry is None else volume.geometry.qform_affine
+        if qform is not None and abs(np.linalg.det(qform[:3, :3])) >= 1e-9:
+            yield pair(Volume(volume.data, qform))
 
 
 def histogram(values: np.ndarray, low: float, high: float) -> list[int]:

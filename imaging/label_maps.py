@@ -90,7 +90,7 @@ def read_label_map(
 
 def read_mask_volume(path: Path, image: Image) -> Volume:
     """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
-    grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
+    grid = image.volume(np.broadcast_to(np.uint8(0), image.shape))
     return on_grid_of(grid, read_volume(path, integer=True), path)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 
+from ..common.tables import read_table
 from ..errors import UsageError
 
 # The shortest beginning that ends in digits: patient038 for patient038_ED and patient038_ES, all of hippocampus_001.
@@ -37,27 +37,22 @@ def read_patient_table(path: str | os.PathLike) -> dict[str, str]:
     """The patient of every case that a table names.
 
     Args:
-        path: a CSV file with the columns CASE and PATIENT, or name and group, in capital or small letters.
+        path: a table, see `read_table`, with the columns CASE and PATIENT, or NAME and GROUP.
 
     Returns: patient by case.
     Raises: UsageError if it cannot be read, has other columns, an empty field, or two patients of one case.
     """
     patients: dict[str, str] = {}
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            fields = {(name or "").strip().upper(): name for name in rows.fieldnames or ()}
-            columns = next((pair for pair in PATIENT_COLUMNS if set(pair) <= fields.keys()), None)
-            if columns is None:
-                raise UsageError(f"{path}: needs the columns CASE,PATIENT; write them in its first line")
-            for row in rows:
-                case, patient = ((row[fields[name]] or "").strip() for name in columns)
-                if not case or not patient:
-                    raise UsageError(f"{path}, line {rows.line_num}: a case or its patient is empty; fill it in")
-                if patients.setdefault(case, patient) != patient:
-                    raise UsageError(f"{path}, line {rows.line_num}: case '{case}' has two patients; keep one")
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a CSV table of cases and patients") from None
+    table = read_table(path, known=[name for pair in PATIENT_COLUMNS for name in pair])
+    columns = next((pair for pair in PATIENT_COLUMNS if table.has(pair)), None)
+    if columns is None:
+        raise UsageError(f"{path}: needs the columns CASE,PATIENT; write them in its first line ({table.described})")
+    for row in table.rows():
+        case, patient = map(row.text, columns)
+        if not case or not patient:
+            raise UsageError(f"{row.where}: a case or its patient is empty; fill it in")
+        if patients.setdefault(case, patient) != patient:
+            raise UsageError(f"{row.where}: case '{case}' has two patients; keep one")
     if not patients:
         raise UsageError(f"{path}: has no row; give one for each case")
     return patients

@@ -13,6 +13,7 @@ import numpy as np
 from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
 from .archive.series import read_series
+from .nifti.geometry import NiftiGeometry
 from .volumes import MAX_VOXELS, Volume
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -52,7 +53,7 @@ def read_volume(path: str | os.PathLike | tuple[Path, ...], *, integer: bool = F
     if not os.path.isfile(path):
         raise UsageError(f"{path}: no such file, or no regular file; give a NIfTI file")
     try:
-        image = _open_nifti(path)
+        image, geometry = _open_nifti(path)
         shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=np.float64)
         with np.errstate(all="ignore"):  # values that overflow become infinite, and are refused below
             data = np.asarray(image.dataobj) if integer else np.asarray(image.dataobj, dtype=np.float32)
@@ -62,20 +63,31 @@ def read_volume(path: str | os.PathLike | tuple[Path, ...], *, integer: bool = F
         raise VolumeError(f"{path}: cannot be read as NIfTI ({_first_line(error)}); copy it again") from None
     data = data.reshape(shape[:3])
     _refuse_bad_values(path, Volume(data, affine))
-    return Volume(_whole_numbers(path, data) if integer else data, affine)
+    return Volume(_whole_numbers(path, data) if integer else data, affine, geometry)
 
 
 def write_volume(path: str | os.PathLike, volume: Volume) -> None:
-    """Write a volume as NIfTI (gzip if the name ends in `.gz`), atomically; integer data stays integer."""
+    """Write a volume as NIfTI (gzip if the name ends in `.gz`), atomically; integer data stays integer.
+
+    The header gets the volume's `geometry`, so that every program places it as it places the file with that header.
+    Without one, it gets a qform and an sform in scanner millimetres. Nothing else of a header that was read is kept.
+    """
     data = volume.data.astype(np.uint8) if volume.data.dtype == bool else volume.data
-    image = nib.Nifti1Image(data, volume.affine)
-    image.header.set_xyzt_units("mm")
+    geometry = volume.geometry or NiftiGeometry.of_affine(volume.affine)
+    kind = nib.Nifti2Image if geometry.version == 2 else nib.Nifti1Image
+    header = kind.header_class()
+    header.set_data_dtype(data.dtype)
+    geometry.write_into(header)
+    image = kind(data, None, header)  # an affine would set the sform anew
     with atomic_file(path) as temporary:
         nib.save(image, temporary)
 
 
-def _open_nifti(path: Path) -> nib.Nifti1Image:
-    """The image, unpacked into memory. The whole file is read, so that gzip compares its checksum."""
+def _open_nifti(path: Path) -> tuple[nib.Nifti1Image, NiftiGeometry]:
+    """The image, unpacked into memory, and the geometry of its header before nibabel repairs it.
+
+    The whole file is read, so that gzip compares its checksum.
+    """
     nib.imageglobals.logger.setLevel("CRITICAL")  # it reports repairs of headers; what matters is checked here
     with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
         start = file.read(nib.Nifti2Header.sizeof_hdr)
@@ -87,7 +99,7 @@ def _open_nifti(path: Path) -> nib.Nifti1Image:
         rest = file.read(max(0, expected - len(start)) + MAX_TRAILING_BYTES + 1)
     if len(start) + len(rest) > expected + MAX_TRAILING_BYTES:
         raise VolumeError(f"{path}: has more than the {expected} bytes of its header; write it again")
-    return kind.from_bytes(start + rest)
+    return kind.from_bytes(start + rest), NiftiGeometry.of_header(header)
 
 
 def _is_single_file(start: bytes, kind: type[nib.Nifti1Image]) -> bool:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from .nifti.geometry import NiftiGeometry
+
 MAX_VOXELS = 2**30  # a header that claims more is damaged or hostile
+GRID_TOLERANCE = 0.1  # of the shortest side of a voxel, between the corners of grids that count as equal
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,12 @@ class Volume:
     Attributes:
         data: (X, Y, Z) array in stored axis order.
         affine: (4, 4), voxel index to millimetres (RAS+).
+        geometry: what the header of its NIfTI file says about this grid; None for other files and turned volumes.
     """
 
     data: np.ndarray
     affine: np.ndarray
+    geometry: NiftiGeometry | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -38,12 +43,34 @@ class Volume:
         return Volume(nib.orientations.apply_orientation(self.data, turn), affine)
 
     def ordered_like(self, other: Volume) -> Volume:
-        """The same voxels in the axis order of `other`, for volumes of one grid stored in different orders."""
-        change = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(self.affine), nib.orientations.io_orientation(other.affine)
-        )
+        """The same voxels in the axis order of `other`, for volumes of one grid stored in different orders.
+
+        The order follows from one grid in the other's voxels. From the axes of the body it would not always: of two
+        grids tilted by 45 degrees that differ by rounding alone, each may lie nearer to another axis.
+        """
+        change = nib.orientations.io_orientation(np.linalg.inv(other.affine) @ self.affine)
+        if np.isnan(change).any() or (change == [[0, 1], [1, 1], [2, 1]]).all():
+            return self
         affine = self.affine @ nib.orientations.inv_ornt_aff(change, self.data.shape)
         return Volume(nib.orientations.apply_orientation(self.data, change), affine)
+
+
+def corner_distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The largest distance between the same corners of two grids, in millimetres.
+
+    Args:
+        one: (4, 4), voxel index to millimetres.
+        other: (4, 4), of the other grid.
+        shape: number of voxels along the three axes of both. Corners lie half a voxel outside of the outer voxels.
+    """
+    corners = np.array([[i, j, k, 1.0] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    corners[:, :3] = corners[:, :3] * shape[:3] - 0.5
+    return float(np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max())
+
+
+def grid_tolerance(affine: np.ndarray) -> float:
+    """The largest distance of corners, in millimetres, at which a grid still counts as equal to that of `affine`."""
+    return GRID_TOLERANCE * float(np.linalg.norm(affine[:3, :3], axis=0).min())
 
 
 def orientation(affine: np.ndarray, plane: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,9 @@ from ..adaptation.methods.interface.site_round import SiteContext
 from ..adaptation.methods.registry import make_method
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
-from ..common.files import atomic_file, make_folder, refuse_existing, write_json
+from ..common.files import make_folder, refuse_existing, write_json
 from ..common.progress import track
+from ..common.tables import write_table
 from ..common.weights_file import write_weights
 from ..errors import FederationError, UsageError
 from ..node.plans.site_slices import site_slices
@@ -358,10 +358,8 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
             class_names={str(value): name for value, name in public.class_names.items()},
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
-    with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"])
-        writer.writerows(score_table(result))
+    heading = ["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"]
+    write_table(out / TABLE, heading, score_table(result))
     write_json(out / RESULTS, result.to_dict())
 
 

@@ -293,7 +293,7 @@ def test_a_place_in_the_air_is_named_with_the_voxels_to_choose_from(organs, tmp_
     [("", "its columns are missing; they must be case,x,y,z or case,i,j,k"),
      ("case,x,y\na,1,2\n", "its columns are case,x,y; they must be"),
      ("case,x,y,z,i,j,k\na,1,2,3,4,5,6\n", "its columns are case,x,y,z,i,j,k; they must be"),
-     ("case;x;y;z\na;1;2;3\n", "its columns are case;x;y;z; they must be"),
+     ("case|x|y|z\na|1|2|3\n", "its columns are case|x|y|z; they must be"),
      ("case,x,y,z\na,1,2,\n", "line 2: z is ''; it must be a finite number"),
      ("case,x,y,z\na,1,2\n", "line 2: z is ''"),
      ("case,x,y,z\na,1,2,3\nb,1,nan,3\n", "line 3: y is 'nan'"),

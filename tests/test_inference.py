@@ -69,6 +69,25 @@ def test_label_map_and_probabilities_lie_on_the_images_own_grid(kind, model, tmp
     assert picture.std() > 0
 
 
+def test_what_is_written_opens_where_the_image_opens(model, tmp_path):
+    """A sheared sform with a good qform: ITK reads the qform alone, and could not read the sform without it."""
+    volume = ball_volume()[0]
+    sheared = volume.affine.copy()
+    sheared[:3, 1] += 0.02 * volume.affine[:3, 0]
+    image = nib.Nifti1Image(volume.data, None)
+    image.header.set_qform(volume.affine, 1)
+    image.header.set_sform(sheared, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["descrip"] = b"DOE^JANE"
+    nib.save(image, tmp_path / "case.nii.gz")
+    (path,) = segment([tmp_path / "case.nii.gz"], [model], tmp_path / "out", outputs=Outputs(probabilities=True))
+    for written in map(nib.load, (path, tmp_path / "out" / "case_probabilities.nii.gz")):
+        for field in ("qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_x", "srow_y", "srow_z"):
+            np.testing.assert_array_equal(written.header[field], image.header[field])
+        np.testing.assert_array_equal(written.header["pixdim"][:4], image.header["pixdim"][:4])
+        assert written.header.get_xyzt_units()[0] == "mm" and written.header["descrip"].item() == b""
+
+
 def test_an_image_without_any_organ_is_all_background_and_can_be_scored(store, tmp_path):
     made = train_on_store(store, small_config())
     last = [module for module in made.network.modules() if hasattr(module, "bias") and module.bias is not None][-1]

@@ -123,6 +123,14 @@ def test_a_manifest_cannot_point_out_of_its_folder(tmp_path, name):
         read_synthetic(tmp_path, "bright")
 
 
+@pytest.mark.parametrize("classes", [-1, 1, 256, 70_000])
+def test_a_manifest_cannot_have_more_classes_than_labels_can_count(tmp_path, classes):
+    manifest = {"volumes": [{"name": "a"}], "classes": classes, "domain": "bright", "layout": "nifti"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UsageError, match=f"classes is {classes}; it must be from 2 to 255"):
+        read_synthetic(tmp_path, "bright")
+
+
 def test_wrong_requests_of_phase_two_are_refused_and_write_nothing(trained, labelled_file, store, site, tmp_path):
     factory = tmp_path / "f.safetensors"
     trained.save(factory)

@@ -196,6 +196,18 @@ def test_a_mask_chooses_the_slices_and_can_be_a_class(tmp_path):
     assert [case.count for case in store.cases] == [3, 3]  # the published program loses the last slice
 
 
+def test_the_highest_label_value_does_not_become_background_beside_a_mask(tmp_path):
+    write_site(tmp_path / "s", cases=2)
+    for case in (tmp_path / "s").iterdir():
+        label = read_volume(case / "label" / "mask.nii.gz", integer=True)
+        write_volume(case / "brain" / "m.nii.gz", Volume(np.ones(label.data.shape, np.uint8), label.affine))
+    write_volume(
+        case / "label" / "mask.nii.gz", Volume(np.where(label.data > 0, 65535, 0).astype(np.uint16), label.affine)
+    )
+    result = prepare(tmp_path / "s", tmp_path / "out", replace(CONFIG, mask_key="brain", mask_as_class=True))
+    assert list(result.failed) == [case.name] and "holds label 65536" in result.failed[case.name]
+
+
 def test_the_published_preparation_resamples_all_axes_to_their_median(tmp_path):
     for number, spacing in enumerate([(1.0, 1.0, 2.0), (1.5, 1.5, 3.0), (2.0, 2.0, 4.0)]):
         image, _ = ball_volume(shape=(30, 24, 8), spacing=spacing, seed=number)

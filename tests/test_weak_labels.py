@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from fedfactory.adaptation.labels.candidate_labels import boxes_of, candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
+from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import CaseFiles, Found, LabelFile
 from fedfactory.imaging.slice_format import UNLABELLED
@@ -15,6 +17,7 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 
 def slice_of(seed: int) -> np.ndarray:
@@ -86,7 +89,7 @@ def test_labelled_cases_are_weakened_with_all_their_channels(tmp_path, monkeypat
     write_volume(image, Volume(labels.astype(np.float32), np.eye(4)))
     write_volume(label.path, Volume(labels, np.eye(4)))
     found = Found([CaseFiles("plain", (image,), (label,)), CaseFiles("bare", (image,))])
-    monkeypatch.setattr("fedfactory.adaptation.labels.weak_labels.find_cases", lambda source, label_key: found)
+    monkeypatch.setattr("fedfactory.adaptation.labels.weak_labels.find_cases", lambda source, **keys: found)
     assert weaken_folder(tmp_path, tmp_path / "weak", "point") == 1
     written = read_volume(tmp_path / "weak" / "plain" / "label" / "point.nii.gz", integer=True).data
     assert (written != UNLABELLED).any() and (written == labels)[written != UNLABELLED].all()
@@ -109,3 +112,49 @@ def test_a_volume_is_weakened_slice_by_slice_and_repeats_with_its_seed():
     assert (first != weaken(volume, "scribble", seed=2)).any()
     with pytest.raises(UsageError, match="point, scribble, block, box"):
         weaken(volume, "gaze")
+
+
+@pytest.mark.parametrize("value", [255, 256, 500, 65535])
+@pytest.mark.parametrize("kind", CONVERTERS)
+def test_values_that_would_become_others_are_refused(kind, value, tmp_path):
+    """500 is 244 in one byte, 256 is background, and 255 means that nobody annotated."""
+    labels = np.stack([slice_of(0).astype(np.uint16)] * 2, axis=2)
+    labels[labels == 1] = value
+    with pytest.raises(VolumeError, match=f"holds label {value}; 254 is the highest"):
+        weaken(labels, kind)
+    for part in ("image", "label"):
+        write_volume(tmp_path / "s" / "case1" / part / "v.nii.gz", Volume(labels, np.eye(4)))
+    with pytest.raises(VolumeError, match=rf"label/v\.nii\.gz: holds label {value}"):
+        weaken_folder(tmp_path / "s", tmp_path / "out", kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_values_of_one_byte_stay_in_wider_types():
+    labels = np.stack([slice_of(0)] * 2, axis=2)
+    labels[labels == 1] = 254
+    for dtype in (np.uint16, np.int32, np.int64):
+        np.testing.assert_array_equal(weaken(labels.astype(dtype), "block"), weaken(labels, "block"))
+
+
+def test_a_copy_lies_where_the_original_lies_and_its_images_can_be_chosen(tmp_path):
+    place = np.diag([1.5, 1.5, 4.0, 1.0])
+    tilted = place.copy()
+    tilted[:3, 3] = 10, 20, 30
+    labels = np.stack([slice_of(0)] * 2, axis=2)
+    for folder, data in (("t1", labels.astype(np.float32)), ("t2", labels * 2.0), ("label", labels)):
+        image = nib.Nifti1Image(data.astype(np.uint8), None)
+        image.header.set_qform(tilted, 1)
+        image.header.set_sform(place, 2)
+        image.header.set_xyzt_units("mm")
+        (tmp_path / "s" / "case1" / folder).mkdir(parents=True)
+        nib.save(image, tmp_path / "s" / "case1" / folder / "v.nii.gz")
+    words = ["weaken-labels", tmp_path / "s", "--out", tmp_path / "weak", "--kind", "box", "--image-key", "t2,t1"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    for part, data in (("image0/image", labels * 2), ("image1/image", labels), ("label/box", None)):
+        written = nib.load(tmp_path / "weak" / "case1" / f"{part}.nii.gz")
+        np.testing.assert_array_equal(written.affine, place)
+        np.testing.assert_allclose(written.header.get_qform(coded=True)[0], tilted)
+        assert (int(written.header["qform_code"]), int(written.header["sform_code"])) == (1, 2)
+        if data is not None:
+            np.testing.assert_array_equal(np.asarray(written.dataobj), data)

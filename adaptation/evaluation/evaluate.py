@@ -5,7 +5,6 @@ The files are NIfTI volumes or pictures; one evaluation holds one of the two, fo
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -13,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.files import atomic_file
 from ...common.progress import track
-from ...errors import UsageError, VolumeError
+from ...common.tables import write_table
+from ...errors import UsageError
+from ...imaging.case_files import printable
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
-from ...imaging.cases import find_labels, is_label_picture
+from ...imaging.cases import LOSSY, find_labels, is_label_picture
 from ...imaging.class_names import check_names
+from ...imaging.images import on_grid_of
 from ...imaging.patients import check_pattern, patient_of
+from ...imaging.pictures.colour_table import Colour
+from ...imaging.pictures.layout_names import without_picture_suffix
 from ...imaging.volumes import Volume
 from .cross_check import CrossCheck
 from .label_files import read_labels
@@ -27,7 +30,7 @@ from .page import EvaluationPage
 from .scores import Score, Unit, score_case, with_absent_classes
 
 PROBABILITIES = "_probabilities"  # ending of the case name of what `segment` may write beside its label maps
-AFFINE_TOLERANCE = 1e-2  # millimetres
+NAMED = 10  # cases in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,14 @@ def evaluate(
     *,
     patient_pattern: str | None = None,
     names: Mapping[int, str] | None = None,
+    colours: Mapping[Colour, int] | None = None,
     check: bool = False,
 ) -> Evaluation:
-    """Score every predicted label map that has a reference of the same case name, on the grid of the image.
+    """Score every predicted label map against the reference of the same case name, on the grid of the image.
+
+    A prediction that is stored in another axis order than its reference is turned, as `prepare` turns labels. A picture
+    `21_training` belongs to the reference `21_manual1`, too: without the endings that pictures and masks have. A
+    reference without a prediction gets no score, and a warning names it.
 
     Args:
         predictions: a label map, a folder of them, or a medical-folder layout with `label` folders; NIfTI files or
@@ -66,29 +74,28 @@ def evaluate(
         patient_pattern: regular expression that finds the patient in a case's name, see `patient_of`; default: every
             case is a patient of its own.
         names: class to its name, which the table and the page show.
+        colours: class of each colour or grey value of references that are pictures, see `read_mask`.
         check: compute the scores a second time by another library, see `cross_check`; the result is in `check`.
 
     Pictures get no warnings about their size: their pixels have none, and what they show often reaches the border.
 
-    Raises: UsageError if nothing matches or pictures are mixed with volumes, VolumeError if grids differ or a file is
-        unreadable.
+    Raises: UsageError if a prediction has no reference or pictures are mixed with volumes, VolumeError if grids differ
+        or a file is unreadable.
     """
     check_pattern(patient_pattern)
     names = check_names(names or {})
     predicted, reference = find_labels(Path(predictions)), find_labels(Path(references))
     predicted = {case: path for case, path in predicted.items() if not case.endswith(PROBABILITIES)}
-    missing = sorted(predicted.keys() - reference.keys())
-    if missing:
-        raise UsageError(f"{references}: has no label map for {', '.join(missing[:3])} ({len(missing)} in all)")
+    number = len(reference)
+    reference, missing = _matched(predicted, reference, references)
     patients = {case: patient_of(case, patient_pattern) if patient_pattern else case for case in sorted(predicted)}
     unit = _unit([*predicted.values(), *(reference[case] for case in predicted)])
     second = CrossCheck(unit) if check else None
     scores: list[Score] = []
     sizes: list[CaseSize] = []
     for case in track(list(patients), "evaluating"):
-        ours, theirs = (read_labels(files[case]) for files in (predicted, reference))
-        if ours.data.shape != theirs.data.shape or not np.allclose(ours.affine, theirs.affine, atol=AFFINE_TOLERANCE):
-            raise VolumeError(f"{predicted[case]}: lies on another grid than {reference[case]}{_sides(ours, theirs)}")
+        theirs = read_labels(reference[case], colours)
+        ours = on_grid_of(theirs, read_labels(predicted[case]), predicted[case], image_path=reference[case])
         found = score_case(case, ours, theirs, patient=patients[case], unit=unit)
         scores += found
         if unit == "mm":
@@ -96,12 +103,50 @@ def evaluate(
         if second is not None:
             second.add(found, ours, theirs)
     scores = with_absent_classes(scores, patients)
-    warnings = size_warnings(sizes) + _unmatched(patients, patient_pattern)
+    warnings = [
+        *_lossy(reference),
+        *([f"{len(missing)} of {number} references have no prediction: {_listed(missing)}"] if missing else []),
+        *size_warnings(sizes),
+        *_unmatched(patients, patient_pattern),
+    ]
     if out is not None:
         _write_table(Path(out), scores, names)
         page = EvaluationPage(scores, names=names, warnings=warnings, check=second)
-        page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference)
+        page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference, colours=colours)
     return Evaluation(scores=scores, warnings=warnings, check=second)
+
+
+def _matched(
+    predicted: Mapping[str, Path], reference: Mapping[str, Path], place: str | Path
+) -> tuple[dict[str, Path], list[str]]:
+    """The reference of each predicted case, and the cases of the other references.
+
+    Raises: UsageError if a prediction has no reference.
+    """
+    found: dict[str, Path] = {}
+    used: set[str] = set()
+    for case, path in predicted.items():
+        short = without_picture_suffix(case) if is_label_picture(path) else case
+        if (name := next((name for name in (case, short) if name in reference), None)) is not None:
+            found[case] = reference[name]
+            used.add(name)
+    if lacking := sorted(predicted.keys() - found.keys()):
+        raise UsageError(f"{place}: has no label map for {_listed(lacking)} ({len(lacking)} in all)")
+    return found, sorted(reference.keys() - used)
+
+
+def _lossy(files: Mapping[str, Path]) -> list[str]:
+    """A warning that names the cases whose label maps are JPEG files."""
+    cases = sorted(case for case, path in files.items() if path.suffix.lower() in LOSSY)
+    if not cases:
+        return []
+    return [f"{len(cases)} references are JPEG files, so their values were split at 128: {_listed(cases)}"]
+
+
+def _listed(cases: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
+    return ", ".join(map(printable, cases[:NAMED])) + more
 
 
 def _unit(files: Sequence[Path]) -> Unit:
@@ -115,12 +160,6 @@ def _unit(files: Sequence[Path]) -> Unit:
             f"{pictures[True]} is a picture and {pictures[False]} a volume; evaluate pictures and volumes apart"
         )
     return "px" if True in pictures else "mm"
-
-
-def _sides(ours: Volume, theirs: Volume) -> str:
-    """Both shapes in words, if they differ."""
-    shapes = [" x ".join(map(str, volume.data.shape)) for volume in (ours, theirs)]
-    return f" ({shapes[0]}, not {shapes[1]})" if shapes[0] != shapes[1] else ""
 
 
 def _size_of(case: str, label: Volume, names: Mapping[int, str]) -> CaseSize:
@@ -147,9 +186,6 @@ def _unmatched(cases: dict[str, str], pattern: str | None) -> list[str]:
 
 
 def _write_table(out: Path, scores: list[Score], names: Mapping[int, str]) -> None:
-    with atomic_file(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        columns = [field.name for field in fields(Score)]
-        writer = csv.DictWriter(file, [*columns, "name"] if names else columns)
-        writer.writeheader()
-        for score in scores:
-            writer.writerow(asdict(score) | ({"name": names.get(score.label, "")} if names else {}))
+    columns = [field.name for field in fields(Score)]
+    rows = ([*asdict(score).values(), *([names.get(score.label, "")] if names else [])] for score in scores)
+    write_table(out, [*columns, "name"] if names else columns, rows)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
+from ...imaging.pictures.colour_table import Colour
 from ...imaging.pictures.masks import read_mask
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, colours: Mapping[Colour, int] | None = None) -> Volume:
     """A label map as a volume of uint16; a picture is (rows, columns, 1) with voxels of 1, which stands for a pixel.
+
+    Args:
+        path: of the file.
+        colours: class of each colour or grey value of pictures, see `read_mask`.
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
     if is_label_picture(path):
-        return Volume(read_label_picture(path)[..., None], np.eye(4))
+        return Volume(read_label_picture(path, colours)[..., None], np.eye(4))
     return read_volume(path, integer=True)
 
 
-def read_label_picture(path: Path) -> np.ndarray:
-    """The label map in a picture, (rows, columns) uint16, of class numbers or of black and white, see `read_mask`.
+def read_label_picture(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
+    """The label map in a picture, (rows, columns) uint16.
+
+    Args:
+        path: of the file.
+        colours: see `read_labels`; None for class numbers, or black and white, see `read_mask`.
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
-    return read_mask((LabelFile(path),))[0]
+    return read_mask((LabelFile(path),), colours=colours)[0]

@@ -14,6 +14,7 @@ from ...common.html_pages import pixels, table, write_page
 from ...imaging.cases import is_label_picture
 from ...imaging.class_names import class_name
 from ...imaging.overlays import CLASS_COLOURS, strip
+from ...imaging.pictures.colour_table import Colour
 from .cross_check import CrossCheck
 from .label_files import read_label_picture, read_labels
 from .scores import Score, measure_name
@@ -49,13 +50,21 @@ class EvaluationPage:
     warnings: Sequence[str]
     check: CrossCheck | None
 
-    def write(self, path: Path, *, predicted: Mapping[str, Path], reference: Mapping[str, Path]) -> None:
+    def write(
+        self,
+        path: Path,
+        *,
+        predicted: Mapping[str, Path],
+        reference: Mapping[str, Path],
+        colours: Mapping[Colour, int] | None = None,
+    ) -> None:
         """Write the page.
 
         Args:
             path: of the page.
             predicted: case to label map, for the pictures of the worst cases.
             reference: case to label map.
+            colours: class of each colour or grey value of references that are pictures.
         """
         by_case: dict[str, list[Score]] = {}
         for score in self.scores:
@@ -78,7 +87,7 @@ class EvaluationPage:
             self._legend(),
         ]
         for case in worst:
-            ours, theirs = (_shown(files[case]) for files in (predicted, reference))
+            ours, theirs = _shown(predicted[case], None), _shown(reference[case], colours)
             title = f"{case}, mean Dice {means[case]:.3f}"
             body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
         write_page(path, "evaluation", body)
@@ -108,14 +117,14 @@ class EvaluationPage:
         return f"<p>{', '.join(shown)}</p>"
 
 
-def _shown(path: Path) -> np.ndarray:
+def _shown(path: Path, colours: Mapping[Colour, int] | None) -> np.ndarray:
     """A label map (X, Y, Z) as `strip` takes it: axes rise to the right and upwards, slices last.
 
     A large picture is reduced; every block of pixels shows its highest class, so that small structures stay visible.
     """
     if not is_label_picture(path):
         return read_labels(path).turned("axial").data
-    labels = read_label_picture(path)
+    labels = read_label_picture(path, colours)
     step = -(-max(labels.shape) // LONGEST_SIDE)
     return np.flipud(block_reduce(labels, (step, step), np.max)).T[..., None]
 

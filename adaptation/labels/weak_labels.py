@@ -129,14 +129,20 @@ def weaken(volume: np.ndarray, kind: str, seed: int = 0) -> np.ndarray:
     """Convert a dense label map to weak labels, slice by slice along its third axis.
 
     Args:
-        volume: (X, Y, Z) uint8 label values.
+        volume: (X, Y, Z) label values, whole numbers from 0 to 254.
         kind: one of CONVERTERS.
         seed: of everything random.
 
     Returns: (X, Y, Z) uint8; except for boxes, 255 where nothing is annotated.
-    Raises: UsageError for an unknown kind.
+    Raises: UsageError for an unknown kind; VolumeError for a value above 254, which would read as another one.
     """
     _check_kind(kind)
+    if (highest := int(volume.max(initial=0))) >= UNLABELLED:
+        raise VolumeError(
+            f"holds label {highest}; {UNLABELLED - 1} is the highest that is expected, and {UNLABELLED} means that "
+            "nobody annotated: give the labels other values"
+        )
+    volume = volume.astype(np.uint8)
     rng = np.random.default_rng(seed)
     return np.stack([CONVERTERS[kind](volume[..., z], rng) for z in range(volume.shape[2])], axis=2)
 
@@ -146,6 +152,7 @@ def weaken_folder(
     out: str | Path,
     kind: str,
     *,
+    image_key: str = "image",
     label_key: str = "label",
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     seed: int = 0,
@@ -156,6 +163,7 @@ def weaken_folder(
         source: a data set that `fedfactory prepare` reads.
         out: new folder, with SUBJECT/image (image0, image1, ... of several channels) and SUBJECT/label.
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
+        image_key: modality folder of the images; several, separated by commas, see `find_cases`.
         label_key: modality folder of the label maps.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
@@ -163,7 +171,7 @@ def weaken_folder(
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
     _check_kind(kind)
-    found = find_cases(Path(source), label_key=label_key)
+    found = find_cases(Path(source), image_key=image_key, label_key=label_key)
     for problem in found.problems.values():
         raise UsageError(problem)
     labelled = [case for case in found.cases if case.labels]
@@ -176,10 +184,11 @@ def weaken_folder(
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image = read_image(case.channels)
             label = read_label_map(case, image, colours=colours).volume
-            if (highest := int(label.data.max())) >= UNLABELLED:
-                raise VolumeError(f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest")
-            weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
-            _write_copy(folder / file_name(case.name), case, Volume(weak, label.affine), kind=kind)
+            try:
+                weak = weaken(label.data, kind, seed=seed + number)
+            except VolumeError as error:
+                raise VolumeError(f"{case.labels[0].path}: {error}") from None
+            _write_copy(folder / file_name(case.name), case, image.volume(weak), kind=kind)
     return len(labelled)
 
 

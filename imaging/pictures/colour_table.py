@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import dataclass
 
+from ...common.tables import read_table
 from ...errors import UsageError
 from ..slice_format import UNLABELLED
 
@@ -13,6 +13,7 @@ MAX_CLASS = 63
 MAX_VALUE = 65535
 COLOUR_COLUMNS = ("R", "G", "B", "CLASS")
 VALUE_COLUMNS = ("VALUE", "CLASS")
+NAME_COLUMN = "NAME"
 
 Colour = tuple[int, int, int] | int  # red, green, blue from 0 to 255; or a grey value from 0 to 65535
 
@@ -36,34 +37,29 @@ class ColourTable:
 
 
 def read_colour_table(path: str | os.PathLike) -> ColourTable:
-    """Read a CSV file with the columns R, G, B, CLASS, or VALUE, CLASS for grey masks, and optionally NAME.
+    """Read a table with the columns R, G, B, CLASS, or VALUE, CLASS for grey masks, and optionally NAME.
+
+    See `read_table` for how it may be written.
 
     Raises: UsageError if it is missing, has other columns, a number out of range, a colour twice, or two names of one
         class.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            fields = {(name or "").strip().upper(): name for name in rows.fieldnames or ()}
-            columns = next((c for c in (COLOUR_COLUMNS, VALUE_COLUMNS) if set(c) <= fields.keys()), None)
-            if columns is None:
-                raise UsageError(f"{path}: needs the columns R,G,B,CLASS or VALUE,CLASS; write them in its first line")
-            table = ColourTable({}, {})
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                numbers = [_number(where, name, row[fields[name]]) for name in columns]
-                name = (row[fields["NAME"]] or "").strip() if "NAME" in fields else ""
-                _add(table, where, numbers, name)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); give a CSV table of colours") from None
+    found = read_table(path, known=(*COLOUR_COLUMNS, *VALUE_COLUMNS, NAME_COLUMN))
+    columns = next((c for c in (COLOUR_COLUMNS, VALUE_COLUMNS) if found.has(c)), None)
+    if columns is None:
+        needed = "R,G,B,CLASS or VALUE,CLASS"
+        raise UsageError(f"{path}: needs the columns {needed}; write them in its first line ({found.described})")
+    table, named = ColourTable({}, {}), found.has([NAME_COLUMN])
+    for row in found.rows():
+        numbers = [_number(row.where, name, row.text(name)) for name in columns]
+        _add(table, row.where, numbers, row.text(NAME_COLUMN) if named else "")
     if not table.classes:
         raise UsageError(f"{path}: has no row; give one for each colour")
     return table
 
 
-def _number(where: str, name: str, text: str | None) -> int:
+def _number(where: str, name: str, text: str) -> int:
     most = {"CLASS": UNLABELLED, "VALUE": MAX_VALUE}.get(name, 255)
-    text = (text or "").strip()
     number = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else -1
     if not 0 <= number <= most or (name == "CLASS" and MAX_CLASS < number < UNLABELLED):
         allowed = f"0 to {MAX_CLASS}, or {UNLABELLED} for unlabelled" if name == "CLASS" else f"0 to {most}"

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...errors import UsageError
-from ..case_files import CaseFiles, Found, LabelFile, printable
+from ..case_files import CaseFiles, Found, LabelFile, is_label_table, printable
 from ..slice_format import MAX_CHANNELS
 from .decoding import is_mask, is_picture
 from .layout_names import (
@@ -20,7 +20,7 @@ from .layout_names import (
     without_mask_suffix,
     without_picture_suffix,
 )
-from .matching import Group, add_cases, is_table, label_problem, place
+from .matching import Group, add_cases, label_problem, place
 
 IMAGE_KEY, LABEL_KEY = "image", "label"  # with these, the usual names of folders are tried
 BACKGROUND_FOLDERS = ("background", "bg")
@@ -42,7 +42,7 @@ def find_picture_cases(source: Path, *, label_key: str | None, image_key: str = 
     The last two may also be in several folders, such as `training` and `test`. A folder of masks may have a folder for
     each class, whose labels are 1, 2, ... in the order of their names, or the names themselves if all are numbers. A
     mask has its picture's name, or that and a usual suffix (`_mask`, `_mask_1`, `_segmentation`, ...); several masks of
-    a picture are united. A table (.csv) may stand for masks.
+    a picture are united. A table may stand for masks.
 
     Args:
         source: the folder.
@@ -274,7 +274,7 @@ def _masks(folder: Path) -> list[Path]:
 
 
 def _label_files(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if is_mask(path) or is_table(path)]
+    return [path for path in _entries(folder) if is_mask(path) or is_label_table(path)]
 
 
 def _folders(folder: Path) -> list[Path]:

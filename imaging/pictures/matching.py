@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..case_files import CaseFiles, Found, LabelFile, printable
+from ..case_files import CaseFiles, Found, LabelFile, is_label_table, printable
 from .layout_names import OTHER_SUFFIX, stem, without_mask_suffix, without_picture_suffix
-
-TABLE = ".csv"
 
 
 @dataclass
@@ -84,15 +82,10 @@ def add_cases(groups: list[Group], found: Found) -> None:
 
 def label_problem(labels: list[LabelFile]) -> str | None:
     """What is wrong with the labels of one picture: a table can be united with nothing; None if nothing is."""
-    if len(labels) > 1 and any(is_table(label.path) for label in labels):
+    if len(labels) > 1 and any(is_label_table(label.path) for label in labels):
         names = ", ".join(sorted(label.path.name for label in labels))
         return f"{labels[0].path.parent}: holds {names} for one picture; keep one table or masks"
     return None
-
-
-def is_table(path: Path) -> bool:
-    """Whether a path has the name of a table of numbers."""
-    return path.suffix.lower() == TABLE and not path.name.startswith(".") and path.is_file()
 
 
 def place(path: Path) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from ...common.files import sha256_of
 from ...errors import UsageError, VolumeError
 from ...imaging.archive.series import patient_key
-from ...imaging.case_files import CaseFiles
+from ...imaging.case_files import CaseFiles, is_label_table
 from ...imaging.case_sizes import cut_labels
 from ...imaging.image_reader import read_image
 from ...imaging.images import Box, Image, ImageFacts, StoredSlices
@@ -22,7 +22,7 @@ from ...imaging.patients import patient_of
 from ...imaging.slice_format import UNLABELLED, SliceFormat
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
-from .label_tables import MAX_CLASSES, is_table, read_gaze, read_presence
+from .label_tables import MAX_CLASSES, read_gaze, read_presence
 from .prepare_config import PrepareConfig
 from .reference_runs import to_runs
 from .slice_centres import centre_of, refuse_beside
@@ -186,7 +186,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     if case.labels and config.label_kind == "gaze":
         gaze = read_gaze(case.labels[0].path, grid)
         facts = LabelFacts(marks=len(gaze) > 0)
-    elif case.labels and config.label_kind == "image" and is_table(case.labels[0].path):
+    elif case.labels and config.label_kind == "image" and is_label_table(case.labels[0].path):
         presence = read_presence(case.labels[0].path, grid)
         facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.labels:
@@ -231,7 +231,7 @@ def _patient(case: CaseFiles, config: PrepareConfig) -> str:
 
 def _read_label(case: CaseFiles, image: Image, config: PrepareConfig) -> LabelMap:
     path = case.labels[0].path
-    if is_table(path):
+    if is_label_table(path):
         raise UsageError(f"{path}: is a table, but label_kind is '{config.label_kind}'; give a label map")
     found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse)
     return found.with_class_names(config.class_names, path)
@@ -253,10 +253,9 @@ def _mask_ends(case: CaseFiles, image: Image, config: PrepareConfig, *, ends: tu
 
 def _with_mask_class(case: CaseFiles, image: Image, label: Volume) -> Volume:
     """Label values raised by 1, and label 1 for the rest of the mask."""
-    if case.mask is None:
-        return Volume(np.where(label.data > 0, label.data + 1, 0).astype(np.uint16), label.affine)
-    mask = read_mask_volume(case.mask, image).data > 0
-    return Volume(np.where(label.data > 0, label.data + 1, mask).astype(np.uint16), label.affine)
+    raised = label.data.astype(np.uint32) + 1  # the highest of 16 bits would become background
+    rest = 0 if case.mask is None else read_mask_volume(case.mask, image).data > 0
+    return Volume(np.where(label.data > 0, raised, rest).astype(np.uint32), label.affine)
 
 
 def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume:

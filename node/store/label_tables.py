@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from ...common.tables import read_table
 from ...errors import UsageError, VolumeError
+from ...imaging.case_files import is_label_table
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.slice_grid import SliceGrid
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
+LABEL = "LABEL"
 X, Y, SLICE, DURATION = "CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file has the name of a table."""
-    return path.suffix.lower() == ".csv"
 
 
 def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
@@ -31,12 +28,12 @@ def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
     Returns: (slices, 1 + highest label) uint8, 1 where a slice shows the class; class 0 is always there.
     Raises: VolumeError for a table that cannot be used.
     """
-    rows = _read_table(path, (SLICE, "LABEL"), default={SLICE: 0.0} if grid.fmt.pictures else {})
-    if (rows != np.round(rows)).any() or (rows < 0).any():
-        raise VolumeError(f"{path}: SLICE and LABEL must be whole numbers from 0")
-    slices = grid.stored_shape[2]
-    if len(rows) and (rows[:, 0].max() >= slices or rows[:, 1].max() >= MAX_CLASSES):
-        raise VolumeError(f"{path}: names slice {rows[:, 0].max():.0f} and label {rows[:, 1].max():.0f}: out of range")
+    rows, lines = _read_table(path, (SLICE, LABEL), default={SLICE: 0.0} if grid.fmt.pictures else {})
+    for column, (name, most) in enumerate(((SLICE, grid.stored_shape[2] - 1), (LABEL, MAX_CLASSES - 1))):
+        values = rows[:, column]
+        if len(wrong := np.flatnonzero((values != np.round(values)) | (values < 0) | (values > most))):
+            where = f"{path}, line {lines[wrong[0]]}"
+            raise VolumeError(f"{where}: {name} is {values[wrong[0]]:g}; it must be a whole number from 0 to {most}")
     highest = int(rows[:, 1].max()) if len(rows) else 0
     present = np.zeros((grid.axes[2].count, highest + 1), dtype=np.uint8)
     present[:, 0] = 1
@@ -60,13 +57,14 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
     Returns: (m, 4) float32: slice, row, column, milliseconds.
     Raises: UsageError if the file is no table; VolumeError for a table that cannot be used.
     """
-    if not is_table(path):
+    if not is_label_table(path):
         raise UsageError(f"{path}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
     pictures = grid.fmt.pictures
     columns = (Y, X, SLICE, DURATION) if pictures else (X, Y, SLICE, DURATION)
-    rows = _read_table(path, columns, default={SLICE: 0.0} if pictures else {})
-    if len(rows) and (rows[:, 3].min() < 0 or abs(rows[:, :2]).max() > 1e6):
-        raise VolumeError(f"{path}: fixations with negative durations or places far outside the image")
+    rows, lines = _read_table(path, columns, default={SLICE: 0.0} if pictures else {})
+    if len(wrong := np.flatnonzero((rows[:, 3] < 0) | (abs(rows[:, :2]) > 1e6).any(axis=1))):
+        where = f"{path}, line {lines[wrong[0]]}"
+        raise VolumeError(f"{where}: a fixation with a negative duration, or a place far outside the image")
     shape = grid.stored_shape
     voxels = np.stack([rows[:, 0] * shape[0] - 0.5, rows[:, 1] * shape[1] - 0.5, rows[:, 2]], axis=1)
     places = grid.pixels_of(voxels)
@@ -77,17 +75,21 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
     return np.concatenate([places, rows[:, 3:]], axis=1)[usable].astype(np.float32)
 
 
-def _read_table(path: Path, columns: tuple[str, ...], *, default: dict[str, float]) -> np.ndarray:
-    """(rows, columns) float64 of a comma-separated file with a heading; columns with a default may be missing."""
+def _read_table(path: Path, columns: tuple[str, ...], *, default: dict[str, float]) -> tuple[np.ndarray, list[int]]:
+    """(rows, columns) float64 of a table with a heading, and the line of each row; a column with a default may lack."""
+    values: list[list[float]] = []
+    lines: list[int] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in columns if name not in (*(reader.fieldnames or ()), *default)]
-            if missing:
-                raise VolumeError(f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}")
-            rows = np.array([[float(row.get(name, default.get(name))) for name in columns] for row in reader])
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise VolumeError(f"{path}: not readable as a table of numbers ({error}); use comma-separated values") from None
-    if not np.isfinite(rows).all():
-        raise VolumeError(f"{path}: holds NaN or infinite numbers; all must be finite")
-    return rows.reshape(-1, len(columns))
+        table = read_table(path, known=columns)
+        missing = [name for name in columns if not table.has([name]) and name not in default]
+        if missing:
+            raise VolumeError(
+                f"{path}: lacks the column {missing[0]}; it must have {', '.join(columns)}, and {table.described}"
+            )
+        given = [name for name in columns if table.has([name])]
+        for row in table.rows():
+            values.append([row.number(name) if name in given else default[name] for name in columns])
+            lines.append(row.line)
+    except UsageError as error:  # as every file of one case among many
+        raise VolumeError(str(error)) from None
+    return np.array(values, dtype=np.float64).reshape(-1, len(columns)), lines

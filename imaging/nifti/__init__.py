@@ -1,0 +1,1 @@
+"""What NIfTI files say about where their voxels lie."""
