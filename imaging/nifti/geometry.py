@@ -3,8 +3,8 @@
 A header may place its voxels twice, by a rotation (qform) and by a matrix (sform), and programs choose differently.
 nibabel, and this package, take the sform if its code is above 0, then the qform. ITK 5.4, and with it SimpleITK,
 ITK-SNAP and 3D Slicer, take the sform if its code is 1 and it has no shear, then the qform, then another sform, and the
-size of voxels from `pixdim` in any case; they refuse a sheared sform that has no qform beside it. Only a header with the
-same fields as the image's is read alike by all of them.
+size of voxels from `pixdim` in any case; they refuse a sheared sform that has no qform beside it. Only a header with
+the same fields as the image's is read alike by all of them.
 """
 
 from __future__ import annotations
