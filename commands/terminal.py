@@ -124,7 +124,7 @@ def print_checks(checks: Sequence[Check]) -> None:
         if check.remedy:
             console.print(Text.assemble(" " * (9 + width), "  ", (f"-> {check.remedy}", "bold")))
     counts = Counter(check.state for check in checks)
-    console.print(", ".join(f"{counts[state]} {state}" for state in STATE_STYLES), markup=False)
+    console.print(f"problems: {counts['problem']}, warnings: {counts['warning']}, ok: {counts['ok']}", markup=False)
     if counts["problem"]:
         raise typer.Exit(1)
 
