@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 from ..errors import UsageError
@@ -56,6 +57,23 @@ def why_nodes_are_missing(root: str | Path, *, timeout: float = TIMEOUT) -> str:
     return "; ".join(troubles) or "certificate, port and proxies of this machine are in order"
 
 
+def server_problem(root: str | Path, *, timeout: float = TIMEOUT) -> str:
+    """Why a researcher's server cannot serve nodes: certificate, key or port; one line, empty if it can.
+
+    Fed-BioMed says of each of these that the port cannot be bound.
+
+    Args:
+        root: folder of the researcher.
+        timeout: seconds for each step of a connection.
+
+    Raises: UsageError as `check_researcher`.
+    """
+    researcher = read_component(root, RESEARCHER)
+    checks, certificate = check_files(researcher.certificate, researcher.key)
+    checks.append(_check_port(researcher, certificate, timeout=timeout))
+    return "; ".join(check.line for check in checks if check.state == PROBLEM)
+
+
 def _check_connection(researcher: Component, *, timeout: float) -> list[Check]:
     checks, certificate = check_files(researcher.certificate, researcher.key)
     checks += _check_names(researcher, certificate)
@@ -100,8 +118,7 @@ def _check_port(researcher: Component, certificate: Certificate | None, *, timeo
     if not trouble:
         return Check(name="port", found=f"{host}:{port} is free: the server listens while a command runs ({who})")
     if kind == "taken":
-        shown = reach("localhost" if host in EVERYWHERE else host, port, timeout=timeout).certificate
-        if shown and certificate and Certificate.read(shown).fingerprint == certificate.fingerprint:
+        if _is_own_server(researcher, certificate, timeout=timeout):
             return Check(name="port", found=f"this researcher's server listens on {host}:{port} ({who})")
         return Check(
             name="port",
@@ -113,6 +130,17 @@ def _check_port(researcher: Component, certificate: Certificate | None, *, timeo
     if kind == "forbidden":
         remedy = f"choose a port from 1024 up: {setting}, and at every node"
     return Check(name="port", state=PROBLEM, found=trouble, remedy=remedy)
+
+
+def _is_own_server(researcher: Component, certificate: Certificate | None, *, timeout: float) -> bool:
+    """Whether all that listens on the port, at any address of the host, shows this researcher's certificate."""
+    host = "localhost" if researcher.host in EVERYWHERE else researcher.host.strip("[]")
+    addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, researcher.port, type=socket.SOCK_STREAM)}
+    # One that is free counts for nothing: gRPC listens where it can.
+    taken = [address for address in addresses if listening_trouble(address, researcher.port)[0] == "taken"]
+    shown = [reach(address, researcher.port, timeout=timeout, family=socket.AF_UNSPEC).certificate for address in taken]
+    own = None if certificate is None else certificate.fingerprint
+    return bool(shown) and all(data is not None and Certificate.read(data).fingerprint == own for data in shown)
 
 
 def _check_proxy(researcher: Component, certificate: Certificate | None, *, timeout: float) -> Check:

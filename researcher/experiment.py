@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
-from .connection_check import why_nodes_are_missing
+from .connection_check import server_problem, why_nodes_are_missing
 from .node_selection import Federation
 from .round_records import ReceivedUpdate
 from .run_state import PAIR, Stage
@@ -61,19 +61,22 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
         tag: tag under which the sites registered their data.
 
     Returns: ids of the nodes that offer data with the tag.
-    Raises: FederationError if the port is taken or if too few nodes answer in time.
+    Raises: FederationError if the server cannot listen or if too few nodes answer in time; it names what is at fault:
+        certificate, key, port, proxy, or data that are not registered.
     """
     from fedbiomed.common.exceptions import FedbiomedError  # opens the component, see use_researcher
     from fedbiomed.researcher.config import config
     from fedbiomed.researcher.requests import Requests
 
     host, port = config.get("server", "host"), config.get("server", "port")
+    if problem := server_problem(config.root):
+        raise FederationError(f"the researcher cannot listen on {host}:{port}: {problem}")
     try:
         requests = Requests(config)
     except FedbiomedError as error:
         raise FederationError(
-            f"the researcher cannot listen on {host}:{port} ({_reason(error)}); is another experiment running, "
-            "or the port taken by another program?"
+            f"the researcher cannot listen on {host}:{port} ({_reason(error)}); another command of this researcher "
+            "may be running: wait for its end"
         ) from None
     deadline = time.monotonic() + timeout
     while True:

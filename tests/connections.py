@@ -60,9 +60,10 @@ def _general_name(name: str) -> x509.GeneralName:
 
 
 @contextmanager
-def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server on 127.0.0.1 that calls `answer` with every connection, each in a thread; its port."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
+def listening(answer: Callable[[socket.socket], None], address: tuple[str, int] = ("127.0.0.1", 0)) -> Iterator[int]:
+    """A server on this machine that calls `answer` with every connection, each in a thread; its port."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.create_server(address, family=family) as server:
         opened: list[socket.socket] = []
 
         def serve() -> None:

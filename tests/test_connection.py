@@ -33,7 +33,6 @@ from fedfactory.node.connection.component import NODE, RESEARCHER, read_componen
 from fedfactory.node.connection.machine import check_clock, check_disk, check_versions
 from fedfactory.node.connection.probes import listening_trouble, reach
 from fedfactory.node.connection.proxies import (
-    EXEMPTION_VARIABLES,
     PROXY_VARIABLES,
     is_exempt,
     is_loopback,
@@ -46,7 +45,7 @@ from fedfactory.node.site_check import check_site, why_no_connection
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts
 from fedfactory.researcher import connection_check
-from fedfactory.researcher.connection_check import check_researcher, why_nodes_are_missing
+from fedfactory.researcher.connection_check import check_researcher, server_problem, why_nodes_are_missing
 from helpers import site_facts
 
 QUICK = 0.4  # seconds to wait for servers that never answer
@@ -139,9 +138,11 @@ def test_the_rules_for_proxies_are_those_of_grpc(environment, tmp_path, monkeypa
     assert (proxy_for("localhost", ours) is None) is connected
 
 
-@pytest.mark.parametrize("entry", ["10.0.0.0/8", "10.1.2.3", "2.3", "10.1.0.0/16", "10.2.0.0/16", "10.1.2.", "10.*", "x/8"])
+@pytest.mark.parametrize(
+    "entry", ["10.0.0.0/8", "10.1.2.3", "2.3", "10.1.0.0/16", "10.2.0.0/16", "10.1.2.", "10.*", "x/8"]
+)
 def test_ranges_of_addresses_are_exempt(entry):
-    assert is_exempt("10.1.2.3", {"no_proxy": entry}) is (entry in ("10.0.0.0/8", "10.1.2.3", "2.3", "10.1.0.0/16"))
+    assert is_exempt("10.1.2.3", {"no_proxy": entry}) is (entry in RANGES)
 
 
 def test_loopback_is_exempt_in_the_environment_of_local_processes():
@@ -235,10 +236,10 @@ def test_a_port_without_a_server_is_named_with_the_setting():
 
 
 def test_a_firewall_that_drops_packets_is_told_from_a_closed_port(monkeypatch):
-    def drop(address, timeout):
+    def drop(channel, address):
         raise TimeoutError
 
-    monkeypatch.setattr(socket, "create_connection", drop)
+    monkeypatch.setattr(socket.socket, "connect", drop, raising=False)
     check = found(check_way("127.0.0.1", 5, {}), "port")
     assert check.state == PROBLEM and "does not answer within 3 s" in check.found and "firewall" in check.remedy
 
@@ -422,6 +423,41 @@ def test_the_researchers_own_server_is_told_from_another_program(tmp_path):
             check = found(check_researcher(root, timeout=QUICK), "port")
             config.write_text(config.read_text().replace(f"port = {port}\n", "port = 1\n"))
         assert check.state == state and words in check.found
+
+
+def test_a_server_that_shares_its_port_with_another_program_is_not_in_order(tmp_path):
+    """gRPC listens on ::1 alone if another program has 127.0.0.1, where nodes connect."""
+    root = make_component(tmp_path / "researcher", RESEARCHER, 1)
+    certs = root / "etc" / "certs"
+    with listening(swallow) as port:
+        try:
+            other = socket.create_server(("::1", port), family=socket.AF_INET6)
+        except OSError:
+            pytest.skip("no IPv6 here")
+        other.close()
+        config = root / "etc" / "config.ini"
+        config.write_text(config.read_text().replace("port = 1\n", f"port = {port}\n"))
+        own = (certs / "server_certificate.pem", certs / "server_certificate.key")
+        with listening(tls(*own), address=("::1", port)):
+            assert found(check_researcher(root, timeout=QUICK), "port").state == PROBLEM
+
+
+@pytest.mark.parametrize("change", [damage_certificate, lose_certificate, lose_key, damage_key, exchange_key])
+def test_a_server_that_cannot_start_because_of_its_files_blames_them(change, tmp_path):
+    """Fed-BioMed says that the port cannot be bound."""
+    root = make_component(tmp_path / "researcher", RESEARCHER, closed_port())
+    assert server_problem(root) == ""
+    certs = root / "etc" / "certs"
+    change(certs / "server_certificate.pem", certs / "server_certificate.key", tmp_path)
+    assert str(certs) in server_problem(root) and "port" not in server_problem(root)
+
+
+def test_a_server_that_cannot_have_its_address_blames_the_setting(tmp_path):
+    root = make_component(tmp_path / "researcher", RESEARCHER, closed_port(), host="192.0.2.1")
+    assert "192.0.2.1 is no address of this machine" in server_problem(root)
+    with listening(swallow) as port:
+        root = make_component(tmp_path / "other", RESEARCHER, port)
+        assert f"another program listens on localhost:{port}" in server_problem(root, timeout=QUICK)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,14 @@ class _Stopped(Exception):
     """A connection did not come further. Arguments: stage and obstacle, see `Reached`."""
 
 
-def reach(host: str, port: int, *, proxy: Proxy | None = None, timeout: float = TIMEOUT) -> Reached:
+def reach(
+    host: str,
+    port: int,
+    *,
+    proxy: Proxy | None = None,
+    timeout: float = TIMEOUT,
+    family: int = socket.AF_INET,
+) -> Reached:
     """Connect to a server and shake hands, as a node does; any certificate is taken.
 
     Args:
@@ -44,9 +51,10 @@ def reach(host: str, port: int, *, proxy: Proxy | None = None, timeout: float = 
         port: of the server.
         proxy: through which to connect; None connects directly.
         timeout: seconds for each step.
+        family: of the server's addresses; Fed-BioMed's nodes look for IPv4 alone.
     """
     try:
-        with _open(proxy, host, port, timeout) as channel:
+        with _open(proxy, host, port, timeout=timeout, family=family) as channel:
             return _shake_hands(channel, host)
     except _Stopped as stopped:
         stage, obstacle = stopped.args
@@ -86,11 +94,10 @@ def listening_trouble(host: str, port: int) -> tuple[str, str]:
     return "", ""
 
 
-def _open(proxy: Proxy | None, host: str, port: int, timeout: float) -> socket.socket:
+def _open(proxy: Proxy | None, host: str, port: int, *, timeout: float, family: int) -> socket.socket:
     """A connection to the server, directly or through a proxy's tunnel. Raises: _Stopped."""
     if proxy is None:
-        _require_ipv4(host, port)
-        return _connect(host, port, timeout)
+        return _connect(host, port, timeout, family)
     try:
         channel = _connect(proxy.host, proxy.port, timeout)
     except _Stopped as stopped:
@@ -121,30 +128,40 @@ def _open(proxy: Proxy | None, host: str, port: int, timeout: float) -> socket.s
     return channel
 
 
-def _require_ipv4(host: str, port: int) -> None:
-    """Raises: _Stopped if Fed-BioMed, which looks for the researcher by IPv4 alone, would not find a host."""
+def _connect(host: str, port: int, timeout: float, family: int = socket.AF_UNSPEC) -> socket.socket:
+    """A connection to the first address that takes one. Raises: _Stopped with the reason at the last address."""
+    addresses = _addresses(host, port, family)
+    for number, (kind, sort, protocol, _, address) in enumerate(addresses, 1):
+        channel = socket.socket(kind, sort, protocol)
+        channel.settimeout(timeout)
+        try:
+            channel.connect(address)
+            return channel
+        except OSError as error:
+            channel.close()
+            if number == len(addresses):
+                raise _Stopped("port", _reason(error, timeout)) from None
+    raise _Stopped("name", "has no address")
+
+
+def _addresses(host: str, port: int, family: int) -> list:
+    """What the resolver finds, never empty. Raises: _Stopped."""
     try:
-        socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
+        return socket.getaddrinfo(host.strip("[]"), port, family, socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError):
-        with suppress(socket.gaierror, UnicodeError):
-            socket.getaddrinfo(host.strip("[]"), port, socket.AF_INET6, socket.SOCK_STREAM)
-            raise _Stopped("name", "has no IPv4 address, and Fed-BioMed's nodes need one") from None
+        if family == socket.AF_INET:
+            with suppress(socket.gaierror, UnicodeError):
+                socket.getaddrinfo(host.strip("[]"), port, socket.AF_INET6, socket.SOCK_STREAM)
+                raise _Stopped("name", "has no IPv4 address, and Fed-BioMed's nodes need one") from None
         raise _Stopped("name", "is a name that this machine does not know") from None
 
 
-def _connect(host: str, port: int, timeout: float) -> socket.socket:
-    try:
-        channel = socket.create_connection((host.strip("[]"), port), timeout)
-    except (socket.gaierror, UnicodeError):
-        raise _Stopped("name", "is a name that this machine does not know") from None
-    except TimeoutError:
-        raise _Stopped("port", f"does not answer within {timeout:g} s") from None
-    except ConnectionRefusedError:
-        raise _Stopped("port", "refuses connections: nothing listens there") from None
-    except OSError as error:
-        raise _Stopped("port", f"cannot be reached ({error.strerror or error})") from None
-    channel.settimeout(timeout)
-    return channel
+def _reason(error: OSError, timeout: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"does not answer within {timeout:g} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "refuses connections: nothing listens there"
+    return f"cannot be reached ({error.strerror or error})"
 
 
 def _shake_hands(channel: socket.socket, host: str) -> Reached:
