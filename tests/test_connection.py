@@ -138,9 +138,10 @@ def test_the_rules_for_proxies_are_those_of_grpc(environment, tmp_path, monkeypa
     assert (proxy_for("localhost", ours) is None) is connected
 
 
-@pytest.mark.parametrize(
-    "entry", ["10.0.0.0/8", "10.1.2.3", "2.3", "10.1.0.0/16", "10.2.0.0/16", "10.1.2.", "10.*", "x/8"]
-)
+RANGES = ("10.0.0.0/8", "10.1.2.3", "2.3", "10.1.0.0/16")
+
+
+@pytest.mark.parametrize("entry", [*RANGES, "10.2.0.0/16", "10.1.2.", "10.*", "x/8"])
 def test_ranges_of_addresses_are_exempt(entry):
     assert is_exempt("10.1.2.3", {"no_proxy": entry}) is (entry in RANGES)
 
