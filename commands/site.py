@@ -52,7 +52,8 @@ def site_add(
     for name in filter(None, (modality, *others)):
         check_modality(name)
 
-    from ..node.site_choices import SiteChoices  # only now: slow to import
+    from ..node.site_check import proxy_in_the_way  # only now: slow to import
+    from ..node.site_choices import SiteChoices
     from ..node.sites import add_store
 
     quiet_framework()
@@ -60,6 +61,8 @@ def site_add(
     choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
     add_store(node_dir, store, tag, choices=choices)
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
+    if proxy := proxy_in_the_way(node_dir):
+        console.print(f"warning: {proxy}", markup=False)
 
 
 @commands.command("approve")

@@ -14,6 +14,7 @@ from .connection.check import PROBLEM, WARNING, Check, unhealthy
 from .connection.component import NODE, RESEARCHER, Component, read_component
 from .connection.machine import check_clock, check_disk, check_versions
 from .connection.probes import TIMEOUT
+from .connection.proxies import proxy_for
 from .connection.running_nodes import RunningNode, running_nodes
 from .connection.way import check_way
 from .site_choices import SiteChoices
@@ -74,6 +75,23 @@ def why_no_connection(root: str | Path, *, timeout: float = TIMEOUT) -> str:
     if running is None:
         troubles.insert(0, f"this node does not run (`fedbiomed node -p {root} start`)")
     return "; ".join(troubles)
+
+
+def proxy_in_the_way(root: str | Path) -> str:
+    """The proxy through which a node would go to its researcher, in one line; empty without any. Nothing is tried.
+
+    Args:
+        root: folder of the node.
+
+    Raises: UsageError as `check_site`.
+    """
+    running = _process_of(root)
+    environment = os.environ if running is None else running.environment
+    node = read_component(root, NODE, environment)
+    proxy = proxy_for(node.host, environment)
+    if proxy is None:
+        return ""
+    return f"{proxy.setting} is used to reach {node.host}; `fedfactory site check {root}` says whether it is in the way"
 
 
 def _process_of(root: str | Path) -> RunningNode | None:

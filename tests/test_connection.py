@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ from fedfactory.node.connection.proxies import (
 )
 from fedfactory.node.connection.running_nodes import RunningNode
 from fedfactory.node.connection.way import check_way
-from fedfactory.node.site_check import check_site, why_no_connection
+from fedfactory.node.site_check import check_site, proxy_in_the_way, why_no_connection
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts
 from fedfactory.researcher import connection_check
@@ -588,6 +589,26 @@ def test_the_environment_of_the_running_node_counts(node, monkeypatch):
     assert found(checks, "proxy").state == found(checks, "approval").state == PROBLEM
     line = why_no_connection(node)
     assert line.startswith(f"https_proxy={DEAD} is used to reach localhost") and "\n" not in line
+
+
+def test_registering_a_store_warns_of_a_proxy_without_trying_it(node, monkeypatch):
+    assert proxy_in_the_way(node) == ""
+    monkeypatch.setenv("http_proxy", DEAD)
+    assert proxy_in_the_way(node).startswith(f"http_proxy={DEAD} is used to reach localhost")
+
+
+def test_a_command_in_the_background_that_fails_is_reported_at_once(tmp_path):
+    """The nodes' commands wait for minutes for a plan that no researcher will send."""
+    from fedfactory.demo.local_federation import LocalFederation
+
+    (tmp_path / "logs").mkdir()
+    waits = [sys.executable, "-c", "import time; time.sleep(100)"]
+    with (
+        LocalFederation(tmp_path, []) as federation,
+        pytest.raises(FederationError, match=r"step train failed with code 2.*experiment is"),
+        federation.background("train", ["status", str(tmp_path / "none")], rounds=1),
+    ):
+        federation.run_together("approve", {"a": waits})
 
 
 def test_why_no_plan_arrives_names_a_node_that_does_not_run(node):

@@ -107,8 +107,7 @@ def check_files(certificate: Path, key: Path, now: datetime | None = None) -> tu
             found = f"{certificate} {found}"
         checks = [Check(name="certificate", state=state, found=found, remedy=remedy)]
     except OSError as error:
-        found = f"{certificate} cannot be read ({error.strerror})"
-        checks = [Check(name="certificate", state=PROBLEM, found=found, remedy=again)]
+        checks = [_unreadable("certificate", certificate, error, again)]
     except ValueError:
         checks = [Check(name="certificate", state=PROBLEM, found=f"{certificate} holds no certificate", remedy=again)]
     return [*checks, _check_key(key, read, again)], read
@@ -120,7 +119,7 @@ def _check_key(key: Path, certificate: Certificate | None, again: str) -> Check:
         public = load_pem_private_key(key.read_bytes(), password=None).public_key()
         mode = key.stat().st_mode
     except OSError as error:
-        return Check(name=name, state=PROBLEM, found=f"{key} cannot be read ({error.strerror})", remedy=again)
+        return _unreadable(name, key, error, again)
     except (ValueError, TypeError):  # TypeError: protected by a password, which Fed-BioMed cannot give
         return Check(name=name, state=PROBLEM, found=f"{key} holds no private key without a password", remedy=again)
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -130,6 +129,12 @@ def _check_key(key: Path, certificate: Certificate | None, again: str) -> Check:
         found = f"every user of this machine may read {key}" if mode & stat.S_IROTH else f"a group may use {key}"
         return Check(name=name, state=WARNING, found=found, remedy=f"chmod 600 {key}")
     return Check(name=name, found="belongs to the certificate, readable by its owner alone")
+
+
+def _unreadable(name: str, file: Path, error: OSError, again: str) -> Check:
+    if isinstance(error, PermissionError):
+        again = "run this command as the user who runs the component, or let that user read the file"
+    return Check(name=name, state=PROBLEM, found=f"{file} cannot be read ({error.strerror})", remedy=again)
 
 
 def _names(made: x509.Certificate) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from .check import PROBLEM, WARNING, Check
 PACKAGES = ("fedbiomed", "torch")
 GIB = 2**30
 LOW_DISK, SHORT_DISK = GIB, 5 * GIB  # bytes; states of a node and checkpoints of a researcher take hundreds of MiB
-PLAUSIBLE_SINCE = 1_767_225_600  # 2026-01-01, before this version was written
+PLAUSIBLE_SINCE = 1_704_067_200  # 2024-01-01, before Fed-BioMed 6 was written
 CLOCK_TOLERANCE = 300  # seconds that a file may be newer than the clock; some file servers have clocks of their own
 
 
