@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..node.connection.certificates import Certificate, check_files
@@ -15,6 +16,9 @@ from ..node.connection.probes import TIMEOUT, listening_trouble, reach
 from ..node.connection.proxies import describe_no_proxy, is_loopback, proxy_for
 from ..node.connection.running_nodes import RunningNode, running_nodes
 from ..node.connection.way import check_way, proxy_trouble
+
+if TYPE_CHECKING:
+    from fedbiomed.researcher.requests import Requests
 
 EVERYWHERE = ("0.0.0.0", "::", "[::]")  # a server that listens on all addresses of its machine
 
@@ -55,6 +59,29 @@ def why_nodes_are_missing(root: str | Path, *, timeout: float = TIMEOUT) -> str:
         if check.name != "private key" or check.state == PROBLEM
     ]
     return "; ".join(troubles) or "certificate, port and proxies of this machine are in order"
+
+
+def missing_nodes(requests: Requests, count: int, tag: str, root: str | Path) -> str:
+    """Why too few nodes offer data, and what to do, one line: data that are not registered, or the connection.
+
+    Args:
+        requests: of the researcher, whose server runs.
+        count: number of nodes that are wanted.
+        tag: tag of the wanted data.
+        root: folder of the researcher.
+    """
+    connected = len(requests.ping_nodes())
+    if connected >= count:
+        tags = sorted({str(word) for data in requests.list().values() for row in data for word in row["tags"]})
+        known = f"; registered are {', '.join(map(repr, tags))}" if tags else ""
+        return (
+            f"{connected} are connected, so register data at the sites (`fedfactory site add NODE_DIR --store STORE "
+            f"--tag {tag}`){known}"
+        )
+    return (
+        f"{connected} are connected: start the nodes (`fedbiomed node -p NODE_DIR start`); `fedfactory site check "
+        f"NODE_DIR` says what keeps a node away. Seen from here: {why_nodes_are_missing(root)}"
+    )
 
 
 def server_problem(root: str | Path, *, timeout: float = TIMEOUT) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
-from .connection_check import server_problem, why_nodes_are_missing
+from .connection_check import missing_nodes, server_problem
 from .node_selection import Federation
 from .round_records import ReceivedUpdate
 from .run_state import PAIR, Stage
@@ -20,7 +20,6 @@ from .run_state import PAIR, Stage
 if TYPE_CHECKING:
     import numpy as np
     from fedbiomed.researcher.federated_workflows import Experiment
-    from fedbiomed.researcher.requests import Requests
     from fedbiomed.researcher.secagg import SecureAggregation
 
 DEBUG_VARIABLE = "FBM_DEBUG"
@@ -85,26 +84,8 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
             return nodes
         if time.monotonic() > deadline:
             offer = f"{len(nodes)} of {count} nodes offer data with tag '{tag}' on {host}:{port} after {timeout:.0f} s"
-            raise FederationError(f"{offer}; {_what_to_do(requests, count, tag)}")
+            raise FederationError(f"{offer}; {missing_nodes(requests, count, tag, config.root)}")
         time.sleep(POLL_SECONDS)
-
-
-def _what_to_do(requests: Requests, count: int, tag: str) -> str:
-    """What keeps nodes away, as far as it shows here: their registered data, or the connection."""
-    from fedbiomed.researcher.config import config
-
-    connected = len(requests.ping_nodes())
-    if connected >= count:
-        tags = sorted({str(word) for data in requests.list().values() for row in data for word in row["tags"]})
-        known = f"; registered are {', '.join(map(repr, tags))}" if tags else ""
-        return (
-            f"{connected} are connected, so register data at the sites (`fedfactory site add NODE_DIR --store STORE "
-            f"--tag {tag}`){known}"
-        )
-    return (
-        f"{connected} are connected: start the nodes (`fedbiomed node -p NODE_DIR start`); `fedfactory site check "
-        f"NODE_DIR` says what keeps a node away. Seen from here: {why_nodes_are_missing(config.root)}"
-    )
 
 
 def factory_experiment(
@@ -196,7 +177,7 @@ def make_experiment(tag: str, **options: Any) -> Experiment:
     experiment = guarded(lambda: Experiment(tags=[tag], **options), "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(
-            f"no connected node offers data with tag '{tag}'; {_what_to_do(Requests(config), 1, tag)}"
+            f"no connected node offers data with tag '{tag}'; {missing_nodes(Requests(config), 1, tag, config.root)}"
         )
     attach(experiment)
     return experiment

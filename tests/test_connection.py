@@ -46,7 +46,12 @@ from fedfactory.node.site_check import check_site, proxy_in_the_way, why_no_conn
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts
 from fedfactory.researcher import connection_check
-from fedfactory.researcher.connection_check import check_researcher, server_problem, why_nodes_are_missing
+from fedfactory.researcher.connection_check import (
+    check_researcher,
+    missing_nodes,
+    server_problem,
+    why_nodes_are_missing,
+)
 from helpers import site_facts
 
 QUICK = 0.4  # seconds to wait for servers that never answer
@@ -753,15 +758,11 @@ class Nodes:
 
 
 def test_a_researcher_without_nodes_says_whether_data_or_the_connection_are_missing(tmp_path, monkeypatch):
-    from fedbiomed.researcher import config as opened
-    from fedfactory.researcher.experiment import _what_to_do
-
     root = make_component(tmp_path / "researcher", RESEARCHER, closed_port(), begins=-9 * DAY, ends=-DAY)
-    monkeypatch.setattr(opened.config, "root", str(root))
     monkeypatch.setenv("https_proxy", DEAD)
-    away = _what_to_do(Nodes(1, []), 3, "balls")
+    away = missing_nodes(Nodes(1, []), 3, "balls", root)
     assert away.startswith("1 are connected") and "expired on" in away and f"https_proxy={DEAD}" in away
-    data = _what_to_do(Nodes(3, ["bals"]), 3, "balls")
+    data = missing_nodes(Nodes(3, ["bals"]), 3, "balls", root)
     assert "register data" in data and "'bals'" in data and "proxy" not in data
 
 
