@@ -134,6 +134,9 @@ def centre_source(centres: Path | None, localiser: Path | None) -> CentreSource 
 # The nodes of a federation.
 Researcher = Annotated[Path, typer.Option(help="Folder of the Fed-BioMed researcher component.")]
 NodeFolder = Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed node.")]
+ProbeTimeout = Annotated[
+    float, typer.Option(callback=more_than(0), help="Seconds to wait for each step of a connection.")
+]
 Tag = Annotated[str, typer.Option(help="Tag under which the sites registered their data.")]
 MinNodes = Annotated[
     int | None,

@@ -21,6 +21,7 @@ from .options import (
     FactoryOut,
     MinNodes,
     NodeTimeout,
+    ProbeTimeout,
     Researcher,
     Rounds,
     RoundTimeout,
@@ -30,7 +31,7 @@ from .options import (
     listed,
     one_of,
 )
-from .terminal import Commands, console, print_alarms, quiet_framework, require_one_of
+from .terminal import Commands, console, print_alarms, print_checks, quiet_framework, require_one_of
 
 if TYPE_CHECKING:
     from ..researcher.run_state import RunState
@@ -38,6 +39,20 @@ if TYPE_CHECKING:
 commands = Commands()
 
 Experiment = Annotated[Path, typer.Argument(help="Experiment folder that `fedfactory train` writes.")]
+
+
+@commands.command()
+def check(
+    researcher: Annotated[Path, typer.Argument(help="Folder of the Fed-BioMed researcher component.")],
+    timeout: ProbeTimeout = 3,
+) -> None:
+    """Look at all that a researcher needs before nodes connect: certificate, port, proxies, versions, disk, clock.
+
+    Nothing is changed. The exit code is 1 if there is a problem. Each site runs `fedfactory site check`.
+    """
+    from ..researcher.connection_check import check_researcher
+
+    print_checks(check_researcher(researcher, timeout=timeout))
 
 
 @commands.command()

@@ -1,4 +1,4 @@
-"""What the administrator of a site's node types: `fedfactory site ...` registers data and approves training plans."""
+"""What the administrator of a site's node types: `fedfactory site ...` registers data, approves plans, and checks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import typer
 from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError
-from .options import NodeFolder, Store, Tag, listed, one_of
-from .terminal import Commands, console, key_and_value, quiet_framework
+from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
+from .terminal import Commands, console, key_and_value, print_checks, quiet_framework
 
-commands = Commands(help="Register data and approve training plans at a node.", no_args_is_help=True)
+commands = Commands(
+    help="Register data, approve training plans and check the connection at a node.", no_args_is_help=True
+)
 
 
 @commands.command("add")
@@ -50,7 +52,8 @@ def site_add(
     for name in filter(None, (modality, *others)):
         check_modality(name)
 
-    from ..node.site_choices import SiteChoices  # only now: slow to import
+    from ..node.site_check import proxy_in_the_way  # only now: slow to import
+    from ..node.site_choices import SiteChoices
     from ..node.sites import add_store
 
     quiet_framework()
@@ -58,6 +61,8 @@ def site_add(
     choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
     add_store(node_dir, store, tag, choices=choices)
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
+    if proxy := proxy_in_the_way(node_dir):
+        console.print(f"warning: {proxy}", markup=False)
 
 
 @commands.command("approve")
@@ -88,3 +93,17 @@ def site_approve(
 
     approved = approve_plans(node_dir, confirm=confirm, wait=wait)
     console.print(f"{node_dir}: approved {', '.join(approved) or 'nothing; the plan remains pending'}")
+
+
+@commands.command("check")
+def site_check(
+    node_dir: NodeFolder,
+    timeout: ProbeTimeout = 3,
+) -> None:
+    """Look at all that a node needs: the way to the researcher, certificates, proxies, approval, stores, disk, clock.
+
+    Nothing is changed. The exit code is 1 if there is a problem.
+    """
+    from ..node.site_check import check_site
+
+    print_checks(check_site(node_dir, timeout=timeout))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 from typer.core import TyperCommand
 
 from ..errors import UsageError
 
+if TYPE_CHECKING:
+    from ..node.connection.check import Check
+
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 SOME_FAILED = 3  # exit code
+STATE_STYLES = {"problem": "bold red", "warning": "yellow", "ok": "green"}  # of a check
 VERBS = (
     "is|are|has|have|and|must|needs?"  # an argument's name at the beginning of a message is followed by one of these
 )
@@ -105,6 +111,22 @@ def print_alarms(texts: list[str]) -> None:
     """Print the alarms of a factory's domains, one per line."""
     for text in texts:
         console.print(f"alarm: {text}; labels may not carry over there", style="bold red", markup=False)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """Print a table of checks, with what to do below each that found something. Exits with 1 if there is a problem."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        # Lines are not broken: a remedy is copied from here.
+        console.print(
+            Text.assemble((f"{check.state:<9}", STATE_STYLES[check.state]), f"{check.name:<{width}}  {check.found}")
+        )
+        if check.remedy:
+            console.print(Text.assemble(" " * (9 + width), "  ", (f"-> {check.remedy}", "bold")))
+    counts = Counter(check.state for check in checks)
+    console.print(f"problems: {counts['problem']}, warnings: {counts['warning']}, ok: {counts['ok']}", markup=False)
+    if counts["problem"]:
+        raise typer.Exit(1)
 
 
 def quiet_framework() -> None:

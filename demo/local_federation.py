@@ -17,6 +17,7 @@ from types import TracebackType
 from ..common.files import make_folder
 from ..common.progress import track, watch
 from ..errors import FederationError
+from ..node.connection.proxies import without_proxy_on_loopback
 
 READY = b"Starting task manager"  # the last line in a node's log before it accepts requests
 READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
@@ -52,6 +53,7 @@ class LocalFederation:
         self.researcher = folder / "researcher"
         self.nodes = {name: folder / name for name in nodes}
         self._children: dict[str, subprocess.Popen] = {}
+        self._beside: str | None = None  # name of the command that runs beside the others
         self.port = _free_port()
 
     def __enter__(self) -> LocalFederation:
@@ -134,7 +136,11 @@ class LocalFederation:
         Raises: FederationError if the command fails, or if a node stops in the meantime.
         """
         child = self._spawn(name, _fedfactory(*arguments))
-        yield
+        self._beside = name
+        try:
+            yield
+        finally:
+            self._beside = None
 
         def running() -> bool:
             self.check_nodes()
@@ -168,6 +174,7 @@ class LocalFederation:
         for name in track(names, f"federation: {step}"):
             while self._children[name].poll() is None:
                 self.check_nodes()
+                self._check_beside()
                 time.sleep(POLL_SECONDS)
             self._finish(name)
 
@@ -204,6 +211,12 @@ class LocalFederation:
         self._children[name] = child
         return child
 
+    def _check_beside(self) -> None:
+        """Raises: FederationError if the command in the background has failed; what waits for it would time out."""
+        child = None if self._beside is None else self._children.get(self._beside)
+        if child is not None and child.poll():
+            self._finish(self._beside)
+
     def _finish(self, name: str) -> None:
         child = self._children.pop(name)
         if child.returncode != 0:
@@ -215,7 +228,9 @@ class LocalFederation:
         return self.folder / "logs" / f"{name}.log"
 
     def _environment(self) -> dict[str, str]:
-        own = {key: value for key, value in os.environ.items() if not key.startswith("FBM_")}
+        # A hospital's proxy does not know this machine's localhost, on which the nodes find the researcher.
+        environment = without_proxy_on_loopback(os.environ)
+        own = {key: value for key, value in environment.items() if not key.startswith("FBM_")}
         port = str(self.port)
         return {
             **own,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from .. import __file__ as package_file
 from ..common.files import sha256_of, taken_from_others
-from ..errors import FederationError, UsageError
+from ..errors import FederationError, FedFactoryError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
+from .site_check import why_no_connection
 from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
@@ -91,15 +92,13 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
         wait: seconds to wait for a plan to arrive.
 
     Returns: names of the approved plans.
-    Raises: FederationError if none waits.
+    Raises: FederationError if none waits; it says what stands between node and researcher, if anything does.
     """
     node = open_node(node_dir)
     deadline = time.monotonic() + wait
     while not (plans := pending_plans(node)):
         if time.monotonic() >= deadline:
-            raise FederationError(
-                f"{node_dir}: no training plan waits for approval; start the training at the researcher first"
-            )
+            raise FederationError(_why_no_plan(node_dir))
         time.sleep(POLL_INTERVAL)
     approved = []
     for plan in plans:
@@ -107,3 +106,16 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
             node.tp_security_manager.approve_training_plan(plan.plan_id)
             approved.append(plan.name)
     return approved
+
+
+def _why_no_plan(node_dir: str | Path) -> str:
+    try:
+        trouble = why_no_connection(node_dir)
+    except FedFactoryError:  # the node was opened, so only its environment can be at fault
+        trouble = ""
+    if trouble:
+        return (
+            f"{node_dir}: no training plan waits for approval, and the way to the researcher is not free: {trouble}; "
+            f"`fedfactory site check {node_dir}` shows more"
+        )
+    return f"{node_dir}: no training plan waits for approval; start the training at the researcher first"

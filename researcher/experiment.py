@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from .connection_check import missing_nodes, server_problem
 from .node_selection import Federation
 from .round_records import ReceivedUpdate
 from .run_state import PAIR, Stage
@@ -59,19 +60,22 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
         tag: tag under which the sites registered their data.
 
     Returns: ids of the nodes that offer data with the tag.
-    Raises: FederationError if the port is taken or if too few nodes answer in time.
+    Raises: FederationError if the server cannot listen or if too few nodes answer in time; it names what is at fault:
+        certificate, key, port, proxy, or data that are not registered.
     """
     from fedbiomed.common.exceptions import FedbiomedError  # opens the component, see use_researcher
     from fedbiomed.researcher.config import config
     from fedbiomed.researcher.requests import Requests
 
     host, port = config.get("server", "host"), config.get("server", "port")
+    if problem := server_problem(config.root):
+        raise FederationError(f"the researcher cannot listen on {host}:{port}: {problem}")
     try:
         requests = Requests(config)
     except FedbiomedError as error:
         raise FederationError(
-            f"the researcher cannot listen on {host}:{port} ({_reason(error)}); is another experiment running, "
-            "or the port taken by another program?"
+            f"the researcher cannot listen on {host}:{port} ({_reason(error)}); another command of this researcher "
+            "may be running: wait for its end"
         ) from None
     deadline = time.monotonic() + timeout
     while True:
@@ -79,10 +83,8 @@ def wait_for_nodes(count: int, timeout: float, tag: str) -> list[str]:
         if len(nodes) >= count:
             return nodes
         if time.monotonic() > deadline:
-            raise FederationError(
-                f"{len(nodes)} of {count} nodes offer data with tag '{tag}' on {host}:{port} after {timeout:.0f} s; "
-                "start the nodes (`fedbiomed node -p NODE_DIR start`) and register data (`fedfactory site add`)"
-            )
+            offer = f"{len(nodes)} of {count} nodes offer data with tag '{tag}' on {host}:{port} after {timeout:.0f} s"
+            raise FederationError(f"{offer}; {missing_nodes(requests, count, tag, config.root)}")
         time.sleep(POLL_SECONDS)
 
 
@@ -170,12 +172,14 @@ def make_experiment(tag: str, **options: Any) -> Experiment:
 
     Raises: FederationError if it cannot be set up or if no connected node offers such data.
     """
-    from fedbiomed.researcher.federated_workflows import Experiment  # opens the component
+    from fedbiomed.researcher.config import config  # opens the component
+    from fedbiomed.researcher.federated_workflows import Experiment
+    from fedbiomed.researcher.requests import Requests
 
     experiment = guarded(lambda: Experiment(tags=[tag], **options), "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(
-            f"no connected node offers data with tag '{tag}'; start the nodes, or choose the sites' tag"
+            f"no connected node offers data with tag '{tag}'; {missing_nodes(Requests(config), 1, tag, config.root)}"
         )
     attach(experiment)
     return experiment

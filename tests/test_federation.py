@@ -17,13 +17,27 @@ from fedfactory import __version__
 from fedfactory.common.weights_file import read_weights
 from fedfactory.demo.demo import DemoSize, run_demo
 from fedfactory.demo.demo_result import METHODS
+from fedfactory.demo.local_federation import READY
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
 from fedfactory.node.fedbiomed_hooks import open_node
+from fedfactory.node.site_check import check_site
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export
-from helpers import CLIP_WIDTH, DOMAINS, PATIENT, SITES, TAG, processes_of, state_files, train, with_head, write_clip
+from helpers import (
+    CLIP_WIDTH,
+    DOMAINS,
+    PATIENT,
+    SITES,
+    TAG,
+    port_is_free,
+    processes_of,
+    state_files,
+    train,
+    with_head,
+    write_clip,
+)
 
 SMALL = DemoSize(
     train_subjects=2,
@@ -148,6 +162,42 @@ def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tm
         train(federation, config, tmp_path / "port")
     with pytest.raises(UsageError, match="no Fed-BioMed node here"):
         open_node(tmp_path)
+
+
+def test_a_real_node_behind_a_dead_proxy_is_named_at_both_ends(approved, config, tmp_path, monkeypatch):
+    from fedbiomed.node.config import node_component
+
+    federation, behind, proxy = approved, tmp_path / "behind", "http://127.0.0.1:9"
+    monkeypatch.setenv("FBM_RESEARCHER_PORT", str(federation.port))
+    node_component.initiate(root=str(behind), alias="behind")
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "fedbiomed.node.node_pm", "--config", str(behind), "--node-args", "{}"]
+        node = subprocess.Popen(command, stdout=file, stderr=file, env={**environment, "https_proxy": proxy})
+    try:
+        deadline = time.monotonic() + 90
+        while READY not in log.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        path = federation.folder / "config.json"
+        words = ["train", "--researcher", federation.researcher, "--tag", TAG, "--config", path, "--rounds", 1]
+        words += ["--out", tmp_path / "out", "--min-nodes", len(SITES) + 1, "--node-timeout", 8]
+        with (
+            pytest.raises(FederationError, match=rf"3 of 4 nodes offer data.*node behind: https_proxy={proxy}"),
+            federation.background("train-behind", [str(word) for word in words], rounds=1),
+        ):
+            while port_is_free(federation.port) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            checks = {check.name: check for check in check_site(behind)}
+            assert {checks[name].state for name in ("port", "researcher's certificate")} == {"ok"}
+            assert checks["proxy"].state == "problem"
+            assert f"https_proxy={proxy} is used to reach localhost" in checks["proxy"].found
+            assert "no_proxy=localhost" in checks["proxy"].remedy
+            own = {check.name: check.state for check in check_site(federation.nodes["bright"])}
+            assert {own[name] for name in ("port", "proxy", "approval", "stores", "versions")} == {"ok"}
+    finally:
+        node.kill()
+        node.wait()
 
 
 def test_a_killed_node_ends_the_run_with_its_name(approved, config, tmp_path):
