@@ -109,6 +109,7 @@ def note_beside(folder: Path, content: FolderContent, place: str, found: Found) 
     for path in content.labels:
         text = "holds labels in DICOM beside images, so it is not used; labels are read from SUBJECT/label/"
         found.remarks[printable(f"{place}/{path.relative_to(folder).as_posix()}")] = text
+        found.passed_over[path] = "labels in DICOM beside images"
     found.passed_over |= content.passed_over
     copies = {path: first for series in content.series for path, first in series.copies.items()}
     if copies:

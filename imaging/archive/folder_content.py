@@ -225,11 +225,15 @@ def _key(header: Header, taken: dict[str, Series]) -> str:
 def _sort_others(others: Mapping[Path, str], images: Sequence[Header], content: FolderContent) -> None:
     """Tell files that should be DICOM from those that only lie beside it.
 
-    A file without DICOM content is damaged if it has an ending of DICOM, or is named as the images are but for digits.
+    A file without DICOM content is damaged if it has an ending of DICOM, or is named as the images are: but for digits,
+    or where they have names without a pattern, with as many characters.
     """
     shapes = {_shape(header.path) for header in images}
+    patterned = 2 * len(shapes) <= len(images)
+    lengths = {(len(header.path.name), header.path.suffix) for header in images}
     for path, fault in others.items():
-        if path.suffix.lower() in ENDINGS or _shape(path) in shapes:
+        alike = _shape(path) in shapes or (not patterned and (len(path.name), path.suffix) in lengths)
+        if path.suffix.lower() in ENDINGS or alike:
             content.damaged[path] = fault
         elif images:
             content.passed_over[path] = "no DICOM file"

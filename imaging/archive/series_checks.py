@@ -26,9 +26,9 @@ DIFFERENCES = (
     ("GEBValue", "b-values"),
     ("InversionTime", "inversion times"),
     ("FlipAngle", "flip angles"),
-    ("TemporalPositionIdentifier", "time points"),
-    ("TemporalPositionIndex", "time points"),
-    ("TriggerTime", "phases of the heart"),
+    ("TriggerTime", "time points (cine phases)"),
+    ("TemporalPositionIdentifier", "time points (cine phases)"),
+    ("TemporalPositionIndex", "time points (cine phases)"),
     ("AcquisitionNumber", "acquisitions"),
     ("ImageType", "kinds of image"),
     ("ConvolutionKernel", "reconstructions"),
@@ -60,6 +60,11 @@ def refuse_unusable(headers: Sequence[Header]) -> list[Slice]:
         )
     slices = slices_of(headers)
     _refuse_frames(where, headers, slices)
+    mosaics = [header.path.name for header in headers if "MOSAIC" in header.values.get("ImageType", "").upper()]
+    if mosaics:
+        raise VolumeError(
+            f"{where}: {mosaics[0]} holds all slices as tiles of one image (mosaic); convert the series to NIfTI"
+        )
     _refuse_without_geometry(where, slices)
     stacks = stacks_of(slices)
     if len(stacks) > 1:
