@@ -71,9 +71,7 @@ class Choice:
         if not series:
             return "holds no DICOM images, but other DICOM objects; give an image series"
         if self.wanted is None:
-            return (
-                f"holds {len(series)} DICOM series, expected one: {names}; choose with --series largest or --series NAME"
-            )
+            return f"holds {len(series)} DICOM series, expected one: {names}; choose with --series largest or --series NAME"
         if self.wanted == LARGEST:
             return f"{len(chosen)} DICOM series are the largest: {names}; choose with --series NAME"
         if chosen:

@@ -75,7 +75,7 @@ ELEMENTS = {
 GROUPS = {
     0x00189114: {0x00189082: ("EchoTime", "d")},
     0x00189117: {0x00189087: ("DiffusionBValue", "d")},
-    0x00189118: {0x00189153: ("TriggerTime", "d")},
+    0x00189118: {0x00209153: ("TriggerTime", "d")},
     0x00209111: {0x00209056: ("StackID", ""), 0x00209128: ("TemporalPositionIndex", "I")},
     0x00209113: {0x00200032: ("ImagePositionPatient", "")},
     0x00209116: {0x00200037: ("ImageOrientationPatient", "")},
@@ -182,9 +182,7 @@ def _read_header(path: Path, file: BinaryIO) -> Header | None:
             parsed.fault = "has a damaged header"
         if not parsed.fault and parsed.pixels is not None:
             parsed.fault = _pixel_fault(parsed, file, size)
-        return Header(
-            path=path, values=parsed.values, frames=parsed.frames(), pixels=parsed.pixels, fault=parsed.fault
-        )
+        return Header(path=path, values=parsed.values, frames=parsed.frames(), pixels=parsed.pixels, fault=parsed.fault)
     return Header(path=path, values={}, fault="has a header that does not end")
 
 
@@ -388,9 +386,7 @@ class _Parsed:
             at = self._end_of_value(begin, length, explicit, depth=0)
             yield tag, explicit, begin, at
 
-    def _keep(
-        self, found: dict[str, str], wanted: dict[int, tuple[str, str]], tag: int, start: int, end: int
-    ) -> None:
+    def _keep(self, found: dict[str, str], wanted: dict[int, tuple[str, str]], tag: int, start: int, end: int) -> None:
         """Keep the value of an element that is wanted."""
         if tag not in wanted:
             return

@@ -134,7 +134,9 @@ def _affine(image: Any, slices: Sequence[Slice]) -> np.ndarray:
     if len({piece.header.path for piece in slices}) < len(slices):
         return LPS_TO_RAS @ frames_affine(slices)
     affine = np.eye(4)
-    affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing(), dtype=np.float64)
+    affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(
+        image.GetSpacing(), dtype=np.float64
+    )
     affine[:3, 3] = image.GetOrigin()
     return LPS_TO_RAS @ affine
 

@@ -94,7 +94,11 @@ def places_of(ordered: Sequence[Slice]) -> list[list[Slice]]:
 
 def different_stacks(stacks: Sequence[Sequence[Slice]]) -> str:
     """What is wrong with a series whose images have several sizes or directions, and what to do."""
-    count = sum(map(len, stacks))
+    slices = [piece for stack in stacks for piece in stack]
+    without = [piece for piece in slices if piece.directions is None]
+    if without:
+        return f"{_share(without, slices)} no ImageOrientationPatient; export the original images, or leave these out"
+    count = len(slices)
     kinds = ", ".join(f"{len(stack)} of {stack[0].size[0]} x {stack[0].size[1]}" for stack in stacks[:SHOWN])
     if len({stack[0].size for stack in stacks}) == 1:
         text = f"the {count} images of the series lie in {len(stacks)} directions ({kinds} pixels), as of a localiser"
@@ -118,7 +122,9 @@ def _refuse_frames(where: Path, headers: Sequence[Header], slices: Sequence[Slic
         )
     if len(several[0].frames) != frames:
         if several[0].frames:
-            raise VolumeError(f"{where}: {name} has {frames} frames and describes {len(several[0].frames)}; export it again")
+            raise VolumeError(
+                f"{where}: {name} has {frames} frames and describes {len(several[0].frames)}; export it again"
+            )
         raise VolumeError(
             f"{where}: {name} has {frames} frames whose places it does not tell, such as a film; it is read as no "
             "volume, export a series of slices or a NIfTI file"
@@ -215,9 +221,8 @@ def _refuse_gaps(where: Path, ordered: Sequence[Slice]) -> None:
     gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
     spacing = float(np.linalg.norm(positions[-1] - positions[0])) / len(gaps)
     even = np.linspace(positions[0], positions[-1], len(positions))
-    if (
-        abs(gaps - spacing).max() <= MAX_UNEVENNESS * spacing
-        and np.linalg.norm(positions - even, axis=1).max() <= max(0.5 * spacing, LEAST_DISTANCE)
+    if abs(gaps - spacing).max() <= MAX_UNEVENNESS * spacing and np.linalg.norm(positions - even, axis=1).max() <= max(
+        0.5 * spacing, LEAST_DISTANCE
     ):
         return
     usual = float(np.median(gaps))
@@ -258,4 +263,3 @@ def _slices_lost(gaps: np.ndarray, least: float, ordered: Sequence[Slice]) -> bo
     at = np.nonzero(wide)[0]
     run = at[-1] - at[0] + 1 == len(at) and (at[0] == 0 or at[-1] == len(gaps) - 1)
     return not (run and len(at) > 1) and len(at) <= max(1, len(gaps) // 3)
-

@@ -89,7 +89,9 @@ def slices_of(headers: Sequence[Header]) -> list[Slice]:
         if header.frames:
             found += [Slice(header, number, {**header.values, **own}) for number, own in enumerate(header.frames)]
         else:
-            found += [Slice(header, number, header.values) for number in range(max(1, header.number("NumberOfFrames", 1)))]
+            found += [
+                Slice(header, number, header.values) for number in range(max(1, header.number("NumberOfFrames", 1)))
+            ]
     return found
 
 
