@@ -71,7 +71,7 @@ class Choice:
         if not series:
             return "holds no DICOM images, but other DICOM objects; give an image series"
         if self.wanted is None:
-            return f"holds {len(series)} DICOM series, expected one: {names}; choose with --series largest or --series NAME"
+            return f"holds {len(series)} DICOM series, expected one: {names}; choose with --series largest, or NAME"
         if self.wanted == LARGEST:
             return f"{len(chosen)} DICOM series are the largest: {names}; choose with --series NAME"
         if chosen:
@@ -121,8 +121,8 @@ def refuse_damaged(folder: Path, content: FolderContent) -> None:
     """Raises: Unusable if a DICOM file cannot be read, so that a series may lack a slice."""
     for path, fault in content.damaged.items():
         raise Unusable(
-            f"{folder}: {len(content.damaged)} DICOM files cannot be read, such as {path.name}, which {fault}; copy them "
-            "again, or remove what is no image"
+            f"{folder}: {len(content.damaged)} DICOM files cannot be read, such as {path.name}, which {fault}; copy "
+            "them again, or remove what is no image"
         )
 
 

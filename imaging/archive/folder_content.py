@@ -162,10 +162,10 @@ def _series_of(images: Sequence[Header], content: FolderContent) -> list[Series]
         groups[tuple(values.get(k, "") for k in ("SeriesInstanceUID", "SeriesNumber", "SequenceName"))].append(header)
     placed = any("ImagePositionPatient" in piece.values for piece in slices_of(images))
     found: dict[str, Series] = {}
-    for headers in groups.values():
-        captures = [header for header in headers if placed and _is_screenshot(header)]
+    for members in groups.values():
+        captures = [header for header in members if placed and _is_screenshot(header)]
         content.passed_over |= {header.path: "a screenshot without a place in the body" for header in captures}
-        headers = [header for header in headers if header not in captures]
+        headers = [header for header in members if not (placed and _is_screenshot(header))]
         if not headers:
             continue
         stacks = stacks_of(slices_of(headers))

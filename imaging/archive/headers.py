@@ -1,4 +1,4 @@
-"""Headers of DICOM files, read without any package: what a file is, and where its slices lie. Tolerant of old files.
+"""Headers of DICOM files, read without any package: what a file is, and where its slices lie.
 
 Written after DICOM PS3.5 and PS3.10. Headers are read once, up to the pixels, so a series of hundreds of files is looked
 through in a moment; the pixels themselves are decoded by ITK, see `series`.

@@ -25,8 +25,8 @@ LONG_FORMS = (b"OB", b"UN")  # of the elements of this group, those whose length
 def kind_of_object(path: Path) -> ObjectKind | None:
     """Whether a file is a DICOM segmentation ("seg"), a structure set ("rtstruct"), or neither (None).
 
-    Reads the SOP class of the file meta information, or of the header where that is missing; never raises, for damaged files
-    neither.
+    Reads the SOP class of the file meta information, or of the header where that is missing; never raises, for damaged
+    files neither.
     """
     if not is_dicom(path):
         return None

@@ -143,15 +143,15 @@ def _refuse_without_geometry(where: Path, slices: Sequence[Slice]) -> None:
         detector = unknown[0].values.get("ImagerPixelSpacing")
         told = ", only an ImagerPixelSpacing, which is that of the detector" if detector else ""
         raise VolumeError(
-            f"{where}: {_share(unknown, slices)} no PixelSpacing above 0{told}; the size of a pixel is not known, export "
-            "the original images, or NIfTI with the true size"
+            f"{where}: {_share(unknown, slices)} no PixelSpacing above 0{told}; the size of a pixel is not known, "
+            "export the original images, or NIfTI with the true size"
         )
     unknown = [piece for piece in slices if piece.position is None or piece.directions is None]
     if unknown:
         lacking = "ImagePositionPatient" if unknown[0].position is None else "ImageOrientationPatient"
         raise VolumeError(
-            f"{where}: {_share(unknown, slices)} no {lacking}, as screenshots and radiographs; order and distance of the "
-            "slices are not known, export the original images"
+            f"{where}: {_share(unknown, slices)} no {lacking}, as screenshots and radiographs; order and distance of "
+            "the slices are not known, export the original images"
         )
 
 
@@ -183,8 +183,8 @@ def _refuse_shared_places(where: Path, ordered: Sequence[Slice]) -> None:
     if found is None:
         first, second = (piece.header.path.name for piece in shared[0][:2])
         raise VolumeError(
-            f"{where}: {len(ordered)} slices lie at {len(places)} places, such as {first} and {second} at one, with other "
-            "pixels, and the headers do not say why; keep one of each"
+            f"{where}: {len(ordered)} slices lie at {len(places)} places, such as {first} and {second} at one, with "
+            "other pixels, and the headers do not say why; keep one of each"
         )
     keyword, kind, values = found
     shown = ", ".join(plain_text(value)[:32] for value in values[:SHOWN]) + (", ..." if len(values) > SHOWN else "")

@@ -111,7 +111,11 @@ def stacks_of(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def frames_affine(slices: Sequence[Slice]) -> np.ndarray:
-    """(4, 4), voxel index to millimetres (LPS+), of slices in their order, which lie on a line and have all geometry."""
+    """(4, 4), voxel index to millimetres (LPS+), of slices in their order.
+
+    Args:
+        slices: on a line, and with position, directions and spacing.
+    """
     first, last = slices[0], slices[-1]
     assert first.position and last.position and first.directions and first.spacing
     across, down = np.array(first.directions[:3]), np.array(first.directions[3:])
