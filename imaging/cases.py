@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from .archive.finding import (
     Choice,
+    join_parts,
     nested_cases,
     note_beside,
     read_content,
@@ -345,6 +346,7 @@ def _plain(source: Path, choice: Choice) -> Found:
                 nested_cases(source, folder, choice, found)
         except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
+    join_parts(found)
     return found
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -483,6 +484,41 @@ def test_a_modality_folder_may_hold_folders_of_series(tmp_path):
     assert "2 DICOM series" in find_cases(tmp_path).problems["s1"]
 
 
+def test_a_series_in_several_folders_is_one_case_where_it_is_one_volume(tmp_path):
+    data = voxels()
+    for part, z in enumerate((0, 2)):
+        write_series(tmp_path / "P" / f"A{part}", data[:, :, z : z + 2], first=1 + z, heights=[3.0 * z, 3.0 * (z + 1)])
+    write_series(tmp_path / "Q" / "A0", data, heights=[100, 103, 106, 109], PatientID="8")  # another patient, same UID
+    write_series(tmp_path / "R" / "A0", data, uid="1.2.12")
+    write_series(tmp_path / "R" / "A1", data, uid="1.2.12")  # the same again: two cases
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["P", "Q", "R/A0", "R/A1"] and not found.problems
+    np.testing.assert_array_equal(read_volume(found.cases[0].channels[0]).data, data)
+    assert found.remarks["P"] == "one series whose files lie in 2 folders, read as one"
+
+
+def test_a_slice_that_is_a_broken_link_is_missed(tmp_path):
+    *_, last = write_series(tmp_path / "s" / "scan", voxels(), name="IM{}")
+    last.unlink()
+    last.symlink_to(tmp_path / "gone")
+    assert "IM4, which is a link to nothing" in reason_of(tmp_path / "s" / "scan")
+
+
+def test_patients_and_studies_under_one_identifier_are_told_without_their_names(tmp_path):
+    folder = tmp_path / "a" / "scan"
+    for number, name in enumerate(("DOE^JANE", "ROE^RICHARD")):
+        write_series(folder, voxels(number, shape=(6, 5 + number, 4)), first=1 + 10 * number, PatientName=name)
+    assert "images of 2 patients" in reason_of(folder) and "DOE" not in reason_of(folder)
+    folder = tmp_path / "b" / "scan"
+    for number in range(2):
+        write_series(folder, voxels(number), first=1 + 10 * number, change=partial(study, number))
+    assert "2 studies lie at each place (StudyInstanceUID);" in reason_of(folder)
+
+
+def study(number: int, made, z: int) -> None:
+    made.StudyInstanceUID = f"1.2.{number + 1}"
+
+
 def test_a_folder_of_damaged_files_is_named(tmp_path):
     write_series(tmp_path / "good", voxels())
     (tmp_path / "bad").mkdir()
@@ -527,7 +563,7 @@ def test_values_of_headers_are_those_that_pydicom_reads():
         reference = pydicom.dcmread(path, force=True)
         assert (header.pixels is not None) == ("PixelData" in reference), path.name
         for tag, (keyword, _) in ELEMENTS.items():
-            if tag >> 16 == 2 or keyword not in reference:
+            if tag >> 16 == 2 or keyword not in reference or keyword == "PatientName":  # a text of several parts
                 continue
             value = reference[keyword].value
             parts = value if isinstance(value, pydicom.multival.MultiValue) else [value]

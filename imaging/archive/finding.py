@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ...errors import VolumeError
 from ..case_files import CaseFiles, Found, Unusable, printable
 from .folder_content import FolderContent, Series, content_of
-from .headers import looks_like_dicom
+from .headers import Header, looks_like_dicom, read_header
 from .series import itk_library
-from .series_checks import different_stacks
+from .series_checks import different_stacks, refuse_unusable
 
 LARGEST = "largest"
 MAX_DEPTH = 8  # of folders below a source; exports have PATIENT/STUDY/SERIES, and a folder or two around them
 MAX_FOLDERS = 100_000
 SHOWN = 6  # series that a message names
+IDENTITY = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName")  # equal in all parts of a series
 WRAPPERS = ("dicom", "dicomdat", "images")  # folders of media in which the folders of patients lie
 
 
@@ -178,6 +181,34 @@ def nested_cases(source: Path, top: Path, choice: Choice, found: Found) -> None:
             found.problems[printable(name)] = str(error)
 
 
+def join_parts(found: Found) -> None:
+    """Make one case of the cases that are parts of one series, which media may keep in several folders.
+
+    Cases are joined if their images name one patient, study and series, and all together lie evenly as one volume.
+    """
+    parts: dict[tuple[str, ...], list[CaseFiles]] = defaultdict(list)
+    for case in found.cases:
+        if len(case.channels) == 1 and isinstance(case.channels[0], tuple):
+            (header,) = _headers(case.channels[0][:1]) or (None,)
+            if header is not None and header.values.get(IDENTITY[0]):
+                parts[tuple(header.values.get(key, "") for key in IDENTITY)].append(case)
+    for cases in parts.values():
+        headers = _headers([path for case in cases for path in case.files]) if len(cases) > 1 else []
+        try:
+            slices = refuse_unusable(headers) if headers else []
+        except VolumeError:
+            slices = []
+        if not slices:
+            continue
+        names = [case.name for case in cases]
+        name = os.path.commonpath(names) or min(names)
+        if len(slices) != len(headers) or name in {case.name for case in found.cases} - set(names):
+            continue
+        found.cases = [case for case in found.cases if case not in cases]
+        found.cases.append(CaseFiles(name, (tuple(piece.header.path for piece in slices),)))
+        found.remarks[name] = f"one series whose files lie in {len(cases)} folders, read as one"
+
+
 def dicom_folders(folder: Path) -> Iterator[Path]:
     """Folders below a folder, at most MAX_DEPTH deep, that hold DICOM files. Links to folders are not followed.
 
@@ -194,6 +225,15 @@ def dicom_folders(folder: Path) -> Iterator[Path]:
             inner.clear()
         if path != folder and any(looks_like_dicom(path / name) for name in sorted(names)):
             yield path
+
+
+def _headers(files: Sequence[Path]) -> list[Header]:
+    """The headers of some files; nothing if one cannot be read, which reading the case reports."""
+    try:
+        found = [read_header(path) for path in files]
+    except OSError:
+        return []
+    return [header for header in found if header is not None]
 
 
 def _parts(parts: tuple[str, ...]) -> tuple[str, ...]:

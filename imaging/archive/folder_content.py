@@ -100,7 +100,12 @@ def content_of(files: Sequence[Path]) -> FolderContent:
     """
     content, images, others = FolderContent(), [], {}
     for path in sorted(files):
-        if path.name.startswith(".") or not path.is_file():
+        if path.name.startswith("."):
+            continue
+        if path.is_symlink() and not path.exists():
+            others[path] = "is a link to nothing"
+            continue
+        if not path.is_file():
             continue
         if path.name.upper() == DIRECTORY:
             content.passed_over[path] = NO_SCANS["1.2.840.10008.1.3.10"]
@@ -235,7 +240,7 @@ def _sort_others(others: Mapping[Path, str], images: Sequence[Header], content: 
         alike = _shape(path) in shapes or (not patterned and (len(path.name), path.suffix) in lengths)
         if path.suffix.lower() in ENDINGS or alike:
             content.damaged[path] = fault
-        elif images:
+        elif images and not path.is_symlink():
             content.passed_over[path] = "no DICOM file"
 
 

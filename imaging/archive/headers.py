@@ -1,7 +1,7 @@
 """Headers of DICOM files, read without any package: what a file is, and where its slices lie.
 
-Written after DICOM PS3.5 and PS3.10. Headers are read once, up to the pixels, so a series of hundreds of files is looked
-through in a moment; the pixels themselves are decoded by ITK, see `series`.
+Written after DICOM PS3.5 and PS3.10. Headers are read once, up to the pixels, so a series of hundreds of files is
+looked through in a moment; the pixels themselves are decoded by ITK, see `series`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ ELEMENTS = {
     0x00080032: ("AcquisitionTime", ""),
     0x00080060: ("Modality", ""),
     0x0008103E: ("SeriesDescription", ""),
+    0x00100010: ("PatientName", ""),
     0x00100020: ("PatientID", ""),
     0x00180024: ("SequenceName", ""),
     0x00180050: ("SliceThickness", ""),
@@ -54,6 +55,7 @@ ELEMENTS = {
     0x00181314: ("FlipAngle", ""),
     0x00189087: ("DiffusionBValue", "d"),
     0x0019100C: ("SiemensBValue", ""),
+    0x0020000D: ("StudyInstanceUID", ""),
     0x0020000E: ("SeriesInstanceUID", ""),
     0x00200011: ("SeriesNumber", ""),
     0x00200012: ("AcquisitionNumber", ""),
@@ -133,7 +135,7 @@ def is_dicom(path: Path) -> bool:
 
 def looks_like_dicom(path: Path) -> bool:
     """Whether a visible file is DICOM by its content, or says so by its ending and may be a damaged one."""
-    named = path.suffix.lower() in ENDINGS and not path.name.startswith(".") and os.path.isfile(path)
+    named = path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not os.path.isdir(path)
     return named or is_dicom(path)
 
 

@@ -18,6 +18,7 @@ LEAST_DISTANCE = 1e-3  # millimetres; what is less is rounding
 SHOWN = 4  # values of an element that a message names
 # What slices at one place may differ in, in the order in which it is asked: the element, and what there are several of.
 DIFFERENCES = (
+    ("StudyInstanceUID", "studies"),
     ("StackID", "stacks"),
     ("EchoNumbers", "echoes"),
     ("EchoTime", "echoes"),
@@ -52,12 +53,8 @@ def refuse_unusable(headers: Sequence[Header]) -> list[Slice]:
             raise VolumeError(f"{where}: {header.path.name} {header.fault}; copy or export it again")
     if any(header.number("SamplesPerPixel", 1) != 1 for header in headers):
         raise VolumeError(f"{where}: colour images, expected one grey value per pixel")
-    patients = {header.values.get("PatientID", "") for header in headers}
-    if len(patients) > 1:
-        raise VolumeError(
-            f"{where}: images of {len(patients)} patients have one series identifier (SeriesInstanceUID); "
-            "give each patient a folder"
-        )
+    if several := _several_patients(headers):
+        raise VolumeError(f"{where}: {several}")
     slices = slices_of(headers)
     _refuse_frames(where, headers, slices)
     mosaics = [header.path.name for header in headers if "MOSAIC" in header.values.get("ImageType", "").upper()]
@@ -95,6 +92,8 @@ def places_of(ordered: Sequence[Slice]) -> list[list[Slice]]:
 def different_stacks(stacks: Sequence[Sequence[Slice]]) -> str:
     """What is wrong with a series whose images have several sizes or directions, and what to do."""
     slices = [piece for stack in stacks for piece in stack]
+    if several := _several_patients([piece.header for piece in slices]):
+        return several
     without = [piece for piece in slices if piece.directions is None]
     if without:
         return f"{_share(without, slices)} no ImageOrientationPatient; export the original images, or leave these out"
@@ -106,6 +105,16 @@ def different_stacks(stacks: Sequence[Sequence[Slice]]) -> str:
         odd = stacks[-1][0].header.path.name
         text = f"the {count} images of the series have different sizes ({kinds} pixels), such as {odd}"
     return f"{text}; give the images of one volume, or choose with --series largest"
+
+
+def _several_patients(headers: Sequence[Header]) -> str:
+    """What is wrong with images of several patients in one series; empty if they are of one, or name none."""
+    count = max(
+        len({header.values.get(keyword, "") for header in headers} - {""}) for keyword in ("PatientID", "PatientName")
+    )
+    if count < 2:
+        return ""
+    return f"images of {count} patients have one series identifier (SeriesInstanceUID); give each patient a folder"
 
 
 def _refuse_frames(where: Path, headers: Sequence[Header], slices: Sequence[Slice]) -> None:
@@ -183,13 +192,14 @@ def _refuse_shared_places(where: Path, ordered: Sequence[Slice]) -> None:
     if found is None:
         first, second = (piece.header.path.name for piece in shared[0][:2])
         raise VolumeError(
-            f"{where}: {len(ordered)} slices lie at {len(places)} places, such as {first} and {second} at one, with "
-            "other pixels, and the headers do not say why; keep one of each"
+            f"{where}: {len(ordered)} slices lie at {len(places)} places, such as {first} and {second} at one, whose "
+            "contents differ, and the headers do not say why; keep one of each"
         )
     keyword, kind, values = found
     shown = ", ".join(plain_text(value)[:32] for value in values[:SHOWN]) + (", ..." if len(values) > SHOWN else "")
+    shown = "" if keyword.endswith("UID") else f" {shown}"  # identifiers tell nobody anything
     raise VolumeError(
-        f"{where}: {len(values)} {kind} lie at {share} ({keyword} {shown}); a case is one volume, so export each as a "
+        f"{where}: {len(values)} {kind} lie at {share} ({keyword}{shown}); a case is one volume, so export each as a "
         "series of its own"
     )
 
