@@ -100,7 +100,7 @@ def different_stacks(stacks: Sequence[Sequence[Slice]]) -> str:
     count = len(slices)
     kinds = ", ".join(f"{len(stack)} of {stack[0].size[0]} x {stack[0].size[1]}" for stack in stacks[:SHOWN])
     if len({stack[0].size for stack in stacks}) == 1:
-        text = f"the {count} images of the series lie in {len(stacks)} directions ({kinds} pixels), as a scout (localizer) has"
+        text = f"the {count} images of the series lie in {len(stacks)} directions ({kinds} pixels), as of a scout"
     else:
         odd = stacks[-1][0].header.path.name
         text = f"the {count} images of the series have different sizes ({kinds} pixels), such as {odd}"
