@@ -58,6 +58,7 @@ def segment(
     outputs: Outputs | None = None,
     image_key: str = "image",
     fill_missing: bool = False,
+    series: str | None = None,
     centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
@@ -72,6 +73,7 @@ def segment(
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
         fill_missing: whether a channel that an image lacks is background; otherwise it is refused.
+        series: of several DICOM series in a folder, the one to use, see `find_cases`.
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
@@ -91,7 +93,7 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing)
+    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing, series=series)
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
@@ -113,11 +115,17 @@ def segment(
 
 
 def _cases(
-    images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str, fill_missing: bool
+    images: Sequence[str | Path],
+    fmt: SliceFormat,
+    outputs: Outputs,
+    *,
+    image_key: str,
+    fill_missing: bool,
+    series: str | None,
 ) -> list[CaseFiles]:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
     channels = 1 if fmt.pictures else fmt.channels
-    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing)
+    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing, series=series)
     for problem in found.problems.values():
         raise UsageError(problem)
     if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):

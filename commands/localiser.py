@@ -9,7 +9,7 @@ import typer
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..errors import UsageError, VolumeError
-from .options import ImageKey, Memory, Minutes, Seed, Updates
+from .options import ImageKey, Memory, Minutes, Seed, Series, Updates
 from .terminal import SOME_FAILED, Commands, console, errors, fail
 
 commands = Commands()
@@ -39,6 +39,7 @@ def locate(
     localiser: Annotated[Path, typer.Option(help="Localiser, or labelled factory with one.")],
     out: Annotated[Path, typer.Option(help="Table to write, .csv, which --centres of prepare and segment reads.")],
     image_key: ImageKey = "image",
+    series: Series = None,
 ) -> None:
     """Write a table of where a localiser finds the structures. Look at it and correct it before it is used.
 
@@ -53,7 +54,7 @@ def locate(
     from ..imaging.centre_table import write_centre_table
 
     finder = load_localiser(localiser)
-    found = find_images(images, image_key=image_key, channels=finder.segmenter.format.channels)
+    found = find_images(images, image_key=image_key, channels=finder.segmenter.format.channels, series=series)
     places, failed = run(found.cases, finder)
     failed = {**found.problems, **failed}
     for name, place in places.items():

@@ -85,6 +85,13 @@ MissingChannels = Annotated[
         "makes the channel background.",
     ),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        help="Which of several DICOM series in a folder is the image: largest, or the description or UID of a series; "
+        "* stands for other signs."
+    ),
+]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
 MaskColours = Annotated[
     Path | None,

@@ -36,6 +36,7 @@ from .options import (
     Precision,
     Rotation,
     Seed,
+    Series,
     Store,
     Updates,
     Volumes,
@@ -341,6 +342,7 @@ def segment(
     ] = False,
     image_key: ImageKey = "image",
     missing_channels: MissingChannels = "refuse",
+    series: Series = None,
     views: Annotated[
         int,
         typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
@@ -357,7 +359,8 @@ def segment(
     from ..adaptation.inference import segment as run
 
     outputs = Outputs(probabilities=probabilities, pictures=pictures, dicom_seg=dicom_seg, views=views)
-    given = {"image_key": image_key, "fill_missing": missing_channels == "fill", "centres": source, "device": device}
+    chosen = {"image_key": image_key, "fill_missing": missing_channels == "fill", "series": series}
+    given = {**chosen, "centres": source, "device": device}
     for path in run(images, model, out, outputs=outputs, **given):
         console.print(str(path), markup=False)
 

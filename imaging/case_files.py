@@ -64,6 +64,7 @@ class Found:
         without_image: names of subjects that lack the modality of the image.
         remarks: what was not used or is missing, by case, file or folder: each a reason in one sentence.
         class_names: names of the classes, where folders tell them.
+        passed_over: files or folders that were recognised and left alone, and the reason as a short phrase.
     """
 
     cases: list[CaseFiles] = field(default_factory=list)
@@ -71,6 +72,7 @@ class Found:
     without_image: list[str] = field(default_factory=list)
     remarks: dict[str, str] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)
+    passed_over: dict[Path, str] = field(default_factory=dict)
 
     def number_classes(self, wanted: Mapping[int, str]) -> None:
         """Give the classes that folders tell the numbers that the site gives to their names.

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .archive.object_kinds import kind_of_object
-from .archive.series import find_series, is_dicom
+from .archive.finding import (
+    Choice,
+    join_parts,
+    nested_cases,
+    note_beside,
+    read_content,
+    read_nested_content,
+    refuse_damaged,
+    series_cases,
+)
+from .archive.headers import is_dicom, looks_like_dicom
 from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, is_label_table, printable
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
@@ -29,20 +37,23 @@ def find_cases(
     label_key: str | None = "label",
     mask_key: str | None = None,
     fill_missing: bool = False,
+    series: str | None = None,
 ) -> Found:
     """All cases below `source`, sorted by name.
 
     Args:
         source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
             DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
-            files or DICOM series in it or in its subfolders (no labels). If it holds no volumes: pictures, see
-            `fedfactory.imaging.pictures.finding`.
+            files or DICOM series in it or in its subfolders (no labels); DICOM series may lie deeper, as in exports
+            with PATIENT/STUDY/SERIES. If it holds no volumes: pictures, see `fedfactory.imaging.pictures.finding`.
         image_key: modality folder of the image; several, separated by commas, make one image of several channels. For
             nnU-Net its channel numbers, or "image" for all of them.
         label_key: modality folder of the label map or table; None reads no labels.
         mask_key: modality folder of the brain or body mask; None reads none.
         fill_missing: whether a case that lacks some of several channels is a case all the same; otherwise it is named
             among the problems.
+        series: of several DICOM series in a folder, the one to use, see `Choice`: "largest", or a description or UID.
+            None accepts one series in a modality folder, and takes each as a case in a plain folder.
 
     Raises: UsageError if the folder is missing or unreadable, or holds no case at all.
     """
@@ -53,7 +64,9 @@ def find_cases(
     if not all(keys) or len(set(keys)) < len(keys):
         raise UsageError(f"image_key is '{image_key}'; give names of modalities, each once, separated by commas")
     try:
-        found = _find_volumes(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
+        found = _find_volumes(
+            source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing, choice=Choice(series)
+        )
         if not found.cases and not found.problems:
             found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
     except Unusable as error:
@@ -64,6 +77,8 @@ def find_cases(
             "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/"
         )
     found.cases.sort(key=lambda case: case.name)
+    used = {path for case in found.cases for path in case.files}
+    found.passed_over = {path: text for path, text in found.passed_over.items() if path not in used}
     return found
 
 
@@ -96,18 +111,31 @@ def _channel_of(name: str, channels: int) -> tuple[str, int] | None:
 
 
 def _find_volumes(
-    source: Path, keys: tuple[str, ...], *, label_key: str | None, mask_key: str | None, fill_missing: bool
+    source: Path,
+    keys: tuple[str, ...],
+    *,
+    label_key: str | None,
+    mask_key: str | None,
+    fill_missing: bool,
+    choice: Choice,
 ) -> Found:
     if (source / "dataset.json").is_file():
         if mask_key is not None:
             raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
         return _nnunet(source, keys, label_key, fill_missing=fill_missing)
-    found = _medical_folder(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
-    return found if found.cases or found.problems else _plain(source)
+    found = _medical_folder(
+        source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing, choice=choice
+    )
+    return found if found.cases or found.problems else _plain(source, choice)
 
 
 def find_images(
-    paths: Sequence[str | Path], *, image_key: str = "image", channels: int = 1, fill_missing: bool = False
+    paths: Sequence[str | Path],
+    *,
+    image_key: str = "image",
+    channels: int = 1,
+    fill_missing: bool = False,
+    series: str | None = None,
 ) -> Found:
     """Images without their labels, in the order of the paths.
 
@@ -116,27 +144,28 @@ def find_images(
         image_key: modality folders of the images in a data set, see `find_cases`.
         channels: that an image has. If it has several, files whose names end in the numbers of channels (_0000, _0001
             and so on, as nnU-Net writes them) are one image.
-        fill_missing: see `find_cases`.
+        fill_missing, series: see `find_cases`.
 
     Returns: images under the names that `find_cases` gives to cases, or of their file or folder.
     Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
     """
-    found = Found()
+    found, choice = Found(), Choice(series)
     files = [path for path in map(Path, paths) if not path.is_dir()]
+    for path in filter(is_dicom, files):
+        raise UsageError(f"{path}: is one file of a DICOM series; give the folder of the series")
     for path in map(Path, paths):
         if not path.is_dir():
             continue
         if channels > 1 and not (path / "dataset.json").is_file() and any(map(is_volume, _entries(path))):
             files += [file for file in _entries(path) if is_volume(file)]
-        elif len(series := _image_series(path)) == 1:
-            found.cases.append(CaseFiles(printable(path.name), tuple(series.values())))
-        else:
-            part = find_cases(path, image_key=image_key, label_key=None, fill_missing=fill_missing)
+        elif not _only_series(path, choice, found):
+            part = find_cases(path, image_key=image_key, label_key=None, fill_missing=fill_missing, series=series)
             if not part.cases and not part.problems:
                 raise UsageError(f"{path}: holds no image; give NIfTI files, DICOM series, pictures or a data set")
             found.cases += part.cases
             found.problems |= part.problems
             found.remarks |= part.remarks
+            found.passed_over |= part.passed_over
     found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -144,21 +173,46 @@ def find_images(
     return found
 
 
+def _only_series(folder: Path, choice: Choice, found: Found) -> bool:
+    """Add the DICOM series of a folder as an image with the folder's name, or what is wrong with it as a problem.
+
+    Returns: whether the folder is one image; otherwise nothing is added.
+    """
+    try:
+        content = read_content(folder)
+    except Unusable as error:
+        raise UsageError(str(error)) from None
+    several = len(content.series) > 1 and choice.wanted is None
+    if any(map(is_volume, _entries(folder))) or several or not (content.series or content.damaged):
+        return False
+    name = printable(folder.name)
+    note_beside(folder, content, name, found)
+    try:
+        found.cases.append(CaseFiles(name, (choice.of(folder, content, found).files,)))
+    except Unusable as error:
+        found.problems[name] = str(error)
+    return True
+
+
 def _medical_folder(
-    source: Path, keys: tuple[str, ...], *, label_key: str | None, mask_key: str | None, fill_missing: bool
+    source: Path,
+    keys: tuple[str, ...],
+    *,
+    label_key: str | None,
+    mask_key: str | None,
+    fill_missing: bool,
+    choice: Choice,
 ) -> Found:
     found, absent = Found(), []
     for subject in _folders(source):
         name = printable(subject.name)
         try:
-            for key in keys:
-                _remark_objects(subject / key, f"{name}/{key}", found)
-            channels = {key: _only_image(subject / key) for key in keys}
+            channels = {key: _only_image(subject / key, f"{name}/{key}", choice, found) for key in keys}
             if not any(channels.values()):
                 absent.append(name)
                 continue
             _refuse_missing(subject, channels, fill_missing=fill_missing)
-            labels = _only_label(subject / label_key) if label_key else ()
+            labels = _only_label(subject / label_key, found) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
         except Unusable as error:
@@ -178,50 +232,34 @@ def _refuse_missing(where: Path, channels: Mapping[str, ImageFile | None], *, fi
         )
 
 
-def _only_label(folder: Path) -> tuple[LabelFile, ...]:
+def _only_label(folder: Path, found: Found) -> tuple[LabelFile, ...]:
     """The label map, table or DICOM object of a modality folder."""
-    files = [path for path in _entries(folder) if is_volume(path) or is_label_table(path) or is_dicom(path)]
+    content = read_content(folder)
+    refuse_damaged(folder, content)
+    if content.series:
+        raise Unusable(f"{folder}: holds DICOM images; labels are read from a SEG or RTSTRUCT object, NIfTI or a table")
+    files = [path for path in _entries(folder) if is_volume(path) or is_label_table(path)] + content.labels
     if len(files) > 1:
         raise Unusable(f"{folder}: holds {len(files)} label files, expected one")
+    if not files and content.passed_over:
+        path, phrase = next(iter(content.passed_over.items()))
+        raise Unusable(f"{folder}: {path.name} is {phrase}, which holds no labels; give a SEG, an RTSTRUCT or NIfTI")
+    found.passed_over |= content.passed_over
     return tuple(LabelFile(path) for path in files)
 
 
-def _only_image(folder: Path) -> Path | tuple[Path, ...] | None:
+def _only_image(folder: Path, place: str, choice: Choice, found: Found) -> Path | tuple[Path, ...] | None:
     """The volume of a modality folder: one NIfTI file or one DICOM series."""
+    content = read_nested_content(folder)
+    note_beside(folder, content, place, found)
     volume = _only_volume(folder)
-    if volume is not None or not _has_dicom(folder):
+    if volume is not None:
+        files = [*content.damaged, *(file for one in content.series for file in one.files)]
+        found.passed_over |= dict.fromkeys(files, f"beside {printable(volume.name)}, which is the image")
         return volume
-    series = _readable_series(folder)
-    if len(series) != 1:
-        raise Unusable(f"{folder}: holds {len(series)} DICOM series, expected one")
-    return next(iter(series.values()))
-
-
-def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The image series of a folder.
-
-    Raises: Unusable if a DICOM file belongs to no series: it is damaged, so a series may lack a slice.
-    """
-    series = _image_series(folder)
-    belonging = {path.name for files in series.values() for path in files}
-    others = (path for path in _entries(folder) if is_dicom(path) and path.name not in belonging)
-    damaged = [path.name for path in others if kind_of_object(path) is None]
-    if damaged:
-        raise Unusable(f"{folder}: {len(damaged)} DICOM files cannot be read, such as {damaged[0]}; copy them again")
-    return series
-
-
-def _image_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The series of a folder without those of labels, which archives keep beside the images."""
-    return {uid: files for uid, files in find_series(folder).items() if kind_of_object(files[0]) is None}
-
-
-def _remark_objects(folder: Path, place: str, found: Found) -> None:
-    """Name the segmentations and structure sets beside images."""
-    for path in _entries(folder):
-        if kind_of_object(path) is not None:
-            text = "holds labels in DICOM beside images, so it is not used; labels are read from SUBJECT/label/"
-            found.remarks[printable(f"{place}/{path.name}")] = text
+    if not (content.series or content.damaged or content.labels or content.passed_over):
+        return None
+    return choice.of(folder, content, found).files
 
 
 def _only_volume(folder: Path) -> Path | None:
@@ -293,32 +331,26 @@ def _channel_number(key: str) -> int:
     return int(key)
 
 
-def _plain(source: Path) -> Found:
+def _plain(source: Path, choice: Choice) -> Found:
     found = Found([CaseFiles(printable(case_name(path)), (path,)) for path in _entries(source) if is_volume(path)])
-    found.cases += _series(source, "") if _has_dicom(source) else []
-    _remark_objects(source, source.name, found)
+    if _has_dicom(source):
+        series_cases(source, "", choice, found)
     for folder in _folders(source):
         try:
-            _remark_objects(folder, folder.name, found)
             files = [path for path in _entries(folder) if is_volume(path)]
             found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
-            found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
+            if _has_dicom(folder):
+                series_cases(folder, folder.name, choice, found)
+            elif not files:
+                nested_cases(source, folder, choice, found)
         except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
+    join_parts(found)
     return found
 
 
-def _series(folder: Path, name: str) -> list[CaseFiles]:
-    """DICOM series of a folder. Several are distinguished by a digest of their identifiers, which are not stored."""
-    series = _readable_series(folder)
-    if name and len(series) == 1:
-        return [CaseFiles(printable(name), (files,)) for files in series.values()]
-    digests = {hashlib.sha256(uid.encode()).hexdigest()[:8]: files for uid, files in series.items()}
-    return [CaseFiles(printable(f"{name}/{d}" if name else f"series-{d}"), (files,)) for d, files in digests.items()]
-
-
 def _has_dicom(folder: Path) -> bool:
-    return any(is_dicom(path) for path in _entries(folder))
+    return any(map(looks_like_dicom, _entries(folder)))
 
 
 def _folders(source: Path) -> list[Path]:

@@ -626,3 +626,17 @@ def test_labels_that_an_archive_keeps_beside_the_images_are_no_images(kind, tmp_
         assert list(found.remarks) == [place] and "holds labels in DICOM beside images" in found.remarks[place]
     (images,) = find_images([case / "image"]).cases
     assert images.name == "image" and len(images.channels[0]) == 4
+
+
+def test_a_structure_set_without_regions_or_contours_is_named(wide, tmp_path):
+    """An empty one was "0 labelled" without a word."""
+    path = structure_set(tmp_path / "a.dcm", wide, {"a": [(1, square(2, 9))]})
+    dataset = pydicom.dcmread(path)
+    del dataset.ROIContourSequence
+    dataset.save_as(path)
+    with pytest.raises(VolumeError, match="is a structure set without contours"):
+        read_structure_set(path, wide)
+    del dataset.StructureSetROISequence
+    dataset.save_as(path)
+    with pytest.raises(VolumeError, match="is a structure set without regions"):
+        read_structure_set(path, wide)

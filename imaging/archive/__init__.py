@@ -1,1 +1,1 @@
-"""Labels as an image archive keeps them: DICOM segmentations and structure sets, on the grid of an image series."""
+"""DICOM as an image archive keeps it: folders of series, and labels (SEG, RTSTRUCT) on the grid of their images."""

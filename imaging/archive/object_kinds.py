@@ -6,13 +6,13 @@ import struct
 from pathlib import Path
 from typing import Literal
 
-from .series import MAGIC, PREAMBLE, is_dicom
+from .headers import MAGIC, PREAMBLE, is_dicom, read_header
 
 ObjectKind = Literal["seg", "rtstruct"]
 BINARY_OR_FRACTIONAL_UID = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_UID = "1.2.840.10008.5.1.4.1.1.66.7"  # since DICOM 2024d; pydicom 3.0 has no name for it
 STRUCTURE_SET_UID = "1.2.840.10008.5.1.4.1.1.481.3"
-KINDS: dict[str, ObjectKind] = {
+LABEL_KINDS: dict[str, ObjectKind] = {
     BINARY_OR_FRACTIONAL_UID: "seg",
     LABEL_MAP_UID: "seg",
     STRUCTURE_SET_UID: "rtstruct",
@@ -25,15 +25,18 @@ LONG_FORMS = (b"OB", b"UN")  # of the elements of this group, those whose length
 def kind_of_object(path: Path) -> ObjectKind | None:
     """Whether a file is a DICOM segmentation ("seg"), a structure set ("rtstruct"), or neither (None).
 
-    Reads the SOP class of the file meta information, which DICOM part 10 demands; never raises, for damaged files
-    neither.
+    Reads the SOP class of the file meta information, or of the header where that is missing; never raises, for damaged
+    files neither.
     """
     if not is_dicom(path):
         return None
     try:
         with path.open("rb") as file:
-            file.seek(PREAMBLE + len(MAGIC))
-            return KINDS.get(_class_uid(file.read(META_BYTES)))
+            start = file.read(PREAMBLE + len(MAGIC))
+            if start[PREAMBLE:] != MAGIC:  # without file meta information
+                header = read_header(path)
+                return LABEL_KINDS.get(header.sop_class) if header is not None else None
+            return LABEL_KINDS.get(_class_uid(file.read(META_BYTES)))
     except (OSError, struct.error):
         return None
 

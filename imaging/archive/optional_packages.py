@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ MAX_DEFLATED_BYTES = 4 << 20  # which unpack to four gigabytes at most
 
 
 def pydicom_package() -> Any:
-    """The package `pydicom`. Raises: UsageError if it is not installed."""
-    return _package("pydicom")
+    """The package `pydicom`, which then keeps its log to itself. Raises: UsageError if it is not installed."""
+    package = _package("pydicom")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # what matters becomes an error of this package
+    return package
 
 
 def highdicom_package() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -13,66 +12,60 @@ import numpy as np
 
 from ...errors import VolumeError
 from ..volumes import MAX_VOXELS, Volume
+from .folder_content import content_of
+from .headers import read_header
+from .series_checks import MAX_UNEVENNESS, refuse_unusable
+from .slices import Slice, frames_affine
 
-MAGIC, PREAMBLE = b"DICM", 128
 PATIENT_ID = "0010|0020"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MAX_UNEVENNESS = 0.05  # of the gaps between slices, as a share of the spacing
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a path is a visible file with the magic bytes of DICOM part 10."""
-    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not os.path.isfile(path):
-        return False
-    try:
-        with path.open("rb") as file:
-            file.seek(PREAMBLE)
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 def find_series(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The series in a folder, without its subfolders: files in slice order by identifier.
+    """The image series in a folder, without its subfolders: files in slice order by identifier.
 
-    Files of one series UID that differ in orientation or pixel grid count as different series.
+    Objects that are no images, damaged files, and copies of slices are left out; see `folder_content.content_of` for
+    what they are.
     """
-    itk = itk_library()
-    names = itk.GDCMSeriesFileNames.New()
-    names.SetUseSeriesDetails(True)
-    names.SetRecursive(False)
-    names.SetDirectory(str(folder))
-    return {uid: tuple(Path(file) for file in names.GetFileNames(uid)) for uid in names.GetSeriesUIDs()}
+    itk_library()
+    return {series.key: series.files for series in content_of(list(Path(folder).iterdir())).series}
 
 
 def read_series(files: Sequence[Path]) -> Volume:
     """Read one series, in the scanner's own values (rescale slope and intercept applied).
 
     Args:
-        files: files of the series in slice order, see `find_series`.
+        files: files of the series in slice order, see `find_series`; or one file of several frames, which are brought
+            into slice order.
 
     Returns: float32 volume; its third stored axis is the slice axis.
-    Raises: VolumeError if the files cannot be read, are colour images, or slices are missing between them.
+    Raises: VolumeError if the files cannot be read, are colour images, or make no volume, see
+        `series_checks.refuse_unusable`.
     """
     itk, where = itk_library(), Path(files[0]).parent
+    slices = _checked(files)
     try:
         reader = _reader(files)
         reader.Update()
         image = reader.GetOutput()
         uneven = _unevenness(image)
         data = np.moveaxis(itk.array_from_image(image), (0, 1, 2), (2, 1, 0))
-        affine, spacing = _affine(image), float(image.GetSpacing()[2])
+        affine, spacing = _affine(image, slices), float(image.GetSpacing()[2])
     except VolumeError:
         raise
     except Exception as error:  # ITK raises RuntimeError with a page of text
         raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
+    if data.shape[2] != len(slices):
+        raise VolumeError(f"{where}: has {data.shape[2]} slices and {len(slices)} in its headers; export it again")
+    if len(files) < len(slices):
+        return Volume(np.ascontiguousarray(data[:, :, [piece.frame for piece in slices]]), affine)
     if uneven > MAX_UNEVENNESS * spacing:
-        raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; slices are missing, add them")
+        raise VolumeError(f"{where}: gaps between slices differ by up to {uneven:.2f} mm; give evenly spaced slices")
     return Volume(np.ascontiguousarray(data), affine)
 
 
 def read_grid(files: Sequence[Path]) -> tuple[tuple[int, int, int], np.ndarray]:
-    """The grid on which `read_series` gives a series, from the headers of its first and last file alone.
+    """The grid on which `read_series` gives a series, from its headers alone.
 
     Args:
         files: files of the series in slice order, see `find_series`.
@@ -86,11 +79,23 @@ def read_grid(files: Sequence[Path]) -> tuple[tuple[int, int, int], np.ndarray]:
         reader.UpdateOutputInformation()
         image = reader.GetOutput()
         columns, rows, slices = (int(side) for side in image.GetLargestPossibleRegion().GetSize())
-        return (columns, rows, slices), _affine(image)
+        return (columns, rows, slices), _affine(image, _checked(files) if slices > len(files) else ())
     except VolumeError:
         raise
     except Exception as error:
         raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
+
+
+def _checked(files: Sequence[Path]) -> list[Slice]:
+    """The slices of a series in their order. Raises: VolumeError if they make no volume."""
+    try:
+        headers = [(Path(file), read_header(Path(file))) for file in files]
+    except OSError as error:
+        raise VolumeError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
+    for path, header in headers:
+        if header is None:
+            raise VolumeError(f"{path.parent}: {path.name} is no DICOM file; copy it again")
+    return refuse_unusable([header for _, header in headers if header is not None])
 
 
 def patient_key(files: Sequence[Path]) -> str | None:
@@ -110,7 +115,8 @@ def _reader(files: Sequence[Path]) -> Any:
     header = _header(first)
     if header.GetNumberOfComponents() != 1:
         raise VolumeError(f"{first.parent}: colour images, expected one grey value per pixel")
-    if header.GetDimensions(0) * header.GetDimensions(1) * len(files) > MAX_VOXELS:
+    frames = header.GetDimensions(2) if header.GetNumberOfDimensions() > 2 else 1
+    if header.GetDimensions(0) * header.GetDimensions(1) * frames * len(files) > MAX_VOXELS:
         raise VolumeError(f"{first.parent}: the headers claim more than {MAX_VOXELS} voxels; at most so many are read")
     reader = itk.ImageSeriesReader[itk.Image[itk.F, 3]].New(FileNames=[str(file) for file in files])
     reader.SetImageIO(itk.GDCMImageIO.New())
@@ -118,8 +124,15 @@ def _reader(files: Sequence[Path]) -> Any:
     return reader
 
 
-def _affine(image: Any) -> np.ndarray:
-    """(4, 4), voxel index to millimetres (RAS+), of an ITK image, whose world is LPS."""
+def _affine(image: Any, slices: Sequence[Slice]) -> np.ndarray:
+    """(4, 4), voxel index to millimetres (RAS+), of an ITK image, whose world is LPS.
+
+    Args:
+        slices: in their order. Where they are frames of one file, their own places count: ITK takes the first frame for
+            the lowest.
+    """
+    if len({piece.header.path for piece in slices}) < len(slices):
+        return LPS_TO_RAS @ frames_affine(slices)
     affine = np.eye(4)
     affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(
         image.GetSpacing(), dtype=np.float64

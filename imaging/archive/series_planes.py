@@ -11,7 +11,8 @@ import numpy as np
 
 from ...errors import VolumeError
 from .optional_packages import damage_reported, pydicom_package
-from .series import LPS_TO_RAS, MAX_UNEVENNESS, read_grid
+from .series import LPS_TO_RAS, read_grid
+from .series_checks import MAX_UNEVENNESS
 
 PLANE_TAGS = ["SeriesInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "ImagePositionPatient", "NumberOfFrames"]
 

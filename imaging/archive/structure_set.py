@@ -63,10 +63,18 @@ def read_structure_set(path: Path, series: tuple[Path, ...]) -> tuple[Volume, di
         raise VolumeError(f"{path}: is no DICOM structure set; give an RTSTRUCT file, or labels as NIfTI")
     with damage_reported(f"{path}: cannot be read as a DICOM structure set ({{kind}}); export or copy it again"):
         dataset = read_object(path)
+        if not dataset.get("StructureSetROISequence"):
+            raise VolumeError(
+                f"{path}: is a structure set without regions; export it again, or remove it if nothing was drawn"
+            )
         listed = {int(item.ROINumber): item for item in dataset.StructureSetROISequence}
         if len(listed) < len(dataset.StructureSetROISequence) or len(listed) > MAX_VALUE:
             raise VolumeError(f"{path}: two regions have one number, or there are too many; export it again")
         contours = _contours(path, dataset, listed)
+        if not dataset.get("ROIContourSequence"):
+            raise VolumeError(
+                f"{path}: is a structure set without contours; export it again, or remove it if nothing was drawn"
+            )
         _refuse_other_series(path, dataset, contours, planes)
         regions = {
             value: _region(path, plain_text(listed[number].ROIName), contours.get(number, []), planes)

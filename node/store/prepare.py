@@ -95,6 +95,7 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
         label_key=None if config.label_kind == "none" else config.label_key,
         mask_key=config.mask_key,
         fill_missing=config.fill_missing,
+        series=config.series,
     )
     if any(is_picture_file(file) for case in found.cases for file in case.channels):
         config = config.for_pictures()

@@ -72,6 +72,8 @@ class PrepareConfig:
         image_key: modality folder of the images; a channel number for an nnU-Net data set. Several, separated by
             commas, make images of several channels; "image" takes all channels of an nnU-Net data set.
         fill_missing: whether a channel that a case lacks is filled with background; otherwise the case is left out.
+        series: of several DICOM series in a folder, the one to use, see `fedfactory.imaging.cases.find_cases`. As
+            `fill_missing`, it is none of the store's settings: runs may differ in it.
         label_key: modality folder of the labels.
         mask_key: modality folder of the masks.
         mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
@@ -108,6 +110,7 @@ class PrepareConfig:
     compatibility: str = "none"
     image_key: str = "image"
     fill_missing: bool = False
+    series: str | None = None
     label_key: str = "label"
     mask_key: str | None = None
     mask_as_class: bool = False
