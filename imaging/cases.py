@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
+from .case_files import CaseFiles, Found, LabelFile, Unusable, file_name, printable
+from .layouts.folders import entries as _entries
+from .layouts.folders import folders as _folders
+from .layouts.folders import volumes
+from .layouts.known import find_known
+from .layouts.nnunet import find_nnunet, is_nnunet
+from .layouts.pairs import add_folder, is_label_folder, split_names, used_folders
+from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import without_mask_suffix
-from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
 LOSSY = (".jpg", ".jpeg")  # pictures that do not keep label values as they are
@@ -59,6 +63,12 @@ def find_cases(
             found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
     except Unusable as error:
         raise UsageError(str(error)) from None
+    if not found.cases and not found.problems and found.passed_over:
+        path, reason = next(iter(found.passed_over.items()))
+        raise UsageError(
+            f"{source}: no image found; {len(found.passed_over)} entries were passed over, such as {path.name} "
+            f"({reason}); put images in SUBJECT/{image_key}/, or give single files"
+        )
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
@@ -99,12 +109,15 @@ def _channel_of(name: str, channels: int) -> tuple[str, int] | None:
 def _find_volumes(
     source: Path, keys: tuple[str, ...], *, label_key: str | None, mask_key: str | None, fill_missing: bool
 ) -> Found:
-    if (source / "dataset.json").is_file():
+    wanted = Wanted(keys, label_key, fill_missing)
+    if is_nnunet(source):
         if mask_key is not None:
             raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
-        return _nnunet(source, keys, label_key, fill_missing=fill_missing)
+        return find_nnunet(source, wanted)
     found = _medical_folder(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
-    return found if found.cases or found.problems else _plain(source)
+    if found.cases or found.problems:
+        return found
+    return find_known(source, wanted, mask_key=mask_key) or _plain(source, wanted)
 
 
 def find_images(
@@ -123,12 +136,15 @@ def find_images(
     Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
     """
     found = Found()
+    wanted = Wanted(tuple(key.strip() for key in image_key.split(",")), None, fill_missing)
     files = [path for path in map(Path, paths) if not path.is_dir()]
     for path in map(Path, paths):
         if not path.is_dir():
             continue
-        if channels > 1 and not (path / "dataset.json").is_file() and any(map(is_volume, _entries(path))):
-            files += [file for file in _entries(path) if is_volume(file)]
+        if channels > 1 and not is_nnunet(path) and (inside := volumes(path)) and not find_known(path, wanted):
+            images, labels = split_names(inside)
+            files += images
+            found.passed_over |= {label: LABEL_UNWANTED for label in labels}
         elif len(series := _image_series(path)) == 1:
             found.cases.append(CaseFiles(printable(path.name), tuple(series.values())))
         else:
@@ -138,6 +154,7 @@ def find_images(
             found.cases += part.cases
             found.problems |= part.problems
             found.remarks |= part.remarks
+            found.passed_over |= part.passed_over
     found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -158,7 +175,7 @@ def _medical_folder(
             if not any(channels.values()):
                 absent.append(name)
                 continue
-            _refuse_missing(subject, channels, fill_missing=fill_missing)
+            refuse_missing(subject, channels, fill_missing=fill_missing)
             labels = _only_label(subject / label_key) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
@@ -167,16 +184,6 @@ def _medical_folder(
     if found.cases or found.problems:
         found.without_image = absent
     return found
-
-
-def _refuse_missing(where: Path, channels: Mapping[str, ImageFile | None], *, fill_missing: bool) -> None:
-    """Raises: Unusable if a case lacks some of its channels and they are not to be filled."""
-    missing = [key for key, image in channels.items() if image is None]
-    if missing and not fill_missing:
-        raise Unusable(
-            f"{where}: has no channel {', '.join(missing)}; add the files, or fill them with background "
-            "(--missing-channels fill)"
-        )
 
 
 def _only_label(folder: Path) -> tuple[LabelFile, ...]:
@@ -226,86 +233,29 @@ def _remark_objects(folder: Path, place: str, found: Found) -> None:
 
 
 def _only_volume(folder: Path) -> Path | None:
-    volumes = [path for path in _entries(folder) if is_volume(path)]
-    if len(volumes) > 1:
-        raise Unusable(f"{folder}: holds {len(volumes)} volumes, expected one")
-    return volumes[0] if volumes else None
+    found = volumes(folder)
+    if len(found) > 1:
+        raise Unusable(f"{folder}: holds {len(found)} volumes, expected one")
+    return found[0] if found else None
 
 
-def _nnunet(source: Path, keys: tuple[str, ...], label_key: str | None, *, fill_missing: bool) -> Found:
-    try:
-        described = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error}); copy it again") from None
-    if not (source / "imagesTr").is_dir():
-        raise UsageError(f"{source}: has a dataset.json but no imagesTr folder; add the images")
-    files = _numbered_channels(source, _number_of_channels(described))
-    known = sorted({number for channels in files.values() for number in channels})
-    chosen = known if keys == ("image",) else [_channel_number(key) for key in keys]
+def _plain(source: Path, wanted: Wanted) -> Found:
     found = Found()
-    for name, channels in files.items():
-        images = {str(number): channels.get(number) for number in chosen}
-        if not any(images.values()):
-            found.without_image.append(printable(name))
-            continue
-        try:
-            _refuse_missing(source / "imagesTr" / name, images, fill_missing=fill_missing)
-        except Unusable as error:
-            found.problems[printable(name)] = str(error)
-            continue
-        label = _nnunet_label(source, name) if label_key else None
-        labels = () if label is None else (LabelFile(label),)
-        found.cases.append(CaseFiles(printable(name), tuple(images.values()), labels))
-    return found
-
-
-def _number_of_channels(described: object) -> int:
-    """How many channels the description of an nnU-Net data set names (today's or the first version's key)."""
-    values = described if isinstance(described, dict) else {}
-    names = values.get("channel_names") or values.get("modality")
-    return len(names) if isinstance(names, (dict, list)) and names else MAX_CHANNELS
-
-
-def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]]:
-    """Files of an nnU-Net data set by case and channel number.
-
-    Four digits at the end of a name are the channel if there can be such a channel, and no label map of the whole name:
-    otherwise they number the cases, and the file is channel 0.
-    """
-    files: dict[str, dict[int, Path]] = {}
-    for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
-        whole = case_name(path)
-        numbered = None if _nnunet_label(source, whole) else _channel_of(whole, channels)
-        case, number = numbered or (whole, 0)
-        if (other := files.setdefault(case, {}).setdefault(number, path)) != path:
-            raise UsageError(f"{other} and {path}: are both channel {number} of {case}; keep one of them")
-    return files
-
-
-def _nnunet_label(source: Path, case: str) -> Path | None:
-    return next((path for s in (".nii.gz", ".nii") if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
-
-
-def _channel_number(key: str) -> int:
-    if not key.isdecimal():
-        raise UsageError(
-            f"image_key is '{key}'; an nnU-Net data set numbers its channels, choose numbers such as 0 or 0,1"
-        )
-    return int(key)
-
-
-def _plain(source: Path) -> Found:
-    found = Found([CaseFiles(printable(case_name(path)), (path,)) for path in _entries(source) if is_volume(path)])
+    add_folder(source, "", wanted, found)
     found.cases += _series(source, "") if _has_dicom(source) else []
     _remark_objects(source, source.name, found)
+    done = used_folders(source)
     for folder in _folders(source):
         try:
             _remark_objects(folder, folder.name, found)
-            files = [path for path in _entries(folder) if is_volume(path)]
-            found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
+            if is_label_folder(folder) and folder not in done and volumes(folder):
+                found.passed_over[folder] = "a folder of label maps by its name, without one of images beside it"
+            elif folder not in done:
+                add_folder(folder, folder.name, wanted, found)
             found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
         except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
+    remark_unlabelled(found)
     return found
 
 
@@ -320,18 +270,6 @@ def _series(folder: Path, name: str) -> list[CaseFiles]:
 
 def _has_dicom(folder: Path) -> bool:
     return any(is_dicom(path) for path in _entries(folder))
-
-
-def _folders(source: Path) -> list[Path]:
-    return [path for path in _entries(source) if os.path.isdir(path) and not path.name.startswith(".")]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Entries of a folder, sorted; nothing if there is no such folder."""
-    try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
-    except OSError as error:
-        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _is_table(path: Path) -> bool:
