@@ -12,7 +12,7 @@ from .archive.series import find_series, is_dicom
 from .case_files import CaseFiles, Found, LabelFile, Unusable, file_name, printable
 from .layouts.folders import entries as _entries
 from .layouts.folders import folders as _folders
-from .layouts.folders import volumes
+from .layouts.folders import folders_below, volumes, volumes_of
 from .layouts.known import find_known
 from .layouts.nnunet import find_nnunet, is_nnunet
 from .layouts.pairs import add_folder, is_label_folder, split_names, used_folders
@@ -25,6 +25,7 @@ from .volume_files import case_name, is_volume
 LOSSY = (".jpg", ".jpeg")  # pictures that do not keep label values as they are
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
 TABLE = ".csv"
+DEEPEST = 5  # levels of folders that are searched for a hint where the data may be
 
 
 def find_cases(
@@ -72,10 +73,21 @@ def find_cases(
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
-            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/"
+            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/" + _deeper(source)
         )
     found.cases.sort(key=lambda case: case.name)
     return found
+
+
+def _deeper(source: Path) -> str:
+    """Where volumes lie deeper than they are looked for, as the end of a message; "" if nowhere."""
+    for folder in folders_below(source, DEEPEST):
+        if folder != source and (is_nnunet(folder) or volumes_of(folder)):
+            top = folder if is_nnunet(folder) else folder.parent
+            return (
+                f"; volumes lie deeper, in {folder.relative_to(source)}: give {source.name}/{top.relative_to(source)}"
+            )
+    return ""
 
 
 def _image_files(files: Sequence[Path], channels: int, *, fill_missing: bool) -> list[CaseFiles]:

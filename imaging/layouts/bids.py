@@ -195,6 +195,8 @@ def _reason(label: _Name, wanted: Wanted) -> str:
     """Why a label map is not used."""
     if wanted.label_key is not None and label.entities.get("space", "orig").casefold() not in NATIVE:
         return f"a label map in another space ({label.entities['space']}) than the image"
+    if wanted.chosen_label is not None and not _may_be_label(label, wanted):
+        return "another label map than the chosen one"
     if wanted.chosen_label is None and label.suffix in MASKS and not _may_be_label(label, wanted):
         return "a mask whose name tells no structure, unless label_key chooses it"
     return wanted.over()

@@ -129,6 +129,8 @@ def _sorted_out(files: list[Path], layout: NamedLayout) -> tuple[dict[str, _File
             entry.labels.append((key, path))
         else:
             entry.images.setdefault(key, []).append(path)
+    for name in [name for name, case in cases.items() if not case.images]:
+        others += [path for _, path in cases.pop(name).labels]
     return cases, others
 
 

@@ -83,7 +83,7 @@ def find_nnunet(source: Path, wanted: Wanted) -> Found:
         except Unusable as error:
             found.problems[printable(name)] = str(error)
     _account_for_labels(source, masks, cases, wanted=wanted, found=found)
-    if remarks := [*described.remarks, *_joined(described, cases)]:
+    if remarks := [*described.remarks, *(_joined(described, cases) if volumes else [])]:
         found.remarks[DESCRIPTION] = "; it ".join(remarks)
     found.passed_over.update({source / name: text for name, text in OTHER_FOLDERS.items() if (source / name).is_dir()})
     return found

@@ -10,6 +10,7 @@ from ..pictures.layout_names import IMAGE_FOLDERS, LABEL_FOLDERS, plain
 from ..volume_files import case_name
 from .folders import folders, volumes
 from .label_names import (
+    IMAGE_ENDING,
     SEPARATORS,
     before_ending,
     is_label_name,
@@ -112,8 +113,11 @@ def _match(
         return matched
     exact = {label: _of_same_name(label, images, wanted) for label in labels}
     taken = {image for fitting in exact.values() for image in fitting}
+    rest = [image for image in images if image not in taken]
     for label in labels:
-        fitting = exact[label] or _of_beginning(label, [image for image in images if image not in taken], prefix=prefix)
+        fitting = exact[label] or _of_beginning(label, rest)
+        if not fitting and prefix and len(labels) == 1 and len(images) <= FEW:  # the only one in a subject's folder
+            fitting = rest
         if not exact[label] and len(fitting) > 1:
             fitting = _of_key(folder, label, fitting, wanted)
         for image in fitting:
@@ -146,11 +150,11 @@ def _of_same_name(label: Path, images: list[Path], wanted: Wanted) -> list[Path]
     return []
 
 
-def _of_beginning(label: Path, images: list[Path], *, prefix: str) -> list[Path]:
+def _of_beginning(label: Path, images: list[Path]) -> list[Path]:
     """Images whose names go on after the name that a label map has: `a_t1` and `a_t2` for `a_seg`."""
     base = without_label_words(case_name(label))
-    if not base:  # such as `seg` in the folder of a subject
-        return images if prefix and len(images) <= FEW else []
+    if not base:
+        return []
     return [image for image in images if case_name(image).casefold().startswith(_with_separators(base))]
 
 
@@ -163,7 +167,10 @@ def _of_key(folder: Path, label: Path, images: list[Path], wanted: Wanted) -> li
     if not wanted.any_image:
         return [i for i in images if any(before_ending(case_name(i), key) is not None for key in wanted.keys)]
     base = without_label_words(case_name(label))
-    raise ask_for_image(folder, printable(label.name), [case_name(i)[len(base) :].lstrip(SEPARATORS) for i in images])
+    names = [case_name(image) for image in images]
+    if base and all(name.casefold().startswith(_with_separators(base)) for name in names):
+        names = [name[len(base) :].lstrip(SEPARATORS) for name in names]
+    raise ask_for_image(folder, f"the label map {printable(label.name)}", names)
 
 
 def _channels(images: list[Path], wanted: Wanted, found: Found) -> list[tuple[str, dict[str, Path | None]]]:
@@ -187,7 +194,7 @@ def _channels(images: list[Path], wanted: Wanted, found: Found) -> list[tuple[st
 
 def _case_name(folder: Path, name: str, paths: list[Path], *, prefix: str, labelled: bool) -> str:
     """The name of a case: that of its image, and of the folder if that is a subject's."""
-    short = without_image_words(name) if labelled else name
+    short = IMAGE_ENDING.sub("", name) if labelled else name
     if not short:
         return prefix or folder.name
     return f"{prefix}/{short}" if prefix else short

@@ -73,5 +73,5 @@ def ask_for_image(source: Path, what: str, keys: list[str]) -> UsageError:
     """The question which of several images of each case is meant."""
     return UsageError(
         f"{source}: {what} has several images of a case: {', '.join(keys)}; choose by image_key, such as {keys[0]}, or "
-        f"{','.join(keys[:2])} for an image of several channels"
+        f"several, such as {','.join(keys[:2])}, for images of several channels"
     )
