@@ -15,7 +15,7 @@ from .layouts.folders import folders as _folders
 from .layouts.folders import folders_below, volumes, volumes_of
 from .layouts.known import find_known
 from .layouts.nnunet import find_nnunet, is_nnunet
-from .layouts.pairs import add_folder, is_label_folder, split_names, used_folders
+from .layouts.pairs import add_folder, is_label_folder, split_names, unread_labels, used_folders
 from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
@@ -190,6 +190,8 @@ def _medical_folder(
             refuse_missing(subject, channels, fill_missing=fill_missing)
             labels = _only_label(subject / label_key) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
+            if label_key and not labels:
+                found.passed_over |= unread_labels(subject, (*keys, label_key, mask_key or ""))
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
         except Unusable as error:
             found.problems[name] = str(error)

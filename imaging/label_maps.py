@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
-from .case_files import CaseFiles, ImageFile, LabelFile
+from .case_files import CaseFiles, ImageFile
 from .class_names import numbers_of
 from .images import Image, on_grid_of
 from .pictures.decoding import is_mask
@@ -82,7 +82,7 @@ def read_label_map(
         return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(kinds))
     kind = kind_of_object(path)
     if kind is None and any(file.value is not None for file in case.labels):
-        return _united(case.labels, image)
+        return _united(case, image)
     if kind is None:
         return LabelMap(volume=read_mask_volume(path, image))
     read = read_segmentation if kind == "seg" else read_structure_set
@@ -90,7 +90,7 @@ def read_label_map(
     return LabelMap(volume=volume, names=names)
 
 
-def _united(files: Sequence[LabelFile], image: Image) -> LabelMap:
+def _united(case: CaseFiles, image: Image) -> LabelMap:
     """Masks of one class each as a label map, as `read_mask` unites those of pictures: everything but 0 is marked.
 
     Where masks overlap, the later one counts, but one that lies wholly inside another keeps its place.
@@ -98,11 +98,13 @@ def _united(files: Sequence[LabelFile], image: Image) -> LabelMap:
     labels = np.zeros(image.shape, np.uint16)
     sizes: dict[int, int] = {}
     overlaps = 0
-    for file in files:
+    for file in case.labels:
         area = read_mask_volume(file.path, image).data > 0
         before = np.bincount(labels[area], minlength=1)
         kept = [value for value, size in sizes.items() if value < len(before) and 0 < size == before[value]]
-        kept = kept if int(before.sum()) > sum(int(before[value]) for value in kept) else []  # equal masks: the later one
+        kept = (
+            kept if int(before.sum()) > sum(int(before[value]) for value in kept) else []
+        )  # equal masks: the later one
         overlaps += int(before[1:].sum()) - sum(int(before[value]) for value in kept)
         if kept:
             area &= ~np.isin(labels, kept)

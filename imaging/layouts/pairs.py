@@ -8,7 +8,7 @@ from pathlib import Path
 from ..case_files import CaseFiles, Found, LabelFile, Unusable, printable
 from ..pictures.layout_names import IMAGE_FOLDERS, LABEL_FOLDERS, plain
 from ..volume_files import case_name
-from .folders import folders, volumes
+from .folders import entries, folders, volumes
 from .label_names import (
     IMAGE_ENDING,
     SEPARATORS,
@@ -83,6 +83,23 @@ def add_folder(folder: Path, prefix: str, wanted: Wanted, found: Found) -> None:
 def is_label_folder(folder: Path) -> bool:
     """Whether a folder has a usual name of folders of label maps."""
     return plain(folder.name) in (*LABEL_FOLDERS, "labelstr", "labelsts")
+
+
+def unread_labels(subject: Path, keys: Sequence[str]) -> dict[Path, str]:
+    """What looks like labels in the folder of a subject whose labels were not found, with the way to read it.
+
+    Args:
+        subject: a folder with a folder for each modality.
+        keys: the folders that are read.
+    """
+    others = [path for path in folders(subject) if path.name not in keys and any(entries(path))]
+    found = {
+        path: f"looks like labels, which --label-key {printable(path.name)} would read"
+        for path in others
+        if is_label_folder(path) or is_label_name(path.name)
+    }
+    _, loose = split_names(volumes(subject))
+    return found | {path: "looks like a label map; put it in a folder label/ beside the image's" for path in loose}
 
 
 def _usual_folders(folder: Path) -> tuple[Path | None, Path | None]:

@@ -10,10 +10,10 @@ from ...errors import UsageError
 from ..case_files import CaseFiles, Found, LabelFile, printable
 from .decoding import is_mask, is_picture
 from .layout_names import (
-    IMAGE_FOLDERS,
-    LABEL_FOLDERS,
     MANUAL_FOLDERS,
     OTHER_MASKS,
+    is_image_folder,
+    is_label_folder,
     plain,
     stem,
     without_mask_suffix,
@@ -161,7 +161,7 @@ def _one_folder(folder: Path, label_key: str | None) -> Group:
 def _image_folder(folder: Path, image_key: str) -> Path | None:
     if _has_pictures(folder / image_key):
         return folder / image_key
-    usual = [sub for sub in _folders(folder) if plain(sub.name) in IMAGE_FOLDERS and _has_pictures(sub)]
+    usual = [sub for sub in _folders(folder) if is_image_folder(sub) and _has_pictures(sub)]
     return _only(folder, usual, "image_key") if image_key == IMAGE_KEY else None
 
 
@@ -172,7 +172,7 @@ def _label_folder(
         return None
     others = [sub for sub in _folders(folder) if sub != images and _has_labels(sub)]
     manual = [sub for sub in others if plain(sub.name) in MANUAL_FOLDERS]
-    usual = [] if manual_elsewhere else [sub for sub in others if plain(sub.name) in LABEL_FOLDERS]
+    usual = [] if manual_elsewhere else [sub for sub in others if is_label_folder(sub)]
     exact = [sub for sub in others if sub.name == label_key]
     chosen = _only(folder, exact or (manual or usual if label_key == LABEL_KEY else []), "label_key")
     for sub in others:
