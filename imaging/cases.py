@@ -14,9 +14,10 @@ from .layouts.folders import entries as _entries
 from .layouts.folders import folders as _folders
 from .layouts.folders import folders_below, volumes, volumes_of
 from .layouts.known import find_known
+from .layouts.label_names import is_label_name
 from .layouts.nnunet import find_nnunet, is_nnunet
 from .layouts.pairs import add_folder, is_label_folder, split_names, unread_labels, used_folders
-from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled
+from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled, set_shared_labels_apart
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import without_mask_suffix
@@ -155,6 +156,10 @@ def find_images(
             continue
         if channels > 1 and not is_nnunet(path) and (inside := volumes(path)) and not find_known(path, wanted):
             images, labels = split_names(inside)
+            if not images:
+                raise UsageError(
+                    f"{path}: all its volumes, such as {labels[0].name}, look like label maps; give images"
+                )
             files += images
             found.passed_over |= {label: LABEL_UNWANTED for label in labels}
         elif len(series := _image_series(path)) == 1:
@@ -190,6 +195,9 @@ def _medical_folder(
             refuse_missing(subject, channels, fill_missing=fill_missing)
             labels = _only_label(subject / label_key) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
+            for path in channels.values():
+                if isinstance(path, Path) and is_label_name(case_name(path)):
+                    found.remarks[name] = f"has an image of the name {printable(path.name)}, as label maps have it"
             if label_key and not labels:
                 found.passed_over |= unread_labels(subject, (*keys, label_key, mask_key or ""))
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
@@ -269,6 +277,7 @@ def _plain(source: Path, wanted: Wanted) -> Found:
             found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
         except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
+    set_shared_labels_apart(found)
     remark_unlabelled(found)
     return found
 

@@ -69,7 +69,7 @@ def test_names_of_label_maps(name, image):
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "scan_2", "a_t1", "target", "sagt", "segment_study_12", "manually_done", "unmasked"]
+    "name", ["a", "lesion_001", "scan_2", "a_t1", "target", "sagt", "segment_study_12", "manually_done", "unmasked"]
 )
 def test_names_of_images(name):
     assert not is_label_name(name)
@@ -308,6 +308,14 @@ def test_a_channel_too_many_is_named(tmp_path):
     assert over(found, tmp_path) == {"imagesTr/a_0001.nii.gz"}
 
 
+def test_a_label_map_among_the_images_is_no_image(tmp_path):
+    make(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_seg.nii.gz", "labelsTr/a.nii.gz", description={})
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["a"] and over(found, tmp_path) == {"imagesTr/a_seg.nii.gz"}
+    named = make(tmp_path / "b", *pairs_of(["heart_seg_001", "heart_seg_002"], "imagesTr/{}_0000.nii.gz"))
+    assert len(find_cases(named).cases) == 2 and not find_cases(named).passed_over
+
+
 def test_classes_of_a_description(tmp_path):
     files = make(tmp_path, *pairs_of(["a"], "imagesTr/{}_0000.nii.gz"))
     for labels in ({"0": "background", "1": "liver", "2": "spleen"}, {"background": 0, "liver": 1, "spleen": 2}):
@@ -379,6 +387,8 @@ def test_a_label_map_is_never_an_image(tmp_path):
     (tmp_path / "a.nii.gz").unlink()
     with pytest.raises(UsageError, match=r"no image found; 3 entries were passed over, such as b_gt.nii.gz"):
         find_cases(tmp_path)
+    with pytest.raises(UsageError, match=r"all its volumes, such as b_gt.nii.gz, look like label maps"):
+        find_images([tmp_path], channels=2)
     given = find_images([tmp_path / "b_gt.nii.gz"])  # who names a file means it
     assert len(given.cases) == 1
 
@@ -397,6 +407,19 @@ def test_two_label_maps_of_an_image_are_named_or_chosen(tmp_path):
     assert "are label maps of a; keep one" in find_cases(tmp_path).problems["a"]
     found = find_cases(tmp_path, label_key="seg")
     assert short(found, tmp_path) == {"a": ("a.nii.gz", "a_seg.nii.gz")} and over(found, tmp_path) == {"a_mask.nii.gz"}
+
+
+def test_a_label_map_that_could_be_of_two_images_is_of_none(tmp_path):
+    make(tmp_path / "plain", "p/x_T1.nii.gz", "p/y_T1.nii.gz", "p/seg.nii.gz")
+    found = find_cases(tmp_path / "plain", image_key="T1")
+    assert set(found.problems) == {"p/x", "p/y"} and "may be the label map of p/x and p/y" in found.problems["p/x"]
+    make(tmp_path / "bids", *(f"sub-1/anat/sub-1_run-{n}_T1w.nii.gz" for n in (1, 2)), "sub-1/anat/sub-1_dseg.nii.gz")
+    assert len(find_cases(tmp_path / "bids").problems) == 2
+
+
+def test_an_image_with_the_name_of_a_label_map_is_named(tmp_path):
+    make(tmp_path, "s1/image/a_seg.nii.gz", "s1/label/a.nii.gz", "s2/image/a.nii.gz")
+    assert set(find_cases(tmp_path).remarks) == {"s1"}
 
 
 def test_labels_of_a_medical_folder_in_a_folder_of_another_name_are_named(tmp_path):

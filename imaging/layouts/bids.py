@@ -15,7 +15,7 @@ from ..case_files import Found, LabelFile, Unusable, printable
 from ..volume_files import case_name
 from .folders import folders, folders_below, volumes_of
 from .label_names import is_label_name
-from .wanted import Wanted, add_case, ask_for_image, refuse_missing, remark_unlabelled
+from .wanted import Wanted, add_case, ask_for_image, refuse_missing, remark_unlabelled, set_shared_labels_apart
 
 ROOTS = ("", "rawdata", "raw", "bids")  # where the subjects are, in a data set
 DERIVATIVES = "derivatives"
@@ -78,6 +78,7 @@ def find_bids(source: Path, wanted: Wanted) -> Found | None:
                 found.problems[printable(name.run)] = f"{other.path} and {name.path}: are one image; keep one of them"
     labels = [name for name in (*names, *_derived(source)) if is_label_name(case_name(name.path))]
     _add_cases(source, runs, keys, [name for name in labels if _may_be_label(name, wanted)], wanted=wanted, found=found)
+    set_shared_labels_apart(found)
     used = {path for case in found.cases for path in case.files}
     for name in labels:
         if name.path not in used and name.path not in found.passed_over:

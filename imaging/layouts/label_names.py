@@ -7,11 +7,12 @@ import re
 SEPARATORS = " _.-"
 _WORDS = (
     "segmentations?|segm|segs?|dseg|aseg|gt|ground[ _-]?truths?|truth|label[ _-]?maps?|labels?|lbls?|masks?|msk|manual|"
-    "annotations?|annot|brainmask|lesions?|delineations?"
+    "annotations?|annot|brainmask|delineations?"
 )
+_LAST_WORDS = "lesions?"  # only at the very end: lesion_001 may be a case
 # What may follow the word: numbers, versions, readers, and who made it.
 _TAIL = r"(?:[ _.-]?(?:v|r|reader|rater|observer)?\d{1,4}|[ _.-](?:final|new|edited|corrected|auto|manual|expert))"
-ENDING = re.compile(rf"(?:^|[ _.-])(?:{_WORDS}){_TAIL}*$", re.IGNORECASE)
+ENDING = re.compile(rf"(?:^|[ _.-])(?:(?:{_WORDS}){_TAIL}*|{_LAST_WORDS})$", re.IGNORECASE)
 BEGINNING = re.compile(rf"^(?:{_WORDS})[ _.-]?(?=\d+$)", re.IGNORECASE)  # segmentation-0
 PREFIX = re.compile(rf"^(?:{_WORDS})[ _.-]", re.IGNORECASE)  # tells a label map only where the rest is an image's name
 _IMAGE_WORDS = "images?|img|imaging|volumes?|vol|scan|raw|orig|original"

@@ -18,7 +18,7 @@ from ..slice_format import MAX_CHANNELS
 from ..volume_files import is_volume
 from .description import DESCRIPTION, Description, name_of, read_description
 from .folders import entries
-from .label_names import without_label_words
+from .label_names import is_label_name, without_label_words
 from .wanted import LABEL_UNWANTED, LABEL_WITHOUT_IMAGE, Wanted, add_case, refuse_missing
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
@@ -62,9 +62,11 @@ def find_nnunet(source: Path, wanted: Wanted) -> Found:
     is_label = is_volume if volumes else is_mask
     masks = [path for path in entries(source / LABELS) if is_label(path)]
     labels = _by_name(masks)
-    cases, beyond = _cases(images, labels, described)
+    astray = _label_maps_among(images, {*labels, *described.listed})
+    cases, beyond = _cases([path for path in images if path not in astray], labels, described)
     chosen = _chosen(wanted, cases)
     found = Found(passed_over={p: "a channel that the description does not name" for p in beyond})
+    found.passed_over |= {path: f"looks like a label map, among the images; {LABELS} is for these" for path in astray}
     if wanted.label_key is not None:
         found.class_names = dict(described.class_names)
     for name, case in cases.items():
@@ -87,6 +89,16 @@ def find_nnunet(source: Path, wanted: Wanted) -> Found:
         found.remarks[DESCRIPTION] = "; it ".join(remarks)
     found.passed_over.update({source / name: text for name, text in OTHER_FOLDERS.items() if (source / name).is_dir()})
     return found
+
+
+def _label_maps_among(images: Sequence[Path], known: Collection[str]) -> list[Path]:
+    """Files among the images that have the name of a label map of one of them, and are no known image."""
+    names = {name for path in images for name in (name_of(path), NUMBERED.sub(r"\1", name_of(path)))}
+    return [
+        path
+        for path in images
+        if is_label_name(name_of(path)) and name_of(path) not in known and without_label_words(name_of(path)) in names
+    ]
 
 
 def _by_name(labels: Sequence[Path]) -> dict[str, list[Path]]:

@@ -181,9 +181,11 @@ def _with_separators(base: str) -> tuple[str, ...]:
 
 def _of_key(folder: Path, label: Path, images: list[Path], wanted: Wanted) -> list[Path]:
     """Those images of a label map that are chosen. Raises: UsageError if none was chosen."""
-    if not wanted.any_image:
-        return [i for i in images if any(before_ending(case_name(i), key) is not None for key in wanted.keys)]
     base = without_label_words(case_name(label))
+    if not wanted.any_image:
+        of_key = {i: [before_ending(case_name(i), key) for key in wanted.keys] for i in images}
+        fitting = [image for image, names in of_key.items() if any(name is not None for name in names)]
+        return [image for image in fitting if base in of_key[image]] or fitting
     names = [case_name(image) for image in images]
     if base and all(name.casefold().startswith(_with_separators(base)) for name in names):
         names = [name[len(base) :].lstrip(SEPARATORS) for name in names]

@@ -63,6 +63,20 @@ def add_case(found: Found, name: str, channels: Mapping[str, ImageFile | None], 
         found.passed_over.update({label.path: LABEL_WITHOUT_IMAGE for label in labels})
 
 
+def set_shared_labels_apart(found: Found) -> None:
+    """Make cases that would share a label map problems: it can be of one of them only."""
+    users: dict[Path, list[CaseFiles]] = {}
+    for case in found.cases:
+        for label in case.labels:
+            users.setdefault(label.path, []).append(case)
+    for path, cases in users.items():
+        if len(cases) > 1:
+            names = " and ".join(case.name for case in cases[:2])
+            text = f"{path}: may be the label map of {names}; give it the name of one"
+            found.problems.update({case.name: text for case in cases})
+    found.cases = [case for case in found.cases if case.name not in found.problems]
+
+
 def remark_unlabelled(found: Found) -> None:
     """Name the cases without a label map, if others have one."""
     if any(case.labels for case in found.cases):
