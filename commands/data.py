@@ -290,10 +290,13 @@ def weaken_labels(
 
 def _print_preparation(out: Path, result: Preparation) -> None:
     """Print what became of the cases; exits with 3 if some could not be used."""
+    from ..node.store.store_warnings import patients_line
+
     store = result.store
     labelled = sum(case.labelled for case in store.cases)
     text = f"{out}: {len(store.cases)} cases, {labelled} labelled, {len(store)} slices of {store.format.size} px"
     console.print(text, markup=False)
+    console.print(patients_line(store.cases), markup=False)
     console.print(
         f"{result.added} added, {result.replaced} replaced, {result.unchanged} unchanged, {result.kept} kept; "
         f"see {out / 'quality.html'}",

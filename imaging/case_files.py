@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..common.tables import known_in_heading
+from ..errors import UsageError
 from .class_names import numbers_of
 
 TABLES = (".csv", ".tsv")
@@ -63,8 +64,9 @@ class Found:
         problems: for every unusable case the reason, in one sentence.
         without_image: names of subjects that lack the modality of the image.
         remarks: what was not used or is missing, by case, file or folder: each a reason in one sentence.
-        class_names: names of the classes, where folders tell them.
-        passed_over: files or folders that were recognised and left alone, and the reason as a short phrase.
+        class_names: names of the classes, where folders, files or a description tell them.
+        passed_over: files and folders that were recognised and left alone, each with the reason as a short phrase.
+        class_files: whether each class of a case has a file of its own, of which a site may want some only.
     """
 
     cases: list[CaseFiles] = field(default_factory=list)
@@ -73,25 +75,52 @@ class Found:
     remarks: dict[str, str] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)
     passed_over: dict[Path, str] = field(default_factory=dict)
+    class_files: bool = False
 
     def number_classes(self, wanted: Mapping[int, str]) -> None:
-        """Give the classes that folders tell the numbers that the site gives to their names.
+        """Give the classes the numbers that the site gives to their names.
+
+        Files of single classes get the site's number; of `class_files`, those that the site does not name are passed
+        over. Label maps keep the values that a description has named, so that the site may rename but not renumber.
 
         Args:
-            wanted: name of each label value at this site; without any, or where no folder tells a class, all stays.
+            wanted: name of each label value at this site; without any, or where nothing tells a class, all stays.
 
-        Raises: UsageError for a folder of a class that has no number at the site.
+        Raises: UsageError for a class that has no number at the site, or another one than in the label maps.
         """
         if not wanted or not self.class_names:
             return
-        changed = numbers_of(self.class_names, wanted)
+        if not any(label.value is not None for case in self.cases for label in case.labels):
+            self._refuse_other_numbers(wanted)
+            self.class_names |= wanted
+            return
+        chosen = self.class_names
+        if self.class_files:
+            names = {name.casefold() for name in wanted.values()}
+            known = {name.casefold() for name in chosen.values()}
+            if unknown := [name for name in wanted.values() if name.casefold() not in known]:
+                there = ", ".join(chosen.values())
+                raise UsageError(f"class_names has '{unknown[0]}', which is none of the classes there: {there}")
+            chosen = {value: name for value, name in chosen.items() if name.casefold() in names}
+        changed = numbers_of(chosen, wanted)
         for number, case in enumerate(self.cases):
-            labels = [
-                file if file.value is None else replace(file, value=changed.get(file.value, file.value))
-                for file in case.labels
-            ]
+            labels = []
+            for file in case.labels:
+                if file.value in self.class_names and file.value not in chosen:
+                    self.passed_over[file.path] = "a class that class_names lacks"
+                    continue
+                labels.append(file if file.value is None else replace(file, value=changed.get(file.value, file.value)))
             self.cases[number] = replace(case, labels=tuple(labels))
         self.class_names = dict(wanted)
+
+    def _refuse_other_numbers(self, wanted: Mapping[int, str]) -> None:
+        there = {name.casefold(): value for value, name in self.class_names.items()}
+        for value, name in wanted.items():
+            if there.get(name.casefold(), value) != value:
+                raise UsageError(
+                    f"class_names has '{name}' as label {value}, but it is {there[name.casefold()]} in the label maps; "
+                    "give their numbers"
+                )
 
 
 class Unusable(Exception):

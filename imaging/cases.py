@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
@@ -19,15 +17,21 @@ from .archive.finding import (
     series_cases,
 )
 from .archive.headers import is_dicom, looks_like_dicom
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, is_label_table, printable
+from .case_files import CaseFiles, Found, LabelFile, Unusable, file_name, is_label_table, printable
+from .layouts.folders import entries, folders, folders_below, volumes, volumes_of
+from .layouts.known import find_known
+from .layouts.label_names import is_label_name
+from .layouts.nnunet import find_nnunet, is_nnunet
+from .layouts.pairs import add_folder, is_label_folder, split_names, unread_labels, used_folders
+from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled, set_shared_labels_apart
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import OTHER_SUFFIX, without_mask_suffix
-from .slice_format import MAX_CHANNELS
 from .volume_files import case_name, is_volume
 
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")  # pictures that do not keep label values as they are
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
+DEEPEST = 5  # levels of folders that are searched for a hint where the data may be
 
 
 def find_cases(
@@ -71,15 +75,32 @@ def find_cases(
             found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
     except Unusable as error:
         raise UsageError(str(error)) from None
+    if not found.cases and not found.problems and found.passed_over:
+        path, reason = next(iter(found.passed_over.items()))
+        raise UsageError(
+            f"{source}: no image found; {len(found.passed_over)} entries were passed over, such as {path.name} "
+            f"({reason}); put images in SUBJECT/{image_key}/, or give single files"
+        )
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
-            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/"
+            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/" + _deeper(source)
         )
     found.cases.sort(key=lambda case: case.name)
     used = {path for case in found.cases for path in case.files}
     found.passed_over = {path: text for path, text in found.passed_over.items() if path not in used}
     return found
+
+
+def _deeper(source: Path) -> str:
+    """Where volumes lie deeper than they are looked for, as the end of a message; "" if nowhere."""
+    for folder in folders_below(source, DEEPEST):
+        if folder != source and (is_nnunet(folder) or volumes_of(folder)):
+            top = folder if is_nnunet(folder) else folder.parent
+            return (
+                f"; volumes lie deeper, in {folder.relative_to(source)}: give {source.name}/{top.relative_to(source)}"
+            )
+    return ""
 
 
 def _image_files(files: Sequence[Path], channels: int, *, fill_missing: bool) -> list[CaseFiles]:
@@ -119,14 +140,17 @@ def _find_volumes(
     fill_missing: bool,
     choice: Choice,
 ) -> Found:
-    if (source / "dataset.json").is_file():
+    wanted = Wanted(keys, label_key, fill_missing)
+    if is_nnunet(source):
         if mask_key is not None:
             raise UsageError(f"mask_key is '{mask_key}', but {source} is an nnU-Net data set; use None")
-        return _nnunet(source, keys, label_key, fill_missing=fill_missing)
+        return find_nnunet(source, wanted)
     found = _medical_folder(
         source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing, choice=choice
     )
-    return found if found.cases or found.problems else _plain(source, choice)
+    if found.cases or found.problems:
+        return found
+    return find_known(source, wanted, mask_key=mask_key) or _plain(source, wanted, choice)
 
 
 def find_images(
@@ -150,14 +174,21 @@ def find_images(
     Raises: UsageError if two images have the same name, or a folder is unreadable or has no image.
     """
     found, choice = Found(), Choice(series)
+    wanted = Wanted(tuple(key.strip() for key in image_key.split(",")), None, fill_missing)
     files = [path for path in map(Path, paths) if not path.is_dir()]
     for path in filter(is_dicom, files):
         raise UsageError(f"{path}: is one file of a DICOM series; give the folder of the series")
     for path in map(Path, paths):
         if not path.is_dir():
             continue
-        if channels > 1 and not (path / "dataset.json").is_file() and any(map(is_volume, _entries(path))):
-            files += [file for file in _entries(path) if is_volume(file)]
+        if channels > 1 and not is_nnunet(path) and (inside := volumes(path)) and not find_known(path, wanted):
+            images, labels = split_names(inside)
+            if not images:
+                raise UsageError(
+                    f"{path}: all its volumes, such as {labels[0].name}, look like label maps; give images"
+                )
+            files += images
+            found.passed_over |= {label: LABEL_UNWANTED for label in labels}
         elif not _only_series(path, choice, found):
             part = find_cases(path, image_key=image_key, label_key=None, fill_missing=fill_missing, series=series)
             if not part.cases and not part.problems:
@@ -183,7 +214,7 @@ def _only_series(folder: Path, choice: Choice, found: Found) -> bool:
     except Unusable as error:
         raise UsageError(str(error)) from None
     several = len(content.series) > 1 and choice.wanted is None
-    if any(map(is_volume, _entries(folder))) or several or not (content.series or content.damaged):
+    if any(map(is_volume, entries(folder))) or several or not (content.series or content.damaged):
         return False
     name = printable(folder.name)
     note_beside(folder, content, name, found)
@@ -204,16 +235,21 @@ def _medical_folder(
     choice: Choice,
 ) -> Found:
     found, absent = Found(), []
-    for subject in _folders(source):
+    for subject in folders(source):
         name = printable(subject.name)
         try:
             channels = {key: _only_image(subject / key, f"{name}/{key}", choice, found) for key in keys}
             if not any(channels.values()):
                 absent.append(name)
                 continue
-            _refuse_missing(subject, channels, fill_missing=fill_missing)
+            refuse_missing(subject, channels, fill_missing=fill_missing)
             labels = _only_label(subject / label_key, found) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
+            for path in channels.values():
+                if isinstance(path, Path) and is_label_name(case_name(path)):
+                    found.remarks[name] = f"has an image of the name {printable(path.name)}, as label maps have it"
+            if label_key and not labels:
+                found.passed_over |= unread_labels(subject, (*keys, label_key, mask_key or ""))
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
         except Unusable as error:
             found.problems[name] = str(error)
@@ -222,23 +258,13 @@ def _medical_folder(
     return found
 
 
-def _refuse_missing(where: Path, channels: Mapping[str, ImageFile | None], *, fill_missing: bool) -> None:
-    """Raises: Unusable if a case lacks some of its channels and they are not to be filled."""
-    missing = [key for key, image in channels.items() if image is None]
-    if missing and not fill_missing:
-        raise Unusable(
-            f"{where}: has no channel {', '.join(missing)}; add the files, or fill them with background "
-            "(--missing-channels fill)"
-        )
-
-
 def _only_label(folder: Path, found: Found) -> tuple[LabelFile, ...]:
     """The label map, table or DICOM object of a modality folder."""
     content = read_content(folder)
     refuse_damaged(folder, content)
     if content.series:
         raise Unusable(f"{folder}: holds DICOM images; labels are read from a SEG or RTSTRUCT object, NIfTI or a table")
-    files = [path for path in _entries(folder) if is_volume(path) or is_label_table(path)] + content.labels
+    files = [path for path in entries(folder) if is_volume(path) or is_label_table(path)] + content.labels
     if len(files) > 1:
         raise Unusable(f"{folder}: holds {len(files)} label files, expected one")
     if not files and content.passed_over:
@@ -263,106 +289,39 @@ def _only_image(folder: Path, place: str, choice: Choice, found: Found) -> Path 
 
 
 def _only_volume(folder: Path) -> Path | None:
-    volumes = [path for path in _entries(folder) if is_volume(path)]
-    if len(volumes) > 1:
-        raise Unusable(f"{folder}: holds {len(volumes)} volumes, expected one")
-    return volumes[0] if volumes else None
+    found = volumes(folder)
+    if len(found) > 1:
+        raise Unusable(f"{folder}: holds {len(found)} volumes, expected one")
+    return found[0] if found else None
 
 
-def _nnunet(source: Path, keys: tuple[str, ...], label_key: str | None, *, fill_missing: bool) -> Found:
-    try:
-        described = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error}); copy it again") from None
-    if not (source / "imagesTr").is_dir():
-        raise UsageError(f"{source}: has a dataset.json but no imagesTr folder; add the images")
-    files = _numbered_channels(source, _number_of_channels(described))
-    known = sorted({number for channels in files.values() for number in channels})
-    chosen = known if keys == ("image",) else [_channel_number(key) for key in keys]
+def _plain(source: Path, wanted: Wanted, choice: Choice) -> Found:
     found = Found()
-    for name, channels in files.items():
-        images = {str(number): channels.get(number) for number in chosen}
-        if not any(images.values()):
-            found.without_image.append(printable(name))
-            continue
-        try:
-            _refuse_missing(source / "imagesTr" / name, images, fill_missing=fill_missing)
-        except Unusable as error:
-            found.problems[printable(name)] = str(error)
-            continue
-        label = _nnunet_label(source, name) if label_key else None
-        labels = () if label is None else (LabelFile(label),)
-        found.cases.append(CaseFiles(printable(name), tuple(images.values()), labels))
-    return found
-
-
-def _number_of_channels(described: object) -> int:
-    """How many channels the description of an nnU-Net data set names (today's or the first version's key)."""
-    values = described if isinstance(described, dict) else {}
-    names = values.get("channel_names") or values.get("modality")
-    return len(names) if isinstance(names, (dict, list)) and names else MAX_CHANNELS
-
-
-def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]]:
-    """Files of an nnU-Net data set by case and channel number.
-
-    Four digits at the end of a name are the channel if there can be such a channel, and no label map of the whole name:
-    otherwise they number the cases, and the file is channel 0.
-    """
-    files: dict[str, dict[int, Path]] = {}
-    for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
-        whole = case_name(path)
-        numbered = None if _nnunet_label(source, whole) else _channel_of(whole, channels)
-        case, number = numbered or (whole, 0)
-        if (other := files.setdefault(case, {}).setdefault(number, path)) != path:
-            raise UsageError(f"{other} and {path}: are both channel {number} of {case}; keep one of them")
-    return files
-
-
-def _nnunet_label(source: Path, case: str) -> Path | None:
-    return next((path for s in (".nii.gz", ".nii") if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
-
-
-def _channel_number(key: str) -> int:
-    if not key.isdecimal():
-        raise UsageError(
-            f"image_key is '{key}'; an nnU-Net data set numbers its channels, choose numbers such as 0 or 0,1"
-        )
-    return int(key)
-
-
-def _plain(source: Path, choice: Choice) -> Found:
-    found = Found([CaseFiles(printable(case_name(path)), (path,)) for path in _entries(source) if is_volume(path)])
+    add_folder(source, "", wanted, found)
     if _has_dicom(source):
         series_cases(source, "", choice, found)
-    for folder in _folders(source):
+    done = used_folders(source)
+    for folder in folders(source):
         try:
-            files = [path for path in _entries(folder) if is_volume(path)]
-            found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
+            inside = volumes(folder)
+            if is_label_folder(folder) and folder not in done and inside:
+                found.passed_over[folder] = "a folder of label maps by its name, without one of images beside it"
+            elif folder not in done:
+                add_folder(folder, folder.name, wanted, found)
             if _has_dicom(folder):
                 series_cases(folder, folder.name, choice, found)
-            elif not files:
+            elif not inside:
                 nested_cases(source, folder, choice, found)
         except Unusable as error:
             found.problems[printable(folder.name)] = str(error)
     join_parts(found)
+    set_shared_labels_apart(found)
+    remark_unlabelled(found)
     return found
 
 
 def _has_dicom(folder: Path) -> bool:
-    return any(map(looks_like_dicom, _entries(folder)))
-
-
-def _folders(source: Path) -> list[Path]:
-    return [path for path in _entries(source) if os.path.isdir(path) and not path.name.startswith(".")]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """Entries of a folder, sorted; nothing if there is no such folder."""
-    try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
-    except OSError as error:
-        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    return any(map(looks_like_dicom, entries(folder)))
 
 
 def is_label_picture(path: Path) -> bool:
@@ -391,8 +350,8 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     if not source.is_dir():
         raise UsageError(f"{source}: no such file or folder; give label maps")
     try:
-        found = _label_pictures(source) | {case_name(path): path for path in _entries(source) if is_volume(path)}
-        for subject in _folders(source):
+        found = _label_pictures(source) | {case_name(path): path for path in entries(source) if is_volume(path)}
+        for subject in folders(source):
             label = _only_volume(subject / label_key) or _only_label_picture(subject / label_key)
             if label is not None:
                 found[subject.name] = label
@@ -410,7 +369,7 @@ def _label_pictures(folder: Path) -> dict[str, Path]:
     """Case name to the label picture of that case in a folder."""
     found: dict[str, Path] = {}
     marked: dict[str, bool] = {}
-    for path in _masks_among(_entries(folder)):
+    for path in _masks_among(entries(folder)):
         case, has_ending = _labelled_case(path)
         if case in found and marked[case] == has_ending:
             raise Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
@@ -427,7 +386,7 @@ def _masks_among(paths: Sequence[Path]) -> list[Path]:
 
 
 def _only_label_picture(folder: Path) -> Path | None:
-    pictures = _masks_among(_entries(folder))
+    pictures = _masks_among(entries(folder))
     if len(pictures) > 1:
         raise Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
     return pictures[0] if pictures else None

@@ -81,11 +81,40 @@ def read_label_map(
         kinds = dict.fromkeys(text.split(": ", 1)[1] for text in texts)
         return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(kinds))
     kind = kind_of_object(path)
+    if kind is None and any(file.value is not None for file in case.labels):
+        return _united(case, image)
     if kind is None:
         return LabelMap(volume=read_mask_volume(path, image))
     read = read_segmentation if kind == "seg" else read_structure_set
     volume, names = read(path, _series_of(case, path))
     return LabelMap(volume=volume, names=names)
+
+
+def _united(case: CaseFiles, image: Image) -> LabelMap:
+    """Masks of one class each as a label map, as `read_mask` unites those of pictures: everything but 0 is marked.
+
+    Where masks overlap, the later one counts, but one that lies wholly inside another keeps its place.
+    """
+    labels = np.zeros(image.shape, np.uint16)
+    sizes: dict[int, int] = {}
+    overlaps = 0
+    for file in case.labels:
+        area = read_mask_volume(file.path, image).data > 0
+        before = np.bincount(labels[area], minlength=1)
+        kept = [value for value, size in sizes.items() if value < len(before) and 0 < size == before[value]]
+        kept = (
+            kept if int(before.sum()) > sum(int(before[value]) for value in kept) else []
+        )  # equal masks: the later one
+        overlaps += int(before[1:].sum()) - sum(int(before[value]) for value in kept)
+        if kept:
+            area &= ~np.isin(labels, kept)
+        value = int(file.value or 0)
+        for other in sizes:
+            sizes[other] -= int(before[other]) if other < len(before) and other not in kept else 0
+        labels[area] = value
+        sizes[value] = sizes.get(value, 0) + int(area.sum())
+    remarks = ("masks of several classes overlap; where they do, the last one by name counts",) if overlaps else ()
+    return LabelMap(volume=Volume(labels, image.affine), remarks=remarks)
 
 
 def read_mask_volume(path: Path, image: Image) -> Volume:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fedfactory.errors import UsageError
 from fedfactory.imaging.case_files import Found
+from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.patients import read_patient_table
 from fedfactory.imaging.pictures.finding import find_picture_cases
 
@@ -231,7 +232,7 @@ def test_pictures_alone_keep_names_that_look_like_masks(tmp_path):
 def test_a_folder_without_pictures_is_none_of_ours(tmp_path):
     make(tmp_path, "case0/image/scan.nii.gz", "case0/label/mask.nii.gz", "notes.txt")
     assert find_picture_cases(tmp_path, label_key="label") is None
-    make(tmp_path, "dataset.json", "imagesTr/a_0000.nii.gz")
+    make(tmp_path, "imagesTr/a_0000.nii.gz")
     assert find_picture_cases(tmp_path, label_key="label") is None
 
 
@@ -254,28 +255,30 @@ def test_folders_of_subjects(tmp_path):
 
 
 def test_nnunet(tmp_path):
-    make(tmp_path, "dataset.json", "imagesTr/c_1_0000.png", "imagesTr/c_2_0000.png", "imagesTr/c_3_0000.png")
+    make(tmp_path, "imagesTr/c_1_0000.png", "imagesTr/c_2_0000.png", "imagesTr/c_3_0000.png")
+    (tmp_path / "dataset.json").write_text("{}")
     make(tmp_path, "labelsTr/c_1.png", "labelsTr/c_2.png", "labelsTr/c_9.png")
-    found = find(tmp_path)
+    found = find_cases(tmp_path)
     assert pairs(found, tmp_path) == {
         "c_1": ("imagesTr/c_1_0000.png", "labelsTr/c_1.png"),
         "c_2": ("imagesTr/c_2_0000.png", "labelsTr/c_2.png"),
         "c_3": ("imagesTr/c_3_0000.png",),
     }
-    assert set(found.remarks) == {"c_3", "labelsTr/c_9.png"}
+    assert set(found.remarks) == {"c_3"} and set(found.passed_over) == {tmp_path / "labelsTr" / "c_9.png"}
     make(tmp_path, "imagesTr/c_1_0001.png", "imagesTr/c_2_0001.png")
-    found = find(tmp_path)
+    found = find_cases(tmp_path)
     assert pairs(found, tmp_path)["c_1"] == ("imagesTr/c_1_0000.png", "imagesTr/c_1_0001.png", "labelsTr/c_1.png")
     assert "has no channel 1" in found.problems["c_3"]
-    assert pairs(find(tmp_path, image_key="1"), tmp_path)["c_2"] == ("imagesTr/c_2_0001.png", "labelsTr/c_2.png")
+    assert pairs(find_cases(tmp_path, image_key="1"), tmp_path)["c_2"] == ("imagesTr/c_2_0001.png", "labelsTr/c_2.png")
     with pytest.raises(UsageError, match="image_key is 'red'"):
-        find(tmp_path, image_key="red")
+        find_cases(tmp_path, image_key="red")
 
 
 def test_numbers_of_nnunet_cases_are_no_channels(tmp_path):
-    make(tmp_path, "dataset.json", "imagesTr/polyp_0001.png", "imagesTr/polyp_0002.png", "labelsTr/polyp_0001.png")
+    make(tmp_path, "imagesTr/polyp_0001.png", "imagesTr/polyp_0002.png", "labelsTr/polyp_0001.png")
+    (tmp_path / "dataset.json").write_text("{}")
     make(tmp_path, "labelsTr/polyp_0002.png", "imagesTr/polyp_0321.png")
-    assert set(pairs(find(tmp_path), tmp_path)) == {"polyp_0001", "polyp_0002", "polyp_0321"}
+    assert set(pairs(find_cases(tmp_path), tmp_path)) == {"polyp_0001", "polyp_0002", "polyp_0321"}
 
 
 # patients

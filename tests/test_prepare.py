@@ -19,6 +19,7 @@ from fedfactory.node.store.patient_split import split_patients
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
+from fedfactory.node.store.store_warnings import patients_line, store_warnings
 from helpers import ball_volume, folder_bytes, oriented, write_dicom, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -117,7 +118,8 @@ def test_a_prepared_site_holds_scaled_images_and_its_labels(store):
     assert [case.name for case in store.cases] == ["case0", "case1", "case2"]
     means = [float(store.images[:, 0][store.labels == k].mean()) for k in range(3)]
     assert means[0] < means[1] < means[2]
-    assert store.warnings == []
+    (warning,) = store.warnings
+    assert "none of 3 patients is held out" in warning
     store.verify()
 
 
@@ -339,7 +341,23 @@ def test_names_that_hide_the_patients_get_a_warning(tmp_path):
     store = prepare(tmp_path / "s", tmp_path / "out", CONFIG).store
     assert any("--patient-pattern" in text for text in store.warnings)
     pattern = replace(CONFIG, patient_pattern=r"T1_(\d+)")
-    assert prepare(tmp_path / "s", tmp_path / "out2", pattern).store.warnings == []
+    (warning,) = prepare(tmp_path / "s", tmp_path / "out2", pattern).store.warnings
+    assert "none of 4 patients is held out" in warning
+
+
+def test_the_patients_are_shown_and_a_site_without_any_held_out_is_warned(site, tmp_path):
+    store = prepare(site, tmp_path / "out", CONFIG).store
+    assert patients_line(store.cases) == "3 cases, 3 patients (3 train): case0, case1, case2"
+    assert "3 cases, 3 patients (3 train): case0, case1, case2" in (tmp_path / "out" / "quality.html").read_text()
+    together = [replace(case, patient="a", split="test") if case.name != "case1" else case for case in store.cases]
+    assert patients_line(together) == "3 cases, 2 patients (1 train, 1 test): a (2 cases), case1"
+
+    def warns(cases, **given) -> bool:
+        texts = store_warnings(cases, store.format, classes=3, without_image=[], config=replace(CONFIG, **given))
+        return any("held out" in text for text in texts)
+
+    assert warns(store.cases) and not warns(together)
+    assert not warns(store.cases, split="train") and not warns(store.cases, validation_share=0, test_share=0)
 
 
 def test_the_quality_page_shows_every_case_and_loads_nothing_from_the_network(site, tmp_path):

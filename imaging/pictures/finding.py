@@ -8,13 +8,12 @@ from pathlib import Path
 
 from ...errors import UsageError
 from ..case_files import CaseFiles, Found, LabelFile, is_label_table, printable
-from ..slice_format import MAX_CHANNELS
 from .decoding import is_mask, is_picture
 from .layout_names import (
-    IMAGE_FOLDERS,
-    LABEL_FOLDERS,
     MANUAL_FOLDERS,
     OTHER_MASKS,
+    is_image_folder,
+    is_label_folder,
     plain,
     stem,
     without_mask_suffix,
@@ -25,7 +24,6 @@ from .matching import Group, add_cases, label_problem, place
 IMAGE_KEY, LABEL_KEY = "image", "label"  # with these, the usual names of folders are tried
 BACKGROUND_FOLDERS = ("background", "bg")
 UNREAD_ENDINGS = (".gif", ".webp", ".jp2", ".heic", ".avif")
-CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net names channels case_0000.png, case_0001.png, ...
 LIKE_MASKS = re.compile(r"mask|label|annot|truth|segment|manual|(^|_)(gt|seg)(_|$)")
 
 
@@ -33,7 +31,6 @@ def find_picture_cases(source: Path, *, label_key: str | None, image_key: str = 
     """All pictures of a folder with their masks, sorted by name.
 
     The layouts are:
-    - nnU-Net raw data sets (`dataset.json`, `imagesTr`, `labelsTr`);
     - `SUBJECT/image/` with one picture and `SUBJECT/label/` with its masks;
     - a folder of pictures beside a folder of masks (`images/` and `masks/`, and other usual names), or pictures with
       the folder of masks among them;
@@ -47,54 +44,16 @@ def find_picture_cases(source: Path, *, label_key: str | None, image_key: str = 
     Args:
         source: the folder.
         label_key: name of the folder of masks; "label" tries the usual names too, None reads no masks.
-        image_key: name of the folder of pictures; "image" tries the usual names too. For nnU-Net its channel number, or
-            "image" for all channels.
+        image_key: name of the folder of pictures; "image" tries the usual names too.
 
     Returns: cases; None if there are no pictures in any of these layouts. What is missing or was not used is in
         `Found.problems` and `Found.remarks`.
     Raises: UsageError if a folder is unreadable, the layout is ambiguous, or no mask of a folder fits a picture.
     """
     source = Path(source)
-    if (source / "dataset.json").is_file():
-        found = _nnunet(source, image_key, label_key)
-    else:
-        found = _subjects(source, image_key, label_key) or _folders_of_pictures(source, image_key, label_key)
+    found = _subjects(source, image_key, label_key) or _folders_of_pictures(source, image_key, label_key)
     if found is not None:
         found.cases.sort(key=lambda case: case.name)
-    return found
-
-
-def _nnunet(source: Path, image_key: str, label_key: str | None) -> Found | None:
-    pictures = _pictures(source / "imagesTr")
-    if not pictures:
-        return None
-    labels = {stem(path): path for path in reversed(_masks(source / "labelsTr"))} if label_key else {}
-    files: dict[str, dict[int, Path]] = {}
-    for path in pictures:
-        numbered = CHANNEL.fullmatch(stem(path))
-        known = numbered is not None and int(numbered[2]) < MAX_CHANNELS and stem(path) not in labels
-        name, number = (numbered[1], int(numbered[2])) if known else (stem(path), 0)
-        if files.setdefault(name, {}).setdefault(number, path) != path:
-            raise UsageError(f"{path}: channel {number} of {name} is there twice; keep one file")
-    wanted = sorted({number for channels in files.values() for number in channels})
-    if image_key != IMAGE_KEY:
-        if not all(key.strip().isdecimal() for key in image_key.split(",")):
-            raise UsageError(f"image_key is '{image_key}'; an nnU-Net data set numbers its channels, choose 0 or 0,1")
-        wanted = [int(key) for key in image_key.split(",")]
-    found = Found()
-    for name, channels in files.items():
-        lacking = [number for number in wanted if number not in channels]
-        if lacking:
-            found.problems[printable(name)] = f"{source / 'imagesTr' / name}: has no channel {lacking[0]}; add its file"
-            continue
-        label = (LabelFile(labels[name]),) if name in labels else ()
-        found.cases.append(CaseFiles(printable(name), tuple(channels[number] for number in wanted), label))
-        if labels and not label:
-            found.remarks[printable(name)] = "has no mask, so it counts as unlabelled"
-    for name in sorted(labels.keys() - files.keys()):
-        found.remarks[place(labels[name])] = "has no picture of its name, so it is not used"
-    if labels and not any(case.labels for case in found.cases):
-        raise _no_match(source / "labelsTr", list(labels.values()))
     return found
 
 
@@ -202,7 +161,7 @@ def _one_folder(folder: Path, label_key: str | None) -> Group:
 def _image_folder(folder: Path, image_key: str) -> Path | None:
     if _has_pictures(folder / image_key):
         return folder / image_key
-    usual = [sub for sub in _folders(folder) if plain(sub.name) in IMAGE_FOLDERS and _has_pictures(sub)]
+    usual = [sub for sub in _folders(folder) if is_image_folder(sub) and _has_pictures(sub)]
     return _only(folder, usual, "image_key") if image_key == IMAGE_KEY else None
 
 
@@ -213,7 +172,7 @@ def _label_folder(
         return None
     others = [sub for sub in _folders(folder) if sub != images and _has_labels(sub)]
     manual = [sub for sub in others if plain(sub.name) in MANUAL_FOLDERS]
-    usual = [] if manual_elsewhere else [sub for sub in others if plain(sub.name) in LABEL_FOLDERS]
+    usual = [] if manual_elsewhere else [sub for sub in others if is_label_folder(sub)]
     exact = [sub for sub in others if sub.name == label_key]
     chosen = _only(folder, exact or (manual or usual if label_key == LABEL_KEY else []), "label_key")
     for sub in others:

@@ -12,6 +12,9 @@ LABEL_FOLDERS = (
     "label", "labels", "mask", "masks", "annotation", "annotations", "ground_truth", "ground_truths", "groundtruth",
     "groundtruths", "gt", "segmentation", "segmentations",
 )  # fmt: skip
+# Of the challenges of the International Skin Imaging Collaboration, such as ISIC2018_Task1-2_Training_Input.
+IMAGE_FOLDER = re.compile(r"is(ic|bi)[_0-9].*_(input|data)")
+LABEL_FOLDER = re.compile(r"is(ic|bi)[_0-9].*_groundtruth")
 OTHER_MASKS = {
     "mask": "the field of view",
     "masks": "the field of view",
@@ -30,6 +33,18 @@ PICTURE_SUFFIX = re.compile(r"[ _-](training|test|image|img|orig|original)$", re
 def plain(name: str) -> str:
     """The name of a folder as the lists above have it."""
     return re.sub(r"[ -]+", "_", name.strip().lower())
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a folder has a usual name of folders of pictures."""
+    name = plain(path.name)
+    return name in IMAGE_FOLDERS or IMAGE_FOLDER.fullmatch(name) is not None
+
+
+def is_label_folder(path: Path) -> bool:
+    """Whether a folder has a usual name of folders of masks."""
+    name = plain(path.name)
+    return name in LABEL_FOLDERS or LABEL_FOLDER.fullmatch(name) is not None
 
 
 def stem(path: Path) -> str:

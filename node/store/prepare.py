@@ -364,7 +364,9 @@ class _Run:
             site=self.config.site,
             format=fmt,
             arrays=arrays.close(cases),
-            warnings=tuple(store_warnings(cases, fmt, classes=classes, without_image=without_image)),
+            warnings=tuple(
+                store_warnings(cases, fmt, classes=classes, without_image=without_image, config=self.config)
+            ),
             cases=tuple(cases),
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
         )

@@ -14,6 +14,7 @@ from ...imaging.images import HISTOGRAM_BINS
 from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_format import UNLABELLED
 from .slice_store import Case, SliceStore
+from .store_warnings import patients_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,14 +35,11 @@ NOTE = (
 def write_quality_page(store: SliceStore, path: Path) -> None:
     """Montage, histograms, warnings and a table of cases as one HTML file."""
     labelled = sum(case.labelled for case in store.cases)
-    splits = ", ".join(
-        f"{sum(case.split == part for case in store.cases)} {part}" for part in ("train", "validation", "test")
-    )
     body = [
         f"<h1>Slice store of domain {html.escape(store.domain)}</h1>",
         f'<p class="note">{NOTE}</p>',
-        f"<p>{len(store.cases)} cases of {len({case.patient for case in store.cases})} patients ({splits}), {labelled} "
-        f"with {html.escape(store.label_kind)} labels; {_format(store)}</p>",
+        f"<p>{html.escape(patients_line(store.cases))}.</p>",
+        f"<p>{labelled} cases with {html.escape(store.label_kind)} labels; {_format(store)}</p>",
         "<h2>Warnings</h2>",
         "".join(f"<p>{html.escape(text)}</p>" for text in store.warnings) or "<p>none</p>",
         "<h2>Slices</h2>",

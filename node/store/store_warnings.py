@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
 
 from ...imaging.case_sizes import CaseSize, size_warnings
+from ...imaging.patients import doubts, patient_of
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import span_around
+from .patient_split import SPLITS
+from .prepare_config import PrepareConfig
 from .slice_store import Case
 
 CLIPPED = 0.05  # share of a case's voxels far outside the site's intensity window
@@ -19,7 +22,9 @@ CUT_OFF = 0.01  # share of a volume's width that does not fit into the slices
 NAMES = 5  # cases named in one sentence
 
 
-def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without_image: list[str]) -> list[str]:
+def store_warnings(
+    cases: list[Case], fmt: SliceFormat, *, classes: int, without_image: list[str], config: PrepareConfig
+) -> list[str]:
     """One sentence per kind of oddity. Names stay at the site."""
     findings = [
         ("of one volume, under several names", _duplicates(cases)),
@@ -43,12 +48,41 @@ def store_warnings(cases: list[Case], fmt: SliceFormat, *, classes: int, without
         case for case in cases if remark in case.facts.remarks)) for remark in _remarks(cases)]  # fmt: skip
     sentences = [f"{len(names)} cases {what}: {_some(names)}" for what, names in findings if names]
     sentences += [] if fmt.pictures else size_warnings([_size(case) for case in cases])
-    if len(cases) > 1 and len({case.patient for case in cases}) == 1:
-        sentences.append(
+    sentences += _patient_warnings(cases, config)
+    return sentences + _unused_classes(cases, classes)
+
+
+def patients_line(cases: list[Case]) -> str:
+    """How many patients the cases have and who they are, such as "10 cases, 4 patients: 002 (3 cases), ...".
+
+    The numbers of patients in the parts of the split follow the number of all.
+    """
+    groups = Counter(case.patient for case in cases)
+    split = {case.patient: case.split for case in cases}
+    parts = ", ".join(f"{count} {part}" for part in SPLITS if (count := list(split.values()).count(part)))
+    rising = sorted(groups, key=lambda patient: (-groups[patient], patient))
+    names = [f"{patient} ({groups[patient]} cases)" if groups[patient] > 1 else patient for patient in rising]
+    return f"{len(cases)} cases, {len(groups)} patients ({parts}): {_some(names)}"
+
+
+def _patient_warnings(cases: list[Case], config: PrepareConfig) -> list[str]:
+    """What is unusual about the patients, or about those who are held out."""
+    patients = {case.patient for case in cases}
+    if len(cases) > 1 and len(patients) == 1:
+        return [
             f"all {len(cases)} cases seem to be of one patient ('{cases[0].patient}') and none is held out; run "
             "`fedfactory prepare` with a --patient-pattern that finds the patient in a case's name"
+        ]
+    texts = []
+    drawn = config.split is None and config.validation_share + config.test_share > 0
+    if drawn and len(patients) > 1 and all(case.split == "train" for case in cases):
+        share = max(config.validation_share, config.test_share)
+        texts.append(
+            f"none of {len(patients)} patients is held out, since {share:.0%} of them is less than one; for scores on "
+            "other patients, raise --validation-share or --test-share, or add cases of other patients"
         )
-    return sentences + _unused_classes(cases, classes)
+    guessed = {case.name: case.patient for case in cases if case.patient == patient_of(case.name, None)}
+    return texts + (doubts(guessed) if config.patients is None and config.patient_pattern is None else [])
 
 
 def _names(cases: Iterable[Case]) -> list[str]:

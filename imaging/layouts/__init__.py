@@ -1,0 +1,1 @@
+"""Layouts of volumes that public data sets and other programs have."""
