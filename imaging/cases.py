@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UsageError
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
 from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
+from .formats.kinds import SUFFIXES, voxel_file
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import without_mask_suffix
@@ -34,10 +36,10 @@ def find_cases(
     """All cases below `source`, sorted by name.
 
     Args:
-        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
-            DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
-            files or DICOM series in it or in its subfolders (no labels). If it holds no volumes: pictures, see
-            `fedfactory.imaging.pictures.finding`.
+        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI, NRRD or
+            MetaImage file or one DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a
+            folder with such files or series in it or in its subfolders (no labels). If it holds no volumes: pictures,
+            see `fedfactory.imaging.pictures.finding`.
         image_key: modality folder of the image; several, separated by commas, make one image of several channels. For
             nnU-Net its channel numbers, or "image" for all of them.
         label_key: modality folder of the label map or table; None reads no labels.
@@ -62,10 +64,18 @@ def find_cases(
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
-            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/"
+            "dataset.json, NIfTI, NRRD or MetaImage files, folders of DICOM files, or pictures in images/"
         )
-    found.cases.sort(key=lambda case: case.name)
+    found.cases = sorted(map(_with_voxels, found.cases), key=lambda case: case.name)
     return found
+
+
+def _with_voxels(case: CaseFiles) -> CaseFiles:
+    """The case with the files of voxels that belong to headers of NRRD and MetaImage."""
+    files = [file for file in case.channels if isinstance(file, Path)] + [label.path for label in case.labels]
+    files += [case.mask] if case.mask is not None else []
+    voxels = [data for file in files if (data := voxel_file(file)) is not None]
+    return replace(case, voxels=tuple(voxels)) if voxels else case
 
 
 def _image_files(files: Sequence[Path], channels: int, *, fill_missing: bool) -> list[CaseFiles]:
@@ -113,7 +123,7 @@ def find_images(
     """Images without their labels, in the order of the paths.
 
     Args:
-        paths: NIfTI files, pictures, folders with one DICOM series, or whole data sets, see `find_cases`.
+        paths: files of volumes, pictures, folders with one DICOM series, or whole data sets, see `find_cases`.
         image_key: modality folders of the images in a data set, see `find_cases`.
         channels: that an image has. If it has several, files whose names end in the numbers of channels (_0000, _0001
             and so on, as nnU-Net writes them) are one image.
@@ -138,7 +148,8 @@ def find_images(
             found.cases += part.cases
             found.problems |= part.problems
             found.remarks |= part.remarks
-    found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
+    images = map(_with_voxels, _image_files(files, channels, fill_missing=fill_missing))
+    found.cases = [*images, *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
@@ -283,7 +294,7 @@ def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]
 
 
 def _nnunet_label(source: Path, case: str) -> Path | None:
-    return next((path for s in (".nii.gz", ".nii") if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
+    return next((path for s in SUFFIXES if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
 
 
 def _channel_number(key: str) -> int:
@@ -344,7 +355,7 @@ def is_label_picture(path: Path) -> bool:
 
 
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
-    """Label maps by case name: NIfTI files and pictures.
+    """Label maps by case name: files of volumes and pictures.
 
     The case of a label picture is its name without an ending that tells a mask, such as `_segmentation`. Such a picture
     is the label map of its case when another one has the plain name: that is the picture itself. A picture beside a
@@ -371,7 +382,7 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
         raise UsageError(str(error)) from None
     if not found:
         raise UsageError(
-            f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP or GIF pictures, or "
+            f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP or GIF pictures, or "
             f"CASE/{label_key}/ with one such file each"
         )
     return found

@@ -12,12 +12,13 @@ from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
-from .case_files import CaseFiles, ImageFile
+from .case_files import CaseFiles, ImageFile, Reading
 from .class_names import numbers_of
+from .formats.label_values import LabelValues
 from .images import Image, on_grid_of
 from .pictures.decoding import is_mask
 from .pictures.masks import read_mask
-from .volume_files import read_volume
+from .volume_files import AS_STORED, read_volume
 from .volumes import Volume
 
 
@@ -61,6 +62,7 @@ def read_label_map(
     *,
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     class_numbers: bool = False,
+    values: LabelValues | None = None,
 ) -> LabelMap:
     """The labels of a case.
 
@@ -69,6 +71,8 @@ def read_label_map(
         image: of the case, for its grid.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         class_numbers: whether the masks of pictures hold class numbers even where they look like yes and no.
+        values: class of each value in label maps of volumes; DICOM objects tell their classes themselves. None takes
+            the values for class numbers.
 
     Raises: VolumeError or UsageError naming a file that cannot be used, or does not lie on the image.
     """
@@ -82,16 +86,18 @@ def read_label_map(
         return LabelMap(volume=Volume(labels[..., None], image.affine), remarks=tuple(kinds))
     kind = kind_of_object(path)
     if kind is None:
-        return LabelMap(volume=read_mask_volume(path, image))
+        return LabelMap(volume=read_mask_volume(path, image, reading=case.reading, values=values))
     read = read_segmentation if kind == "seg" else read_structure_set
     volume, names = read(path, _series_of(case, path))
     return LabelMap(volume=volume, names=names)
 
 
-def read_mask_volume(path: Path, image: Image) -> Volume:
-    """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
+def read_mask_volume(
+    path: Path, image: Image, *, reading: Reading = AS_STORED, values: LabelValues | None = None
+) -> Volume:
+    """A label map on the grid of its image, uint16, see `read_volume`. Raises: VolumeError if it is of another grid."""
     grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
-    return on_grid_of(grid, read_volume(path, integer=True), path)
+    return on_grid_of(grid, read_volume(path, integer=True, reading=reading, values=values), path)
 
 
 def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:

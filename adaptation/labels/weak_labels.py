@@ -19,6 +19,7 @@ from ...common.progress import track
 from ...errors import UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, file_name
 from ...imaging.cases import find_cases
+from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.image_reader import read_image
 from ...imaging.label_maps import read_label_map
 from ...imaging.pictures.decoding import write_picture
@@ -147,6 +148,7 @@ def weaken_folder(
     kind: str,
     *,
     label_key: str = "label",
+    values: LabelValues | None = None,
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     seed: int = 0,
 ) -> int:
@@ -157,6 +159,7 @@ def weaken_folder(
         out: new folder, with SUBJECT/image (image0, image1, ... of several channels) and SUBJECT/label.
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
         label_key: modality folder of the label maps.
+        values: class of each value in label maps of volumes; None takes the values for class numbers.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
 
@@ -175,9 +178,12 @@ def weaken_folder(
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image = read_image(case.channels)
-            label = read_label_map(case, image, colours=colours).volume
+            label = read_label_map(case, image, colours=colours, values=values).volume
             if (highest := int(label.data.max())) >= UNLABELLED:
-                raise VolumeError(f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest")
+                raise VolumeError(
+                    f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest; give every value its "
+                    f"class, such as {suggestion(np.unique(label.data))}"
+                )
             weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
             _write_copy(folder / file_name(case.name), case, Volume(weak, label.affine), kind=kind)
     return len(labelled)

@@ -14,6 +14,7 @@ from ...errors import UsageError, VolumeError
 from ...imaging.archive.series import patient_key
 from ...imaging.case_files import CaseFiles
 from ...imaging.case_sizes import cut_labels
+from ...imaging.formats.label_values import suggestion
 from ...imaging.image_reader import read_image
 from ...imaging.images import Box, Image, ImageFacts, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
@@ -132,6 +133,8 @@ def digest_of(case: CaseFiles) -> str:
     values = [label.value for label in case.labels if label.value is not None]
     if missing or values:
         whole.update(f"{missing} {values}".encode())
+    if case.reading.frame is not None:
+        whole.update(f"frame {case.reading.frame}".encode())
     for path in case.files:
         if not os.path.isfile(path):  # opening a pipe would wait for ever
             raise VolumeError(f"{path}: no such file, or no regular one; give an ordinary file")
@@ -145,7 +148,7 @@ def digest_of(case: CaseFiles) -> str:
 def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     """Raises: VolumeError or UsageError naming the file of an unusable case."""
     digest = digest_of(case)
-    image = read_image(case.channels, max_pixels=config.max_pixels)
+    image = read_image(case.channels, max_pixels=config.max_pixels, reading=case.reading)
     box = image.box(plane=config.plane, crop=config.crop, published=config.compatibility == "published")
     centre = centre_of(case.name, image, config=config)
     refuse_beside(case.name, centre, box=box, config=config)
@@ -171,7 +174,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
-    image = read_image(case.channels, fmt=fmt, max_pixels=config.max_pixels)
+    image = read_image(case.channels, fmt=fmt, max_pixels=config.max_pixels, reading=case.reading)
     grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt, centre=seen.centre)
     known = image.facts(plane=fmt.plane, box=seen.box) if seen.image is None else seen.image
     labels = presence = gaze = reference = None
@@ -213,20 +216,24 @@ def _patient(case: CaseFiles, config: PrepareConfig) -> str:
 
     Raises: UsageError if there is a table without a row for the case.
     """
+    subject = case.subject or case.name
     if config.patients is not None:
-        if case.name not in config.patients:
-            raise UsageError(f"{case.name}: has no row in the table of patients; add one")
-        return config.patients[case.name]
+        if found := config.patients.get(case.name) or config.patients.get(subject):
+            return found
+        raise UsageError(f"{subject}: has no row in the table of patients; add one")
     first = next(files for files in case.channels if files is not None)
     from_header = patient_key(first) if config.patient_pattern is None and isinstance(first, tuple) else None
-    return from_header or patient_of(case.name, config.patient_pattern)
+    return from_header or patient_of(subject, config.patient_pattern)
 
 
 def _read_label(case: CaseFiles, image: Image, config: PrepareConfig) -> LabelMap:
     path = case.labels[0].path
     if is_table(path):
         raise UsageError(f"{path}: is a table, but label_kind is '{config.label_kind}'; give a label map")
-    found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse)
+    values, unlabelled = config.label_values, config.unlabelled_value
+    if values is not None and unlabelled is not None:
+        values = values.with_unlabelled(unlabelled)
+    found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse, values=values)
     return found.with_class_names(config.class_names, path)
 
 
@@ -235,7 +242,7 @@ def _mask_ends(case: CaseFiles, image: Image, config: PrepareConfig, *, ends: tu
 
     The published program loses the last slice.
     """
-    mask = read_mask_volume(case.mask, image).turned(config.plane).data
+    mask = read_mask_volume(case.mask, image, reading=case.reading).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(touched):
         return ends
@@ -248,19 +255,20 @@ def _with_mask_class(case: CaseFiles, image: Image, label: Volume) -> Volume:
     """Label values raised by 1, and label 1 for the rest of the mask."""
     if case.mask is None:
         return Volume(np.where(label.data > 0, label.data + 1, 0).astype(np.uint16), label.affine)
-    mask = read_mask_volume(case.mask, image).data > 0
+    mask = read_mask_volume(case.mask, image, reading=case.reading).data > 0
     return Volume(np.where(label.data > 0, label.data + 1, mask).astype(np.uint16), label.affine)
 
 
 def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume:
     """The label map with 255 where nobody annotated. Raises VolumeError for labels out of range."""
     data, nobody = label.data, None
-    if config.unlabelled_value is not None:
-        nobody = data == config.unlabelled_value
+    if config.unlabelled_value is not None:  # label values have made it 255 already
+        nobody = data == (config.unlabelled_value if config.label_values is None else UNLABELLED)
         data = np.where(nobody, 0, data)
     limit = MAX_CLASSES if config.classes is None else config.classes
     if (highest := int(data.max())) >= limit:
-        raise VolumeError(f"{path}: holds label {highest}; {limit - 1} is the highest that is expected")
+        way = "" if config.label_values else f"; give every value its class, such as {suggestion(np.unique(data))}"
+        raise VolumeError(f"{path}: holds label {highest}; {limit - 1} is the highest that is expected{way}")
     data = data.astype(np.uint8)
     if nobody is not None:
         data[nobody] = UNLABELLED

@@ -1,0 +1,82 @@
+"""Cases of files that hold several volumes, such as the frames of a cine: one case for each, or one frame of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import UsageError
+from ..case_files import NAN, CaseFiles, Found, Reading, Unusable
+from .kinds import frames_of
+
+EACH, FIRST = "each", "first"
+
+
+def check_reading(frames: str | None, nan: str | None) -> None:
+    """Raises: UsageError if one of them is no choice; None is the default of either."""
+    if frames not in (None, EACH, FIRST) and not _is_number(frames):
+        raise UsageError(f"frames is '{frames}'; choose {EACH}, {FIRST}, or the number of a frame, from 1 up")
+    if nan not in (None, *NAN):
+        raise UsageError(f"nan is '{nan}'; choose {' or '.join(NAN)}")
+
+
+def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None:
+    """Tell the cases how their volumes are read.
+
+    Args:
+        found: the cases; those of several frames are replaced by one case for each frame that is asked for, or named
+            among the problems. Cases of one volume stay.
+        frames: "each" makes every frame a case, NAME_frame01 and so on, of one patient; its label map has as many
+            frames. "first" or a number, from 1, takes one frame under the case's own name; only for a number, which
+            says where it belongs, the label map may be a single volume. None: files of several frames are errors when
+            they are read.
+        nan: see `Reading`; None refuses.
+    """
+    check_reading(frames, nan)
+    reading = Reading(nan=nan or NAN[0])
+    cases, found.cases = found.cases, []
+    for case in cases:
+        try:
+            found.cases += _cases_of(replace(case, reading=reading), frames)
+        except Unusable as error:
+            found.problems[case.name] = str(error)
+
+
+def _cases_of(case: CaseFiles, frames: str | None) -> list[CaseFiles]:
+    """The cases that a case becomes. Raises: Unusable if its files do not hold equally many frames."""
+    images = [file for file in case.channels if isinstance(file, Path)]
+    counts = {file: frames_of(file) for file in images} if frames is not None else {}
+    count = max(counts.values(), default=1)
+    if frames is None or count == 1:
+        return [case]
+    for file, held in counts.items():
+        if held != count:
+            raise Unusable(f"{file}: holds {held} frames, another channel {count}; give channels of equally many")
+    for label in case.labels:
+        held = frames_of(label.path)
+        if held == 1 and not _is_number(frames):
+            raise Unusable(
+                f"{label.path}: is of one frame, the image has {count}; say which one by its number, such as --frames 1"
+            )
+        if held not in (1, count):
+            raise Unusable(f"{label.path}: holds {held} frames, the image {count}; both must be equal")
+    if frames == EACH:
+        digits = max(2, len(str(count)))
+        return [
+            replace(
+                case,
+                name=f"{case.name}_frame{number:0{digits}d}",
+                subject=case.name,
+                reading=replace(case.reading, frame=number),
+            )
+            for number in range(1, count + 1)
+        ]
+    number = 1 if frames == FIRST else int(frames)
+    if number > count:
+        raise Unusable(f"{images[0]}: has no frame {number}; it has the frames 1 to {count}")
+    return [replace(case, reading=replace(case.reading, frame=number))]
+
+
+def _is_number(frames: str) -> bool:
+    """Whether this is the number of a frame."""
+    return frames.isascii() and frames.isdecimal() and len(frames) < 7 and int(frames) > 0
