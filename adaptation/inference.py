@@ -14,9 +14,11 @@ from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
 from ..imaging.archive.segmentation_writer import write_segmentation
-from ..imaging.case_files import CaseFiles, file_name
+from ..imaging.case_files import CaseFiles, Found, file_name
 from ..imaging.cases import find_images
 from ..imaging.centre_table import CentreSource
+from ..imaging.formats.frames import choose_reading
+from ..imaging.formats.label_values import original_values
 from ..imaging.image_reader import read_image
 from ..imaging.images import Image
 from ..imaging.overlays import strip
@@ -42,12 +44,15 @@ class Outputs:
             contours.
         dicom_seg: `<case>.dcm`, a DICOM segmentation that refers to the series; of DICOM series only.
         views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
+        original_values: whether label maps have the values of the labelled site's files in place of class numbers;
+            probabilities, pictures and DICOM segmentations keep class numbers.
     """
 
     probabilities: bool = False
     pictures: bool = False
     dicom_seg: bool = False
     views: int = 1
+    original_values: bool = False
 
 
 def segment(
@@ -58,19 +63,24 @@ def segment(
     outputs: Outputs | None = None,
     image_key: str = "image",
     fill_missing: bool = False,
+    frames: str | None = None,
+    nan: str | None = None,
     centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
     """Segment images.
 
     Args:
-        images: NIfTI files, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names must
-            differ.
+        images: files of volumes, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names
+            must differ.
         models: segmenter files; the probabilities of several are averaged.
-        out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape; `<case>.png` of pictures.
+        out: new folder for `<case>.nii.gz` label maps, with the images' affine and shape, whatever format the images
+            have; `<case>.png` of pictures.
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
         fill_missing: whether a channel that an image lacks is background; otherwise it is refused.
+        frames: "each", "first" or a number, of files that hold several volumes, see `choose_reading`.
+        nan: what becomes of NaN and infinite voxels, see `Reading`; None: as in the models' slice format.
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
@@ -90,12 +100,18 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing)
+        if outputs.original_values and not segmenter.card.original_values:
+            raise UsageError(f"{model}: the labels that it learnt from are class numbers; leave original_values out")
+    found = find_images(
+        images, image_key=image_key, channels=1 if fmt.pictures else fmt.channels, fill_missing=fill_missing
+    )
+    choose_reading(found, frames=frames, nan=nan or fmt.nan)
+    cases = _cases(found, fmt, outputs)
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
-            image = read_image(case.channels, fmt=fmt)
+            image = read_image(case.channels, fmt=fmt, reading=case.reading)
             try:
                 grid, found = slice_probabilities(
                     image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
@@ -111,12 +127,8 @@ def segment(
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(
-    images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str, fill_missing: bool
-) -> list[CaseFiles]:
+def _cases(found: Found, fmt: SliceFormat, outputs: Outputs) -> list[CaseFiles]:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
-    channels = 1 if fmt.pictures else fmt.channels
-    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing)
     for problem in found.problems.values():
         raise UsageError(problem)
     if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):
@@ -141,7 +153,10 @@ def _write(
             (folder / CONTOURS).mkdir(exist_ok=True)
             write_picture(folder / CONTOURS / f"{name}.png", with_contours(shown, flat))
         return
-    write_volume(folder / f"{name}.nii.gz", labels)
+    written = labels
+    if outputs.original_values:
+        written = Volume(original_values(labels.data, segmenter.card.originals), labels.affine)
+    write_volume(folder / f"{name}.nii.gz", written)
     if outputs.pictures:
         _strip(folder / f"{name}.png", Volume(image.shown(), image.affine), labels, plane=fmt.plane)
     if outputs.dicom_seg:
@@ -188,7 +203,7 @@ def _places(cases: Sequence[CaseFiles], centres: CentreSource, fmt: SliceFormat)
     places, reasons = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = centres.voxel_in(case.name, read_image(case.channels, fmt=fmt))
+            places[case.name] = centres.voxel_in(case.name, read_image(case.channels, fmt=fmt, reading=case.reading))
         except VolumeError as error:
             reasons[case.name] = str(error)
     if reasons:

@@ -21,13 +21,16 @@ from .options import (
     Device,
     Encoder,
     Engine,
+    Frames,
     ImageKey,
     LabelledFactoryFile,
+    LabelValuesOption,
     LearningRate,
     LocaliserFile,
     Memory,
     Minutes,
     MissingChannels,
+    Nan,
     Network,
     NetworkSize,
     OneTargetSlice,
@@ -41,6 +44,7 @@ from .options import (
     Width,
     Workers,
     centre_source,
+    label_values_of,
     listed,
     one_of,
     radians,
@@ -325,7 +329,8 @@ def adapt(
 @commands.command()
 def segment(
     images: Annotated[
-        list[Path], typer.Argument(help="NIfTI images, pictures, folders of DICOM files, or whole data sets.")
+        list[Path],
+        typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), pictures, folders of DICOM files, or whole data sets."),
     ],
     model: Annotated[
         list[Path], typer.Option("--model", "--ensemble", help="Segmenter file; the outputs of several are averaged.")
@@ -338,8 +343,17 @@ def segment(
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Write a DICOM segmentation of each DICOM series too.")
     ] = False,
+    original_values: Annotated[
+        bool,
+        typer.Option(
+            "--original-values",
+            help="Write the values of the labelled site's label maps (its --label-values) in place of class numbers.",
+        ),
+    ] = False,
     image_key: ImageKey = "image",
     missing_channels: MissingChannels = "refuse",
+    frames: Frames = None,
+    nan: Nan = None,
     views: Annotated[
         int,
         typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
@@ -355,9 +369,15 @@ def segment(
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run
 
-    outputs = Outputs(probabilities=probabilities, pictures=pictures, dicom_seg=dicom_seg, views=views)
+    outputs = Outputs(
+        probabilities=probabilities,
+        pictures=pictures,
+        dicom_seg=dicom_seg,
+        views=views,
+        original_values=original_values,
+    )
     given = {"image_key": image_key, "fill_missing": missing_channels == "fill", "centres": source, "device": device}
-    for path in run(images, model, out, outputs=outputs, **given):
+    for path in run(images, model, out, outputs=outputs, frames=frames, nan=nan, **given):
         console.print(str(path), markup=False)
 
 
@@ -369,6 +389,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     patient_pattern: PatientPattern = None,
+    label_values: LabelValuesOption = None,
     class_names: Annotated[
         str, typer.Option(help='Names to show in place of class numbers, such as "1=polyp,2=instrument".')
     ] = "",
@@ -379,7 +400,8 @@ def evaluate(
     """Score label maps against references, which must be on the images' own grids.
 
     Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are in
-    mm, those of pictures in pixels. A page beside the CSV file shows means, confidence intervals (bootstrap over
+    mm, those of pictures in pixels. --label-values gives the values of references their classes; predictions have
+    class numbers. A page beside the CSV file shows means, confidence intervals (bootstrap over
     patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
     others, get a warning.
     """
@@ -388,7 +410,8 @@ def evaluate(
     from ..imaging.class_names import parse_names
 
     names = parse_names(class_names)
-    found = run(predictions, references, out, patient_pattern=patient_pattern, names=names, check=check)
+    values = label_values_of(label_values)
+    found = run(predictions, references, out, patient_pattern=patient_pattern, values=values, names=names, check=check)
     cases, patients = ({getattr(score, name) for score in found.scores} for name in ("case", "patient"))
     console.print(
         f"{out}: {len(cases)} cases of {len(patients)} patients, mean foreground Dice {mean_dice(found.scores):.3f}, "

@@ -125,7 +125,8 @@ def _whole_numbers(path: Path, data: np.ndarray, values: LabelValues | None = No
     whole = np.round(data) if data.dtype.kind == "f" else data
     low, high = whole.min(), whole.max()
     if data.dtype.kind == "f" and (abs(data - whole) > LABEL_TOLERANCE).any():
-        raise VolumeError(f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers from 0 to 65535")
+        odd = float(data[abs(data - whole) > LABEL_TOLERANCE].flat[0])
+        raise VolumeError(f"{path}: holds values such as {odd:g}; labels must be whole numbers from 0 to 65535")
     if low < -LARGEST or high > LARGEST:
         raise VolumeError(f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers up to {LARGEST}")
     if values is not None:

@@ -352,7 +352,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
             network=FEDERATED,
             federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
             training=TrainingFacts(domain=public.domain),
-            class_names={str(value): name for value, name in public.class_names.items()},
+            **public.card_entries,
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
     with atomic_file(out / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -19,6 +19,7 @@ from ...errors import UsageError, VolumeError
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import find_labels, is_label_picture
 from ...imaging.class_names import check_names
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.patients import check_pattern, patient_of
 from ...imaging.volumes import Volume
 from .cross_check import CrossCheck
@@ -51,6 +52,7 @@ def evaluate(
     out: str | Path | None = None,
     *,
     patient_pattern: str | None = None,
+    values: LabelValues | None = None,
     names: Mapping[int, str] | None = None,
     check: bool = False,
 ) -> Evaluation:
@@ -65,6 +67,8 @@ def evaluate(
             intervals and pictures of the worst cases.
         patient_pattern: regular expression that finds the patient in a case's name, see `patient_of`; default: every
             case is a patient of its own.
+        values: class of each value in the references; None takes their values for class numbers. Predictions have class
+            numbers, as `segment` writes them.
         names: class to its name, which the table and the page show.
         check: compute the scores a second time by another library, see `cross_check`; the result is in `check`.
 
@@ -82,11 +86,13 @@ def evaluate(
         raise UsageError(f"{references}: has no label map for {', '.join(missing[:3])} ({len(missing)} in all)")
     patients = {case: patient_of(case, patient_pattern) if patient_pattern else case for case in sorted(predicted)}
     unit = _unit([*predicted.values(), *(reference[case] for case in predicted)])
+    if values is not None and unit == "px":
+        raise UsageError("label_values is given, but the label maps are pictures, which it does not read; leave it out")
     second = CrossCheck(unit) if check else None
     scores: list[Score] = []
     sizes: list[CaseSize] = []
     for case in track(list(patients), "evaluating"):
-        ours, theirs = (read_labels(files[case]) for files in (predicted, reference))
+        ours, theirs = read_labels(predicted[case]), read_labels(reference[case], values)
         if ours.data.shape != theirs.data.shape or not np.allclose(ours.affine, theirs.affine, atol=AFFINE_TOLERANCE):
             raise VolumeError(f"{predicted[case]}: lies on another grid than {reference[case]}{_sides(ours, theirs)}")
         found = score_case(case, ours, theirs, patient=patients[case], unit=unit)
@@ -99,7 +105,7 @@ def evaluate(
     warnings = size_warnings(sizes) + _unmatched(patients, patient_pattern)
     if out is not None:
         _write_table(Path(out), scores, names)
-        page = EvaluationPage(scores, names=names, warnings=warnings, check=second)
+        page = EvaluationPage(scores, names=names, warnings=warnings, check=second, values=values)
         page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference)
     return Evaluation(scores=scores, warnings=warnings, check=second)
 

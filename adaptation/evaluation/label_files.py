@@ -8,19 +8,24 @@ import numpy as np
 
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.pictures.masks import read_mask
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 
 
-def read_labels(path: Path) -> Volume:
+def read_labels(path: Path, values: LabelValues | None = None) -> Volume:
     """A label map as a volume of uint16; a picture is (rows, columns, 1) with voxels of 1, which stands for a pixel.
+
+    Args:
+        path: of a volume or a picture.
+        values: class of each value in a volume; None takes the values for class numbers.
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
     if is_label_picture(path):
         return Volume(read_label_picture(path)[..., None], np.eye(4))
-    return read_volume(path, integer=True)
+    return read_volume(path, integer=True, values=values)
 
 
 def read_label_picture(path: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from skimage.measure import block_reduce
 from ...common.html_pages import pixels, table, write_page
 from ...imaging.cases import is_label_picture
 from ...imaging.class_names import class_name
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.overlays import CLASS_COLOURS, strip
 from .cross_check import CrossCheck
 from .label_files import read_label_picture, read_labels
@@ -42,12 +43,14 @@ class EvaluationPage:
         names: class to its name.
         warnings: sentences about the cases.
         check: comparison with a second library, if there was one.
+        values: class of each value in the references, if they are no class numbers.
     """
 
     scores: Sequence[Score]
     names: Mapping[int, str]
     warnings: Sequence[str]
     check: CrossCheck | None
+    values: LabelValues | None = None
 
     def write(self, path: Path, *, predicted: Mapping[str, Path], reference: Mapping[str, Path]) -> None:
         """Write the page.
@@ -78,7 +81,7 @@ class EvaluationPage:
             self._legend(),
         ]
         for case in worst:
-            ours, theirs = (_shown(files[case]) for files in (predicted, reference))
+            ours, theirs = _shown(predicted[case]), _shown(reference[case], self.values)
             title = f"{case}, mean Dice {means[case]:.3f}"
             body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
         write_page(path, "evaluation", body)
@@ -108,13 +111,13 @@ class EvaluationPage:
         return f"<p>{', '.join(shown)}</p>"
 
 
-def _shown(path: Path) -> np.ndarray:
+def _shown(path: Path, values: LabelValues | None = None) -> np.ndarray:
     """A label map (X, Y, Z) as `strip` takes it: axes rise to the right and upwards, slices last.
 
     A large picture is reduced; every block of pixels shows its highest class, so that small structures stay visible.
     """
     if not is_label_picture(path):
-        return read_labels(path).turned("axial").data
+        return read_labels(path, values).turned("axial").data
     labels = read_label_picture(path)
     step = -(-max(labels.shape) // LONGEST_SIDE)
     return np.flipud(block_reduce(labels, (step, step), np.max)).T[..., None]

@@ -181,8 +181,8 @@ def weaken_folder(
             label = read_label_map(case, image, colours=colours, values=values).volume
             if (highest := int(label.data.max())) >= UNLABELLED:
                 raise VolumeError(
-                    f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest; give every value its "
-                    f"class, such as {suggestion(np.unique(label.data))}"
+                    f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest; give every value "
+                    f"its class, such as {suggestion(np.unique(label.data))}"
                 )
             weak = weaken(label.data.astype(np.uint8), kind, seed=seed + number)
             _write_copy(folder / file_name(case.name), case, Volume(weak, label.affine), kind=kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,9 @@ def _reader(files: Sequence[Path]) -> Any:
 def _affine(image: Any) -> np.ndarray:
     """(4, 4), voxel index to millimetres (RAS+), of an ITK image, whose world is LPS."""
     affine = np.eye(4)
-    affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(image.GetSpacing(), dtype=np.float64)
+    affine[:3, :3] = itk_library().array_from_matrix(image.GetDirection()) * np.array(
+        image.GetSpacing(), dtype=np.float64
+    )
     affine[:3, 3] = image.GetOrigin()
     return LPS_TO_RAS @ affine
 
@@ -147,7 +149,7 @@ def _reason(error: Exception) -> str:
     return (lines[-1] if lines else type(error).__name__)[:200]
 
 
-@lru_cache(maxsize=None)
+@cache
 def itk_library() -> Any:
     """The ITK package, which has no types, with everything loaded that this module calls.
 

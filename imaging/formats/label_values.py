@@ -161,7 +161,9 @@ def _from_json(path: Path) -> LabelValues:
 def _from_pairs(where: str, pairs: list[tuple[str, ...]]) -> LabelValues:
     named: dict[str, int] = {}
     for value, label in pairs:
-        if not (value.isascii() and ENTRY.fullmatch(value) and label.isascii() and label.isdecimal() and len(label) < 5):
+        if not (
+            value.isascii() and ENTRY.fullmatch(value) and label.isascii() and label.isdecimal() and len(label) < 5
+        ):
             raise UsageError(f"label_values is '{where}', which has '{value}={label[:20]}'; write {FORM}")
         key = value if value == REST else str(int(value))
         if key in named:

@@ -289,10 +289,8 @@ class PrepareConfig:
 
     def adopting(self, fmt: SliceFormat, site: SiteSettings) -> PrepareConfig:
         """These settings, where they leave something out, with what a store has."""
-        values = self.label_values
-        if values is None and site.label_values:
-            values = parse_label_values(site.label_values)
-        return replace(self, label_values=values, nan=self.nan or fmt.nan)
+        there = parse_label_values(site.label_values) if site.label_values else None
+        return replace(self, label_values=self.label_values or there, nan=self.nan or fmt.nan)
 
     def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
