@@ -382,8 +382,8 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
         raise UsageError(str(error)) from None
     if not found:
         raise UsageError(
-            f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP or GIF pictures, or "
-            f"CASE/{label_key}/ with one such file each"
+            f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP or GIF pictures, "
+            f"or CASE/{label_key}/ with one such file each"
         )
     return found
 
