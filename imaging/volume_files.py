@@ -111,8 +111,8 @@ def _finite(path: Path, volume: Volume, nan: str) -> Volume:
         raise VolumeError(f"{path}: all voxels are NaN or infinite; leave the volume out")
     if nan != "background":
         raise VolumeError(
-            f"{path}: {bad} voxels are NaN or infinite; where they are background, --nan background fills them with the "
-            "lowest value, otherwise replace them"
+            f"{path}: {bad} voxels are NaN or infinite; where they are background, --nan background fills them with "
+            "the lowest value, otherwise replace them"
         )
     return Volume(np.where(known, volume.data, volume.data[known].min()), volume.affine)
 

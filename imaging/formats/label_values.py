@@ -21,12 +21,12 @@ HIGHEST = UNLABELLED - 1
 LARGEST = 2**31 - 1  # of the values in a file
 SHOWN = 8  # values that a message names
 MAX_BYTES = 1 << 20  # of a JSON file
-ENTRY = re.compile(r"(-?\d{1,10}|\*)")
+ENTRY, CLASS = re.compile(r"-?[0-9]{1,10}|\*"), re.compile(r"[0-9]{1,4}")
 
 
 @dataclass(frozen=True)
 class LabelValues:
-    """The class of each value in label maps. Raises: UsageError if a value or class is out of range, or no value is named.
+    """The class of each value in label maps. Raises: UsageError if a value or class is out of range, or none is named.
 
     0 is the background unless it is named, and a value that is not named is an error unless `rest` says its class.
 
@@ -47,8 +47,8 @@ class LabelValues:
         for label in (*self.classes.values(), *(() if self.rest is None else (self.rest,))):
             if not 0 <= label <= UNLABELLED:
                 raise UsageError(
-                    f"label_values has class {label}; classes are 0 (background) to {HIGHEST}, and {UNLABELLED} is what "
-                    "nobody annotated"
+                    f"label_values has class {label}; classes are 0 (background) to {HIGHEST}, and {UNLABELLED} is "
+                    "what nobody annotated"
                 )
 
     @property
@@ -161,9 +161,7 @@ def _from_json(path: Path) -> LabelValues:
 def _from_pairs(where: str, pairs: list[tuple[str, ...]]) -> LabelValues:
     named: dict[str, int] = {}
     for value, label in pairs:
-        if not (
-            value.isascii() and ENTRY.fullmatch(value) and label.isascii() and label.isdecimal() and len(label) < 5
-        ):
+        if not (ENTRY.fullmatch(value) and CLASS.fullmatch(label)):
             raise UsageError(f"label_values is '{where}', which has '{value}={label[:20]}'; write {FORM}")
         key = value if value == REST else str(int(value))
         if key in named:

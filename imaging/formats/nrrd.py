@@ -133,7 +133,7 @@ def _frame_axis(path: Path, fields: dict[str, str], stored: list[int], *, segmen
         raise VolumeError(f"{path}: holds {stored[axis]} numbers for each voxel, expected one; write a grey image")
     if segments and stored[axis] > 1:
         raise VolumeError(
-            f"{path}: is a segmentation with {stored[axis]} layers, for its segments overlap; export it as one label map"
+            f"{path}: is a segmentation with {stored[axis]} layers of overlapping segments; export it as one label map"
         )
     return axis
 
