@@ -100,7 +100,9 @@ def _finite(path: Path, volume: Volume, nan: str) -> Volume:
 
     Raises: VolumeError for such voxels otherwise, for a volume of nothing else, and for an unusable affine.
     """
-    if not np.isfinite(volume.affine).all() or not abs(np.linalg.det(volume.affine[:3, :3])) >= 1e-9:
+    # Relative to the voxel's sides, which are a thousand times smaller where the unit is the micrometre.
+    sides = volume.spacing.prod() if np.isfinite(volume.affine).all() else 0.0
+    if not sides > 0 or not abs(np.linalg.det(volume.affine[:3, :3])) >= 1e-9 * sides:
         raise VolumeError(f"{path}: its affine cannot be inverted; use a file with a repaired header")
     if volume.data.dtype.kind != "f":
         return volume

@@ -79,7 +79,7 @@ def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, n
             content += file.read(expected - len(content))
     header["dim"][0] = 3
     header["dim"][4:] = 1
-    kind = nib.Nifti1Image if isinstance(header, nib.Nifti1Header) else nib.Nifti2Image
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind.from_bytes(header.binaryblock + content[header.sizeof_hdr :])
     return image, _in_millimetres(path, np.asarray(image.affine, dtype=np.float64), header)
 
