@@ -201,7 +201,7 @@ def test_frames_lie_along_the_axis_that_is_none_of_space(tmp_path):
     path.write_bytes(head.format("list", "").encode() + data.tobytes("F"))
     assert frames_of(path) == 3
     np.testing.assert_array_equal(read_volume(path, reading=Reading(frame=2)).data, data[1])
-    with pytest.raises(VolumeError, match="3 frames of 5 x 6 x 4 voxels.*--frames"):
+    with pytest.raises(VolumeError, match=r"3 frames of 5 x 6 x 4 voxels.*--frames"):
         read_volume(path)
     path.write_bytes(head.format("list", "Segment0_ID:=a\n").encode() + data.tobytes("F"))
     with pytest.raises(VolumeError, match="3 layers of overlapping segments"):
@@ -332,7 +332,7 @@ def test_a_frame_is_read_alone(tmp_path, packed, kind, shape):
     with pytest.raises(VolumeError, match="has no frame 4; it has the frames 1 to 3"):
         read_volume(tmp_path / "a.nii", reading=Reading(frame=4))
     (tmp_path / "a.nii").write_bytes(content[:-3])
-    with pytest.raises(VolumeError, match="more than the file can hold|cannot be read"):
+    with pytest.raises(VolumeError, match=r"more than the file can hold|cannot be read"):
         read_volume(tmp_path / "a.nii", reading=Reading(frame=3))
 
 
@@ -407,7 +407,7 @@ def test_nan_and_infinity_become_the_lowest_finite_value_of_their_image(tmp_path
     data = voxels("f4") + 10
     data[0], data[1, 1, 1] = np.nan, np.inf
     (tmp_path / "a.nii").write_bytes(nifti(data))
-    with pytest.raises(VolumeError, match="25 voxels are NaN or infinite; .*--nan background"):
+    with pytest.raises(VolumeError, match=r"25 voxels are NaN or infinite; .*--nan background"):
         read_volume(tmp_path / "a.nii")
     found = read_volume(tmp_path / "a.nii", reading=Reading(nan="background")).data
     known = np.isfinite(data)
