@@ -14,6 +14,7 @@ from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
 from .case_files import CaseFiles, ImageFile, Reading
 from .class_names import numbers_of
+from .formats.kinds import frames_of
 from .formats.label_values import LabelValues
 from .images import Image, on_grid_of
 from .pictures.decoding import is_mask
@@ -97,6 +98,8 @@ def read_mask_volume(
 ) -> Volume:
     """A label map on the grid of its image, uint16, see `read_volume`. Raises: VolumeError if it is of another grid."""
     grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
+    if reading.frame is None and (count := frames_of(path)) > 1:
+        raise VolumeError(f"{path}: holds {count} volumes, its image one; give a label map of one volume")
     return on_grid_of(grid, read_volume(path, integer=True, reading=reading, values=values), path)
 
 

@@ -210,6 +210,22 @@ def test_sparse_labels_keep_what_nobody_annotated(tmp_path):
     assert set(np.unique(made.store.labels)) == {0, 2, 255}
 
 
+def test_tables_of_structures_hold_values_too(tmp_path):
+    write_site(tmp_path / "s", cases=1)
+    folder = tmp_path / "s" / "case0" / "label"
+    (folder / "mask.nii.gz").unlink()
+    (folder / "seen.csv").write_text("SLICE,LABEL\n2,205\n3,500\n")
+    store = prepare(tmp_path / "s", tmp_path / "out", config(HEART, label_kind="image")).store
+    assert store.classes == 3
+    assert [np.flatnonzero(column).tolist() for column in store.presence.T[1:]] == [[2], [3]]
+
+
+def test_a_class_number_too_high_is_no_case_for_the_option(tmp_path):
+    write_site(tmp_path / "s", cases=1)
+    with pytest.raises(VolumeError, match=r"holds label 2; 1 is the highest that is expected$"):
+        prepare(tmp_path / "s", tmp_path / "out", config(classes=2))
+
+
 def test_names_are_of_classes_not_of_values(heart, tmp_path):
     store = prepare(heart, tmp_path / "out", config(HEART, class_names={1: "myocardium", 2: "ventricle"})).store
     assert store.class_names == {1: "myocardium", 2: "ventricle"}

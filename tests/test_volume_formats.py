@@ -16,6 +16,7 @@ from fedfactory.imaging.cases import find_cases, find_images, find_labels
 from fedfactory.imaging.formats.frames import choose_reading
 from fedfactory.imaging.formats.kinds import frames_of
 from fedfactory.imaging.image_reader import read_image
+from fedfactory.imaging.label_maps import read_label_map
 from fedfactory.imaging.volume_files import case_name, read_volume
 
 itk = pytest.importorskip("itk")
@@ -363,6 +364,25 @@ def test_every_frame_is_a_case_of_the_same_subject(tmp_path):
     assert {case.subject for case in found.cases} == {"anna"}
     for number, case in enumerate(found.cases):
         np.testing.assert_array_equal(read_image(case.channels, reading=case.reading).shown(), voxels() + number)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_frames_whose_label_maps_mark_nothing_have_no_labels(tmp_path, packed):
+    """Often the frames of end-diastole and end-systole are drawn alone; the others are no background."""
+    found = cine(tmp_path)
+    label = np.zeros((*SHAPE, 3), "u1")
+    label[1, 1, 1, 1] = 1
+    content = nifti(label)
+    found.cases[0].labels[0].path.write_bytes(gzip.compress(content) if packed else content)
+    choose_reading(found, frames="each", nan=None)
+    assert [bool(case.labels) for case in found.cases] == [False, True, False]
+    assert found.remarks == {"anna": "2 of 3 frames have no labels: their label maps mark nothing"}
+
+
+def test_several_label_maps_of_one_image_are_named(tmp_path):
+    (case,) = cine(tmp_path, image=1, label=2).cases
+    with pytest.raises(VolumeError, match="holds 2 volumes, its image one"):
+        read_label_map(case, read_image(case.channels))
 
 
 def test_one_frame_keeps_the_name(tmp_path):

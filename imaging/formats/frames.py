@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import UsageError
+from ...errors import UsageError, VolumeError
 from ..case_files import NAN, CaseFiles, Found, Reading, Unusable
-from .kinds import frames_of
+from .kinds import frames_of, marked_frames
 
 EACH, FIRST = "each", "first"
 
@@ -27,7 +28,8 @@ def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None
         found: the cases; those of several frames are replaced by one case for each frame that is asked for, or named
             among the problems. Cases of one volume stay.
         frames: "each" makes every frame a case, NAME_frame01 and so on, of one patient; its label map has as many
-            frames. "first" or a number, from 1, takes one frame under the case's own name; only for a number, which
+            frames, of which those that mark nothing are no labels, for often a few frames of a cine are drawn alone.
+            "first" or a number, from 1, takes one frame under the case's own name; only for a number, which
             says where it belongs, the label map may be a single volume. None: files of several frames are errors when
             they are read.
         nan: see `Reading`; None refuses.
@@ -37,7 +39,12 @@ def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None
     cases, found.cases = found.cases, []
     for case in cases:
         try:
-            found.cases += _cases_of(replace(case, reading=reading), frames)
+            made = _cases_of(replace(case, reading=reading), frames)
+            if len(made) > 1 and (blank := _take_labels(made)):
+                found.remarks[case.name] = (
+                    f"{blank} of {len(made)} frames have no labels: their label maps mark nothing"
+                )
+            found.cases += made
         except Unusable as error:
             found.problems[case.name] = str(error)
 
@@ -75,6 +82,26 @@ def _cases_of(case: CaseFiles, frames: str | None) -> list[CaseFiles]:
     if number > count:
         raise Unusable(f"{images[0]}: has no frame {number}; it has the frames 1 to {count}")
     return [replace(case, reading=replace(case.reading, frame=number))]
+
+
+def _take_labels(cases: list[CaseFiles]) -> int:
+    """Take the labels from the cases, the frames of one file, in whose frame no label map marks anything.
+
+    Returns: number of these cases. Raises: Unusable for a damaged label map.
+    """
+    marks = []
+    for label in cases[0].labels:
+        try:
+            marks.append(marked_frames(label.path))
+        except (VolumeError, OSError, EOFError, ValueError, zlib.error) as error:
+            raise Unusable(f"{label.path}: cannot be read ({error}); copy it again") from None
+    if not marks:
+        return 0
+    drawn = [any(frame) for frame in zip(*marks, strict=True)]
+    for number, any_drawn in enumerate(drawn):
+        if not any_drawn:
+            cases[number] = replace(cases[number], labels=())
+    return drawn.count(False)
 
 
 def _is_number(frames: str) -> bool:

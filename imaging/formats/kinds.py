@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import VolumeError
 from .meta_image import meta_image
+from .nifti import marked_frames as nifti_marks
 from .nifti import nifti_layout
 from .nrrd import nrrd
 from .raw_volume import RawVolume
@@ -33,6 +34,17 @@ def voxel_file(path: Path) -> Path | None:
     except (VolumeError, OSError):  # reading the volume, which follows, reports what is wrong
         return None
     return None if header is None or header.data == path else header.data
+
+
+def marked_frames(path: Path) -> list[bool]:
+    """Of each frame of a label file, whether it marks anything.
+
+    Raises: VolumeError, or an error of the system or of gzip, for a damaged file.
+    """
+    header = text_header(path)
+    if header is None:
+        return nifti_marks(path)
+    return [bool(header.read(frame).any()) for frame in range(1, header.frames + 1)]
 
 
 def frames_of(path: Path) -> int:

@@ -84,6 +84,22 @@ def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, n
     return image, _in_millimetres(path, np.asarray(image.affine, dtype=np.float64), header)
 
 
+def marked_frames(path: Path) -> list[bool]:
+    """Of each frame, whether a stored number in it is not 0. Raises: as `read_nifti`."""
+    with _opened(path) as file:
+        start, header, layout = _header(path, file)
+        content = start[layout.start :]
+        _skip(file, max(0, layout.start - len(start)))
+        marked = []
+        for _ in range(layout.frames):
+            content += file.read(max(0, layout.size - len(content)))
+            if len(content) < layout.size:
+                raise VolumeError(f"{path}: ends before its last frame; copy it again")
+            marked.append(bool(np.frombuffer(content[: layout.size], header.get_data_dtype()).any()))
+            content = content[layout.size :]
+        return marked
+
+
 def chosen_frame(path: Path, shape: tuple[int, ...], *, frames: int, frame: int | None) -> int:
     """Place of the frame that is asked for, from 0.
 

@@ -183,7 +183,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
         gaze = read_gaze(case.labels[0].path, grid)
         facts = LabelFacts(marks=len(gaze) > 0)
     elif case.labels and config.label_kind == "image" and is_table(case.labels[0].path):
-        presence = read_presence(case.labels[0].path, grid)
+        presence = read_presence(case.labels[0].path, grid, config.label_values)
         facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.labels:
         found = _read_label(case, image, config)
@@ -267,8 +267,10 @@ def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume
         data = np.where(nobody, 0, data)
     limit = MAX_CLASSES if config.classes is None else config.classes
     if (highest := int(data.max())) >= limit:
-        way = "" if config.label_values else f"; give every value its class, such as {suggestion(np.unique(data))}"
-        raise VolumeError(f"{path}: holds label {highest}; {limit - 1} is the highest that is expected{way}")
+        text, values = f"{path}: holds label {highest}; {limit - 1} is the highest that is expected", np.unique(data)
+        if config.label_values is None and len(values) <= highest:  # with gaps: no class numbers
+            text += f"; give every value its class, such as {suggestion(values)}"
+        raise VolumeError(text)
     data = data.astype(np.uint8)
     if nobody is not None:
         data[nobody] = UNLABELLED

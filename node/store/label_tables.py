@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UsageError, VolumeError
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.slice_grid import SliceGrid
 
@@ -21,12 +22,13 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() == ".csv"
 
 
-def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
+def read_presence(path: Path, grid: SliceGrid, values: LabelValues | None = None) -> np.ndarray:
     """Which slices show which structures, of a table with a row for each structure that is seen.
 
     Args:
         path: table with the columns SLICE (from 0, along the stored third axis) and LABEL; of a picture LABEL alone.
         grid: of the case's slices.
+        values: class of each number in LABEL; None takes them for class numbers.
 
     Returns: (slices, 1 + highest label) uint8, 1 where a slice shows the class; class 0 is always there.
     Raises: VolumeError for a table that cannot be used.
@@ -34,6 +36,8 @@ def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
     rows = _read_table(path, (SLICE, "LABEL"), default={SLICE: 0.0} if grid.fmt.pictures else {})
     if (rows != np.round(rows)).any() or (rows < 0).any():
         raise VolumeError(f"{path}: SLICE and LABEL must be whole numbers from 0")
+    if values is not None and len(rows):
+        rows[:, 1] = _classes_of(path, rows[:, 1], values)
     slices = grid.stored_shape[2]
     if len(rows) and (rows[:, 0].max() >= slices or rows[:, 1].max() >= MAX_CLASSES):
         raise VolumeError(f"{path}: names slice {rows[:, 0].max():.0f} and label {rows[:, 1].max():.0f}: out of range")
@@ -46,6 +50,14 @@ def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
         if 0 <= place < len(present):
             present[place, int(value)] = 1
     return present
+
+
+def _classes_of(path: Path, numbers: np.ndarray, values: LabelValues) -> np.ndarray:
+    """Classes (n,) of the numbers (n,) in a table. Raises: VolumeError for a number without a class."""
+    try:
+        return values.apply(numbers.astype(np.int64))
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from None
 
 
 def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
