@@ -301,7 +301,11 @@ def test_evaluate_reads_references_in_their_own_values(heart, tmp_path):
         tmp_path / "predicted", reference, tmp_path / "scores.csv", values=parse_label_values(HEART)
     ).scores  # fmt: skip
     assert {(score.label, score.dice) for score in scores} == {(1, 1.0), (2, 1.0)}
-    assert all(score.dice != 1.0 for score in evaluate(tmp_path / "predicted", reference).scores)
+    assert not [text for text in evaluate(tmp_path / "predicted", tmp_path / "predicted").warnings if "common" in text]
+    found = evaluate(tmp_path / "predicted", reference)
+    assert all(score.dice != 1.0 for score in found.scores)
+    (warning,) = [text for text in found.warnings if "none in common" in text]
+    assert warning.endswith("--label-values 205=1,500=2")
 
 
 def test_labels_are_weakened_by_class(heart, tmp_path):

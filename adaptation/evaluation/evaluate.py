@@ -19,7 +19,7 @@ from ...errors import UsageError, VolumeError
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import find_labels, is_label_picture
 from ...imaging.class_names import check_names
-from ...imaging.formats.label_values import LabelValues
+from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.patients import check_pattern, patient_of
 from ...imaging.volumes import Volume
 from .cross_check import CrossCheck
@@ -29,6 +29,7 @@ from .scores import Score, Unit, score_case, with_absent_classes
 
 PROBABILITIES = "_probabilities"  # ending of the case name of what `segment` may write beside its label maps
 AFFINE_TOLERANCE = 1e-2  # millimetres
+NAMED = 5  # classes that a warning names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ def evaluate(
         if second is not None:
             second.add(found, ours, theirs)
     scores = with_absent_classes(scores, patients)
-    warnings = size_warnings(sizes) + _unmatched(patients, patient_pattern)
+    warnings = size_warnings(sizes) + _unmatched(patients, patient_pattern) + _other_values(scores)
     if out is not None:
         _write_table(Path(out), scores, names)
         page = EvaluationPage(scores, names=names, warnings=warnings, check=second, values=values)
@@ -150,6 +151,19 @@ def _unmatched(cases: dict[str, str], pattern: str | None) -> list[str]:
     if not names:
         return []
     return [f"{len(names)} of {len(cases)} cases have no patient by '{pattern}' and count alone: {', '.join(names)}"]
+
+
+def _other_values(scores: Sequence[Score]) -> list[str]:
+    """A warning if references and predictions have no class in common: one of them may hold other values."""
+    theirs = sorted({score.label for score in scores if score.absent_in in ("", "prediction")})
+    ours = sorted({score.label for score in scores if score.absent_in in ("", "reference")})
+    if not theirs or not ours or set(theirs) & set(ours):
+        return []
+    shown = [", ".join(map(str, values[:NAMED])) for values in (ours, theirs)]
+    return [
+        f"predictions hold the classes {shown[0]} and references {shown[1]}, none in common; if these are values of the "
+        f"references' files, give their classes, such as {suggestion(theirs)}"
+    ]
 
 
 def _write_table(out: Path, scores: list[Score], names: Mapping[int, str]) -> None:
