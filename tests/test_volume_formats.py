@@ -377,6 +377,10 @@ def test_frames_whose_label_maps_mark_nothing_have_no_labels(tmp_path, packed):
     choose_reading(found, frames="each", nan=None)
     assert [bool(case.labels) for case in found.cases] == [False, True, False]
     assert found.remarks == {"anna": "2 of 3 frames have no labels: their label maps mark nothing"}
+    for frames, labelled in (("first", False), ("2", True)):
+        one = Found([CaseFiles("anna", found.cases[0].channels, (LabelFile(tmp_path / "l.nii"),))])
+        choose_reading(one, frames=frames, nan=None)
+        assert bool(one.cases[0].labels) == labelled
 
 
 def test_several_label_maps_of_one_image_are_named(tmp_path):

@@ -161,8 +161,8 @@ def _other_values(scores: Sequence[Score]) -> list[str]:
         return []
     shown = [", ".join(map(str, values[:NAMED])) for values in (ours, theirs)]
     return [
-        f"predictions hold the classes {shown[0]} and references {shown[1]}, none in common; if these are values of the "
-        f"references' files, give their classes, such as {suggestion(theirs)}"
+        f"predictions hold the classes {shown[0]} and references {shown[1]}, none in common; if these are values of "
+        f"the references' files, give their classes, such as {suggestion(theirs)}"
     ]
 
 

@@ -40,7 +40,7 @@ def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None
     for case in cases:
         try:
             made = _cases_of(replace(case, reading=reading), frames)
-            if len(made) > 1 and (blank := _take_labels(made)):
+            if blank := _take_labels(made):
                 found.remarks[case.name] = (
                     f"{blank} of {len(made)} frames have no labels: their label maps mark nothing"
                 )
@@ -87,10 +87,14 @@ def _cases_of(case: CaseFiles, frames: str | None) -> list[CaseFiles]:
 def _take_labels(cases: list[CaseFiles]) -> int:
     """Take the labels from the cases, the frames of one file, in whose frame no label map marks anything.
 
+    A label map of a single volume stays.
+
     Returns: number of these cases. Raises: Unusable for a damaged label map.
     """
     marks = []
     for label in cases[0].labels:
+        if cases[0].reading.frame is None or frames_of(label.path) == 1:
+            return 0
         try:
             marks.append(marked_frames(label.path))
         except (VolumeError, OSError, EOFError, ValueError, zlib.error) as error:
@@ -98,10 +102,10 @@ def _take_labels(cases: list[CaseFiles]) -> int:
     if not marks:
         return 0
     drawn = [any(frame) for frame in zip(*marks, strict=True)]
-    for number, any_drawn in enumerate(drawn):
-        if not any_drawn:
-            cases[number] = replace(cases[number], labels=())
-    return drawn.count(False)
+    blank = [place for place, case in enumerate(cases) if not drawn[case.reading.frame - 1]]
+    for place in blank:
+        cases[place] = replace(cases[place], labels=())
+    return len(blank)
 
 
 def _is_number(frames: str) -> bool:
