@@ -374,3 +374,34 @@ def test_a_table_of_patients_may_name_what_frames_were_cut_from(tmp_path):
     write_volume(tmp_path / "s" / "scan.nii.gz", cine)
     made = prepare(tmp_path / "s", tmp_path / "out", config(frames="each", patients={"scan": "p1"}))
     assert {case.patient for case in made.store.cases} == {"p1"}
+
+
+def write_meta(path: Path, volume: Volume) -> None:
+    """A MetaImage file, whose world has the opposite sign of x and y."""
+    kind = {"float32": "MET_FLOAT", "uint8": "MET_UCHAR"}[volume.data.dtype.name]
+    lines = [
+        "ObjectType = Image", "NDims = 3", "TransformMatrix = -1 0 0 0 -1 0 0 0 1", "Offset = 0 0 0",
+        f"ElementSpacing = {' '.join(map(str, volume.spacing))}", f"DimSize = {' '.join(map(str, volume.data.shape))}",
+        f"ElementType = {kind}", "ElementDataFile = LOCAL", "",
+    ]  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\n".join(lines).encode() + volume.data.tobytes("F"))
+
+
+def test_segment_evaluate_and_weaken_labels_read_other_formats(tmp_path):
+    image, label = ball_volume()
+    write_meta(tmp_path / "s" / "case0" / "image" / "scan.mha", image)
+    write_meta(tmp_path / "s" / "case0" / "label" / "drawn.mha", label)
+    write_volume(tmp_path / "scan.nii.gz", image)
+    untrained_segmenter().save(tmp_path / "model.safetensors")
+    images = [tmp_path / "s" / "case0" / "image" / "scan.mha", tmp_path / "scan.nii.gz"]
+    ours, plain = (
+        read_volume(segment([file], [tmp_path / "model.safetensors"], tmp_path / f"out{number}")[0], integer=True)
+        for number, file in enumerate(images)
+    )
+    np.testing.assert_array_equal(ours.data, plain.data)
+    np.testing.assert_allclose(ours.affine, plain.affine, atol=1e-6)
+    write_volume(tmp_path / "predicted" / "case0.nii.gz", label)
+    found = evaluate(tmp_path / "predicted", tmp_path / "s")
+    assert {score.dice for score in found.scores} == {1.0}
+    assert weaken_folder(tmp_path / "s", tmp_path / "weak", "box") == 1
