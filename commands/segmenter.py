@@ -399,11 +399,10 @@ def evaluate(
 ) -> None:
     """Score label maps against references, which must be on the images' own grids.
 
-    Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are in
-    mm, those of pictures in pixels. --label-values gives the values of references their classes; predictions have
-    class numbers. A page beside the CSV file shows means, confidence intervals (bootstrap over
-    patients) and the worst cases. References that are cut by the border of the image, and cases of a size unlike the
-    others, get a warning.
+    Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are
+    in mm, those of pictures in pixels. References may hold other values than class numbers (option label-values). A
+    page beside the CSV file shows means, confidence intervals (bootstrap over patients) and the worst cases.
+    References that are cut by the border of the image, and cases of a size unlike the others, get a warning.
     """
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes

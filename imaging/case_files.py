@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..errors import UsageError
 from .class_names import numbers_of
 
 NAN = ("refuse", "background")
+EACH, FIRST = "each", "first"  # of the frames of a file; or the number of one
 ImageFile = Path | tuple[Path, ...]  # a volume's file or a picture; or the files of a DICOM series in slice order
 
 
@@ -107,6 +109,19 @@ class Found:
             ]
             self.cases[number] = replace(case, labels=tuple(labels))
         self.class_names = dict(wanted)
+
+
+def check_reading(frames: str | None, nan: str | None) -> None:
+    """Raises: UsageError if one of them is no choice, see `formats.frames`; None is the default of either."""
+    if frames not in (None, EACH, FIRST) and not is_frame_number(frames):
+        raise UsageError(f"frames is '{frames}'; choose {EACH}, {FIRST}, or the number of a frame, from 1 up")
+    if nan not in (None, *NAN):
+        raise UsageError(f"nan is '{nan}'; choose {' or '.join(NAN)}")
+
+
+def is_frame_number(frames: str) -> bool:
+    """Whether this is the number of a frame."""
+    return frames.isascii() and frames.isdecimal() and len(frames) < 7 and int(frames) > 0
 
 
 class Unusable(Exception):

@@ -6,19 +6,19 @@ import zlib
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import UsageError, VolumeError
-from ..case_files import NAN, CaseFiles, Found, Reading, Unusable
+from ...errors import VolumeError
+from ..case_files import (
+    EACH,
+    FIRST,
+    NAN,
+    CaseFiles,
+    Found,
+    Reading,
+    Unusable,
+    check_reading,
+    is_frame_number,
+)
 from .kinds import frames_of, marked_frames
-
-EACH, FIRST = "each", "first"
-
-
-def check_reading(frames: str | None, nan: str | None) -> None:
-    """Raises: UsageError if one of them is no choice; None is the default of either."""
-    if frames not in (None, EACH, FIRST) and not _is_number(frames):
-        raise UsageError(f"frames is '{frames}'; choose {EACH}, {FIRST}, or the number of a frame, from 1 up")
-    if nan not in (None, *NAN):
-        raise UsageError(f"nan is '{nan}'; choose {' or '.join(NAN)}")
 
 
 def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None:
@@ -61,7 +61,7 @@ def _cases_of(case: CaseFiles, frames: str | None) -> list[CaseFiles]:
             raise Unusable(f"{file}: holds {held} frames, another channel {count}; give channels of equally many")
     for label in case.labels:
         held = frames_of(label.path)
-        if held == 1 and not _is_number(frames):
+        if held == 1 and not is_frame_number(frames):
             raise Unusable(
                 f"{label.path}: is of one frame, the image has {count}; say which one by its number, such as --frames 1"
             )
@@ -106,8 +106,3 @@ def _take_labels(cases: list[CaseFiles]) -> int:
     for place in blank:
         cases[place] = replace(cases[place], labels=())
     return len(blank)
-
-
-def _is_number(frames: str) -> bool:
-    """Whether this is the number of a frame."""
-    return frames.isascii() and frames.isdecimal() and len(frames) < 7 and int(frames) > 0

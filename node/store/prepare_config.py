@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
-from ...imaging.case_files import NAN
+from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
 from ...imaging.class_names import check_names
 from ...imaging.cropping import CROPS
-from ...imaging.formats.frames import check_reading
 from ...imaging.formats.label_values import LabelValues, parse_label_values
 from ...imaging.patients import check_pattern
 from ...imaging.slice_format import COMPATIBILITY, PLANES, SliceFormat
