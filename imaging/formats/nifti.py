@@ -66,6 +66,8 @@ def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, n
     with _opened(path) as file:
         start, header, layout = _header(path, file)
         place = chosen_frame(path, layout.shape, frames=layout.frames, frame=frame)
+        header["dim"][0], header["dim"][4:] = 3, 1
+        start = header.binaryblock + start[header.sizeof_hdr :]  # of one frame
         expected = layout.start + layout.size
         if layout.frames == 1:
             content = start + file.read(max(0, expected - len(start)) + MAX_TRAILING_BYTES + 1)
@@ -77,10 +79,8 @@ def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, n
             content = known[: layout.start] + known[first : first + layout.size]
             _skip(file, max(0, first - len(known)))
             content += file.read(expected - len(content))
-    header["dim"][0] = 3
-    header["dim"][4:] = 1
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind.from_bytes(header.binaryblock + content[header.sizeof_hdr :])
+    image = kind.from_bytes(content)
     return image, _in_millimetres(path, np.asarray(image.affine, dtype=np.float64), header)
 
 
