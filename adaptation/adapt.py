@@ -171,15 +171,20 @@ def read_synthetic(folder: str | Path, domain: str) -> LabelledSlices:
     return LabelledSlices(np.concatenate(images), np.concatenate(labels).astype(np.uint8), classes, volume)
 
 
-def synthetic_names(folder: str | Path) -> dict[str, str]:
-    """Name by label value of the classes of what `generate-volumes` wrote, as in `SegmenterCard.class_names`.
+def synthetic_labels(folder: str | Path) -> dict[str, dict]:
+    """What `generate-volumes` wrote of the classes: `class_names` and `original_values`, as in `SegmenterCard`.
 
-    Raises: UsageError if the folder is none of those, or the names cannot be used.
+    Raises: UsageError if the folder is none of those, or they cannot be used.
     """
-    found = _manifest(folder).get("class_names", {})
+    manifest = _manifest(folder)
+    names, originals = manifest.get("class_names", {}), manifest.get("original_values", {})
     try:
-        return {str(value): name for value, name in check_names({int(k): str(v) for k, v in found.items()}).items()}
-    except (UsageError, ValueError, AttributeError):
+        names = check_names({int(k): str(v) for k, v in names.items()})
+        return {
+            "class_names": {str(value): name for value, name in names.items()},
+            "original_values": {str(int(label)): int(value) for label, value in originals.items()},
+        }
+    except (UsageError, ValueError, TypeError, AttributeError):
         raise _damaged(folder) from None
 
 

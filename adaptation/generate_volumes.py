@@ -153,6 +153,7 @@ def generate_volumes(
             "factory_sha256": sha256_of(factory_file),
             "classes": classes,
             "class_names": labelled.robust.card.class_names,
+            "original_values": labelled.robust.card.original_values,
             "channels": config.image_channels,
             "layout": layout,
             "latents": LATENTS,

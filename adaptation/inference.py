@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,11 @@ from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
 from ..imaging.archive.segmentation_writer import write_segmentation
-from ..imaging.case_files import CaseFiles, file_name
+from ..imaging.case_files import CaseFiles, Found, file_name
 from ..imaging.cases import find_images
 from ..imaging.centre_table import CentreSource
+from ..imaging.formats.frames import choose_reading
+from ..imaging.formats.label_values import original_values
 from ..imaging.image_reader import read_image
 from ..imaging.images import Image
 from ..imaging.overlays import strip
@@ -42,12 +44,15 @@ class Outputs:
             contours.
         dicom_seg: `<case>.dcm`, a DICOM segmentation that refers to the series; of DICOM series only.
         views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
+        original_values: whether label maps have the values of the labelled site's files in place of class numbers;
+            probabilities, pictures and DICOM segmentations keep class numbers.
     """
 
     probabilities: bool = False
     pictures: bool = False
     dicom_seg: bool = False
     views: int = 1
+    original_values: bool = False
 
 
 def segment(
@@ -59,21 +64,25 @@ def segment(
     image_key: str = "image",
     fill_missing: bool = False,
     series: str | None = None,
+    frames: str | None = None,
+    nan: str | None = None,
     centres: CentreSource | None = None,
     device: str = "cpu",
 ) -> list[Path]:
     """Segment images.
 
     Args:
-        images: NIfTI files, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names must
-            differ.
+        images: files of volumes, pictures, folders with one DICOM series, or whole data sets (see `find_images`); names
+            must differ.
         models: segmenter files; the probabilities of several are averaged.
-        out: new folder for `<case>.nii.gz` label maps, which lie in every program where the images lie; `<case>.png` of
-            pictures.
+        out: new folder for `<case>.nii.gz` label maps, which lie in every program where the images lie, whatever format
+            the images have; `<case>.png` of pictures.
         outputs: what is written besides; None: nothing.
         image_key: modality folders of the images in a data set, see `find_cases`.
         fill_missing: whether a channel that an image lacks is background; otherwise it is refused.
         series: of several DICOM series in a folder, the one to use, see `find_cases`.
+        frames: "each", "first" or a number, of files that hold several volumes, see `choose_reading`.
+        nan: what becomes of NaN and infinite voxels, see `Reading`; None: as in the models' slice format.
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
@@ -93,12 +102,17 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing, series=series)
+        if outputs.original_values and not segmenter.card.original_values:
+            raise UsageError(f"{model}: the labels that it learnt from are class numbers; leave original_values out")
+    channels = 1 if fmt.pictures else fmt.channels
+    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing, series=series)
+    choose_reading(found, frames=frames, nan=nan or fmt.nan)
+    cases = _cases(found, fmt, outputs)
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
-            image = read_image(case.channels, fmt=fmt)
+            image = read_image(case.channels, fmt=fmt, reading=case.reading)
             try:
                 grid, found = slice_probabilities(
                     image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
@@ -114,18 +128,8 @@ def segment(
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(
-    images: Sequence[str | Path],
-    fmt: SliceFormat,
-    outputs: Outputs,
-    *,
-    image_key: str,
-    fill_missing: bool,
-    series: str | None,
-) -> list[CaseFiles]:
+def _cases(found: Found, fmt: SliceFormat, outputs: Outputs) -> list[CaseFiles]:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
-    channels = 1 if fmt.pictures else fmt.channels
-    found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing, series=series)
     for problem in found.problems.values():
         raise UsageError(problem)
     if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):
@@ -150,7 +154,10 @@ def _write(
             (folder / CONTOURS).mkdir(exist_ok=True)
             write_picture(folder / CONTOURS / f"{name}.png", with_contours(shown, flat))
         return
-    write_volume(folder / f"{name}.nii.gz", labels)
+    written = labels
+    if outputs.original_values:
+        written = replace(labels, data=original_values(labels.data, segmenter.card.originals))
+    write_volume(folder / f"{name}.nii.gz", written)
     if outputs.pictures:
         _strip(folder / f"{name}.png", Volume(image.shown(), image.affine), labels, plane=fmt.plane)
     if outputs.dicom_seg:
@@ -197,7 +204,7 @@ def _places(cases: Sequence[CaseFiles], centres: CentreSource, fmt: SliceFormat)
     places, reasons = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = centres.voxel_in(case.name, read_image(case.channels, fmt=fmt))
+            places[case.name] = centres.voxel_in(case.name, read_image(case.channels, fmt=fmt, reading=case.reading))
         except VolumeError as error:
             reasons[case.name] = str(error)
     if reasons:

@@ -165,7 +165,8 @@ def locate(cases: Sequence[CaseFiles], localiser: Localiser) -> tuple[dict[str, 
     places, failed = {}, {}
     for case in track(cases, "locating"):
         try:
-            places[case.name] = localiser.find(case.name, read_image(case.channels, fmt=localiser.segmenter.format))
+            image = read_image(case.channels, fmt=localiser.segmenter.format, reading=case.reading)
+            places[case.name] = localiser.find(case.name, image)
         except FedFactoryError as error:
             failed[case.name] = " ".join(str(error).split())
     return places, failed

@@ -10,6 +10,7 @@ from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
 from ..imaging.class_names import check_names
+from ..imaging.formats.label_values import LARGEST
 from .engine.training_plan import TrainingPlan
 from .engine.window_inference import SHIFTED_VIEWS
 from .methods.interface.method_config import MethodConfig
@@ -125,6 +126,8 @@ class SegmenterCard:
         single_objects: labels of the structures of which only the largest connected object is kept; 0 stands for all
             structures together. Learnt from the labelled site, see `learn_single_objects`.
         class_names: name by label value, of the classes that have one at the labelled site.
+        original_values: value of each class in the labelled site's files, where these are no class numbers, see
+            `LabelValues.originals`; otherwise empty.
         volumes: of a localiser, smallest and largest volume of all structures together among the cases that it was
             trained on, millilitres; None where nobody recorded them.
     """
@@ -140,6 +143,7 @@ class SegmenterCard:
     assessment: SiteAssessment | None = None
     single_objects: tuple[int, ...] = ()
     class_names: dict[str, str] = field(default_factory=dict)
+    original_values: dict[str, int] = field(default_factory=dict)
     volumes: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -154,6 +158,9 @@ class SegmenterCard:
             check_names(self.names)
         except ValueError as error:
             raise ConfigError(f"class_names is {self.class_names}; its keys must be label values ({error})") from None
+        for label, value in self.original_values.items():
+            if not (label.isascii() and label.isdecimal() and int(label) < MAX_CLASSES and abs(value) <= LARGEST):
+                raise ConfigError(f"original_values has {label}: {value}; it must be whole numbers by label value")
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"classes is {self.classes}; it must be from 2 to {MAX_CLASSES}, background included")
 
@@ -168,6 +175,11 @@ class SegmenterCard:
     def names(self) -> dict[int, str]:
         """Name by label value; classes without a name are missing."""
         return {int(value): name for value, name in self.class_names.items()}
+
+    @property
+    def originals(self) -> dict[int, int]:
+        """The labelled site's own value of each class; empty where the values are class numbers."""
+        return {int(label): value for label, value in self.original_values.items()}
 
     @property
     def views(self) -> tuple[int, ...]:

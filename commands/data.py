@@ -15,11 +15,14 @@ from .options import (
     Device,
     DomainOfStore,
     Encoder,
+    Frames,
     ImageKey,
     LabelKey,
+    LabelValuesOption,
     LocaliserFile,
     MaskColours,
     MissingChannels,
+    Nan,
     NewStore,
     PatientPattern,
     Seed,
@@ -27,6 +30,7 @@ from .options import (
     Workers,
     ZBins,
     centre_source,
+    label_values_of,
     listed,
     more_than,
     one_of,
@@ -44,8 +48,8 @@ NAMED = 5  # files with the same remark that are named
 Source = Annotated[
     Path,
     typer.Argument(
-        help="Folders SUBJECT/MODALITY/, an nnU-Net raw data set, NIfTI files, folders of DICOM files, or pictures in "
-        "images/ with masks/."
+        help="Folders SUBJECT/MODALITY/, an nnU-Net raw data set, NIfTI, NRRD or MetaImage files, folders of DICOM "
+        "files, or pictures in images/ with masks/."
     ),
 ]
 Size = Annotated[int, typer.Option(min=8, help="Pixels per side of the slices; the factory's image size.")]
@@ -120,8 +124,11 @@ def prepare(
     image_key: ImageKey = "image",
     missing_channels: MissingChannels = "refuse",
     series: Series = None,
+    frames: Frames = None,
+    nan: Nan = None,
     label_key: LabelKey = "label",
     label_kind: LabelKind = "dense",
+    label_values: LabelValuesOption = None,
     unlabelled_value: UnlabelledValue = None,
     classes: NumClasses = None,
     class_names: ClassNames = None,
@@ -170,6 +177,9 @@ def prepare(
         mask_key=mask_key,
         mask_as_class=mask_as_class,
         label_kind=label_kind,
+        label_values=label_values_of(label_values),
+        frames=frames,
+        nan=nan,
         unlabelled_value=unlabelled_value,
         classes=classes,
         class_names=names,
@@ -275,6 +285,7 @@ def weaken_labels(
     ],
     image_key: ImageKey = "image",
     label_key: LabelKey = "label",
+    label_values: LabelValuesOption = None,
     mask_colours: MaskColours = None,
     seed: Seed = 0,
 ) -> None:
@@ -283,7 +294,10 @@ def weaken_labels(
     from ..imaging.pictures.colour_table import read_colour_table
 
     colours = None if mask_colours is None else read_colour_table(mask_colours).classes
-    count = weaken_folder(source, out, kind, image_key=image_key, label_key=label_key, colours=colours, seed=seed)
+    values = label_values_of(label_values)
+    count = weaken_folder(
+        source, out, kind, image_key=image_key, label_key=label_key, values=values, colours=colours, seed=seed
+    )
     unlabelled = "" if kind == "box" else " --unlabelled-value 255"
     console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
 

@@ -9,7 +9,7 @@ import typer
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..errors import UsageError, VolumeError
-from .options import ImageKey, Memory, Minutes, Seed, Series, Updates
+from .options import Frames, ImageKey, Memory, Minutes, Nan, Seed, Series, Updates
 from .terminal import SOME_FAILED, Commands, console, errors, fail
 
 commands = Commands()
@@ -35,11 +35,15 @@ def train_localiser(
 
 @commands.command()
 def locate(
-    images: Annotated[list[Path], typer.Argument(help="NIfTI images, folders of DICOM files, or whole data sets.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), folders of DICOM files, or whole data sets.")
+    ],
     localiser: Annotated[Path, typer.Option(help="Localiser, or labelled factory with one.")],
     out: Annotated[Path, typer.Option(help="Table to write, .csv, which --centres of prepare and segment reads.")],
     image_key: ImageKey = "image",
     series: Series = None,
+    frames: Frames = None,
+    nan: Nan = None,
 ) -> None:
     """Write a table of where a localiser finds the structures. Look at it and correct it before it is used.
 
@@ -52,9 +56,11 @@ def locate(
     from ..adaptation.localiser import locate as run
     from ..imaging.cases import find_images
     from ..imaging.centre_table import write_centre_table
+    from ..imaging.formats.frames import choose_reading
 
     finder = load_localiser(localiser)
     found = find_images(images, image_key=image_key, channels=finder.segmenter.format.channels, series=series)
+    choose_reading(found, frames=frames, nan=nan or finder.segmenter.format.nan)
     places, failed = run(found.cases, finder)
     failed = {**found.problems, **failed}
     for name, place in places.items():

@@ -16,6 +16,7 @@ from ..errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from ..imaging.centre_table import CentreSource
+    from ..imaging.formats.label_values import LabelValues
 
 MISSING_CHANNELS = ("refuse", "fill")
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
@@ -92,6 +93,28 @@ Series = Annotated[
         "* stands for other signs."
     ),
 ]
+Frames = Annotated[
+    str | None,
+    typer.Option(
+        help="Of files that hold several volumes, such as a cine: each makes every frame a case of its patient, first "
+        "or a number (from 1) takes one frame. Default: such files are refused."
+    ),
+]
+Nan = Annotated[
+    str | None,
+    typer.Option(
+        help="NaN and infinite voxels: background gives them the lowest finite value of their image, refuse names the "
+        "case and does not use it. Default: as the store or model has it, or refuse."
+    ),
+]
+LabelValuesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--label-values",
+        help="Class of each value in label maps, such as 205=1,420=2 or 255=1, or a JSON file; *=0 makes all other "
+        "values background. Default: values are class numbers.",
+    ),
+]
 LabelKey = Annotated[str, typer.Option(help="Modality folder of the label maps or tables.")]
 MaskColours = Annotated[
     Path | None,
@@ -118,6 +141,15 @@ LocaliserFile = Annotated[
 def radians(degrees: float | None) -> float | None:
     """An angle that a user gave in degrees, if any."""
     return None if degrees is None else math.radians(degrees)
+
+
+def label_values_of(text: str | None) -> LabelValues | None:
+    """The classes of label values that an option gives, if any. Raises: UsageError if it has another form."""
+    if text is None:
+        return None
+    from ..imaging.formats.label_values import parse_label_values
+
+    return parse_label_values(text)
 
 
 def centre_source(centres: Path | None, localiser: Path | None) -> CentreSource | None:

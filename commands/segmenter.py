@@ -21,14 +21,17 @@ from .options import (
     Device,
     Encoder,
     Engine,
+    Frames,
     ImageKey,
     LabelledFactoryFile,
+    LabelValuesOption,
     LearningRate,
     LocaliserFile,
     MaskColours,
     Memory,
     Minutes,
     MissingChannels,
+    Nan,
     Network,
     NetworkSize,
     OneTargetSlice,
@@ -43,6 +46,7 @@ from .options import (
     Width,
     Workers,
     centre_source,
+    label_values_of,
     listed,
     one_of,
     radians,
@@ -327,7 +331,8 @@ def adapt(
 @commands.command()
 def segment(
     images: Annotated[
-        list[Path], typer.Argument(help="NIfTI images, pictures, folders of DICOM files, or whole data sets.")
+        list[Path],
+        typer.Argument(help="Volumes (NIfTI, NRRD, MetaImage), pictures, folders of DICOM files, or whole data sets."),
     ],
     model: Annotated[
         list[Path], typer.Option("--model", "--ensemble", help="Segmenter file; the outputs of several are averaged.")
@@ -340,9 +345,18 @@ def segment(
     dicom_seg: Annotated[
         bool, typer.Option("--dicom-seg", help="Write a DICOM segmentation of each DICOM series too.")
     ] = False,
+    original_values: Annotated[
+        bool,
+        typer.Option(
+            "--original-values",
+            help="Write the values of the labelled site's label maps (its --label-values) in place of class numbers.",
+        ),
+    ] = False,
     image_key: ImageKey = "image",
     missing_channels: MissingChannels = "refuse",
     series: Series = None,
+    frames: Frames = None,
+    nan: Nan = None,
     views: Annotated[
         int,
         typer.Option(min=1, max=8, help="Number of turned, mirrored or shifted views of each image to average."),
@@ -358,9 +372,15 @@ def segment(
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run
 
-    outputs = Outputs(probabilities=probabilities, pictures=pictures, dicom_seg=dicom_seg, views=views)
+    outputs = Outputs(
+        probabilities=probabilities,
+        pictures=pictures,
+        dicom_seg=dicom_seg,
+        views=views,
+        original_values=original_values,
+    )
     chosen = {"image_key": image_key, "fill_missing": missing_channels == "fill", "series": series}
-    given = {**chosen, "centres": source, "device": device}
+    given = {**chosen, "frames": frames, "nan": nan, "centres": source, "device": device}
     for path in run(images, model, out, outputs=outputs, **given):
         console.print(str(path), markup=False)
 
@@ -373,6 +393,7 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     patient_pattern: PatientPattern = None,
+    label_values: LabelValuesOption = None,
     class_names: Annotated[
         str, typer.Option(help='Names to show in place of class numbers, such as "1=polyp,2=instrument".')
     ] = "",
@@ -384,9 +405,10 @@ def evaluate(
     """Score label maps against references, which must be on the images' own grids, in any axis order.
 
     Per case and class: Dice, IoU, 95 % Hausdorff distance, average surface distance and volume error. Distances are in
-    mm, those of pictures in pixels. A page beside the CSV file shows means, confidence intervals (bootstrap over
-    patients) and the worst cases. References without a prediction, those that are cut by the border of the
-    image, and cases of a size unlike the others, get a warning.
+    mm, those of pictures in pixels. References may hold other values than class numbers (option label-values). A
+    page beside the CSV file shows means, confidence intervals (bootstrap over patients) and the worst cases.
+    References without a prediction, those that are cut by the border of the image, and cases of a size unlike the
+    others, get a warning.
     """
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
@@ -395,8 +417,9 @@ def evaluate(
 
     table = None if mask_colours is None else read_colour_table(mask_colours)
     names = parse_names(class_names) or ({} if table is None else table.class_names)
+    values = label_values_of(label_values)
     found = run(
-        predictions, references, out, patient_pattern=patient_pattern, names=names,
+        predictions, references, out, patient_pattern=patient_pattern, names=names, values=values,
         colours=None if table is None else table.classes, check=check,
     )  # fmt: skip
     cases, patients = ({getattr(score, name) for score in found.scores} for name in ("case", "patient"))

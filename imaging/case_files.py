@@ -14,8 +14,24 @@ from .class_names import numbers_of
 TABLES = (".csv", ".tsv")
 TEXT = ".txt"  # may be a table, or notes
 TABLE_COLUMNS = ("LABEL", "CURRENT_FIX_X")  # one of them is in every table of labels
+NAN = ("refuse", "background")
+EACH, FIRST = "each", "first"  # of the frames of a file; or the number of one
 
-ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
+ImageFile = Path | tuple[Path, ...]  # a volume's file or a picture; or the files of a DICOM series in slice order
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the volumes of a case are read.
+
+    Attributes:
+        frame: number of the volume, from 1, in files that hold several; None for files of one.
+        nan: "refuse" makes NaN and infinite voxels of images an error, "background" gives them the lowest finite value
+            of their channel.
+    """
+
+    frame: int | None = None
+    nan: str = NAN[0]
 
 
 @dataclass(frozen=True)
@@ -41,18 +57,25 @@ class CaseFiles:
             case lacks and that is to be filled with background.
         labels: of the label map or table; several masks are united. Empty if the case has none.
         mask: brain or body mask; None if the case has none.
+        reading: how its volumes are read.
+        subject: name of what several frames were cut from, in which the patient is looked for; None takes `name`.
+        voxels: files of the voxels of those that are headers alone (`.mhd`, `.nhdr`).
     """
 
     name: str
     channels: tuple[ImageFile | None, ...]
     labels: tuple[LabelFile, ...] = ()
     mask: Path | None = None
+    reading: Reading = Reading()
+    subject: str | None = None
+    voxels: tuple[Path, ...] = ()
 
     @property
     def files(self) -> list[Path]:
         """All files of the case, in a fixed order."""
         images = [path for image in self.channels if image for path in (image if isinstance(image, tuple) else [image])]
-        return images + [label.path for label in self.labels] + ([self.mask] if self.mask is not None else [])
+        masks = [self.mask] if self.mask is not None else []
+        return [*images, *(label.path for label in self.labels), *masks, *self.voxels]
 
 
 @dataclass
@@ -121,6 +144,19 @@ class Found:
                     f"class_names has '{name}' as label {value}, but it is {there[name.casefold()]} in the label maps; "
                     "give their numbers"
                 )
+
+
+def check_reading(frames: str | None, nan: str | None) -> None:
+    """Raises: UsageError if one of them is no choice, see `formats.frames`; None is the default of either."""
+    if frames not in (None, EACH, FIRST) and not is_frame_number(frames):
+        raise UsageError(f"frames is '{frames}'; choose {EACH}, {FIRST}, or the number of a frame, from 1 up")
+    if nan not in (None, *NAN):
+        raise UsageError(f"nan is '{nan}'; choose {' or '.join(NAN)}")
+
+
+def is_frame_number(frames: str) -> bool:
+    """Whether this is the number of a frame."""
+    return frames.isascii() and frames.isdecimal() and len(frames) < 7 and int(frames) > 0
 
 
 class Unusable(Exception):

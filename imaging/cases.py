@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import UsageError
@@ -18,6 +19,7 @@ from .archive.finding import (
 )
 from .archive.headers import is_dicom, looks_like_dicom
 from .case_files import CaseFiles, Found, LabelFile, Unusable, file_name, is_label_table, printable
+from .formats.kinds import voxel_file
 from .layouts.folders import entries, folders, folders_below, volumes, volumes_of
 from .layouts.known import find_known
 from .layouts.label_names import is_label_name
@@ -46,10 +48,10 @@ def find_cases(
     """All cases below `source`, sorted by name.
 
     Args:
-        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI file or one
-            DICOM series), an nnU-Net raw data set (`dataset.json`, `imagesTr`, `labelsTr`), or a folder with NIfTI
-            files or DICOM series in it or in its subfolders (no labels); DICOM series may lie deeper, as in exports
-            with PATIENT/STUDY/SERIES. If it holds no volumes: pictures, see `fedfactory.imaging.pictures.finding`.
+        source: a folder in Fed-BioMed's medical-folder layout (`subject/modality/`, each modality one NIfTI, NRRD or
+            MetaImage file or one DICOM series), a data set as it is published (see `imaging.layouts`), or a folder with
+            such files or series in it or in its subfolders; DICOM series may lie deeper, as in exports with
+            PATIENT/STUDY/SERIES. If it holds no volumes: pictures, see `fedfactory.imaging.pictures.finding`.
         image_key: modality folder of the image; several, separated by commas, make one image of several channels. For
             nnU-Net its channel numbers, or "image" for all of them.
         label_key: modality folder of the label map or table; None reads no labels.
@@ -84,12 +86,21 @@ def find_cases(
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
-            "dataset.json, NIfTI files, folders of DICOM files, or pictures in images/" + _deeper(source)
+            "dataset.json, NIfTI, NRRD or MetaImage files, folders of DICOM files, or pictures in images/"
+            + _deeper(source)
         )
-    found.cases.sort(key=lambda case: case.name)
+    found.cases = sorted(map(_with_voxels, found.cases), key=lambda case: case.name)
     used = {path for case in found.cases for path in case.files}
     found.passed_over = {path: text for path, text in found.passed_over.items() if path not in used}
     return found
+
+
+def _with_voxels(case: CaseFiles) -> CaseFiles:
+    """The case with the files of voxels that belong to headers of NRRD and MetaImage."""
+    files = [file for file in case.channels if isinstance(file, Path)] + [label.path for label in case.labels]
+    files += [case.mask] if case.mask is not None else []
+    voxels = [data for file in files if (data := voxel_file(file)) is not None]
+    return replace(case, voxels=tuple(voxels)) if voxels else case
 
 
 def _deeper(source: Path) -> str:
@@ -164,7 +175,7 @@ def find_images(
     """Images without their labels, in the order of the paths.
 
     Args:
-        paths: NIfTI files, pictures, folders with one DICOM series, or whole data sets, see `find_cases`.
+        paths: files of volumes, pictures, folders with one DICOM series, or whole data sets, see `find_cases`.
         image_key: modality folders of the images in a data set, see `find_cases`.
         channels: that an image has. If it has several, files whose names end in the numbers of channels (_0000, _0001
             and so on, as nnU-Net writes them) are one image.
@@ -197,7 +208,8 @@ def find_images(
             found.problems |= part.problems
             found.remarks |= part.remarks
             found.passed_over |= part.passed_over
-    found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
+    images = map(_with_voxels, _image_files(files, channels, fill_missing=fill_missing))
+    found.cases = [*images, *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the name of {len(twice)} images, such as '{twice[0]}', is not unique; use different folders")
@@ -330,7 +342,7 @@ def is_label_picture(path: Path) -> bool:
 
 
 def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
-    """Label maps by case name: NIfTI files and pictures.
+    """Label maps by case name: files of volumes and pictures.
 
     The case of a label picture is its name without an ending that tells a mask, such as `_segmentation`. Such a picture
     is the label map of its case when another one has the plain name: that is the picture itself. A picture beside a
@@ -359,8 +371,8 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
         raise UsageError(str(error)) from None
     if not found:
         raise UsageError(
-            f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP, GIF or JPEG pictures, or "
-            f"CASE/{label_key}/ with one such file each"
+            f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP, GIF or JPEG "
+            f"pictures, or CASE/{label_key}/ with one such file each"
         )
     return found
 

@@ -12,12 +12,14 @@ from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
 from .archive.structure_set import read_structure_set
-from .case_files import CaseFiles, ImageFile
+from .case_files import CaseFiles, ImageFile, Reading
 from .class_names import numbers_of
+from .formats.kinds import frames_of
+from .formats.label_values import LabelValues
 from .images import Image, on_grid_of
 from .pictures.decoding import is_mask
 from .pictures.masks import read_mask
-from .volume_files import read_volume
+from .volume_files import AS_STORED, read_volume
 from .volumes import Volume
 
 
@@ -61,6 +63,7 @@ def read_label_map(
     *,
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     class_numbers: bool = False,
+    values: LabelValues | None = None,
 ) -> LabelMap:
     """The labels of a case.
 
@@ -69,6 +72,8 @@ def read_label_map(
         image: of the case, for its grid.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         class_numbers: whether the masks of pictures hold class numbers even where they look like yes and no.
+        values: class of each value in label maps of volumes; DICOM objects tell their classes themselves. None takes
+            the values for class numbers.
 
     Raises: VolumeError or UsageError naming a file that cannot be used, or does not lie on the image.
     """
@@ -84,7 +89,7 @@ def read_label_map(
     if kind is None and any(file.value is not None for file in case.labels):
         return _united(case, image)
     if kind is None:
-        return LabelMap(volume=read_mask_volume(path, image))
+        return LabelMap(volume=read_mask_volume(path, image, reading=case.reading, values=values))
     read = read_segmentation if kind == "seg" else read_structure_set
     volume, names = read(path, _series_of(case, path))
     return LabelMap(volume=volume, names=names)
@@ -99,7 +104,7 @@ def _united(case: CaseFiles, image: Image) -> LabelMap:
     sizes: dict[int, int] = {}
     overlaps = 0
     for file in case.labels:
-        area = read_mask_volume(file.path, image).data > 0
+        area = read_mask_volume(file.path, image, reading=case.reading).data > 0
         before = np.bincount(labels[area], minlength=1)
         kept = [value for value, size in sizes.items() if value < len(before) and 0 < size == before[value]]
         kept = (
@@ -117,10 +122,14 @@ def _united(case: CaseFiles, image: Image) -> LabelMap:
     return LabelMap(volume=Volume(labels, image.affine), remarks=remarks)
 
 
-def read_mask_volume(path: Path, image: Image) -> Volume:
-    """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
+def read_mask_volume(
+    path: Path, image: Image, *, reading: Reading = AS_STORED, values: LabelValues | None = None
+) -> Volume:
+    """A label map on the grid of its image, uint16, see `read_volume`. Raises: VolumeError if it is of another grid."""
     grid = image.volume(np.broadcast_to(np.uint8(0), image.shape))
-    return on_grid_of(grid, read_volume(path, integer=True), path)
+    if reading.frame is None and (count := frames_of(path)) > 1:
+        raise VolumeError(f"{path}: holds {count} volumes, its image one; give a label map of one volume")
+    return on_grid_of(grid, read_volume(path, integer=True, reading=reading, values=values), path)
 
 
 def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:

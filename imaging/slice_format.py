@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..errors import ConfigError, VolumeError
+from .case_files import NAN
 from .cropping import CROPS
 
 PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")  # see `fedfactory.imaging.volumes.orientation`
@@ -40,6 +41,7 @@ class SliceFormat:
         content: "volumes" or "pictures". The longer side of a picture counts as PICTURE_SIDE millimetres, for it has
             none; it is one slice, and is never turned or cropped.
         colour: whether the three channels are red, green and blue, which share one rule of intensity.
+        nan: what becomes of NaN and infinite voxels, see `fedfactory.imaging.case_files.Reading`.
     """
 
     size: int
@@ -52,6 +54,7 @@ class SliceFormat:
     compatibility: str = "none"
     content: str = "volumes"
     colour: bool = False
+    nan: str = NAN[0]
 
     def __post_init__(self) -> None:
         pairs = self.window if self.window and isinstance(self.window[0], (tuple, list)) else (self.window,)
@@ -76,6 +79,7 @@ class SliceFormat:
             ("crop", self.crop, CROPS),
             ("compatibility", self.compatibility, COMPATIBILITY),
             ("content", self.content, CONTENTS),
+            ("nan", self.nan, NAN),
         ):
             if value not in known:
                 raise ConfigError(f"{name} is '{value}'; choose one of {', '.join(known)}")

@@ -1,10 +1,9 @@
-"""Reading and writing medical volumes: NIfTI files, and DICOM series through `archive.series`."""
+"""Reading and writing medical volumes: NIfTI, NRRD and MetaImage files, and DICOM series through `archive.series`."""
 
 from __future__ import annotations
 
-import gzip
-import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,57 +12,71 @@ import numpy as np
 from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
 from .archive.series import read_series
+from .case_files import Reading
+from .formats.kinds import NIFTI, SUFFIXES, text_header
+from .formats.label_values import LARGEST, OPTION, LabelValues, suggestion
+from .formats.nifti import read_nifti
 from .nifti.geometry import NiftiGeometry
-from .volumes import MAX_VOXELS, Volume
+from .volumes import Volume
 
-SUFFIXES = (".nii", ".nii.gz")
-MAX_GZIP_RATIO = 1032  # largest compression ratio of deflate
-MAX_TRAILING_BYTES = 1 << 20  # of padding after the voxels
+AS_STORED = Reading()
 LABEL_TOLERANCE = 1e-3  # largest deviation from whole numbers, which scaling factors of the file cause
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a path has the name of a NIfTI volume and is no folder; a broken link fails when it is read."""
+    """Whether a path has the name of a volume and is no folder; a broken link fails when it is read."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and not os.path.isdir(path)
 
 
 def case_name(path: Path) -> str:
-    """File name without `.nii` or `.nii.gz`."""
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    """File name without the ending of a volume."""
+    ending = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    return path.name[: len(path.name) - len(ending)]
 
 
-def read_volume(path: str | os.PathLike | tuple[Path, ...], *, integer: bool = False) -> Volume:
+def read_volume(
+    path: str | os.PathLike | tuple[Path, ...],
+    *,
+    integer: bool = False,
+    reading: Reading = AS_STORED,
+    values: LabelValues | None = None,
+) -> Volume:
     """Read a 3-D volume.
 
     Args:
-        path: `.nii` or `.nii.gz` file (a fourth axis of length 1 is dropped), or the files of a DICOM series in slice
-            order.
+        path: NIfTI file (`.nii`, `.nii.gz`; packed or not is told by its content), NRRD (`.nrrd`, `.nhdr`) or
+            MetaImage file (`.mha`, `.mhd`), or the files of a DICOM series in slice order. Axes of length 1 after the
+            third one are dropped, and the unit of length that a header names is converted to millimetres.
         integer: True reads a label map of whole numbers from 0 to 65535 as uint16; False reads float32.
+        reading: which frame of several is read, and what becomes of NaN and infinite voxels.
+        values: of a label map, the class of each value, which may then be any whole number; None takes the values for
+            class numbers.
 
     Raises:
         UsageError: there is no such file.
-        VolumeError: not NIfTI, not 3-D, empty, complex or RGB, NaN or infinite voxels, an unusable affine, or a header
-            that claims more voxels than the file can hold.
+        VolumeError: of another format, not 3-D, several frames without a choice, empty, complex or RGB, NaN or infinite
+            voxels unless they are background, no finite voxel, an unusable affine, a label value without a class, or a
+            header that claims more voxels than the file can hold.
     """
     if isinstance(path, tuple):
         volume = read_series(path)
-        _refuse_bad_values(path[0].parent, volume)
-        return volume
+        return _finite(path[0].parent, volume, reading.nan)
     path = Path(path)
     if not os.path.isfile(path):
-        raise UsageError(f"{path}: no such file, or no regular file; give a NIfTI file")
+        raise UsageError(f"{path}: no such file, or no regular file; give a NIfTI, NRRD or MetaImage file")
     try:
-        image, geometry = _open_nifti(path)
-        shape, affine = tuple(image.shape), np.asarray(image.affine, dtype=np.float64)
+        data, affine, geometry = _voxels(path, reading.frame)
         with np.errstate(all="ignore"):  # values that overflow become infinite, and are refused below
-            data = np.asarray(image.dataobj) if integer else np.asarray(image.dataobj, dtype=np.float32)
+            data = np.asarray(data) if integer else np.asarray(data, dtype=np.float32)
     except VolumeError:
         raise
     except Exception as error:  # nibabel raises many types for damaged files, all with one meaning here
-        raise VolumeError(f"{path}: cannot be read as NIfTI ({_first_line(error)}); copy it again") from None
-    data = data.reshape(shape[:3])
-    _refuse_bad_values(path, Volume(data, affine))
-    return Volume(_whole_numbers(path, data) if integer else data, affine, geometry)
+        kind = "NIfTI" if path.name.lower().endswith(NIFTI) else "NRRD or MetaImage"
+        raise VolumeError(f"{path}: cannot be read as {kind} ({_first_line(error)}); copy it again") from None
+    volume = _finite(path, Volume(data, affine, geometry), "refuse" if integer else reading.nan)
+    if not integer:
+        return volume
+    return Volume(_whole_numbers(path, data, values), affine, geometry)
 
 
 def write_volume(path: str | os.PathLike, volume: Volume) -> None:
@@ -83,84 +96,60 @@ def write_volume(path: str | os.PathLike, volume: Volume) -> None:
         nib.save(image, temporary)
 
 
-def _open_nifti(path: Path) -> tuple[nib.Nifti1Image, NiftiGeometry]:
-    """The image, unpacked into memory, and the geometry of its header before nibabel repairs it.
+def _voxels(path: Path, frame: int | None) -> tuple[object, np.ndarray, NiftiGeometry | None]:
+    """Voxels (X, Y, Z), or nibabel's proxy of them, the affine (4, 4) of a file, and what its NIfTI header says."""
+    header = text_header(path)
+    if header is not None:
+        return header.read(frame), header.affine, None
+    image, affine, geometry = read_nifti(path, frame)
+    return image.dataobj, affine, geometry
 
-    The whole file is read, so that gzip compares its checksum.
+
+def _finite(path: Path, volume: Volume, nan: str) -> Volume:
+    """The volume, with NaN and infinite voxels as its lowest finite value if they are background.
+
+    Raises: VolumeError for such voxels otherwise, for a volume of nothing else, and for an unusable affine.
     """
-    nib.imageglobals.logger.setLevel("CRITICAL")  # it reports repairs of headers; what matters is checked here
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        start = file.read(nib.Nifti2Header.sizeof_hdr)
-        kind = next((kind for kind in (nib.Nifti1Image, nib.Nifti2Image) if _is_single_file(start, kind)), None)
-        if kind is None:
-            raise VolumeError(f"{path}: is no NIfTI file; give a single-file NIfTI-1 or NIfTI-2 image")
-        header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
-        expected = _checked_size(path, header)
-        rest = file.read(max(0, expected - len(start)) + MAX_TRAILING_BYTES + 1)
-    if len(start) + len(rest) > expected + MAX_TRAILING_BYTES:
-        raise VolumeError(f"{path}: has more than the {expected} bytes of its header; write it again")
-    return kind.from_bytes(start + rest), NiftiGeometry.of_header(header)
-
-
-def _is_single_file(start: bytes, kind: type[nib.Nifti1Image]) -> bool:
-    """Whether a file with these first bytes is a single-file image of the given NIfTI version."""
-    header = kind.header_class
-    if len(start) < header.sizeof_hdr or int.from_bytes(start[:4], "little") not in _either_order(header.sizeof_hdr):
-        return False
-    return header(start[: header.sizeof_hdr], check=False)["magic"].item() == header.single_magic
-
-
-def _either_order(number: int) -> tuple[int, int]:
-    """The number, and the number that its bytes give in the other byte order."""
-    return number, int.from_bytes(number.to_bytes(4, "big"), "little")
-
-
-def _checked_size(path: Path, header: nib.Nifti1Header) -> int:
-    """Number of bytes that the unpacked file should have.
-
-    Raises: VolumeError if the header is not that of a 3-D image of real numbers.
-    """
-    shape = tuple(int(n) for n in header.get_data_shape())
-    try:
-        dtype = header.get_data_dtype()
-    except KeyError:
-        raise VolumeError(f"{path}: voxels have unknown type {header['datatype']}; write them as float32") from None
-    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == 1):
-        raise VolumeError(f"{path}: is {len(shape)}-D {shape}, expected a 3-D volume")
-    if min(shape) < 1:
-        raise VolumeError(f"{path}: is empty, shape {shape}; every axis must have at least one voxel")
-    if dtype.names or dtype.kind == "c":
-        raise VolumeError(f"{path}: voxels are {dtype}, expected one real number each")
-    voxels = math.prod(shape)
-    if voxels > MAX_VOXELS:
-        raise VolumeError(f"{path}: its header claims {voxels} voxels; at most {MAX_VOXELS} are read")
-    most = path.stat().st_size * (MAX_GZIP_RATIO if path.name.lower().endswith(".gz") else 1)
-    if voxels * dtype.itemsize > most:
-        raise VolumeError(f"{path}: its header claims {shape} voxels, more than the file can hold; copy it again")
-    spacing = header["pixdim"][1:4]
-    if header["sform_code"] == 0 and not (spacing > 0).all():  # nibabel takes 1 mm for 0, and drops signs
-        sides = " x ".join(f"{side:g}" for side in spacing)
-        raise VolumeError(f"{path}: its header gives voxels of {sides} mm; all must be positive, repair the header")
-    return int(header["vox_offset"]) + voxels * dtype.itemsize
-
-
-def _refuse_bad_values(path: Path, volume: Volume) -> None:
-    if not np.isfinite(volume.affine).all() or not abs(np.linalg.det(volume.affine[:3, :3])) >= 1e-9:
+    # Relative to the voxel's sides, which are a thousand times smaller where the unit is the micrometre.
+    sides = volume.spacing.prod() if np.isfinite(volume.affine).all() else 0.0
+    if not sides > 0 or not abs(np.linalg.det(volume.affine[:3, :3])) >= 1e-9 * sides:
         raise VolumeError(f"{path}: its affine cannot be inverted; use a file with a repaired header")
-    if volume.data.dtype.kind == "f" and (bad := int(np.size(volume.data) - np.isfinite(volume.data).sum())):
-        raise VolumeError(f"{path}: {bad} voxels are NaN or infinite; replace them before you use the volume")
+    if volume.data.dtype.kind != "f":
+        return volume
+    known = np.isfinite(volume.data)
+    if not (bad := int(known.size - known.sum())):
+        return volume
+    if bad == known.size:
+        raise VolumeError(f"{path}: all voxels are NaN or infinite; leave the volume out")
+    if nan != "background":
+        raise VolumeError(
+            f"{path}: {bad} voxels are NaN or infinite; where they are background, --nan background fills them with "
+            "the lowest value, otherwise replace them"
+        )
+    return replace(volume, data=np.where(known, volume.data, volume.data[known].min()))
 
 
-def _whole_numbers(path: Path, data: np.ndarray) -> np.ndarray:
-    """Label values of any shape as uint16.
+def _whole_numbers(path: Path, data: np.ndarray, values: LabelValues | None = None) -> np.ndarray:
+    """Label values of any shape as uint16, see `read_volume`.
 
-    Raises: VolumeError if they are not whole numbers from 0 to 65535.
+    Raises: VolumeError if they are not whole numbers from 0 to 65535, or without a class.
     """
     whole = np.round(data) if data.dtype.kind == "f" else data
-    rounded = data.dtype.kind == "f" and (abs(data - whole) > LABEL_TOLERANCE).any()
-    if rounded or whole.min() < 0 or whole.max() > np.iinfo(np.uint16).max:
+    low, high = whole.min(), whole.max()
+    if data.dtype.kind == "f" and (abs(data - whole) > LABEL_TOLERANCE).any():
+        odd = float(data[abs(data - whole) > LABEL_TOLERANCE].flat[0])
+        raise VolumeError(f"{path}: holds values such as {odd:g}; labels must be whole numbers from 0 to 65535")
+    if low < -LARGEST or high > LARGEST:
+        raise VolumeError(f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers up to {LARGEST}")
+    if values is not None:
+        try:
+            return values.apply(whole.astype(np.int64) if whole.dtype.kind == "f" else whole)
+        except VolumeError as error:
+            raise VolumeError(f"{path}: {error}") from None
+    if low < 0 or high > np.iinfo(np.uint16).max:
         raise VolumeError(
-            f"{path}: values go from {whole.min():g} to {whole.max():g}; labels must be whole numbers from 0 to 65535"
+            f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers from 0 to 65535, or get classes "
+            f"by {OPTION}, such as {suggestion(np.unique(whole))}"
         )
     return whole.astype(np.uint16)
 

@@ -33,7 +33,7 @@ def train_on_store(store: SliceStore, config: SegmenterConfig) -> Segmenter:
     facts = TrainingFacts(domain=store.domain, slices=len(store.slices("train")), centred=store.centred)
     title = f"training on {store.domain}"
     made = train_segmenter(labelled_slices(store), store.format, config, title=title, facts=facts)
-    made.card = replace(made.card, class_names={str(value): name for value, name in store.class_names.items()})
+    made.card = replace(made.card, **store.card_entries)
     return made
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..adaptation.adapt import adapt, draw_slices, read_synthetic, synthetic_names, training_set
+from ..adaptation.adapt import adapt, draw_slices, read_synthetic, synthetic_labels, training_set
 from ..adaptation.choices import ENGINES
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.engine.training_loop import LoopConfig
@@ -156,7 +156,11 @@ def adapt_site(
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
     labelled = None if factory_file is None else _open_factory(factory_file, store, few)
-    names = labelled.robust.card.class_names if labelled is not None else synthetic_names(synthetic)
+    if labelled is None:
+        labels = synthetic_labels(synthetic)
+    else:
+        card = labelled.robust.card
+        labels = {"class_names": card.class_names, "original_values": card.original_values}
     facts = TrainingFacts(
         source="factory" if labelled is not None else "synthetic volumes",
         labelled_slices=0 if few is None else len(few.images),
@@ -170,7 +174,7 @@ def adapt_site(
         segmenters = _train_segmenters(store, labelled, synthetic, adaptation=adaptation, **training)
     for segmenter in segmenters:
         assessment = None if labelled is None else assess(store, labelled, segmenter)
-        segmenter.card = replace(segmenter.card, class_names=names, assessment=assessment)
+        segmenter.card = replace(segmenter.card, assessment=assessment, **labels)
     out = Path(out)
     for number, segmenter in enumerate(segmenters, start=1):
         segmenter.save(out if number == 1 else out.with_name(f"{out.stem}_{number}{out.suffix}"))

@@ -355,7 +355,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
             network=FEDERATED,
             federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
             training=TrainingFacts(domain=public.domain),
-            class_names={str(value): name for value, name in public.class_names.items()},
+            **public.card_entries,
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
     heading = ["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"]

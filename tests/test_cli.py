@@ -317,7 +317,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
     for words, code, message in [
         (["prepare", tmp_path / "nowhere", *prepare], 2, "no such folder"),
         (["prepare", tmp_path / "empty", *prepare], 2, "no case found"),
-        (["prepare", tmp_path / "text", *prepare], 1, "x.nii.gz: cannot be read"),
+        (["prepare", tmp_path / "text", *prepare], 1, "x.nii.gz: is no NIfTI file"),
         (
             ["prepare", tmp_path / "site", "--domain", "x", "--size", 16, "--label-kind", "odd", *out],
             2,

@@ -83,6 +83,7 @@ def label_beside(path: Path) -> Path:
 
 
 GOOD = oblique()
+IN_METRES = np.diag([0.001, 0.001, 0.001, 1.0]) @ GOOD
 HEADERS = {
     "both, scanner": {"qform": GOOD, "sform": GOOD, "codes": (1, 1)},
     "both, MNI": {"qform": GOOD, "sform": GOOD, "codes": (4, 4)},
@@ -96,7 +97,12 @@ HEADERS = {
     "left-handed": {"qform": oblique(flip=True), "sform": oblique(flip=True), "codes": (1, 1)},
     "left-handed qform alone": {"qform": oblique(flip=True), "codes": (1, 0)},
     "no code": {"qform": GOOD, "codes": (0, 0)},
-    "metres": {"qform": GOOD, "sform": GOOD, "codes": (1, 1), "edit": lambda header: header.set_xyzt_units("meter")},
+    "metres": {
+        "qform": IN_METRES,
+        "sform": IN_METRES,
+        "codes": (1, 1),
+        "edit": lambda header: header.set_xyzt_units("meter"),
+    },
     "micrometres": {"qform": GOOD, "codes": (1, 0), "edit": lambda header: header.set_xyzt_units("micron")},
     "no unit": {"sform": GOOD, "codes": (0, 1), "edit": lambda header: header.set_xyzt_units(0)},
     "NIfTI-2": {"qform": GOOD, "sform": sheared(GOOD), "codes": (1, 1), "kind": nib.Nifti2Image},

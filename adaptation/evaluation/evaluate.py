@@ -19,6 +19,7 @@ from ...imaging.case_files import printable
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import LOSSY, find_labels, is_label_picture
 from ...imaging.class_names import check_names
+from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.images import on_grid_of
 from ...imaging.patients import check_pattern, patient_of
 from ...imaging.pictures.colour_table import Colour
@@ -30,7 +31,7 @@ from .page import EvaluationPage
 from .scores import Score, Unit, score_case, with_absent_classes
 
 PROBABILITIES = "_probabilities"  # ending of the case name of what `segment` may write beside its label maps
-NAMED = 10  # cases in a message
+NAMED = 10  # cases or classes in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def evaluate(
     out: str | Path | None = None,
     *,
     patient_pattern: str | None = None,
+    values: LabelValues | None = None,
     names: Mapping[int, str] | None = None,
     colours: Mapping[Colour, int] | None = None,
     check: bool = False,
@@ -73,6 +75,8 @@ def evaluate(
             intervals and pictures of the worst cases.
         patient_pattern: regular expression that finds the patient in a case's name, see `patient_of`; default: every
             case is a patient of its own.
+        values: class of each value in the references; None takes their values for class numbers. Predictions have class
+            numbers, as `segment` writes them.
         names: class to its name, which the table and the page show.
         colours: class of each colour or grey value of references that are pictures, see `read_mask`.
         check: compute the scores a second time by another library, see `cross_check`; the result is in `check`.
@@ -90,11 +94,13 @@ def evaluate(
     reference, missing = _matched(predicted, reference, references)
     patients = {case: patient_of(case, patient_pattern) if patient_pattern else case for case in sorted(predicted)}
     unit = _unit([*predicted.values(), *(reference[case] for case in predicted)])
+    if values is not None and unit == "px":
+        raise UsageError("label_values is given, but the label maps are pictures, which it does not read; leave it out")
     second = CrossCheck(unit) if check else None
     scores: list[Score] = []
     sizes: list[CaseSize] = []
     for case in track(list(patients), "evaluating"):
-        theirs = read_labels(reference[case], colours)
+        theirs = read_labels(reference[case], values=values, colours=colours)
         ours = on_grid_of(theirs, read_labels(predicted[case]), predicted[case], image_path=reference[case])
         found = score_case(case, ours, theirs, patient=patients[case], unit=unit)
         scores += found
@@ -108,11 +114,12 @@ def evaluate(
         *([f"{len(missing)} of {number} references have no prediction: {_listed(missing)}"] if missing else []),
         *size_warnings(sizes),
         *_unmatched(patients, patient_pattern),
+        *_other_values(scores),
     ]
     if out is not None:
         _write_table(Path(out), scores, names)
-        page = EvaluationPage(scores, names=names, warnings=warnings, check=second)
-        page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference, colours=colours)
+        page = EvaluationPage(scores, names=names, warnings=warnings, check=second, values=values, colours=colours)
+        page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference)
     return Evaluation(scores=scores, warnings=warnings, check=second)
 
 
@@ -183,6 +190,19 @@ def _unmatched(cases: dict[str, str], pattern: str | None) -> list[str]:
     if not names:
         return []
     return [f"{len(names)} of {len(cases)} cases have no patient by '{pattern}' and count alone: {', '.join(names)}"]
+
+
+def _other_values(scores: Sequence[Score]) -> list[str]:
+    """A warning if references and predictions have no class in common: one of them may hold other values."""
+    theirs = sorted({score.label for score in scores if score.absent_in in ("", "prediction")})
+    ours = sorted({score.label for score in scores if score.absent_in in ("", "reference")})
+    if not theirs or not ours or set(theirs) & set(ours):
+        return []
+    shown = [", ".join(map(str, values[:NAMED])) for values in (ours, theirs)]
+    return [
+        f"predictions hold the classes {shown[0]} and references {shown[1]}, none in common; if these are values of "
+        f"the references' files, give their classes, such as {suggestion(theirs)}"
+    ]
 
 
 def _write_table(out: Path, scores: list[Score], names: Mapping[int, str]) -> None:

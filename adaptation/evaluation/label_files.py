@@ -9,24 +9,28 @@ import numpy as np
 
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.pictures.colour_table import Colour
 from ...imaging.pictures.masks import read_mask
 from ...imaging.volume_files import read_volume
 from ...imaging.volumes import Volume
 
 
-def read_labels(path: Path, colours: Mapping[Colour, int] | None = None) -> Volume:
+def read_labels(
+    path: Path, *, values: LabelValues | None = None, colours: Mapping[Colour, int] | None = None
+) -> Volume:
     """A label map as a volume of uint16; a picture is (rows, columns, 1) with voxels of 1, which stands for a pixel.
 
     Args:
-        path: of the file.
+        path: of a volume or a picture.
+        values: class of each value in a volume; None takes the values for class numbers.
         colours: class of each colour or grey value of pictures, see `read_mask`.
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
     if is_label_picture(path):
         return Volume(read_label_picture(path, colours)[..., None], np.eye(4))
-    return read_volume(path, integer=True)
+    return read_volume(path, integer=True, values=values)
 
 
 def read_label_picture(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from skimage.measure import block_reduce
 from ...common.html_pages import pixels, table, write_page
 from ...imaging.cases import is_label_picture
 from ...imaging.class_names import class_name
+from ...imaging.formats.label_values import LabelValues
 from ...imaging.overlays import CLASS_COLOURS, strip
 from ...imaging.pictures.colour_table import Colour
 from .cross_check import CrossCheck
@@ -43,21 +44,17 @@ class EvaluationPage:
         names: class to its name.
         warnings: sentences about the cases.
         check: comparison with a second library, if there was one.
+        values: class of each value in the references, if they are no class numbers.
     """
 
     scores: Sequence[Score]
     names: Mapping[int, str]
     warnings: Sequence[str]
     check: CrossCheck | None
+    values: LabelValues | None = None
+    colours: Mapping[Colour, int] | None = None
 
-    def write(
-        self,
-        path: Path,
-        *,
-        predicted: Mapping[str, Path],
-        reference: Mapping[str, Path],
-        colours: Mapping[Colour, int] | None = None,
-    ) -> None:
+    def write(self, path: Path, *, predicted: Mapping[str, Path], reference: Mapping[str, Path]) -> None:
         """Write the page.
 
         Args:
@@ -87,7 +84,7 @@ class EvaluationPage:
             self._legend(),
         ]
         for case in worst:
-            ours, theirs = _shown(predicted[case], None), _shown(reference[case], colours)
+            ours, theirs = _shown(predicted[case]), _shown(reference[case], values=self.values, colours=self.colours)
             title = f"{case}, mean Dice {means[case]:.3f}"
             body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
         write_page(path, "evaluation", body)
@@ -117,13 +114,13 @@ class EvaluationPage:
         return f"<p>{', '.join(shown)}</p>"
 
 
-def _shown(path: Path, colours: Mapping[Colour, int] | None) -> np.ndarray:
+def _shown(path: Path, *, values: LabelValues | None = None, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
     """A label map (X, Y, Z) as `strip` takes it: axes rise to the right and upwards, slices last.
 
     A large picture is reduced; every block of pixels shows its highest class, so that small structures stay visible.
     """
     if not is_label_picture(path):
-        return read_labels(path).turned("axial").data
+        return read_labels(path, values=values).turned("axial").data
     labels = read_label_picture(path, colours)
     step = -(-max(labels.shape) // LONGEST_SIDE)
     return np.flipud(block_reduce(labels, (step, step), np.max)).T[..., None]

@@ -19,6 +19,7 @@ from ...common.progress import track
 from ...errors import UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, file_name
 from ...imaging.cases import find_cases
+from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.image_reader import read_image
 from ...imaging.label_maps import read_label_map
 from ...imaging.pictures.decoding import write_picture
@@ -154,6 +155,7 @@ def weaken_folder(
     *,
     image_key: str = "image",
     label_key: str = "label",
+    values: LabelValues | None = None,
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     seed: int = 0,
 ) -> int:
@@ -165,6 +167,7 @@ def weaken_folder(
         kind: see `weaken`. Prepare the copy with the same kind, and with 255 as the unlabelled value unless it is box.
         image_key: modality folder of the images; several, separated by commas, see `find_cases`.
         label_key: modality folder of the label maps.
+        values: class of each value in label maps of volumes; None takes the values for class numbers.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
 
@@ -183,11 +186,13 @@ def weaken_folder(
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image = read_image(case.channels)
-            label = read_label_map(case, image, colours=colours).volume
-            try:
-                weak = weaken(label.data, kind, seed=seed + number)
-            except VolumeError as error:
-                raise VolumeError(f"{case.labels[0].path}: {error}") from None
+            label = read_label_map(case, image, colours=colours, values=values).volume
+            if (highest := int(label.data.max())) >= UNLABELLED:
+                raise VolumeError(
+                    f"{case.labels[0].path}: holds label {highest}; {UNLABELLED - 1} is the highest; give every value "
+                    f"its class, such as {suggestion(np.unique(label.data))}"
+                )
+            weak = weaken(label.data, kind, seed=seed + number)
             _write_copy(folder / file_name(case.name), case, image.volume(weak), kind=kind)
     return len(labelled)
 

@@ -159,6 +159,7 @@ def train_segmenters(
         training=facts,
         single_objects=learn_single_objects(data.labelled) if start is None else start.card.single_objects,
         class_names={} if start is None else start.card.class_names,
+        original_values={} if start is None else start.card.original_values,
     )
     made = []
     for checkpoint in checkpoints:

@@ -17,7 +17,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 SPATIAL_UNITS = 7  # bits of xyzt_units; the others are the unit of time
-MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of the codes of metre, millimetre and micrometre
+MILLIMETRES = {1: 1000.0, 2: 1.0, 3: 0.001}  # of the codes of metre, millimetre and micrometre; else millimetres
 SCANNER = 1  # code of coordinates of the scanner
 QFORM_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SFORM_FIELDS = ("srow_x", "srow_y", "srow_z")

@@ -233,7 +233,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
                 network=FEDERATED,
                 federated=FederatedDesign(method=self.config, context=context, weights=which),
                 training=TrainingFacts(domain=store.domain, centred=store.centred),
-                class_names={str(value): name for value, name in store.class_names.items()},
+                **store.card_entries,
             )
             network = self.method.segmenter(self.model(), context, state).cpu()
             segmenters[modality] = Segmenter(network, store.format, card)

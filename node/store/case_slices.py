@@ -15,10 +15,12 @@ from ...errors import UsageError, VolumeError
 from ...imaging.archive.series import patient_key
 from ...imaging.case_files import CaseFiles, is_label_table
 from ...imaging.case_sizes import cut_labels
+from ...imaging.formats.label_values import suggestion
 from ...imaging.image_reader import read_image
 from ...imaging.images import Box, Image, ImageFacts, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
+from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import UNLABELLED, SliceFormat
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
@@ -136,6 +138,8 @@ def digest_of(case: CaseFiles, contents: Mapping[Path, bytes] | None = None) -> 
     values = [label.value for label in case.labels if label.value is not None]
     if missing or values:
         whole.update(f"{missing} {values}".encode())
+    if case.reading.frame is not None:
+        whole.update(f"frame {case.reading.frame}".encode())
     for path in case.files:
         if contents and path in contents:
             whole.update(hashlib.sha256(contents[path]).hexdigest().encode())
@@ -151,8 +155,11 @@ def digest_of(case: CaseFiles, contents: Mapping[Path, bytes] | None = None) -> 
 
 def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     """Raises: VolumeError or UsageError naming the file of an unusable case."""
-    image = read_image(case.channels, max_pixels=config.max_pixels)
-    digest = digest_of(case, image.contents)
+    # A picture's file is read once for both; of volumes, which are large, the digest comes in bounded memory first.
+    pictures = any(is_picture_file(file) for file in case.channels)
+    digest = "" if pictures else digest_of(case)
+    image = read_image(case.channels, max_pixels=config.max_pixels, reading=case.reading)
+    digest = digest or digest_of(case, image.contents)
     box = image.box(plane=config.plane, crop=config.crop, published=config.compatibility == "published")
     centre = centre_of(case.name, image, config=config)
     refuse_beside(case.name, centre, box=box, config=config)
@@ -178,7 +185,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
-    image = read_image(case.channels, fmt=fmt, max_pixels=config.max_pixels)
+    image = read_image(case.channels, fmt=fmt, max_pixels=config.max_pixels, reading=case.reading)
     grid = SliceGrid(seen.shape, seen.affine, box=seen.box, fmt=fmt, centre=seen.centre)
     known = image.facts(plane=fmt.plane, box=seen.box) if seen.image is None else seen.image
     labels = presence = gaze = reference = None
@@ -187,7 +194,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
         gaze = read_gaze(case.labels[0].path, grid)
         facts = LabelFacts(marks=len(gaze) > 0)
     elif case.labels and config.label_kind == "image" and is_label_table(case.labels[0].path):
-        presence = read_presence(case.labels[0].path, grid)
+        presence = read_presence(case.labels[0].path, grid, config.label_values)
         facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)
     elif case.labels:
         found = _read_label(case, image, config)
@@ -220,20 +227,24 @@ def _patient(case: CaseFiles, config: PrepareConfig) -> str:
 
     Raises: UsageError if there is a table without a row for the case.
     """
+    subject = case.subject or case.name
     if config.patients is not None:
-        if case.name not in config.patients:
-            raise UsageError(f"{case.name}: has no row in the table of patients; add one")
-        return config.patients[case.name]
+        if found := config.patients.get(case.name) or config.patients.get(subject):
+            return found
+        raise UsageError(f"{subject}: has no row in the table of patients; add one")
     first = next(files for files in case.channels if files is not None)
     from_header = patient_key(first) if config.patient_pattern is None and isinstance(first, tuple) else None
-    return from_header or patient_of(case.name, config.patient_pattern)
+    return from_header or patient_of(subject, config.patient_pattern)
 
 
 def _read_label(case: CaseFiles, image: Image, config: PrepareConfig) -> LabelMap:
     path = case.labels[0].path
     if is_label_table(path):
         raise UsageError(f"{path}: is a table, but label_kind is '{config.label_kind}'; give a label map")
-    found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse)
+    values, unlabelled = config.label_values, config.unlabelled_value
+    if values is not None and unlabelled is not None:
+        values = values.with_unlabelled(unlabelled)
+    found = read_label_map(case, image, colours=config.mask_colours, class_numbers=config.sparse, values=values)
     return found.with_class_names(config.class_names, path)
 
 
@@ -242,7 +253,7 @@ def _mask_ends(case: CaseFiles, image: Image, config: PrepareConfig, *, ends: tu
 
     The published program loses the last slice.
     """
-    mask = read_mask_volume(case.mask, image).turned(config.plane).data
+    mask = read_mask_volume(case.mask, image, reading=case.reading).turned(config.plane).data
     touched = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(touched):
         return ends
@@ -254,19 +265,22 @@ def _mask_ends(case: CaseFiles, image: Image, config: PrepareConfig, *, ends: tu
 def _with_mask_class(case: CaseFiles, image: Image, label: Volume) -> Volume:
     """Label values raised by 1, and label 1 for the rest of the mask."""
     raised = label.data.astype(np.uint32) + 1  # the highest of 16 bits would become background
-    rest = 0 if case.mask is None else read_mask_volume(case.mask, image).data > 0
+    rest = 0 if case.mask is None else read_mask_volume(case.mask, image, reading=case.reading).data > 0
     return Volume(np.where(label.data > 0, raised, rest).astype(np.uint32), label.affine)
 
 
 def _with_unlabelled(path: Path, label: Volume, config: PrepareConfig) -> Volume:
     """The label map with 255 where nobody annotated. Raises VolumeError for labels out of range."""
     data, nobody = label.data, None
-    if config.unlabelled_value is not None:
-        nobody = data == config.unlabelled_value
+    if config.unlabelled_value is not None:  # label values have made it 255 already
+        nobody = data == (config.unlabelled_value if config.label_values is None else UNLABELLED)
         data = np.where(nobody, 0, data)
     limit = MAX_CLASSES if config.classes is None else config.classes
     if (highest := int(data.max())) >= limit:
-        raise VolumeError(f"{path}: holds label {highest}; {limit - 1} is the highest that is expected")
+        text, values = f"{path}: holds label {highest}; {limit - 1} is the highest that is expected", np.unique(data)
+        if config.label_values is None and len(values) <= highest:  # with gaps: no class numbers
+            text += f"; give every value its class, such as {suggestion(values)}"
+        raise VolumeError(text)
     data = data.astype(np.uint8)
     if nobody is not None:
         data[nobody] = UNLABELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ...common.tables import read_table
 from ...errors import UsageError, VolumeError
 from ...imaging.case_files import is_label_table
+from ...imaging.formats.label_values import LARGEST, LabelValues
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.slice_grid import SliceGrid
 
@@ -18,22 +20,23 @@ LABEL = "LABEL"
 X, Y, SLICE, DURATION = "CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"
 
 
-def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
+def read_presence(path: Path, grid: SliceGrid, values: LabelValues | None = None) -> np.ndarray:
     """Which slices show which structures, of a table with a row for each structure that is seen.
 
     Args:
         path: table with the columns SLICE (from 0, along the stored third axis) and LABEL; of a picture LABEL alone.
         grid: of the case's slices.
+        values: class of each number in LABEL; None takes them for class numbers.
 
     Returns: (slices, 1 + highest label) uint8, 1 where a slice shows the class; class 0 is always there.
     Raises: VolumeError for a table that cannot be used.
     """
     rows, lines = _read_table(path, (SLICE, LABEL), default={SLICE: 0.0} if grid.fmt.pictures else {})
-    for column, (name, most) in enumerate(((SLICE, grid.stored_shape[2] - 1), (LABEL, MAX_CLASSES - 1))):
-        values = rows[:, column]
-        if len(wrong := np.flatnonzero((values != np.round(values)) | (values < 0) | (values > most))):
-            where = f"{path}, line {lines[wrong[0]]}"
-            raise VolumeError(f"{where}: {name} is {values[wrong[0]]:g}; it must be a whole number from 0 to {most}")
+    _require_whole_numbers(path, SLICE, rows[:, 0], lines, most=grid.stored_shape[2] - 1)
+    if values is not None:
+        _require_whole_numbers(path, LABEL, rows[:, 1], lines, most=LARGEST)
+        rows[:, 1] = _classes_of(path, rows[:, 1], values)
+    _require_whole_numbers(path, LABEL, rows[:, 1], lines, most=MAX_CLASSES - 1)
     highest = int(rows[:, 1].max()) if len(rows) else 0
     present = np.zeros((grid.axes[2].count, highest + 1), dtype=np.uint8)
     present[:, 0] = 1
@@ -43,6 +46,21 @@ def read_presence(path: Path, grid: SliceGrid) -> np.ndarray:
         if 0 <= place < len(present):
             present[place, int(value)] = 1
     return present
+
+
+def _require_whole_numbers(path: Path, name: str, numbers: np.ndarray, lines: Sequence[int], *, most: int) -> None:
+    """Raises: VolumeError naming the first line whose number in a column (n,) is not whole, or not from 0 to `most`."""
+    if len(wrong := np.flatnonzero((numbers != np.round(numbers)) | (numbers < 0) | (numbers > most))):
+        where = f"{path}, line {lines[wrong[0]]}"
+        raise VolumeError(f"{where}: {name} is {numbers[wrong[0]]:g}; it must be a whole number from 0 to {most}")
+
+
+def _classes_of(path: Path, numbers: np.ndarray, values: LabelValues) -> np.ndarray:
+    """Classes (n,) of the numbers (n,) in a table. Raises: VolumeError for a number without a class."""
+    try:
+        return values.apply(numbers.astype(np.int64))
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from None
 
 
 def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:

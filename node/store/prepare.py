@@ -22,9 +22,10 @@ from ... import __version__
 from ...common.memory import keep_freed_memory
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
-from ...imaging.case_files import CaseFiles, Found, printable
+from ...imaging.case_files import NAN, CaseFiles, Found, printable
 from ...imaging.cases import find_cases
 from ...imaging.class_names import refuse_other_names, united_names
+from ...imaging.formats.frames import choose_reading
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import (
     PICTURE_SIDE,
@@ -139,10 +140,13 @@ class _Run:
         if self.store is None and config.split == "test":
             raise UsageError("split is 'test', but a new store needs training cases first, which set its format")
         if self.store is not None:
-            config.refuse_other(self.store.format, self.store.site, out)
+            self.config = config.adopting(self.store.format, self.store.site)
+            self.config.refuse_other(self.store.format, self.store.site, out)
         self.failed: dict[str, str] = {}
 
     def extend(self, found: Found) -> Preparation:
+        choose_reading(found, frames=self.config.frames, nan=self.config.nan)
+        found.cases = [case for case in found.cases if case.name not in self.config.exclude]  # single frames
         self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
         old = {case.name: case for case in self.store.cases} if self.store else {}
         self.failed |= self._rows_without_case(found, old)
@@ -241,7 +245,7 @@ class _Run:
     def _format(self, seen: list[Survey]) -> SliceFormat:
         """The store's own format, or a format that suits the cases and still lacks its intensity window."""
         if self.store:
-            return self.store.format
+            return replace(self.store.format, nan=self.config.nan)
         config, channels = self.config, seen[0].channels
         if config.content == "pictures":
             colour = config.colour == "colour" or (config.colour is None and any(s.channels == 3 for s in seen))
@@ -263,6 +267,7 @@ class _Run:
             plane=config.plane,
             crop=config.crop,
             compatibility=config.compatibility,
+            nan=config.nan or NAN[0],
         )
 
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object]) -> CutCase:
@@ -316,6 +321,7 @@ class _Run:
         split: Mapping[str, str],
         without_image: list[str],
     ) -> SliceStore:
+        self._refuse_other_values(kept.values())
         class_names = self._class_names([part.facts.labels.names for _, part in fresh.values()], stays=bool(kept))
         names = sorted([*fresh, *kept])
         counts = [kept[name].count if name in kept else fresh[name][1].facts.count for name in names]
@@ -371,6 +377,17 @@ class _Run:
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
         )
         return commit(self.out, self.work, index)
+
+    def _refuse_other_values(self, kept: Iterable[Case]) -> None:
+        """Raises: UsageError if labelled cases stay whose label values had other classes."""
+        if self.store is None or self.store.site.label_values == self.config.site.label_values:
+            return
+        others = [case.name for case in kept if case.labelled and case.label_rule != self.config.label_rule]
+        if others:
+            raise UsageError(
+                f"{self.out}: label_values is '{self.store.site.label_values}' for {len(others)} cases that stay, such "
+                f"as {others[0]}, not '{self.config.site.label_values}'; give the same, or choose another folder"
+            )
 
     def _class_names(self, of_cases: Iterable[Mapping[str, str]], *, stays: bool) -> dict[str, str]:
         """Names by label value: those that were asked for, of the store as it was, and of the label files.

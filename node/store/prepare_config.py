@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ConfigError, StoreError, UsageError
+from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
 from ...imaging.class_names import check_names
 from ...imaging.cropping import CROPS
+from ...imaging.formats.label_values import LabelValues, parse_label_values
 from ...imaging.patients import check_pattern
 from ...imaging.slice_format import COMPATIBILITY, PLANES, SliceFormat
 from .patient_split import SPLITS
@@ -31,6 +33,9 @@ OF_VOLUMES: dict[str, object] = {
     "centres": None,
     "mask_key": None,
     "compatibility": "none",
+    "label_values": None,
+    "frames": None,
+    "nan": None,
 }
 
 
@@ -43,12 +48,14 @@ class SiteSettings:
         mask_key: modality folder of the masks; None without masks.
         mask_as_class: whether label 1 is the mask.
         channels: modality folders or numbers of the channels, in their order; empty for one channel.
+        label_values: class of each value in label maps, see `LabelValues.text`; empty where values are class numbers.
     """
 
     domain: str
     mask_key: str | None
     mask_as_class: bool
     channels: tuple[str, ...] = ()
+    label_values: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +85,13 @@ class PrepareConfig:
         mask_key: modality folder of the masks.
         mask_as_class: label 1 is the mask, structures follow from 2 (the published order).
         label_kind: one of LABEL_KINDS; "none" does not read labels.
-        unlabelled_value: value of the voxels that nobody annotated, in sparse label maps.
+        unlabelled_value: value of the voxels that nobody annotated, in sparse label maps; a value of the file, which
+            `label_values` need not name.
+        label_values: class of each value in label maps of volumes; default: values are class numbers.
+        frames: "each", "first" or the number of a frame, of files that hold several volumes, see `choose_reading`;
+            default: such files are refused.
+        nan: "background" gives NaN and infinite voxels the lowest finite value, "refuse" makes them errors; default:
+            as the store, or refuse.
         classes: label values including background; higher ones are refused. Default: up to 254.
         class_names: name of each label value. Labels in DICOM are matched by these names.
         mask_colours: label of each colour or grey level of the masks of pictures, see
@@ -116,6 +129,9 @@ class PrepareConfig:
     mask_as_class: bool = False
     label_kind: str = "dense"
     unlabelled_value: int | None = None
+    label_values: LabelValues | None = None
+    frames: str | None = None
+    nan: str | None = None
     classes: int | None = None
     class_names: Mapping[int, str] = field(default_factory=dict)
     mask_colours: Mapping[int | tuple[int, int, int], int] | None = None
@@ -146,6 +162,7 @@ class PrepareConfig:
         self._check_numbers()
         self._check_labels()
         check_names(self.class_names)
+        check_reading(self.frames, self.nan)
         check_pattern(self.patient_pattern)
         if self.patients is not None and self.patient_pattern is not None:
             raise UsageError(f"patient_pattern is '{self.patient_pattern}', but there is a table of patients; give one")
@@ -189,6 +206,8 @@ class PrepareConfig:
             raise UsageError("mask_as_class is True, but there is no mask; give mask_key too")
         if self.mask_as_class and self.label_kind != "dense":
             raise UsageError(f"mask_as_class is True, but label_kind is '{self.label_kind}'; it must be dense")
+        if self.mask_as_class and self.label_values is not None:
+            raise UsageError("mask_as_class is True, which numbers the classes anew; leave label_values out")
 
     @property
     def sparse(self) -> bool:
@@ -198,7 +217,8 @@ class PrepareConfig:
     @property
     def label_rule(self) -> str:
         """How values or colours in label files are read: equal for settings that read them alike, and "" by default."""
-        given = self.unlabelled_value, sorted(map(str, (self.mask_colours or {}).items()))
+        given: tuple[object, ...] = self.unlabelled_value, sorted(map(str, (self.mask_colours or {}).items()))
+        given += () if self.label_values is None else (self.label_values.text,)
         return (
             hashlib.sha256(str(given).encode()).hexdigest()[:16]
             if any(part not in (None, []) for part in given)
@@ -266,12 +286,21 @@ class PrepareConfig:
             mask_key=self.mask_key,
             mask_as_class=self.mask_as_class,
             channels=keys if len(keys) > 1 else (),
+            label_values="" if self.label_values is None else self.label_values.text,
         )
+
+    def adopting(self, fmt: SliceFormat, site: SiteSettings) -> PrepareConfig:
+        """These settings, where they leave something out, with what a store has."""
+        there = parse_label_values(site.label_values) if site.label_values else None
+        return replace(self, label_values=self.label_values or there, nan=self.nan or fmt.nan)
 
     def refuse_other(self, fmt: SliceFormat, site: SiteSettings, where: Path) -> None:
         """Raises: UsageError if a store made with `fmt` and `site` cannot be extended with these settings."""
         pairs = [(name, getattr(self, name), getattr(fmt, name)) for name in AGREED]
-        pairs += [(name, value, getattr(site, name)) for name, value in asdict(self.site).items()]
+        # Other label values make the labels anew, see `prepare`.
+        pairs += [(name, v, getattr(site, name)) for name, v in asdict(self.site).items() if name != "label_values"]
+        if fmt.nan != NAN[0]:  # the other way round, the store's cases have no such voxels
+            pairs.append(("nan", self.nan, fmt.nan))
         chosen: dict[str, object] = {
             "spacing": self.pixel,
             "slice_spacing": self.slice_spacing,

@@ -14,6 +14,7 @@ from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
 from ...generative.config import FactoryConfig
+from ...imaging.formats.label_values import parse_label_values
 from ...imaging.images import Intensities
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import SliceGrid
@@ -167,6 +168,7 @@ class SliceStore:
             "none" for a site without labels.
         classes: number of label values including background; 0 without labels.
         class_names: name by label value, of the classes that have one.
+        label_values: class of each value in label maps; None where values are class numbers.
         height: median extent of the volumes along the slice axis, millimetres.
         cases: the volumes, sorted by name.
         site: settings of this store beside the slice format.
@@ -195,6 +197,7 @@ class SliceStore:
             index = index or self._read_index()
             self.domain, self.classes, self.height = index.domain, index.classes, index.height
             self.class_names = {int(value): name for value, name in index.class_names.items()}
+            self.label_values = parse_label_values(index.site.label_values) if index.site.label_values else None
             self.site, self.format, self.files = index.site, index.format, index.arrays
             self.cases, self.warnings = list(index.cases), list(index.warnings)
             self.label_kind = _common_kind(self.cases)
@@ -289,6 +292,15 @@ class SliceStore:
             if case.split == "train":
                 counts[case.label_kind] = counts.get(case.label_kind, 0) + case.count
         return dict(sorted(counts.items()))
+
+    @property
+    def card_entries(self) -> dict[str, dict]:
+        """What the card of a segmenter of these labels records of them: `class_names` and `original_values`."""
+        originals = {} if self.label_values is None else self.label_values.originals
+        return {
+            "class_names": {str(label): name for label, name in self.class_names.items()},
+            "original_values": {str(label): value for label, value in originals.items()},
+        }
 
     @property
     def centred(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...imaging.case_sizes import CaseSize, size_warnings
+from ...imaging.formats.label_values import suggestion
 from ...imaging.patients import doubts, patient_of
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import span_around
@@ -128,4 +129,7 @@ def _unused_classes(cases: list[Case], classes: int) -> list[str]:
     missing = [value for value in range(1, classes) if value not in seen] if seen else []
     if not missing:
         return []
-    return [f"labels {_some([str(value) for value in missing])} never occur, though {max(seen)} does"]
+    text = f"labels {_some([str(value) for value in missing])} never occur, though {max(seen)} does"
+    if len(missing) > len(seen):
+        text += f"; if values are no class numbers, run `fedfactory prepare` with {suggestion(seen)}"
+    return [text]
