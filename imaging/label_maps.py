@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.fault_log import faults_named
 from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
@@ -72,6 +73,14 @@ def read_label_map(
 
     Raises: VolumeError or UsageError naming a file that cannot be used, or does not lie on the image.
     """
+    with faults_named(case.labels[0].path):
+        return _read_label_map(case, image, colours=colours, class_numbers=class_numbers)
+
+
+def _read_label_map(
+    case: CaseFiles, image: Image, *, colours: Mapping[int | tuple[int, int, int], int] | None, class_numbers: bool
+) -> LabelMap:
+    """`read_label_map`, which names the file in every error."""
     path = case.labels[0].path
     if is_mask(path):
         rows, columns, _ = image.shape
@@ -90,8 +99,9 @@ def read_label_map(
 
 def read_mask_volume(path: Path, image: Image) -> Volume:
     """A NIfTI label map on the grid of its image, uint16. Raises: VolumeError if it is of another grid."""
-    grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
-    return on_grid_of(grid, read_volume(path, integer=True), path)
+    with faults_named(path):
+        grid = Volume(np.broadcast_to(np.uint8(0), image.shape), image.affine)
+        return on_grid_of(grid, read_volume(path, integer=True), path)
 
 
 def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:

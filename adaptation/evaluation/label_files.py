@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.fault_log import faults_named
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
 from ...imaging.pictures.masks import read_mask
@@ -18,9 +19,10 @@ def read_labels(path: Path) -> Volume:
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
-    if is_label_picture(path):
-        return Volume(read_label_picture(path)[..., None], np.eye(4))
-    return read_volume(path, integer=True)
+    with faults_named(path):
+        if is_label_picture(path):
+            return Volume(read_label_picture(path)[..., None], np.eye(4))
+        return read_volume(path, integer=True)
 
 
 def read_label_picture(path: Path) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ... import __version__
+from ...common.fault_log import unforeseen
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, Found, printable
@@ -201,6 +202,10 @@ class _Run:
                 return error
             except MemoryError:
                 return VolumeError(f"{case.files[0]}: does not fit into memory; use fewer workers")
+            except OSError:  # of the store's disk: readers turn theirs into errors of the case
+                raise
+            except Exception as error:  # a reader's, for which the other cases must not pay
+                return VolumeError(unforeseen(error, case.files[0]))
 
         results: dict[str, R] = {}
         for case, result in self._parallel(cases, guarded, title):
