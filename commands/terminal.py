@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..imaging.accounting.account import Accounting
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -112,3 +115,14 @@ def quiet_framework() -> None:
     from fedbiomed.common.logger import logger
 
     logger.setLevel("ERROR")
+
+
+def print_accounting(accounting: Accounting, *, apart_from: Iterable[str] = ()) -> None:
+    """Print what became of the entries of a folder: the numbers, and a line for each kind that was not used.
+
+    Args:
+        apart_from: reasons that are printed elsewhere.
+    """
+    console.print(accounting.summary(), markup=False)
+    for line in accounting.lines(apart_from=apart_from):
+        console.print(line, markup=False)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..common.fault_log import unforeseen
+from ..errors import FedFactoryError, UsageError
 from .class_names import numbers_of
 
 ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
@@ -59,6 +61,8 @@ class Found:
         without_image: names of subjects that lack the modality of the image.
         remarks: what was not used or is missing, by case, file or folder: each a reason in one sentence.
         class_names: names of the classes, where folders tell them.
+        passed_over: files or folders that were recognised and left alone, each with the reason as a short phrase, such
+            as "a presentation state, no image".
     """
 
     cases: list[CaseFiles] = field(default_factory=list)
@@ -66,6 +70,7 @@ class Found:
     without_image: list[str] = field(default_factory=list)
     remarks: dict[str, str] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)
+    passed_over: dict[Path, str] = field(default_factory=dict)
 
     def number_classes(self, wanted: Mapping[int, str]) -> None:
         """Give the classes that folders tell the numbers that the site gives to their names.
@@ -89,6 +94,16 @@ class Found:
 
 class Unusable(Exception):
     """The files of one case among many are unusable."""
+
+
+def problem_text(error: Exception, where: Path) -> str:
+    """The reason for which the files of a case are unusable, in one line; what nobody foresaw is logged too.
+
+    Raises: the error itself if the user's request is to blame for it.
+    """
+    if isinstance(error, UsageError):
+        raise error
+    return str(error) if isinstance(error, (Unusable, FedFactoryError)) else unforeseen(error, where)
 
 
 def file_name(case: str) -> str:

@@ -8,10 +8,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..common.fault_log import faults_named
 from ..errors import UsageError
+from .accounting.clashes import set_apart
+from .accounting.entries import ARCHIVE_EXTRAS, link_to_nothing
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable
+from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable, problem_text
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import without_mask_suffix
@@ -53,12 +56,14 @@ def find_cases(
     keys = tuple(key.strip() for key in image_key.split(","))
     if not all(keys) or len(set(keys)) < len(keys):
         raise UsageError(f"image_key is '{image_key}'; give names of modalities, each once, separated by commas")
-    try:
-        found = _find_volumes(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
-        if not found.cases and not found.problems:
-            found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
-    except Unusable as error:
-        raise UsageError(str(error)) from None
+    with faults_named(source):
+        try:
+            found = _find_volumes(source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing)
+            if not found.cases and not found.problems:
+                found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
+            set_apart(source, found)
+        except Unusable as error:
+            raise UsageError(str(error)) from None
     if not found.cases and not found.problems:
         raise UsageError(
             f"{source}: no case found; expected SUBJECT/{image_key}/ with a NIfTI file or DICOM series, an nnU-Net "
@@ -138,6 +143,7 @@ def find_images(
             found.cases += part.cases
             found.problems |= part.problems
             found.remarks |= part.remarks
+            found.passed_over |= part.passed_over
     found.cases = [*_image_files(files, channels, fill_missing=fill_missing), *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -162,8 +168,8 @@ def _medical_folder(
             labels = _only_label(subject / label_key) if label_key else ()
             mask = _only_volume(subject / mask_key) if mask_key else None
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
-        except Unusable as error:
-            found.problems[name] = str(error)
+        except Exception as error:
+            found.problems[name] = problem_text(error, subject)
     if found.cases or found.problems:
         found.without_image = absent
     return found
@@ -214,7 +220,8 @@ def _readable_series(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 def _image_series(folder: Path) -> dict[str, tuple[Path, ...]]:
     """The series of a folder without those of labels, which archives keep beside the images."""
-    return {uid: files for uid, files in find_series(folder).items() if kind_of_object(files[0]) is None}
+    with faults_named(folder):
+        return {uid: files for uid, files in find_series(folder).items() if kind_of_object(files[0]) is None}
 
 
 def _remark_objects(folder: Path, place: str, found: Found) -> None:
@@ -239,7 +246,8 @@ def _nnunet(source: Path, keys: tuple[str, ...], label_key: str | None, *, fill_
         raise UsageError(f"{source / 'dataset.json'}: not readable as JSON ({error}); copy it again") from None
     if not (source / "imagesTr").is_dir():
         raise UsageError(f"{source}: has a dataset.json but no imagesTr folder; add the images")
-    files = _numbered_channels(source, _number_of_channels(described))
+    label_files = _nnunet_labels(source)
+    files = _numbered_channels(source, _number_of_channels(described), label_files)
     known = sorted({number for channels in files.values() for number in channels})
     chosen = known if keys == ("image",) else [_channel_number(key) for key in keys]
     found = Found()
@@ -253,8 +261,11 @@ def _nnunet(source: Path, keys: tuple[str, ...], label_key: str | None, *, fill_
         except Unusable as error:
             found.problems[printable(name)] = str(error)
             continue
-        label = _nnunet_label(source, name) if label_key else None
-        labels = () if label is None else (LabelFile(label),)
+        labels = tuple(map(LabelFile, label_files.get(name, ()))) if label_key else ()
+        if len(labels) > 1:
+            twins = " and ".join(str(label.path) for label in labels)
+            found.problems[printable(name)] = f"{twins}: are label maps of one case; keep one of them"
+            continue
         found.cases.append(CaseFiles(printable(name), tuple(images.values()), labels))
     return found
 
@@ -266,7 +277,7 @@ def _number_of_channels(described: object) -> int:
     return len(names) if isinstance(names, (dict, list)) and names else MAX_CHANNELS
 
 
-def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]]:
+def _numbered_channels(source: Path, channels: int, labels: Mapping[str, Sequence[Path]]) -> dict[str, dict[int, Path]]:
     """Files of an nnU-Net data set by case and channel number.
 
     Four digits at the end of a name are the channel if there can be such a channel, and no label map of the whole name:
@@ -275,15 +286,19 @@ def _numbered_channels(source: Path, channels: int) -> dict[str, dict[int, Path]
     files: dict[str, dict[int, Path]] = {}
     for path in (p for p in _entries(source / "imagesTr") if is_volume(p)):
         whole = case_name(path)
-        numbered = None if _nnunet_label(source, whole) else _channel_of(whole, channels)
+        numbered = None if whole in labels else _channel_of(whole, channels)
         case, number = numbered or (whole, 0)
         if (other := files.setdefault(case, {}).setdefault(number, path)) != path:
             raise UsageError(f"{other} and {path}: are both channel {number} of {case}; keep one of them")
     return files
 
 
-def _nnunet_label(source: Path, case: str) -> Path | None:
-    return next((path for s in (".nii.gz", ".nii") if (path := source / "labelsTr" / f"{case}{s}").is_file()), None)
+def _nnunet_labels(source: Path) -> dict[str, list[Path]]:
+    """The label maps of an nnU-Net data set by case; several of one case are twins such as x.nii and x.nii.gz."""
+    found: dict[str, list[Path]] = {}
+    for path in filter(is_volume, _entries(source / "labelsTr")):
+        found.setdefault(case_name(path), []).append(path)
+    return found
 
 
 def _channel_number(key: str) -> int:
@@ -304,8 +319,8 @@ def _plain(source: Path) -> Found:
             files = [path for path in _entries(folder) if is_volume(path)]
             found.cases += [CaseFiles(printable(f"{folder.name}/{case_name(path)}"), (path,)) for path in files]
             found.cases += _series(folder, folder.name) if _has_dicom(folder) else []
-        except Unusable as error:
-            found.problems[printable(folder.name)] = str(error)
+        except Exception as error:
+            found.problems[printable(folder.name)] = problem_text(error, folder)
     return found
 
 
@@ -323,13 +338,18 @@ def _has_dicom(folder: Path) -> bool:
 
 
 def _folders(source: Path) -> list[Path]:
-    return [path for path in _entries(source) if os.path.isdir(path) and not path.name.startswith(".")]
+    skipped = (".", *ARCHIVE_EXTRAS)
+    return [path for path in _entries(source) if os.path.isdir(path) and not path.name.startswith(skipped)]
 
 
 def _entries(folder: Path) -> list[Path]:
     """Entries of a folder, sorted; nothing if there is no such folder."""
     try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if (reason := link_to_nothing(folder)) is not None:
+            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
+        return []
     except OSError as error:
         raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
@@ -362,11 +382,11 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     if not source.is_dir():
         raise UsageError(f"{source}: no such file or folder; give label maps")
     try:
-        found = _label_pictures(source) | {case_name(path): path for path in _entries(source) if is_volume(path)}
+        found = _label_pictures(source) | _label_volumes(source)
         for subject in _folders(source):
             label = _only_volume(subject / label_key) or _only_label_picture(subject / label_key)
-            if label is not None:
-                found[subject.name] = label
+            if label is not None and (other := found.setdefault(subject.name, label)) != label:
+                raise Unusable(f"{other} and {label}: are label maps of one case; keep one of them")
     except Unusable as error:
         raise UsageError(str(error)) from None
     if not found:
@@ -374,6 +394,15 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
             f"{source}: no label map found; expected NIfTI files, PNG, TIFF, BMP or GIF pictures, or "
             f"CASE/{label_key}/ with one such file each"
         )
+    return found
+
+
+def _label_volumes(folder: Path) -> dict[str, Path]:
+    """Case name to the NIfTI file of that case in a folder."""
+    found: dict[str, Path] = {}
+    for path in filter(is_volume, _entries(folder)):
+        if (other := found.setdefault(case_name(path), path)) != path:
+            raise Unusable(f"{other} and {path}: are label maps of one case; keep one of them")
     return found
 
 

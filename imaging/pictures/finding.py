@@ -13,6 +13,7 @@ from .decoding import is_mask, is_picture
 from .layout_names import (
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
+    LIKE_MASKS,
     MANUAL_FOLDERS,
     OTHER_MASKS,
     plain,
@@ -26,7 +27,6 @@ IMAGE_KEY, LABEL_KEY = "image", "label"  # with these, the usual names of folder
 BACKGROUND_FOLDERS = ("background", "bg")
 UNREAD_ENDINGS = (".gif", ".webp", ".jp2", ".heic", ".avif")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net names channels case_0000.png, case_0001.png, ...
-LIKE_MASKS = re.compile(r"mask|label|annot|truth|segment|manual|(^|_)(gt|seg)(_|$)")
 
 
 def find_picture_cases(source: Path, *, label_key: str | None, image_key: str = IMAGE_KEY) -> Found | None:

@@ -12,6 +12,7 @@ LABEL_FOLDERS = (
     "label", "labels", "mask", "masks", "annotation", "annotations", "ground_truth", "ground_truths", "groundtruth",
     "groundtruths", "gt", "segmentation", "segmentations",
 )  # fmt: skip
+LIKE_MASKS = re.compile(r"mask|label|annot|truth|segment|manual|(^|_)(gt|seg)(_|$)")  # in other names of folders
 OTHER_MASKS = {
     "mask": "the field of view",
     "masks": "the field of view",
