@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from .. import __version__
 from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
+from ..imaging.accounting.account import Accounting, account_for_images
 from ..imaging.archive.segmentation_writer import write_segmentation
-from ..imaging.case_files import CaseFiles, file_name
+from ..imaging.case_files import CaseFiles, Found, file_name
 from ..imaging.cases import find_images
 from ..imaging.centre_table import CentreSource
 from ..imaging.image_reader import read_image
@@ -60,6 +61,7 @@ def segment(
     fill_missing: bool = False,
     centres: CentreSource | None = None,
     device: str = "cpu",
+    tell: Callable[[Accounting], None] | None = None,
 ) -> list[Path]:
     """Segment images.
 
@@ -74,6 +76,7 @@ def segment(
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
+        tell: is told what became of every entry of the folders before the first image is segmented.
 
     Returns: the written label maps. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
     """
@@ -90,30 +93,33 @@ def segment(
             raise UsageError(
                 f"{model}: was trained on slices around given places; give a `localiser` or a table of `centres`"
             )
-    cases = _cases(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing)
+    found = _find(images, fmt, outputs, image_key=image_key, fill_missing=fill_missing)
+    cases = found.cases
+    if tell is not None:
+        tell(account_for_images(images, found, image_keys=tuple(image_key.split(","))))
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
             image = read_image(case.channels, fmt=fmt)
             try:
-                grid, found = slice_probabilities(
+                grid, values = slice_probabilities(
                     image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
                 )
             except VolumeError as error:
                 raise VolumeError(f"{case.name}: {error}") from None
-            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(found)), image.affine)
+            labels = Volume(segmenters[0].tidied(grid.labels_to_volume(values)), image.affine)
             _write(folder, case, labels, image=image, segmenter=segmenters[0], outputs=outputs)
             if outputs.probabilities:
-                whole = Volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3), image.affine)
+                whole = Volume(np.moveaxis(grid.probabilities_to_volume(values), 0, 3), image.affine)
                 write_volume(folder / f"{file_name(case.name)}{PROBABILITIES}.nii.gz", whole)
     ending = "png" if fmt.pictures else "nii.gz"
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(
+def _find(
     images: Sequence[str | Path], fmt: SliceFormat, outputs: Outputs, *, image_key: str, fill_missing: bool
-) -> list[CaseFiles]:
+) -> Found:
     """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
     channels = 1 if fmt.pictures else fmt.channels
     found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing)
@@ -125,7 +131,7 @@ def _cases(
     others = [case.name for case in found.cases if not isinstance(case.channels[0], tuple)]
     if outputs.dicom_seg and others:
         raise UsageError(f"dicom_seg is True, but {len(others)} images, such as {others[0]}, are no DICOM series")
-    return found.cases
+    return found
 
 
 def _write(

@@ -117,12 +117,15 @@ def quiet_framework() -> None:
     logger.setLevel("ERROR")
 
 
-def print_accounting(accounting: Accounting, *, apart_from: Iterable[str] = ()) -> None:
+def print_accounting(
+    accounting: Accounting, *, name: str = "", apart_from: Iterable[str] = (), on: Console | None = None
+) -> None:
     """Print what became of the entries of a folder: the numbers, and a line for each kind that was not used.
 
     Args:
+        name: of the folder, before each line.
         apart_from: reasons that are printed elsewhere.
+        on: where; None is standard output.
     """
-    console.print(accounting.summary(), markup=False)
-    for line in accounting.lines(apart_from=apart_from):
-        console.print(line, markup=False)
+    for line in (accounting.summary(), *accounting.lines(apart_from=apart_from)):
+        (on or console).print(name + line, markup=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from ...common.files import atomic_file
 from ...common.progress import track
 from ...errors import UsageError, VolumeError
+from ...imaging.accounting.account import Accounting, account_for_labels
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import find_labels, is_label_picture
 from ...imaging.class_names import check_names
@@ -38,11 +39,13 @@ class Evaluation:
         scores: one for every case and class.
         warnings: sentences about references that are cut, or of a size unlike the others, and about patients.
         check: how the scores compare with those of a second library; None if that was not asked for.
+        entries: what became of every entry of the folders "predictions" and "references".
     """
 
     scores: list[Score]
     warnings: list[str]
     check: CrossCheck | None = None
+    entries: dict[str, Accounting] = field(default_factory=dict)
 
 
 def evaluate(
@@ -76,7 +79,8 @@ def evaluate(
     check_pattern(patient_pattern)
     names = check_names(names or {})
     predicted, reference = find_labels(Path(predictions)), find_labels(Path(references))
-    predicted = {case: path for case, path in predicted.items() if not case.endswith(PROBABILITIES)}
+    probabilities = {path: "probabilities" for case, path in predicted.items() if case.endswith(PROBABILITIES)}
+    predicted = {case: path for case, path in predicted.items() if path not in probabilities}
     missing = sorted(predicted.keys() - reference.keys())
     if missing:
         raise UsageError(f"{references}: has no label map for {', '.join(missing[:3])} ({len(missing)} in all)")
@@ -101,7 +105,15 @@ def evaluate(
         _write_table(Path(out), scores, names)
         page = EvaluationPage(scores, names=names, warnings=warnings, check=second)
         page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference)
-    return Evaluation(scores=scores, warnings=warnings, check=second)
+    entries = {
+        "predictions": account_for_labels(predictions, predicted, probabilities),
+        "references": account_for_labels(
+            references,
+            {case: reference[case] for case in predicted},
+            {path: "a reference without a prediction" for case, path in reference.items() if case not in predicted},
+        ),
+    }
+    return Evaluation(scores=scores, warnings=warnings, check=second, entries=entries)
 
 
 def _unit(files: Sequence[Path]) -> Unit:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..case_files import CaseFiles, Found, printable
+from ..case_files import CaseFiles, Found, LabelFile, printable
 from ..pictures.layout_names import LABEL_FOLDERS, LIKE_MASKS, plain, stem, without_mask_suffix
 from ..volume_files import SUFFIXES, case_name
 from .entries import Entry, entries_of
@@ -18,6 +18,7 @@ from .recognised import passed_over, what_it_is
 Fate = Literal["used", "left out", "passed over", "not read"]
 FATES: tuple[Fate, ...] = ("used", "left out", "passed over", "not read")
 NAMED = 5  # entries of a group that are named on the terminal
+SHOWN = {".png": "pictures of the label maps", ".dcm": "DICOM segmentations of the label maps"}  # by `segment`
 TEST_PART = ("imagesTs", "labelsTs")  # of an nnU-Net data set
 
 
@@ -126,6 +127,45 @@ def account_for(source: str | Path, found: Found, wanted: Wanted | None = None) 
     return _Folder(str(source), found, wanted or Wanted()).account()
 
 
+def account_for_images(paths: Sequence[str | Path], found: Found, *, image_keys: tuple[str, ...]) -> Accounting:
+    """What became of every entry of the folders, and of the files, that were given as images without labels.
+
+    Args:
+        paths: files and folders.
+        found: in all of them; every case can be used.
+        image_keys: names of the modality folders that were read.
+    """
+    given = sorted({os.path.abspath(path) for path in paths})
+    folders = [path for path in given if os.path.isdir(path)]
+    total = Accounting()
+    for folder in folders:
+        if not any(_is_below(folder, other) for other in folders if other != folder):
+            inside = [case for case in found.cases if _is_below(os.path.abspath(case.files[0]), folder)]
+            wanted = Wanted(image_keys=image_keys, label_key=None)
+            total += account_for(folder, replace(found, cases=inside), wanted)
+    files = [path for path in given if path not in folders and not any(_is_below(path, other) for other in folders)]
+    group = EntryGroup(fate="used", reason="images", count=len(files))
+    return total + Accounting(entries=len(files), groups=(group,)) if files else total
+
+
+def account_for_labels(folder: str | Path, used: Mapping[str, Path], unused: Mapping[Path, str]) -> Accounting:
+    """What became of every entry of a folder of label maps, or of one label map.
+
+    Args:
+        folder: the folder or file.
+        used: label maps by case.
+        unused: label maps that were not used, with the reason.
+    """
+    if not os.path.isdir(folder):
+        return Accounting(entries=1, groups=(EntryGroup(fate="used", reason="labels", count=1),))
+    cases = [CaseFiles(case, (None,), (LabelFile(path),)) for case, path in used.items()]
+    beside = {Path(folder) / "contours": "pictures of the label maps"}
+    for path in used.values():
+        shown = {path.with_name(f"{case_name(path)}{ending}"): text for ending, text in SHOWN.items()}
+        beside |= {other: text for other, text in shown.items() if other != path}
+    return account_for(folder, Found(cases, passed_over={**beside, **unused}), Wanted(image_keys=()))
+
+
 class _Folder:
     """A folder whose entries are sorted into groups."""
 
@@ -141,7 +181,7 @@ class _Folder:
         # Of used files: the folders that they lie in, and the subjects that have labels, for the words about others.
         self.label_folders = {os.path.dirname(path) for path, role in self.roles.items() if role == "labels"}
         self.labelled = {self._subject(path) for path, role in self.roles.items() if role == "labels"}
-        self.subjects = {self._subject(path) for path, role in self.roles.items() if role == "images"}
+        self.subjects = {self._subject(path) for path in self.roles}
         self.lacking = set(found.without_image)
 
     def _take(self, case: CaseFiles) -> None:
@@ -268,6 +308,10 @@ class _Folder:
             return "."
         start = self.root if self.root.endswith(os.sep) else self.root + os.sep
         return path[len(start) :] if path.startswith(start) else path
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def _fault(path: str) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 STORE_FILES = {"store.json", "format.json"}  # a folder with both is a slice store
 ARCHIVE_EXTRAS = ("__MACOSX",)  # what macOS adds to archives
+MAX_ENTRIES = 1_000_000  # somebody gave a whole disk
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe, no regular file"),
     (stat.S_ISSOCK, "a socket, no regular file"),
@@ -44,9 +45,13 @@ def entries_of(folder: str, *, used: Collection[str] = (), known: Mapping[str, s
         known: absolute paths of files and folders that are recognised already, each with the reason.
     """
     needed, known = _folders_above(used), known or {}
-    found, waiting = [], [folder]
+    found: list[Entry] = []
+    waiting = [folder]
     while waiting:
         place = waiting.pop()
+        if len(found) > MAX_ENTRIES and place not in needed:
+            found.append(Entry(place, unusable=f"a folder that nobody looked into, after {MAX_ENTRIES} entries"))
+            continue
         try:
             with os.scandir(place) as scanned:
                 children = list(scanned)
@@ -68,12 +73,12 @@ def entries_of(folder: str, *, used: Collection[str] = (), known: Mapping[str, s
     return found
 
 
-def link_to_nothing(path: str | os.PathLike) -> str | None:
+def link_to_nothing(path: str | os.PathLike[str]) -> str | None:
     """What is wrong with a link that leads nowhere, in words; None for every other path, even if it does not exist."""
     if not os.path.islink(path) or os.path.exists(path):
         return None
     try:
-        return f"a link to nothing ({os.readlink(path)} is not there, or cannot be reached)"
+        return f"a link to nothing ({os.readlink(os.fspath(path))} is not there, or cannot be reached)"
     except OSError:
         return "a link to nothing"
 
