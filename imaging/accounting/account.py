@@ -182,6 +182,8 @@ class _Folder:
         self.label_folders = {os.path.dirname(path) for path, role in self.roles.items() if role == "labels"}
         self.labelled = {self._subject(path) for path, role in self.roles.items() if role == "labels"}
         self.subjects = {self._subject(path) for path in self.roles}
+        images = (path for path, role in self.roles.items() if role == "images")
+        self.channels = {(os.path.dirname(path), short) for path in images if (short := _without_channel(path))}
         self.lacking = set(found.without_image)
 
     def _take(self, case: CaseFiles) -> None:
@@ -260,7 +262,7 @@ class _Folder:
         whole = [printable("/".join(parts[:end])) for end in range(1, len(parts))]
         name = case_name(Path(path)) if path.lower().endswith(SUFFIXES) else stem(Path(path))
         short = without_mask_suffix(name)
-        channel = name.rpartition("_")[0] if name[-4:].isdecimal() else name
+        channel = _without_channel(path) or name
         ends = {printable(text) for text in (name, short, channel, parts[-1])}
         names = [*whole, *ends, *(f"{folder}/{end}" for folder in whole for end in ends)]
         names += [f"{printable(parts[-2])}/{end}" for end in ends] if len(parts) > 1 else []
@@ -275,6 +277,8 @@ class _Folder:
             return "passed over", reason
         if fault := _fault(path):
             return "not read", fault
+        if (short := _without_channel(path)) and (os.path.dirname(path), short) in self.channels:
+            return "passed over", "a channel that is not asked for"
         if parts[0] in TEST_PART:
             return "passed over", "the test part of an nnU-Net data set"
         like_labels = [part for part in parts[:-1] if self._is_for_labels(part)]
@@ -308,6 +312,12 @@ class _Folder:
             return "."
         start = self.root if self.root.endswith(os.sep) else self.root + os.sep
         return path[len(start) :] if path.startswith(start) else path
+
+
+def _without_channel(path: str) -> str:
+    """Name of a file without the number of its channel and its ending; "" if it has no such number."""
+    name = os.path.basename(path).split(".")[0]
+    return name[:-5] if name[-5:-4] == "_" and name[-4:].isdecimal() else ""
 
 
 def _is_below(path: str, folder: str) -> bool:
