@@ -75,7 +75,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print the message as one line on stderr and end the program with this exit code."""
-    errors.print(f"fedfactory: {message}", markup=False)
+    errors.print(f"fedfactory: {' '.join(message.splitlines())}", markup=False)
     sys.exit(code)
 
 

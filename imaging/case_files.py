@@ -11,6 +11,7 @@ from ..common.fault_log import unforeseen
 from ..errors import FedFactoryError, UsageError
 from .class_names import numbers_of
 
+ARCHIVE_EXTRAS = ("__MACOSX",)  # folders that macOS adds to archives; they mirror the others
 ImageFile = Path | tuple[Path, ...]  # a NIfTI file or a picture; or the files of a DICOM series in slice order
 
 

@@ -11,10 +11,20 @@ from pathlib import Path
 from ..common.fault_log import faults_named
 from ..errors import UsageError
 from .accounting.clashes import set_apart
-from .accounting.entries import ARCHIVE_EXTRAS, link_to_nothing
+from .accounting.entries import link_to_nothing
 from .archive.object_kinds import kind_of_object
 from .archive.series import find_series, is_dicom
-from .case_files import CaseFiles, Found, ImageFile, LabelFile, Unusable, file_name, printable, problem_text
+from .case_files import (
+    ARCHIVE_EXTRAS,
+    CaseFiles,
+    Found,
+    ImageFile,
+    LabelFile,
+    Unusable,
+    file_name,
+    printable,
+    problem_text,
+)
 from .pictures.decoding import is_mask, is_picture
 from .pictures.finding import find_picture_cases
 from .pictures.layout_names import without_mask_suffix

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation.evaluate import evaluate
-from fedfactory.errors import FedFactoryError, UsageError, VolumeError
+from fedfactory.errors import FedFactoryError, UsageError
 from fedfactory.imaging.accounting.account import (
     FATES,
     Accounting,
@@ -26,7 +26,6 @@ from fedfactory.imaging.accounting.account import (
     account_for_images,
 )
 from fedfactory.imaging.accounting.entries import entries_of
-from fedfactory.imaging.case_files import Found
 from fedfactory.imaging.cases import find_cases, find_images, find_labels
 from fedfactory.node.store import store_writer
 from fedfactory.node.store.prepare import NoUsableCase, prepare
@@ -417,8 +416,9 @@ PICTURE = _picture()
 ITEMS = st.tuples(st.sampled_from(FOLDERS), st.sampled_from(NAMES), st.sampled_from([*CONTENT, *LINKS]))
 # Half of the files are what their names say, or most trees would hold no case.
 GOOD = st.sampled_from([
-    ("p1/image", "a.nii", "image"), ("p1/label", "a.nii", "label"), ("p2/image", "b.nii.gz", "image"), ("", "a.nii", "image"),
-    ("p2/label", "b.nii.gz", "label"), ("", "b.nii.gz", "image"), ("p3", "a.nii.gz", "image"), ("", "dataset.json", "text"),
+    ("p1/image", "a.nii", "image"), ("p1/label", "a.nii", "label"), ("p2/image", "b.nii.gz", "image"),
+    ("p2/label", "b.nii.gz", "label"), ("", "b.nii.gz", "image"), ("p3", "a.nii.gz", "image"), ("", "a.nii", "image"),
+    ("", "dataset.json", "text"),
     ("imagesTr", "b_0000.nii.gz", "image"), ("labelsTr", "b.nii.gz", "label"), ("images", "a.png", "picture"),
     ("masks", "a.png", "picture"), ("", "a.png", "picture"),
 ])  # fmt: skip
@@ -472,7 +472,9 @@ def check_tree(items: list[tuple[str, str, str]]) -> None:
             assert "\n" not in str(error)
             assert "unforeseen" not in str(error)
             return
-        assert not [str(warning.message) for warning in warned if issubclass(warning.category, (RuntimeWarning, UserWarning))]
+        assert not [
+            str(warning.message) for warning in warned if issubclass(warning.category, (RuntimeWarning, UserWarning))
+        ]
         assert accounting.entries == sum(group.count for group in accounting.groups)
         named = [name for group in accounting.groups for name in group.names]
         assert len(set(named)) == len(named)
@@ -491,15 +493,11 @@ def check_tree(items: list[tuple[str, str, str]]) -> None:
             assert path not in through_links
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.one_of(GOOD, ITEMS), min_size=1, max_size=14))
-def trees(items):
-    check_tree(items)
-
-
-def test_entries_of_random_trees_add_up_and_nothing_is_used_twice(monkeypatch, capfd):
+@pytest.mark.parametrize("trees", [60, pytest.param(500, marks=pytest.mark.tutorial)])
+def test_entries_of_random_trees_add_up_and_nothing_is_used_twice(trees, monkeypatch, capfd):
     monkeypatch.setattr(store_writer, "write_quality_page", lambda store, path: path.write_text(""))
-    trees()
+    some = settings(max_examples=trees, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    some(given(st.lists(st.one_of(GOOD, ITEMS), min_size=1, max_size=14))(check_tree))()
     seen = capfd.readouterr()
     assert "Warning" not in seen.err
     assert "Traceback" not in seen.err

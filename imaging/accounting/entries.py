@@ -7,8 +7,9 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from ..case_files import ARCHIVE_EXTRAS, printable
+
 STORE_FILES = {"store.json", "format.json"}  # a folder with both is a slice store
-ARCHIVE_EXTRAS = ("__MACOSX",)  # what macOS adds to archives
 MAX_ENTRIES = 1_000_000  # somebody gave a whole disk
 SPECIAL = (
     (stat.S_ISFIFO, "a pipe, no regular file"),
@@ -78,7 +79,7 @@ def link_to_nothing(path: str | os.PathLike[str]) -> str | None:
     if not os.path.islink(path) or os.path.exists(path):
         return None
     try:
-        return f"a link to nothing ({os.readlink(os.fspath(path))} is not there, or cannot be reached)"
+        return f"a link to nothing ({printable(os.readlink(os.fspath(path)))} is not there, or cannot be reached)"
     except OSError:
         return "a link to nothing"
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ...errors import UsageError
-from ..case_files import CaseFiles, Found, LabelFile, printable
+from ..case_files import ARCHIVE_EXTRAS, CaseFiles, Found, LabelFile, printable
 from ..slice_format import MAX_CHANNELS
 from .decoding import is_mask, is_picture
 from .layout_names import (
@@ -278,7 +278,8 @@ def _label_files(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if os.path.isdir(path) and not path.name.startswith(".")]
+    skipped = (".", *ARCHIVE_EXTRAS)
+    return [path for path in _entries(folder) if os.path.isdir(path) and not path.name.startswith(skipped)]
 
 
 def _entries(folder: Path) -> list[Path]:
