@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation.evaluate import evaluate
+from fedfactory.cli import main
 from fedfactory.errors import FedFactoryError, UsageError
 from fedfactory.imaging.accounting.account import (
     FATES,
@@ -31,6 +32,7 @@ from fedfactory.node.store import store_writer
 from fedfactory.node.store.prepare import NoUsableCase, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
+from helpers import untrained_segmenter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -348,6 +350,22 @@ def test_images_to_segment_are_accounted_for_across_folders_and_files(tmp_path):
     found = account_for_images(given_, find_images(given_), image_keys=("image",))
     assert counts(found) == {"used": 3, "left out": 0, "passed over": 2, "not read": 1}
     assert found.entries == 6
+
+
+def test_segment_prints_what_it_did_not_segment(tmp_path, capsys):
+    source = tmp_path / "in"
+    image_at(source / "a.nii")
+    put(source / "odd.xyz")
+    untrained_segmenter().save(tmp_path / "model.safetensors")
+    words = ["segment", source, "--model", tmp_path / "model.safetensors", "--out", tmp_path / "out"]
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    printed = capsys.readouterr()
+    assert ended.value.code == 0
+    assert printed.out.splitlines() == [str(tmp_path / "out" / "a.nii.gz")]
+    assert printed.err.splitlines() == [
+        "2 entries: 1 used (1 images), 1 not read", "not read (1): a file of a kind that is not read: odd.xyz"
+    ]  # fmt: skip
 
 
 def test_evaluate_says_which_files_it_did_not_score(tmp_path):
