@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -9,6 +11,7 @@ from typer.core import TyperGroup
 
 from .commands import data, demo, federated_segmentation, localiser, researcher, segmenter, site
 from .commands.terminal import errors, fail
+from .common.fault_log import unforeseen
 from .common.files import restrict_access
 from .errors import FedFactoryError
 
@@ -51,11 +54,17 @@ app.add_typer(site.commands, name="site")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every error that the user can act on becomes one line and an exit code."""
+    """Run a command; every error becomes one line and an exit code, and an unforeseen one a traceback in a log."""
     command = typer.main.get_command(app)
+    if not sys.warnoptions:  # libraries warn in the words of their code, without the file; who wants that says -W
+        warnings.simplefilter("ignore")
     try:
         command.main(args=arguments, prog_name="fedfactory")
     except FedFactoryError as error:
         fail(str(error), error.exit_code)
     except OSError as error:
         fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+    except MemoryError:
+        fail("memory: there is not enough of it; use fewer workers, or a smaller batch or image", 1)
+    except Exception as error:  # an error that nobody foresaw
+        fail(unforeseen(error, "this command"), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from .. import __version__
 from ..common.files import atomic_folder, refuse_existing
 from ..common.progress import track
 from ..errors import CheckpointError, UsageError, VolumeError
+from ..imaging.accounting.account import Accounting, account_for_images
 from ..imaging.archive.segmentation_writer import write_segmentation
 from ..imaging.case_files import CaseFiles, Found, file_name
 from ..imaging.cases import find_images
@@ -68,6 +69,7 @@ def segment(
     nan: str | None = None,
     centres: CentreSource | None = None,
     device: str = "cpu",
+    tell: Callable[[Accounting], None] | None = None,
 ) -> list[Path]:
     """Segment images.
 
@@ -86,6 +88,7 @@ def segment(
         centres: gives the place of each image around which its slices are cut; all are looked up before the first image
             is segmented. None cuts around the middle of the body.
         device: of the models.
+        tell: is told what became of every entry of the folders before the first image is segmented.
 
     Returns: the written label maps. Raises UsageError, VolumeError or CheckpointError; then nothing is written.
     """
@@ -107,29 +110,32 @@ def segment(
     channels = 1 if fmt.pictures else fmt.channels
     found = find_images(images, image_key=image_key, channels=channels, fill_missing=fill_missing, series=series)
     choose_reading(found, frames=frames, nan=nan or fmt.nan)
-    cases = _cases(found, fmt, outputs)
+    _refuse_unusable(found, fmt, outputs)
+    cases = found.cases
+    if tell is not None:
+        tell(account_for_images(images, found, image_keys=tuple(image_key.split(","))))
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
             image = read_image(case.channels, fmt=fmt, reading=case.reading)
             try:
-                grid, found = slice_probabilities(
+                grid, values = slice_probabilities(
                     image, segmenters, centre=places.get(case.name), views=outputs.views, device=device
                 )
             except VolumeError as error:
                 raise VolumeError(f"{case.name}: {error}") from None
-            labels = image.volume(segmenters[0].tidied(grid.labels_to_volume(found)))
+            labels = image.volume(segmenters[0].tidied(grid.labels_to_volume(values)))
             _write(folder, case, labels, image=image, segmenter=segmenters[0], outputs=outputs)
             if outputs.probabilities:
-                whole = image.volume(np.moveaxis(grid.probabilities_to_volume(found), 0, 3))
+                whole = image.volume(np.moveaxis(grid.probabilities_to_volume(values), 0, 3))
                 write_volume(folder / f"{file_name(case.name)}{PROBABILITIES}.nii.gz", whole)
     ending = "png" if fmt.pictures else "nii.gz"
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
 
-def _cases(found: Found, fmt: SliceFormat, outputs: Outputs) -> list[CaseFiles]:
-    """The images. Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
+def _refuse_unusable(found: Found, fmt: SliceFormat, outputs: Outputs) -> None:
+    """Raises: UsageError if one cannot be used, or cannot be written as is asked for."""
     for problem in found.problems.values():
         raise UsageError(problem)
     if fmt.pictures and (outputs.probabilities or outputs.dicom_seg):
@@ -138,7 +144,6 @@ def _cases(found: Found, fmt: SliceFormat, outputs: Outputs) -> list[CaseFiles]:
     others = [case.name for case in found.cases if not isinstance(case.channels[0], tuple)]
     if outputs.dicom_seg and others:
         raise UsageError(f"dicom_seg is True, but {len(others)} images, such as {others[0]}, are no DICOM series")
-    return found.cases
 
 
 def _write(

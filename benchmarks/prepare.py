@@ -23,6 +23,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from fedfactory.common.files import write_json
+from fedfactory.imaging.accounting.account import account_for
+from fedfactory.imaging.cases import find_cases
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
@@ -51,6 +53,7 @@ def main() -> None:
                 runs[variant].append(measure(folder, variant, count=arguments.volumes, workers=arguments.workers))
         difference = compare(folder, arguments.volumes, arguments.workers)
         quarter = {"count": arguments.volumes // 4, "workers": arguments.workers}
+        accounting = accounting_seconds(folder / str(arguments.volumes))
         fewer = {variant: measure(folder, variant, **quarter)["peak_mib"] for variant in VARIANTS}
     seconds = {variant: statistics.median(run["seconds"] for run in repeats) for variant, repeats in runs.items()}
     rows = {
@@ -71,6 +74,7 @@ def main() -> None:
         "workers": arguments.workers,
         "variants": rows,
         "published_against_twin": difference,
+        "accounting": {"seconds": accounting, "share_of_default": accounting / seconds["default"]},
     }
     if arguments.out:
         write_json(arguments.out, content)
@@ -110,6 +114,14 @@ def run(*, folder: Path, count: int, variant: str, workers: int, sender: Connect
     seconds = time.perf_counter() - started
     sender.send({"seconds": seconds, "slices": slices, "peak_mib": peak_resident_mib(), "imports_mib": before})
     shutil.rmtree(out)
+
+
+def accounting_seconds(folder: Path) -> float:
+    """Seconds that the accounting of all entries of the folder takes, a part of every run but the twin's."""
+    found = find_cases(folder)
+    started = time.perf_counter()
+    account_for(folder, found)
+    return time.perf_counter() - started
 
 
 def settings(variant: str) -> PrepareConfig:

@@ -35,7 +35,7 @@ from .options import (
     more_than,
     one_of,
 )
-from .terminal import SOME_FAILED, Commands, console, errors, fail
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting
 
 if TYPE_CHECKING:
     from ..node.store.prepare import Preparation
@@ -196,9 +196,16 @@ def prepare(
     )
     config = config.like(like) if like else config
 
-    from ..node.store.prepare import prepare as run  # only now: slow to import
+    from ..node.store.prepare import NoUsableCase  # only now: slow to import
+    from ..node.store.prepare import prepare as run
 
-    _print_preparation(out, run(source, out, config, workers=workers or os.cpu_count() or 1))
+    try:
+        _print_preparation(out, run(source, out, config, workers=workers or os.cpu_count() or 1))
+    except NoUsableCase as error:
+        print_accounting(error.accounting)
+        for name, reason in list(error.failed.items())[1:]:  # the error itself tells the first
+            errors.print(f"not used: {name}: {reason}", markup=False)
+        raise
 
 
 @commands.command("import-slices")
@@ -316,6 +323,7 @@ def _print_preparation(out: Path, result: Preparation) -> None:
         f"see {out / 'quality.html'}",
         markup=False,
     )
+    print_accounting(result.accounting, apart_from=result.remarks.values())
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False)
     for remark in dict.fromkeys(result.remarks.values()):

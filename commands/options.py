@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from ..imaging.formats.label_values import LabelValues
 
 MISSING_CHANNELS = ("refuse", "fill")
-DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(?::(\d{1,3}))?", re.ASCII)
 
 
 def listed(choices: Collection[str]) -> str:
@@ -51,9 +53,35 @@ def more_than(lowest: float) -> Callable[[typer.CallbackParam, float | None], fl
 
 
 def _check_device(value: str) -> str:
-    if not DEVICE.fullmatch(value):
+    """A device that PyTorch has on this machine, with the number as PyTorch writes it."""
+    found = DEVICE.fullmatch(value)
+    if not found:
         raise ConfigError(f"device is '{value}'; choose cpu, cuda, or cuda:N for the GPU with number N")
-    return value
+    if value == "cpu":
+        return value
+    import torch  # only now: the check of any other device needs it, and --help does not
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old for this PyTorch
+        try:
+            count = _number_of_devices(torch, found[1] or value)
+        except Exception:  # half-installed drivers raise whatever they like
+            count = 0
+    if not count:
+        raise ConfigError(f"device is '{value}'; PyTorch finds no such device on this machine, choose cpu")
+    if found[2] is None:
+        return value
+    if (number := int(found[2])) >= count:
+        raise ConfigError(f"device is '{value}'; this machine has {count}, with numbers from 0 to {count - 1}")
+    return f"{found[1]}:{number}"
+
+
+def _number_of_devices(torch: ModuleType, kind: str) -> int:
+    """How many devices of a kind, "cuda", "xpu" or "mps", PyTorch can use."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    backend = getattr(torch, kind)
+    return backend.device_count() if backend.is_available() else 0
 
 
 # What every kind of command has.

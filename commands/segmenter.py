@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -51,7 +51,10 @@ from .options import (
     one_of,
     radians,
 )
-from .terminal import SOME_FAILED, Commands, console, errors, fail, print_alarms, require_one_of
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting, print_alarms, require_one_of
+
+if TYPE_CHECKING:
+    from ..imaging.accounting.account import Accounting
 
 commands = Commands()
 
@@ -381,8 +384,14 @@ def segment(
     )
     chosen = {"image_key": image_key, "fill_missing": missing_channels == "fill", "series": series}
     given = {**chosen, "frames": frames, "nan": nan, "centres": source, "device": device}
-    for path in run(images, model, out, outputs=outputs, **given):
+    for path in run(images, model, out, outputs=outputs, tell=_tell, **given):
         console.print(str(path), markup=False)
+
+
+def _tell(accounting: Accounting) -> None:
+    """Print what became of the images' folders, if not all of it was used; standard output is the written files'."""
+    if accounting.count("used") < accounting.entries:
+        print_accounting(accounting, on=errors)
 
 
 @commands.command()
@@ -430,6 +439,9 @@ def evaluate(
     )
     for text in class_lines(found.scores, names):
         console.print(text, markup=False)
+    for name, accounting in found.entries.items():
+        if accounting.count("used") < accounting.entries:
+            print_accounting(accounting, name=f"{name}: ")
     for warning in found.warnings:
         console.print(f"warning: {warning}", markup=False)
     if found.check is not None:

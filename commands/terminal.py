@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 from ..errors import UsageError
 
 if TYPE_CHECKING:
+    from ..imaging.accounting.account import Accounting
     from ..node.connection.check import Check
 
 console = Console(highlight=False, soft_wrap=True)
@@ -78,7 +79,7 @@ def with_flags(message: str, flags: Mapping[str, str]) -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print the message as one line on stderr and end the program with this exit code."""
-    errors.print(f"fedfactory: {message}", markup=False)
+    errors.print(f"fedfactory: {' '.join(message.splitlines())}", markup=False)
     sys.exit(code)
 
 
@@ -134,3 +135,17 @@ def quiet_framework() -> None:
     from fedbiomed.common.logger import logger
 
     logger.setLevel("ERROR")
+
+
+def print_accounting(
+    accounting: Accounting, *, name: str = "", apart_from: Iterable[str] = (), on: Console | None = None
+) -> None:
+    """Print what became of the entries of a folder: the numbers, and a line for each kind that was not used.
+
+    Args:
+        name: of the folder, before each line.
+        apart_from: reasons that are printed elsewhere.
+        on: where; None is standard output.
+    """
+    for line in (accounting.summary(), *accounting.lines(apart_from=apart_from)):
+        (on or console).print(name + line, markup=False)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..common.fault_log import unforeseen
 from ..common.tables import known_in_heading
-from ..errors import UsageError
+from ..errors import FedFactoryError, UsageError
 from .class_names import numbers_of
 
+UNREAD = "looks like"  # how the reasons in `Found.passed_over` begin of what may be labels that nobody could place
+ARCHIVE_EXTRAS = ("__MACOSX",)  # folders that macOS adds to archives; they mirror the others
 TABLES = (".csv", ".tsv")
 TEXT = ".txt"  # may be a table, or notes
 TABLE_COLUMNS = ("LABEL", "CURRENT_FIX_X")  # one of them is in every table of labels
@@ -163,6 +166,16 @@ class Unusable(Exception):
     """The files of one case among many are unusable."""
 
 
+def problem_text(error: Exception, where: Path) -> str:
+    """The reason for which the files of a case are unusable, in one line; what nobody foresaw is logged too.
+
+    Raises: the error itself if the user's request is to blame for it.
+    """
+    if isinstance(error, UsageError):
+        raise error
+    return str(error) if isinstance(error, (Unusable, FedFactoryError)) else unforeseen(error, where)
+
+
 def file_name(case: str) -> str:
     """The name of a case as part of a file's name."""
     return case.replace("/", "_")
@@ -180,3 +193,13 @@ def is_label_table(path: Path) -> bool:
     if path.name.startswith(".") or suffix not in (*TABLES, TEXT) or not path.is_file():
         return False
     return suffix in TABLES or bool(known_in_heading(path, TABLE_COLUMNS))
+
+
+def link_to_nothing(path: str | os.PathLike[str]) -> str | None:
+    """What is wrong with a link that leads nowhere, in words; None for every other path, even if it does not exist."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    try:
+        return f"a link to nothing ({printable(os.readlink(os.fspath(path)))} is not there, or cannot be reached)"
+    except OSError:
+        return "a link to nothing"

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..common.fault_log import faults_named
 from ..errors import UsageError
+from .accounting.clashes import set_apart
 from .archive.finding import (
     Choice,
     join_parts,
@@ -18,7 +20,16 @@ from .archive.finding import (
     series_cases,
 )
 from .archive.headers import is_dicom, looks_like_dicom
-from .case_files import CaseFiles, Found, LabelFile, Unusable, file_name, is_label_table, printable
+from .case_files import (
+    CaseFiles,
+    Found,
+    LabelFile,
+    Unusable,
+    file_name,
+    is_label_table,
+    printable,
+    problem_text,
+)
 from .formats.kinds import voxel_file
 from .layouts.folders import entries, folders, folders_below, volumes, volumes_of
 from .layouts.known import find_known
@@ -69,14 +80,16 @@ def find_cases(
     keys = tuple(key.strip() for key in image_key.split(","))
     if not all(keys) or len(set(keys)) < len(keys):
         raise UsageError(f"image_key is '{image_key}'; give names of modalities, each once, separated by commas")
-    try:
-        found = _find_volumes(
-            source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing, choice=Choice(series)
-        )
-        if not found.cases and not found.problems:
-            found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
-    except Unusable as error:
-        raise UsageError(str(error)) from None
+    with faults_named(source):
+        try:
+            found = _find_volumes(
+                source, keys, label_key=label_key, mask_key=mask_key, fill_missing=fill_missing, choice=Choice(series)
+            )
+            if not found.cases and not found.problems:
+                found = find_picture_cases(source, image_key=image_key, label_key=label_key) or found
+            set_apart(source, found)
+        except Unusable as error:
+            raise UsageError(str(error)) from None
     if not found.cases and not found.problems and found.passed_over:
         path, reason = next(iter(found.passed_over.items()))
         raise UsageError(
@@ -221,10 +234,11 @@ def _only_series(folder: Path, choice: Choice, found: Found) -> bool:
 
     Returns: whether the folder is one image; otherwise nothing is added.
     """
-    try:
-        content = read_content(folder)
-    except Unusable as error:
-        raise UsageError(str(error)) from None
+    with faults_named(folder):
+        try:
+            content = read_content(folder)
+        except Unusable as error:
+            raise UsageError(str(error)) from None
     several = len(content.series) > 1 and choice.wanted is None
     if any(map(is_volume, entries(folder))) or several or not (content.series or content.damaged):
         return False
@@ -263,8 +277,8 @@ def _medical_folder(
             if label_key and not labels:
                 found.passed_over |= unread_labels(subject, (*keys, label_key, mask_key or ""))
             found.cases.append(CaseFiles(name, tuple(channels.values()), labels, mask))
-        except Unusable as error:
-            found.problems[name] = str(error)
+        except Exception as error:
+            found.problems[name] = problem_text(error, subject)
     if found.cases or found.problems:
         found.without_image = absent
     return found
@@ -317,15 +331,15 @@ def _plain(source: Path, wanted: Wanted, choice: Choice) -> Found:
         try:
             inside = volumes(folder)
             if is_label_folder(folder) and folder not in done and inside:
-                found.passed_over[folder] = "a folder of label maps by its name, without one of images beside it"
+                found.passed_over[folder] = "looks like a folder of label maps, without one of images beside it"
             elif folder not in done:
                 add_folder(folder, folder.name, wanted, found)
             if _has_dicom(folder):
                 series_cases(folder, folder.name, choice, found)
             elif not inside:
                 nested_cases(source, folder, choice, found)
-        except Unusable as error:
-            found.problems[printable(folder.name)] = str(error)
+        except Exception as error:
+            found.problems[printable(folder.name)] = problem_text(error, folder)
     join_parts(found)
     set_shared_labels_apart(found)
     remark_unlabelled(found)
@@ -362,11 +376,11 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     if not source.is_dir():
         raise UsageError(f"{source}: no such file or folder; give label maps")
     try:
-        found = _label_pictures(source) | {case_name(path): path for path in entries(source) if is_volume(path)}
+        found = _label_pictures(source) | _label_volumes(source)
         for subject in folders(source):
             label = _only_volume(subject / label_key) or _only_label_picture(subject / label_key)
-            if label is not None:
-                found[subject.name] = label
+            if label is not None and (other := found.setdefault(subject.name, label)) != label:
+                raise Unusable(f"{other} and {label}: are label maps of one case; keep one of them")
     except Unusable as error:
         raise UsageError(str(error)) from None
     if not found:
@@ -374,6 +388,15 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
             f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP, GIF or JPEG "
             f"pictures, or CASE/{label_key}/ with one such file each"
         )
+    return found
+
+
+def _label_volumes(folder: Path) -> dict[str, Path]:
+    """Case name to the NIfTI file of that case in a folder."""
+    found: dict[str, Path] = {}
+    for path in volumes(folder):
+        if (other := found.setdefault(case_name(path), path)) != path:
+            raise Unusable(f"{other} and {path}: are label maps of one case; keep one of them")
     return found
 
 

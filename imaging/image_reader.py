@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..common.fault_log import faults_named
 from ..errors import VolumeError
 from .case_files import ImageFile, Reading
 from .images import Image, VolumeImage, on_grid_of
@@ -30,6 +32,20 @@ def read_image(
     Raises: VolumeError or UsageError naming the file that cannot be used.
     """
     paths = [file[0] if isinstance(file, tuple) else file for file in files]
+    first_path = next(path for path in paths if path is not None)
+    with faults_named(first_path):
+        return _read_image(files, paths, fmt=fmt, max_pixels=max_pixels, reading=reading)
+
+
+def _read_image(
+    files: Sequence[ImageFile | None],
+    paths: Sequence[Path | None],
+    *,
+    fmt: SliceFormat | None,
+    max_pixels: int | None,
+    reading: Reading,
+) -> Image:
+    """`read_image` of channels whose first files are `paths`."""
     first_path = next(path for path in paths if path is not None)
     given = [file for file in files if file is not None]
     pictures = any(is_picture_file(file) for file in given)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.fault_log import faults_named
 from ..errors import UsageError, VolumeError
 from .archive.object_kinds import kind_of_object
 from .archive.segmentation_object import read_segmentation
@@ -77,6 +78,19 @@ def read_label_map(
 
     Raises: VolumeError or UsageError naming a file that cannot be used, or does not lie on the image.
     """
+    with faults_named(case.labels[0].path):
+        return _read_label_map(case, image, colours=colours, class_numbers=class_numbers, values=values)
+
+
+def _read_label_map(
+    case: CaseFiles,
+    image: Image,
+    *,
+    colours: Mapping[int | tuple[int, int, int], int] | None,
+    class_numbers: bool,
+    values: LabelValues | None,
+) -> LabelMap:
+    """`read_label_map`, which names the file in every error."""
     path = case.labels[0].path
     if is_mask(path):
         rows, columns, _ = image.shape
@@ -126,10 +140,11 @@ def read_mask_volume(
     path: Path, image: Image, *, reading: Reading = AS_STORED, values: LabelValues | None = None
 ) -> Volume:
     """A label map on the grid of its image, uint16, see `read_volume`. Raises: VolumeError if it is of another grid."""
-    grid = image.volume(np.broadcast_to(np.uint8(0), image.shape))
-    if reading.frame is None and (count := frames_of(path)) > 1:
-        raise VolumeError(f"{path}: holds {count} volumes, its image one; give a label map of one volume")
-    return on_grid_of(grid, read_volume(path, integer=True, reading=reading, values=values), path)
+    with faults_named(path):
+        grid = image.volume(np.broadcast_to(np.uint8(0), image.shape))
+        if reading.frame is None and (count := frames_of(path)) > 1:
+            raise VolumeError(f"{path}: holds {count} volumes, its image one; give a label map of one volume")
+        return on_grid_of(grid, read_volume(path, integer=True, reading=reading, values=values), path)
 
 
 def _series_of(case: CaseFiles, path: Path) -> tuple[Path, ...]:

@@ -39,6 +39,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many threads as cores, all process
     torch.set_num_threads(1)
 
 # Fed-BioMed opens a researcher component when it is imported. Every process of a test run gets its own component.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="fedfactory-tests-")  # the log of unforeseen errors
 os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = tempfile.mkdtemp(prefix="fedfactory-tests-")
 
 

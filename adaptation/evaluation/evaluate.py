@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from ...common.progress import track
 from ...common.tables import write_table
 from ...errors import UsageError
+from ...imaging.accounting.account import Accounting, account_for_labels
 from ...imaging.case_files import printable
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.cases import LOSSY, find_labels, is_label_picture
@@ -42,11 +43,13 @@ class Evaluation:
         scores: one for every case and class.
         warnings: sentences about references that are cut, or of a size unlike the others, and about patients.
         check: how the scores compare with those of a second library; None if that was not asked for.
+        entries: what became of every entry of the folders "predictions" and "references".
     """
 
     scores: list[Score]
     warnings: list[str]
     check: CrossCheck | None = None
+    entries: dict[str, Accounting] = field(default_factory=dict)
 
 
 def evaluate(
@@ -89,9 +92,10 @@ def evaluate(
     check_pattern(patient_pattern)
     names = check_names(names or {})
     predicted, reference = find_labels(Path(predictions)), find_labels(Path(references))
-    predicted = {case: path for case, path in predicted.items() if not case.endswith(PROBABILITIES)}
-    number = len(reference)
-    reference, missing = _matched(predicted, reference, references)
+    probabilities = {path: "probabilities" for case, path in predicted.items() if case.endswith(PROBABILITIES)}
+    predicted = {case: path for case, path in predicted.items() if path not in probabilities}
+    given = reference
+    reference, missing = _matched(predicted, given, references)
     patients = {case: patient_of(case, patient_pattern) if patient_pattern else case for case in sorted(predicted)}
     unit = _unit([*predicted.values(), *(reference[case] for case in predicted)])
     if values is not None and unit == "px":
@@ -111,7 +115,7 @@ def evaluate(
     scores = with_absent_classes(scores, patients)
     warnings = [
         *_lossy(reference),
-        *([f"{len(missing)} of {number} references have no prediction: {_listed(missing)}"] if missing else []),
+        *([f"{len(missing)} of {len(given)} references have no prediction: {_listed(missing)}"] if missing else []),
         *size_warnings(sizes),
         *_unmatched(patients, patient_pattern),
         *_other_values(scores),
@@ -120,7 +124,15 @@ def evaluate(
         _write_table(Path(out), scores, names)
         page = EvaluationPage(scores, names=names, warnings=warnings, check=second, values=values, colours=colours)
         page.write(Path(out).with_suffix(".html"), predicted=predicted, reference=reference)
-    return Evaluation(scores=scores, warnings=warnings, check=second)
+    entries = {
+        "predictions": account_for_labels(predictions, predicted, probabilities),
+        "references": account_for_labels(
+            references,
+            {case: reference[case] for case in predicted},
+            {given[case]: "a reference without a prediction" for case in missing},
+        ),
+    }
+    return Evaluation(scores=scores, warnings=warnings, check=second, entries=entries)
 
 
 def _matched(

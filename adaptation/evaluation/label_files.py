@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.fault_log import faults_named
 from ...imaging.case_files import LabelFile
 from ...imaging.cases import is_label_picture
 from ...imaging.formats.label_values import LabelValues
@@ -28,9 +29,10 @@ def read_labels(
 
     Raises: UsageError if there is no such file, VolumeError if it holds no label map.
     """
-    if is_label_picture(path):
-        return Volume(read_label_picture(path, colours)[..., None], np.eye(4))
-    return read_volume(path, integer=True, values=values)
+    with faults_named(path):
+        if is_label_picture(path):
+            return Volume(read_label_picture(path, colours)[..., None], np.eye(4))
+        return read_volume(path, integer=True, values=values)
 
 
 def read_label_picture(path: Path, colours: Mapping[Colour, int] | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...errors import VolumeError
-from ..case_files import CaseFiles, Found, Unusable, printable
+from ..case_files import CaseFiles, Found, Unusable, link_to_nothing, printable
 from .folder_content import FolderContent, Series, content_of
 from .headers import Header, looks_like_dicom, read_header
 from .series import itk_library
@@ -260,6 +260,10 @@ def _content(files: Sequence[Path]) -> FolderContent:
 def _files(folder: Path) -> list[Path]:
     """Entries of a folder; nothing if there is no such folder."""
     try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if (reason := link_to_nothing(folder)) is not None:
+            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
+        return []
     except OSError as error:
         raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None

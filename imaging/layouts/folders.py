@@ -6,16 +6,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..case_files import Unusable
+from ..case_files import ARCHIVE_EXTRAS, Unusable, link_to_nothing
 from ..volume_files import is_volume
 
-NO_DATA = ("__macosx",)  # what programs leave behind
+SKIPPED = (".", *ARCHIVE_EXTRAS)  # beginnings of the names of folders that hold no data
 
 
 def entries(folder: Path) -> list[Path]:
-    """Entries of a folder, sorted; nothing if there is no such folder. Raises: Unusable if it cannot be read."""
+    """Entries of a folder, sorted; none of no folder. Raises: Unusable if it cannot be read, or leads nowhere."""
     try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if (reason := link_to_nothing(folder)) is not None:
+            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
+        return []
     except OSError as error:
         raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
@@ -26,9 +30,18 @@ def folders(folder: Path) -> list[Path]:
         return []
     try:
         with os.scandir(folder) as scanned:  # does not ask for every file what it is
-            return sorted(folder / entry.name for entry in scanned if not entry.name.startswith(".") and entry.is_dir())
+            found = [entry.name for entry in scanned if not entry.name.startswith(SKIPPED) and _is_folder(entry)]
+            return sorted(folder / name for name in found)
     except OSError as error:
         raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; not a link that leads in circles."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def volumes(folder: Path) -> list[Path]:
@@ -42,7 +55,7 @@ def folders_below(source: Path, depth: int) -> Iterator[Path]:
     if depth < 1:
         return
     try:
-        inner = [path for path in folders(source) if path.name.lower() not in NO_DATA]
+        inner = folders(source)
     except Unusable:  # named by those who need the folder
         return
     for folder in inner:

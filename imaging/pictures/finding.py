@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from ...errors import UsageError
-from ..case_files import CaseFiles, Found, LabelFile, is_label_table, printable
+from ..case_files import ARCHIVE_EXTRAS, CaseFiles, Found, LabelFile, is_label_table, printable
 from .decoding import is_mask, is_picture
 from .layout_names import (
+    LIKE_MASKS,
     MANUAL_FOLDERS,
     OTHER_MASKS,
     is_image_folder,
@@ -24,7 +24,6 @@ from .matching import Group, add_cases, label_problem, place
 IMAGE_KEY, LABEL_KEY = "image", "label"  # with these, the usual names of folders are tried
 BACKGROUND_FOLDERS = ("background", "bg")
 UNREAD_ENDINGS = (".gif", ".webp", ".jp2", ".heic", ".avif")
-LIKE_MASKS = re.compile(r"mask|label|annot|truth|segment|manual|(^|_)(gt|seg)(_|$)")
 
 
 def find_picture_cases(source: Path, *, label_key: str | None, image_key: str = IMAGE_KEY) -> Found | None:
@@ -237,7 +236,8 @@ def _label_files(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if os.path.isdir(path) and not path.name.startswith(".")]
+    skipped = (".", *ARCHIVE_EXTRAS)
+    return [path for path in _entries(folder) if os.path.isdir(path) and not path.name.startswith(skipped)]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ LABEL_FOLDERS = (
 # Of the challenges of the International Skin Imaging Collaboration, such as ISIC2018_Task1-2_Training_Input.
 IMAGE_FOLDER = re.compile(r"is(ic|bi)[_0-9].*_(input|data)")
 LABEL_FOLDER = re.compile(r"is(ic|bi)[_0-9].*_groundtruth")
+LIKE_MASKS = re.compile(r"mask|label|annot|truth|segment|manual|(^|_)(gt|seg)(_|$)")  # in other names of folders
 OTHER_MASKS = {
     "mask": "the field of view",
     "masks": "the field of view",

@@ -86,7 +86,7 @@ def import_slices(
             facts=facts,
         )
 
-    return prepare_cases(found, out, config, workers=workers, survey=survey, cut=cut)
+    return prepare_cases(found, out, config, source=source, workers=workers, survey=survey, cut=cut)
 
 
 def _find(source: Path) -> Found:

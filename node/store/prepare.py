@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,9 +20,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ... import __version__
+from ...common.fault_log import unforeseen
 from ...common.memory import keep_freed_memory
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
+from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.case_files import NAN, CaseFiles, Found, printable
 from ...imaging.cases import find_cases
 from ...imaging.class_names import refuse_other_names, united_names
@@ -43,7 +46,7 @@ from .prepare_config import PrepareConfig
 from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, CaseFacts, SliceStore, StoreIndex, checksum
 from .store_warnings import store_warnings
-from .store_writer import CutCase, CutFacts, StoreArrays, commit, tidy, working_folder
+from .store_writer import CutCase, CutFacts, StoreArrays, commit, tidy, update_accounting, working_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,6 +66,7 @@ class Preparation:
         replaced: number of cases whose files have changed.
         unchanged: number of cases whose files have not changed.
         kept: number of cases of the store that the source does not have.
+        accounting: what became of every entry of the source.
     """
 
     store: SliceStore
@@ -72,6 +76,21 @@ class Preparation:
     replaced: int = 0
     unchanged: int = 0
     kept: int = 0
+    accounting: Accounting = field(default_factory=Accounting)
+
+
+class NoUsableCase(VolumeError):
+    """Not one case of a folder can be used.
+
+    Attributes:
+        failed: name of a case, and the reason in one line.
+        accounting: what became of every entry of the folder.
+    """
+
+    def __init__(self, failed: dict[str, str], accounting: Accounting) -> None:
+        first = next(iter(failed.values()), "every case was excluded")
+        super().__init__(f"not one of {len(failed)} cases can be used; the first: {first}")
+        self.failed, self.accounting = failed, accounting
 
 
 def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, workers: int = 1) -> Preparation:
@@ -102,7 +121,7 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
         config = config.for_pictures()
     found.number_classes(config.class_names)
     config = replace(config, class_names={**found.class_names, **config.class_names})
-    return prepare_cases(found, out, config, workers=workers)
+    return prepare_cases(found, out, config, workers=workers, source=source)
 
 
 def prepare_cases(
@@ -110,6 +129,7 @@ def prepare_cases(
     out: str | Path,
     config: PrepareConfig,
     *,
+    source: str | Path,
     workers: int = 1,
     survey: Surveyor = survey_volume,
     cut: Cutter = cut_volume,
@@ -117,15 +137,15 @@ def prepare_cases(
     """`prepare` for cases that were found already.
 
     Args:
+        source: the folder in which they were found, whose entries are accounted for.
         survey, cut: what a case is, and its slices; default: of volumes and pictures.
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
-    found.cases = [case for case in found.cases if case.name not in config.exclude]
     keep_freed_memory()
     with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
-        return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found)
+        return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found, Path(source))
 
 
 class _Run:
@@ -144,9 +164,10 @@ class _Run:
             self.config.refuse_other(self.store.format, self.store.site, out)
         self.failed: dict[str, str] = {}
 
-    def extend(self, found: Found) -> Preparation:
-        choose_reading(found, frames=self.config.frames, nan=self.config.nan)
-        found.cases = [case for case in found.cases if case.name not in self.config.exclude]  # single frames
+    def extend(self, everything: Found, source: Path) -> Preparation:
+        choose_reading(everything, frames=self.config.frames, nan=self.config.nan)
+        asked = [case for case in everything.cases if case.name not in self.config.exclude]  # single frames
+        found = replace(everything, cases=asked)
         self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
         old = {case.name: case for case in self.store.cases} if self.store else {}
         self.failed |= self._rows_without_case(found, old)
@@ -162,18 +183,18 @@ class _Run:
             lambda case: self._cut(case, seen[case.name], fmt, settings),
             f"preparing {self.config.domain}",
         )
+        accounting = self._account(source, everything)
         if not parts and not old:
-            first = next(iter(self.failed.values()), "every case was excluded")
-            raise VolumeError(f"not one of {len(self.failed)} cases can be used; the first: {first}")
+            raise NoUsableCase(dict(sorted(self.failed.items())), accounting)
         if parts:
             fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
             fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
             kept = {name: case for name, case in old.items() if name not in parts}
-            store = self._write(fmt, fresh_cases, kept=kept, split=split, without_image=found.without_image)
+            store = self._write(fmt, fresh_cases, kept=kept, split=split, found=found, accounting=accounting)
         else:
             if old:
                 refuse_other_names(self.store.class_names, self.config.class_names, self.out)
-            store = SliceStore(self.out)
+            store = self._with_accounting(accounting)
         tidy(self.out, store)
         return Preparation(
             store,
@@ -183,7 +204,25 @@ class _Run:
             replaced=len(parts.keys() & old.keys()),
             unchanged=len(unchanged),
             kept=len(old.keys() - unchanged - parts.keys()),
+            accounting=accounting,
         )
+
+    def _account(self, source: Path, everything: Found) -> Accounting:
+        """What became of every entry of the source, once it is known which cases cannot be used."""
+        config = self.config
+        wanted = Wanted(
+            image_keys=tuple(key.strip() for key in config.image_key.split(",")),
+            label_key=None if config.label_kind == "none" else config.label_key,
+            failed=self.failed,
+            excluded=config.exclude,
+            other={os.path.abspath(self.out): "the slice store that is written"},
+        )
+        return account_for(source, everything, wanted)
+
+    def _with_accounting(self, accounting: Accounting) -> SliceStore:
+        """The store as it is, with today's accounting of the source."""
+        store = SliceStore(self.out)
+        return store if store.accounting == accounting else update_accounting(self.out, self.work, store, accounting)
 
     def _rows_without_case(self, found: Found, old: Mapping[str, Case]) -> dict[str, str]:
         """The reason for each row of the table of centres that belongs to no case of the folder or the store."""
@@ -208,6 +247,10 @@ class _Run:
                 return error
             except MemoryError:
                 return VolumeError(f"{case.files[0]}: does not fit into memory; use fewer workers")
+            except OSError:  # of the store's disk: readers turn theirs into errors of the case
+                raise
+            except Exception as error:  # a reader's, for which the other cases must not pay
+                return VolumeError(unforeseen(error, case.files[0]))
 
         results: dict[str, R] = {}
         for case, result in self._parallel(cases, guarded, title):
@@ -319,7 +362,8 @@ class _Run:
         *,
         kept: Mapping[str, Case],
         split: Mapping[str, str],
-        without_image: list[str],
+        found: Found,
+        accounting: Accounting,
     ) -> SliceStore:
         self._refuse_other_values(kept.values())
         class_names = self._class_names([part.facts.labels.names for _, part in fresh.values()], stays=bool(kept))
@@ -371,10 +415,11 @@ class _Run:
             format=fmt,
             arrays=arrays.close(cases),
             warnings=tuple(
-                store_warnings(cases, fmt, classes=classes, without_image=without_image, config=self.config)
+                store_warnings(cases, fmt, classes=classes, without_image=found.without_image, config=self.config)
             ),
             cases=tuple(cases),
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
+            accounting=accounting,
         )
         return commit(self.out, self.work, index)
 

@@ -23,6 +23,7 @@ QUALITY_PAGE = "quality.html"
 COLUMNS, MONTAGE_CASES = 8, 6
 SHOWN_SIZE = 128
 LISTED = 500  # cases in the table
+NAMED_ENTRIES = 20  # of a group of files
 CURVES = 100  # cases whose intensities are drawn
 SAMPLED = 64  # slices behind the histogram of prepared intensities
 CHANNEL_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:grey")
@@ -42,6 +43,7 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
         f"<p>{labelled} cases with {html.escape(store.label_kind)} labels; {_format(store)}</p>",
         "<h2>Warnings</h2>",
         "".join(f"<p>{html.escape(text)}</p>" for text in store.warnings) or "<p>none</p>",
+        *_entries(store),
         "<h2>Slices</h2>",
         _montage(store),
         "<h2>Intensities</h2>",
@@ -50,6 +52,22 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
         _cases(store),
     ]
     write_page(path, f"slice store {store.domain}", body)
+
+
+def _entries(store: SliceStore) -> list[str]:
+    """What became of the entries of the source folder."""
+    if store.accounting is None:
+        return []
+    rows = [
+        [group.reason, group.fate, str(group.count), ", ".join(group.names[:NAMED_ENTRIES])]
+        for group in store.accounting.groups
+    ]
+    text = f"The last run met {store.accounting.summary()}. All names are in store.json."
+    return [
+        "<h2>What became of the files</h2>",
+        f"<p>{html.escape(text)}</p>",
+        table(["entries", "became", "number", f"the first {NAMED_ENTRIES}"], rows),
+    ]
 
 
 def _format(store: SliceStore) -> str:

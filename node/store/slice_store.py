@@ -14,6 +14,7 @@ from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
 from ...generative.config import FactoryConfig
+from ...imaging.accounting.account import Accounting
 from ...imaging.formats.label_values import parse_label_values
 from ...imaging.images import Intensities
 from ...imaging.slice_format import SliceFormat
@@ -138,6 +139,7 @@ class StoreIndex:
         warnings: what is unusual about the volumes, one sentence each.
         cases: sorted by name.
         z_bin: height bin of each slice.
+        accounting: see `SliceStore`.
     """
 
     version: int
@@ -152,6 +154,7 @@ class StoreIndex:
     warnings: tuple[str, ...]
     cases: tuple[Case, ...]
     z_bin: tuple[int, ...]
+    accounting: Accounting | None = None
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
@@ -173,6 +176,7 @@ class SliceStore:
         cases: the volumes, sorted by name.
         site: settings of this store beside the slice format.
         warnings: what is unusual about the volumes, one sentence each.
+        accounting: what became of every entry of the folder of the last run; None in a store of an earlier version.
         files: file names by kind of array.
         images: (N, C, S, S) float16 memory map, in [-1, 1].
         labels: (N, S, S) uint8 memory map, 255 where nobody annotated; or None.
@@ -194,12 +198,13 @@ class SliceStore:
     def __init__(self, path: str | Path, *, index: StoreIndex | None = None) -> None:
         self.path = Path(path)
         try:
-            index = index or self._read_index()
+            index = index or self.read_index()
             self.domain, self.classes, self.height = index.domain, index.classes, index.height
             self.class_names = {int(value): name for value, name in index.class_names.items()}
             self.label_values = parse_label_values(index.site.label_values) if index.site.label_values else None
             self.site, self.format, self.files = index.site, index.format, index.arrays
             self.cases, self.warnings = list(index.cases), list(index.warnings)
+            self.accounting = index.accounting
             self.label_kind = _common_kind(self.cases)
             arrays = {kind: self._open(kind) for kind in DTYPES}
             self.z_bin = np.asarray(index.z_bin, dtype=np.int64)
@@ -209,7 +214,8 @@ class SliceStore:
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
 
-    def _read_index(self) -> StoreIndex:
+    def read_index(self) -> StoreIndex:
+        """The content of the index as it is on the disk now. Raises as the class."""
         if not (self.path / INDEX).is_file():
             raise UsageError(
                 f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"

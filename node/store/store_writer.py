@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from safetensors.numpy import save
 from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
+from ...imaging.accounting.account import Accounting
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
 from .case_slices import CaseSlices, LabelFacts
@@ -45,8 +46,11 @@ def working_folder(out: Path) -> Iterator[Path]:
     Raises: UsageError if `out` holds something that is no store, or another run is at work.
     """
     work = out / WORK
-    if not (out / INDEX).exists() and not work.is_dir():
+    try:
         refuse_existing(out)
+    except UsageError:
+        if not (out / INDEX).exists() and not work.is_dir():  # asked last: another run may have begun just now
+            raise
     handle = _locked(work)
     try:
         yield work
@@ -273,6 +277,16 @@ def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
         os.replace(staged / name, out / name)
     store.path = out  # its memory maps are of the same files
     return store
+
+
+def update_accounting(out: Path, work: Path, store: SliceStore, accounting: Accounting) -> SliceStore:
+    """Write index and quality page of a store whose slices stay as they are with a new accounting."""
+    index = replace(store.read_index(), accounting=accounting)
+    changed = SliceStore(out, index=index)
+    write_quality_page(changed, work / QUALITY_PAGE)
+    os.replace(work / QUALITY_PAGE, out / QUALITY_PAGE)
+    write_json(out / INDEX, index.to_dict(), compact=True)
+    return changed
 
 
 def tidy(out: Path, store: SliceStore) -> None:
