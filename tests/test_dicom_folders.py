@@ -249,7 +249,7 @@ def test_equal_copies_of_slices_are_left_out_and_counted(tmp_path):
     for found in (find_cases(tmp_path), find_images([folder])):
         np.testing.assert_array_equal(read_volume(found.cases[0].channels[0]).data, data)
         assert [text.split(" are")[0] for text in found.remarks.values()] == ["2 files"]
-        assert found.passed_over[folder / "IM0002_copy.dcm"] == "a copy of IM0002.dcm"
+        assert found.passed_over[folder / "IM0002_copy.dcm"] == "a copy of another slice (same place, same pixels)"
         assert len(found.passed_over) == 2
 
 

@@ -117,7 +117,7 @@ def note_beside(folder: Path, content: FolderContent, place: str, found: Found) 
         found.remarks[printable(place)] = (
             f"{len(copies)} files are copies of other slices (same place, same pixels), so they are not used"
         )
-        found.passed_over |= {path: f"a copy of {printable(first.name)}" for path, first in copies.items()}
+        found.passed_over |= dict.fromkeys(copies, "a copy of another slice (same place, same pixels)")
 
 
 def refuse_damaged(folder: Path, content: FolderContent) -> None:
