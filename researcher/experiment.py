@@ -212,7 +212,6 @@ def load_experiment(breakpoint_folder: str | Path, rounds: int) -> Experiment:
 def attach(experiment: Experiment) -> None:
     """Let the strategy of an experiment know which nodes are connected, and what they announced."""
     from ..node.site_facts import read_facts
-    from .aggregator import FactoryAverage
     from .fedbiomed_hooks import connected_nodes
     from .reply_checks import Announced
 
@@ -220,13 +219,6 @@ def attach(experiment: Experiment) -> None:
     strategy.connected = connected_nodes
     facts = {node: read_facts(str(entry.get("description"))) for node, entry in data.items()}
     strategy.announced = {node: Announced.by(known) for node, known in facts.items() if known is not None}
-    if isinstance(experiment.aggregator(), FactoryAverage):  # every site of a factory makes the same updates
-
-        def samples() -> int:
-            arguments = experiment.training_args()
-            return arguments["num_updates"] * arguments["loader_args"]["batch_size"]
-
-        strategy.samples = samples
 
 
 def descriptions_of(tag: str) -> dict[str, str]:

@@ -37,7 +37,6 @@ def problem_of_reply(
     announced: Announced | None = None,
     *,
     required: Sequence[str] = (),
-    samples: int | None = None,
 ) -> str | None:
     """Why the numbers and texts of a successful reply cannot be used; None if they can.
 
@@ -46,16 +45,13 @@ def problem_of_reply(
             texts, and numbers, of which NaN means not measured.
         announced: by the site; None where that is not known.
         required: names of entries that the report must have.
-        samples: what every site must give as `sample_size`; None: at most the slices that it announced.
 
     Returns: one line without line breaks, of bounded length.
     """
     size = reply.get("sample_size")
     if not _is_count(size) or size < 1:
         return f"claims {shortened(size)} training slices; it must be a whole number from 1"
-    if samples is not None and size != samples:
-        return f"claims {size} training slices; the updates of this round take {samples}"
-    if samples is None and announced is not None and size > announced.slices:
+    if announced is not None and size > announced.slices:
         return f"claims {size} training slices, and announced {announced.slices}; it must register its store again"
     report = reply.get("optimizer_args")
     if report is None:

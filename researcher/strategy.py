@@ -38,7 +38,6 @@ class FactoryStrategy(Strategy):
         events: one per site and round that did not count.
         connected: returns the ids of the connected nodes; None takes all nodes for connected.
         announced: node id to what the site announced, which its replies must not contradict.
-        samples: returns the number of slices that every site trains on in the round; None where it is the site's own.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class FactoryStrategy(Strategy):
         super().__init__()
         self.connected: Callable[[], set[str]] | None = None
         self.announced: Mapping[str, Announced] = {}
-        self.samples: Callable[[], int] | None = None
         self._parameters: dict[str, Any] = {  # the framework writes them to a breakpoint, as JSON
             "nodes_per_round": nodes_per_round,
             "min_nodes": min_nodes,
@@ -159,8 +157,7 @@ class FactoryStrategy(Strategy):
         return None
 
     def _problem_of_report(self, reply: Mapping[str, Any], announced: Announced | None) -> str | None:
-        samples = None if self.samples is None else self.samples()
-        return problem_of_reply(reply, announced, required=self._parameters["required"], samples=samples)
+        return problem_of_reply(reply, announced, required=self._parameters["required"])
 
     def _add_event(self, round_i: int, node: str, *, kind: str, reason: str) -> None:
         event = RoundEvent(round=round_i + 1, node=node, kind=kind, reason=reason)
