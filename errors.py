@@ -1,10 +1,23 @@
 """The errors a user may see: one clear line each, with what is wrong, where, and what to do."""
 
 
+def one_line(text: str) -> str:
+    """The text with every kind of space as a space, and every other sign that cannot be shown as an escape."""
+    spaced = "".join(" " if sign in "\n\r\t" else sign for sign in text)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in spaced)
+
+
 class FedFactoryError(Exception):
-    """Something went wrong that the user can act on. The command line prints it and exits with 1."""
+    """Something went wrong that the user can act on. The command line prints it and exits with 1.
+
+    Names of files, texts of headers and what others sent appear in messages: signs that could command a terminal, break
+    a line or turn its direction are written as escapes, here, for all that print or log an error.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(str(message)))
 
 
 class UsageError(FedFactoryError):

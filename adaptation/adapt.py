@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.json_text import read_json
 from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
@@ -190,8 +190,8 @@ def synthetic_labels(folder: str | Path) -> dict[str, dict]:
 
 def _manifest(folder: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(Path(folder) / MANIFEST)
+    except (OSError, ValueError):
         raise _damaged(folder) from None
     if not isinstance(found, dict):
         raise _damaged(folder)

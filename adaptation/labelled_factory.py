@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..common.records import read_record, record_to_dict
-from ..common.weights_file import load_strictly, read_weights, write_weights
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts
@@ -170,7 +170,7 @@ class LabelledFactory:
             )
             robust = Segmenter.from_dict(parts.robust)
             localiser = None if parts.localiser is None else Segmenter.from_dict(parts.localiser)
-        except (KeyError, TypeError, UsageError) as error:
+        except (KeyError, UsageError, *IMPOSSIBLE) as error:
             raise UsageError(f"its card is not usable ({error})") from None
         return cls(factory, branches, robust, card, localiser)
 

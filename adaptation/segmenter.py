@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.weights_file import load_strictly, read_weights, write_weights
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.networks.build import make_generator
 from ..imaging.slice_format import SliceFormat
@@ -142,7 +142,10 @@ class Segmenter:
             raise ConfigError(
                 f"channels is {card.channels}, but {fmt.channels} in the slice format; both must be equal"
             )
-        return cls(_build(card), fmt, card)
+        try:
+            return cls(_build(card), fmt, card)
+        except IMPOSSIBLE as error:
+            raise ConfigError(f"no network can be made of these settings ({error})") from None
 
 
 def _build(card: SegmenterCard) -> nn.Module:

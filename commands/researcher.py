@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.table import Table
 
 from ..common.files import refuse_existing
+from ..common.json_text import read_json
 from ..errors import UsageError
 from ..generative.config import PRESETS, FactoryConfig
 from ..node.plans.transport import TRANSPORTS
@@ -139,7 +139,7 @@ def _factory_config(domains: str, preset: str, file: Path | None, chosen: Mappin
     if file is None:
         return FactoryConfig.preset(preset, tuple(name.strip() for name in domains.split(",")), **changes)
     try:
-        return FactoryConfig.from_dict({**json.loads(file.read_text(encoding="utf-8")), **changes})
+        return FactoryConfig.from_dict({**read_json(file), **changes})
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{file}: not readable ({error}); choose a JSON file with a configuration") from None
 

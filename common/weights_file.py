@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..errors import CheckpointError, UsageError
 from .files import atomic_file, write_json
+from .json_text import parse_json
 
 CARD = "fedfactory"  # the metadata entry that holds the card
 
@@ -43,6 +44,10 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: Mapping[st
     write_json(path.with_suffix(".json"), card)
 
 
+# What PyTorch raises for numbers in a card of which no network can be made: too large, or of a type of their own.
+IMPOSSIBLE = (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
 def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that `write_weights` wrote.
 
@@ -61,7 +66,7 @@ def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
         raise UsageError(f"{path}: no such file; give a {wanted} written by fedfactory")
     try:
         with safe_open(path, framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get(CARD, "null"))
+            card = parse_json((file.metadata() or {}).get(CARD, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors' own error type is private; any of them means the same here
         raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]}); copy it again") from None

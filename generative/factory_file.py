@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from ..common.weights_file import load_strictly, read_weights, write_weights
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from .config import FactoryConfig
 from .factory_facts import FactoryFacts
@@ -187,7 +187,7 @@ def load_factory(path: str | Path) -> TrainedFactory:
             facts=FactoryFacts.from_dict(card["facts"]),
             discriminator=discriminator,
         )
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, ConfigError, *IMPOSSIBLE) as error:
         raise CheckpointError(f"{path}: its card is not usable ({error}); export or copy the file again") from None
 
 

@@ -113,7 +113,7 @@ def read_embedding(path: str | Path) -> Tensor:
 
     try:
         mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy parses the header with Python's own parser, which raises many types
         raise UsageError(f"{path}: not readable as a mean embedding ({error}); give a .npy file") from None
     if mean.ndim not in (1, 2) or mean.size != mean.shape[-1] or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise UsageError(f"{path}: holds {mean.shape} {mean.dtype}; a mean embedding must be one row of finite numbers")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ..adaptation.network_names import check_architecture, check_modality
 from ..common.files import write_json
-from ..errors import StoreError, UsageError
+from ..common.json_text import read_json
+from ..common.records import read_record
+from ..errors import ConfigError, StoreError, UsageError
 from .store.slice_store import SliceStore
 
 CHOICES_SUFFIX = ".choices.json"  # after the store's name
@@ -78,8 +79,8 @@ class SiteChoices:
         if not path.is_file():
             return cls()
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError):
+            return read_record(cls, read_json(path))
+        except (OSError, ValueError, ConfigError):
             raise StoreError(f"{path}: the file is damaged; register the store again") from None
 
 

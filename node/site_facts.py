@@ -10,6 +10,7 @@ from reprlib import repr as shortened
 
 from .. import __version__
 from ..adaptation.network_names import check_architecture, check_modality
+from ..common.json_text import parse_json
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .store.prepare_config import LABEL_KINDS
@@ -147,7 +148,7 @@ def description_of(facts: SiteFacts) -> str:
 def read_facts(description: str) -> SiteFacts | None:
     """The facts in a description; None if they are damaged or if something else wrote the description."""
     try:
-        return SiteFacts.from_dict(json.loads(description.removeprefix(INTRODUCTION)))
+        return SiteFacts.from_dict(parse_json(description.removeprefix(INTRODUCTION)))
     except (ConfigError, ValueError, AttributeError, RecursionError):
         return None
 

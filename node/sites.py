@@ -12,6 +12,7 @@ from .. import __file__ as package_file
 from ..common.files import sha256_of, taken_from_others
 from ..errors import FederationError, FedFactoryError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
+from .plan_source import refuse_disguised
 from .site_check import why_no_connection
 from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
@@ -93,6 +94,7 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
 
     Returns: names of the approved plans.
     Raises: FederationError if none waits; it says what stands between node and researcher, if anything does.
+        UsageError if a plan may run as something else than it shows, see `refuse_disguised`.
     """
     node = open_node(node_dir)
     deadline = time.monotonic() + wait
@@ -100,6 +102,8 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
         if time.monotonic() >= deadline:
             raise FederationError(_why_no_plan(node_dir))
         time.sleep(POLL_INTERVAL)
+    for plan in plans:
+        refuse_disguised(plan.name, plan.source)
     approved = []
     for plan in plans:
         if confirm(plan.name, plan.source):

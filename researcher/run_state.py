@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..common.files import write_json
+from ..common.json_text import read_json
 from ..errors import CheckpointError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts, SharedAnatomy
@@ -192,7 +192,7 @@ class RunState:
         if not path.is_file():
             raise UsageError(f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing)")
         try:
-            return cls._from_dict(json.loads(path.read_text(encoding="utf-8")))
+            return cls._from_dict(read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise CheckpointError(f"{path}: not readable ({error}); choose a run of this version") from None
 

@@ -64,7 +64,7 @@ def _class_names(labels: Any) -> tuple[dict[int, str], tuple[str, ...]]:
         name, number = (value, key) if isinstance(value, str) else (key, value)
         try:
             label = int(number)
-        except (TypeError, ValueError):
+        except (ArithmeticError, TypeError, ValueError):
             remarks.append(f"names a label {printable(str(key))} in another form than NAME: NUMBER, so it is not used")
             continue
         if name.casefold() == IGNORED and not isinstance(value, str):

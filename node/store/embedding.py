@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...common.files import atomic_file, sha256_of, write_json
+from ...common.json_text import read_json
 from ...common.progress import track
 from ...errors import StoreError
 from ...generative.conditions import Guide
@@ -58,7 +58,7 @@ def load_guide(store: SliceStore) -> Guide:
     Raises: StoreError if the store was not embedded or the weights have changed since.
     """
     try:
-        card = json.loads((store.path / CARD).read_text(encoding="utf-8"))
+        card = read_json(store.path / CARD)
         encoder, weights, expected = card["encoder"], Path(card["weights"]), card["sha256"]
         unchanged = sha256_of(weights) == expected
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ...adaptation.labels.fixations import (
     config_for_target_share,
 )
 from ...common.files import atomic_file, write_json
+from ...common.json_text import read_json
 from ...common.progress import track
 from ...errors import StoreError, UsageError
 from .slice_store import SliceStore
@@ -92,7 +92,7 @@ def gaze_candidates(store: SliceStore) -> np.ndarray:
     """Candidate labels (N, S, S) uint8, 0 to 3. Raises: StoreError if they are missing or of other fixations."""
     hint = f"run `fedfactory gaze {store.path}`"
     try:
-        card = json.loads((store.path / CARD).read_text(encoding="utf-8"))
+        card = read_json(store.path / CARD)
         candidates = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None

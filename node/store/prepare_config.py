@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from ...common.json_text import read_json
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
@@ -260,7 +260,7 @@ class PrepareConfig:
         if not path.is_file():
             raise UsageError(f"{path}: no such file; every store made by `fedfactory prepare` holds a {FORMAT_FILE}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             fmt, domain = SliceFormat.from_dict(content["format"]), content["domain"]
         except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
             raise StoreError(f"{path}: not a slice format ({error}); give the {FORMAT_FILE} of a store") from None

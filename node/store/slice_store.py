@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ...common.json_text import read_json
 from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
@@ -211,8 +211,13 @@ class SliceStore:
             self.images, self.labels = arrays["images"], arrays["labels"]
             self.presence, self.gaze, self.references = arrays["presence"], arrays["gaze"], arrays["references"]
             self._check()
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-            raise StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again") from None
+        except (OSError, EOFError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise self._damaged(error) from None
+        except ConfigError as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> StoreError:
+        return StoreError(f"{self.path}: the store is damaged ({error}); run `fedfactory prepare` again")
 
     def read_index(self) -> StoreIndex:
         """The content of the index as it is on the disk now. Raises as the class."""
@@ -220,7 +225,7 @@ class SliceStore:
             raise UsageError(
                 f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
             )
-        content = json.loads((self.path / INDEX).read_text(encoding="utf-8"))
+        content = read_json(self.path / INDEX)
         if content["version"] != FORMAT_VERSION:
             raise StoreError(
                 f"{self.path}: store version {content['version']}, this program reads {FORMAT_VERSION}; run "
@@ -235,7 +240,10 @@ class SliceStore:
             return None
         if Path(name).name != name:  # an index must not point out of its store
             raise ValueError(f"{kind} lie in {name!r}")
-        array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        try:
+            array = np.load(self.path / name, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # numpy parses the header with Python's own parser, which raises many types
+            raise ValueError(f"{name} is no readable array ({error})") from None
         if array.dtype != DTYPES[kind]:
             raise ValueError(f"{kind} are {array.dtype}; they must be {np.dtype(DTYPES[kind])}")
         return array
@@ -250,6 +258,7 @@ class SliceStore:
             and (self.presence is None or self.presence.shape == (total, self.classes))
             and (self.gaze is None or self.gaze.shape[1:] == (4,))
             and (self.references is None or self.references.shape[1:] == (4,))
+            and all(getattr(self, ARRAY_OF.get(c.label_kind, "labels")) is not None for c in self.cases if c.labelled)
             and len(self.z_bin) == total
             and all(case.first == start for case, start in zip(self.cases, starts, strict=True))
         )

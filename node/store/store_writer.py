@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
+from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
 from ...imaging.accounting.account import Accounting
@@ -132,7 +133,7 @@ class CutCase:
     def facts(self) -> CutFacts:
         """What is known beside the arrays, once they are complete."""
         with safe_open(self.path, "np") as file:
-            return read_record(CutFacts, json.loads(file.metadata()["facts"]))
+            return read_record(CutFacts, parse_json(file.metadata()["facts"]))
 
     def write(self, slices: CaseSlices) -> None:
         arrays = {
