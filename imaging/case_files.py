@@ -203,3 +203,15 @@ def link_to_nothing(path: str | os.PathLike[str]) -> str | None:
         return f"a link to nothing ({printable(os.readlink(os.fspath(path)))} is not there, or cannot be reached)"
     except OSError:
         return "a link to nothing"
+
+
+def entries(folder: Path) -> list[Path]:
+    """Entries of a folder, sorted; none of no folder. Raises: Unusable if it cannot be read, or leads nowhere."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        if (reason := link_to_nothing(folder)) is not None:
+            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
+        return []
+    except OSError as error:
+        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None

@@ -31,18 +31,16 @@ from .case_files import (
     problem_text,
 )
 from .formats.kinds import voxel_file
-from .layouts.folders import entries, folders, folders_below, volumes, volumes_of
+from .layouts.folders import entries, folders, folders_below, only_volume, volumes, volumes_of
 from .layouts.known import find_known
 from .layouts.label_names import is_label_name
 from .layouts.nnunet import find_nnunet, is_nnunet
 from .layouts.pairs import add_folder, is_label_folder, split_names, unread_labels, used_folders
 from .layouts.wanted import LABEL_UNWANTED, Wanted, refuse_missing, remark_unlabelled, set_shared_labels_apart
-from .pictures.decoding import is_mask, is_picture
+from .pictures.decoding import is_picture
 from .pictures.finding import find_picture_cases
-from .pictures.layout_names import OTHER_SUFFIX, without_mask_suffix
 from .volume_files import case_name, is_volume
 
-LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")  # pictures that do not keep label values as they are
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
 DEEPEST = 5  # levels of folders that are searched for a hint where the data may be
 
@@ -270,7 +268,7 @@ def _medical_folder(
                 continue
             refuse_missing(subject, channels, fill_missing=fill_missing)
             labels = _only_label(subject / label_key, found) if label_key else ()
-            mask = _only_volume(subject / mask_key) if mask_key else None
+            mask = only_volume(subject / mask_key) if mask_key else None
             for path in channels.values():
                 if isinstance(path, Path) and is_label_name(case_name(path)):
                     found.remarks[name] = f"has an image of the name {printable(path.name)}, as label maps have it"
@@ -304,7 +302,7 @@ def _only_image(folder: Path, place: str, choice: Choice, found: Found) -> Path 
     """The volume of a modality folder: one NIfTI file or one DICOM series."""
     content = read_nested_content(folder)
     note_beside(folder, content, place, found)
-    volume = _only_volume(folder)
+    volume = only_volume(folder)
     if volume is not None:
         files = [*content.damaged, *(file for one in content.series for file in one.files)]
         found.passed_over |= dict.fromkeys(files, f"beside {printable(volume.name)}, which is the image")
@@ -312,13 +310,6 @@ def _only_image(folder: Path, place: str, choice: Choice, found: Found) -> Path 
     if not (content.series or content.damaged or content.labels or content.passed_over):
         return None
     return choice.of(folder, content, found).files
-
-
-def _only_volume(folder: Path) -> Path | None:
-    found = volumes(folder)
-    if len(found) > 1:
-        raise Unusable(f"{folder}: holds {len(found)} volumes, expected one")
-    return found[0] if found else None
 
 
 def _plain(source: Path, wanted: Wanted, choice: Choice) -> Found:
@@ -348,87 +339,3 @@ def _plain(source: Path, wanted: Wanted, choice: Choice) -> Found:
 
 def _has_dicom(folder: Path) -> bool:
     return any(map(looks_like_dicom, entries(folder)))
-
-
-def is_label_picture(path: Path) -> bool:
-    """Whether a path has the name of a picture that can be a label map, and is no folder."""
-    return is_mask(path)
-
-
-def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
-    """Label maps by case name: files of volumes and pictures.
-
-    The case of a label picture is its name without an ending that tells a mask, such as `_segmentation`. Such a picture
-    is the label map of its case when another one has the plain name: that is the picture itself. A picture beside a
-    NIfTI file of the same case shows that file (`segment --pictures`), and is no label map. JPEG files are label maps
-    only in a folder without other pictures; beside them they are what was photographed. A second observer's masks are
-    passed over.
-
-    Args:
-        source: a file, a folder of files, or a folder of cases with one file each in `label_key`.
-        label_key: name of the folder with a case's label map.
-
-    Raises: UsageError if there is no label map, or a case has several.
-    """
-    source = Path(source)
-    if source.is_file():
-        return {_labelled_case(source)[0]: source}
-    if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder; give label maps")
-    try:
-        found = _label_pictures(source) | _label_volumes(source)
-        for subject in folders(source):
-            label = _only_volume(subject / label_key) or _only_label_picture(subject / label_key)
-            if label is not None and (other := found.setdefault(subject.name, label)) != label:
-                raise Unusable(f"{other} and {label}: are label maps of one case; keep one of them")
-    except Unusable as error:
-        raise UsageError(str(error)) from None
-    if not found:
-        raise UsageError(
-            f"{source}: no label map found; expected NIfTI, NRRD or MetaImage files, PNG, TIFF, BMP, GIF or JPEG "
-            f"pictures, or CASE/{label_key}/ with one such file each"
-        )
-    return found
-
-
-def _label_volumes(folder: Path) -> dict[str, Path]:
-    """Case name to the NIfTI file of that case in a folder."""
-    found: dict[str, Path] = {}
-    for path in volumes(folder):
-        if (other := found.setdefault(case_name(path), path)) != path:
-            raise Unusable(f"{other} and {path}: are label maps of one case; keep one of them")
-    return found
-
-
-def _label_pictures(folder: Path) -> dict[str, Path]:
-    """Case name to the label picture of that case in a folder."""
-    found: dict[str, Path] = {}
-    marked: dict[str, bool] = {}
-    for path in _masks_among(entries(folder)):
-        case, has_ending = _labelled_case(path)
-        if case in found and marked[case] == has_ending:
-            raise Unusable(f"{folder}: {found[case].name} and {path.name} are label maps of one case; keep one")
-        if has_ending or case not in found:
-            found[case], marked[case] = path, has_ending
-    return found
-
-
-def _masks_among(paths: Sequence[Path]) -> list[Path]:
-    """The pictures of a folder that can be label maps."""
-    pictures = [path for path in paths if is_label_picture(path) and not OTHER_SUFFIX.search(path.stem)]
-    exact = [path for path in pictures if path.suffix.lower() not in LOSSY]
-    return exact or pictures
-
-
-def _only_label_picture(folder: Path) -> Path | None:
-    pictures = _masks_among(entries(folder))
-    if len(pictures) > 1:
-        raise Unusable(f"{folder}: holds {len(pictures)} label pictures, expected one")
-    return pictures[0] if pictures else None
-
-
-def _labelled_case(path: Path) -> tuple[str, bool]:
-    """The case of a label map, and whether the name of a picture tells that it is a mask."""
-    name = case_name(path)
-    case = without_mask_suffix(name) if is_label_picture(path) else name
-    return case, case != name

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation.evaluate import evaluate
+from fedfactory.adaptation.evaluation.label_files import find_labels
 from fedfactory.cli import main
 from fedfactory.errors import FedFactoryError, UsageError
 from fedfactory.imaging.accounting.account import (
@@ -27,7 +28,7 @@ from fedfactory.imaging.accounting.account import (
     account_for_images,
 )
 from fedfactory.imaging.accounting.entries import entries_of
-from fedfactory.imaging.cases import find_cases, find_images, find_labels
+from fedfactory.imaging.cases import find_cases, find_images
 from fedfactory.node.store import store_writer
 from fedfactory.node.store.prepare import NoUsableCase, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from fedfactory.adaptation.evaluation.evaluate import evaluate
+from fedfactory.adaptation.evaluation.label_files import find_labels
 from fedfactory.adaptation.evaluation.summary import mean_dice
 from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError
-from fedfactory.imaging.cases import find_labels
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from typer.testing import CliRunner

@@ -14,11 +14,10 @@ import pytest
 from fedfactory.adaptation.evaluation import evaluate as evaluate_module
 from fedfactory.adaptation.evaluation.cross_check import CrossCheck, second_scores
 from fedfactory.adaptation.evaluation.evaluate import evaluate
-from fedfactory.adaptation.evaluation.label_files import read_label_picture
+from fedfactory.adaptation.evaluation.label_files import find_labels, read_label_picture
 from fedfactory.adaptation.evaluation.scores import score_case
 from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError
-from fedfactory.imaging.cases import find_labels
 from fedfactory.imaging.class_names import parse_names
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume

@@ -19,9 +19,10 @@ from fedfactory.imaging.pictures.decoding import write_picture
 from fedfactory.imaging.pictures.picture_image import picture_affine
 from fedfactory.imaging.slice_grid import SliceGrid
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.store.prepare import picture_format, prepare
+from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import FORMAT_VERSION, SliceStore
+from fedfactory.node.store.store_format import picture_format
 from helpers import SHADES, figure
 from PIL import Image
 

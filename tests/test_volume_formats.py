@@ -10,9 +10,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from fedfactory.adaptation.evaluation.label_files import find_labels
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.case_files import CaseFiles, Found, LabelFile, Reading
-from fedfactory.imaging.cases import find_cases, find_images, find_labels
+from fedfactory.imaging.cases import find_cases, find_images
 from fedfactory.imaging.formats.frames import choose_reading
 from fedfactory.imaging.formats.kinds import frames_of
 from fedfactory.imaging.image_reader import read_image

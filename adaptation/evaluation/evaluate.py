@@ -18,7 +18,6 @@ from ...errors import UsageError
 from ...imaging.accounting.account import Accounting, account_for_labels
 from ...imaging.case_files import printable
 from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
-from ...imaging.cases import LOSSY, find_labels, is_label_picture
 from ...imaging.class_names import check_names
 from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.images import on_grid_of
@@ -27,7 +26,7 @@ from ...imaging.pictures.colour_table import Colour
 from ...imaging.pictures.layout_names import without_picture_suffix
 from ...imaging.volumes import Volume
 from .cross_check import CrossCheck
-from .label_files import read_labels
+from .label_files import LOSSY, find_labels, is_label_picture, read_labels
 from .page import EvaluationPage
 from .scores import Score, Unit, score_case, with_absent_classes
 

@@ -11,13 +11,12 @@ import numpy as np
 from skimage.measure import block_reduce
 
 from ...common.html_pages import pixels, table, write_page
-from ...imaging.cases import is_label_picture
 from ...imaging.class_names import class_name
 from ...imaging.formats.label_values import LabelValues
 from ...imaging.overlays import CLASS_COLOURS, strip
 from ...imaging.pictures.colour_table import Colour
 from .cross_check import CrossCheck
-from .label_files import read_label_picture, read_labels
+from .label_files import is_label_picture, read_label_picture, read_labels
 from .scores import Score, measure_name
 from .summary import mean_over_classes, summarise
 

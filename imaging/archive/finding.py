@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...errors import VolumeError
-from ..case_files import CaseFiles, Found, Unusable, link_to_nothing, printable
+from ..case_files import CaseFiles, Found, Unusable, entries, printable
 from .folder_content import FolderContent, Series, content_of
 from .headers import Header, looks_like_dicom, read_header
 from .series import itk_library
@@ -87,14 +87,14 @@ def read_content(folder: Path) -> FolderContent:
 
     Raises: Unusable if the folder cannot be read.
     """
-    return _content(_files(folder))
+    return _content(entries(folder))
 
 
 def read_nested_content(folder: Path) -> FolderContent:
     """What a folder holds as DICOM, or if it has none itself, what its subfolders hold."""
-    files = _files(folder)
+    files = entries(folder)
     if not any(map(looks_like_dicom, files)):
-        files += [path for inner in dicom_folders(folder) for path in _files(inner)]
+        files += [path for inner in dicom_folders(folder) for path in entries(inner)]
     return _content(files)
 
 
@@ -255,15 +255,3 @@ def _content(files: Sequence[Path]) -> FolderContent:
     if content.series:
         itk_library()
     return content
-
-
-def _files(folder: Path) -> list[Path]:
-    """Entries of a folder; nothing if there is no such folder."""
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        if (reason := link_to_nothing(folder)) is not None:
-            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
-        return []
-    except OSError as error:
-        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None

@@ -6,22 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..case_files import ARCHIVE_EXTRAS, Unusable, link_to_nothing
+from ..case_files import ARCHIVE_EXTRAS, Unusable, entries
 from ..volume_files import is_volume
 
 SKIPPED = (".", *ARCHIVE_EXTRAS)  # beginnings of the names of folders that hold no data
-
-
-def entries(folder: Path) -> list[Path]:
-    """Entries of a folder, sorted; none of no folder. Raises: Unusable if it cannot be read, or leads nowhere."""
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        if (reason := link_to_nothing(folder)) is not None:
-            raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None
-        return []
-    except OSError as error:
-        raise Unusable(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def folders(folder: Path) -> list[Path]:
@@ -47,6 +35,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def volumes(folder: Path) -> list[Path]:
     """The files of a folder that are volumes by their names."""
     return [path for path in entries(folder) if is_volume(path)]
+
+
+def only_volume(folder: Path) -> Path | None:
+    """The volume of a folder that has one at most. Raises: Unusable if it has several."""
+    found = volumes(folder)
+    if len(found) > 1:
+        raise Unusable(f"{folder}: holds {len(found)} volumes, expected one")
+    return found[0] if found else None
 
 
 def folders_below(source: Path, depth: int) -> Iterator[Path]:

@@ -25,13 +25,12 @@ from ...common.memory import keep_freed_memory
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
-from ...imaging.case_files import NAN, CaseFiles, Found, printable
+from ...imaging.case_files import CaseFiles, Found, printable
 from ...imaging.cases import find_cases
 from ...imaging.class_names import refuse_other_names, united_names
 from ...imaging.formats.frames import choose_reading
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import (
-    PICTURE_SIDE,
     WINDOW_BINS,
     SliceFormat,
     count_intensities,
@@ -44,9 +43,10 @@ from .case_slices import survey as survey_volume
 from .patient_split import split_patients
 from .prepare_config import PrepareConfig
 from .slice_centres import is_centred, rows_without_case
-from .slice_store import FORMAT_VERSION, INDEX, Case, CaseFacts, SliceStore, StoreIndex, checksum
+from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, checksum
+from .store_format import channel_range, fitting_format
 from .store_warnings import store_warnings
-from .store_writer import CutCase, CutFacts, StoreArrays, commit, tidy, update_accounting, working_folder
+from .store_writer import CutCase, StoreArrays, commit, describe_case, tidy, update_accounting, working_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -176,7 +176,11 @@ class _Run:
         fresh = [c for c in found.cases if c.name not in unchanged and c.name not in self.failed]
         seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
         split = self._split(seen, old)
-        fmt = self._format([s for s in seen.values() if split[s.patient] != "test"]) if seen else None
+        fmt = None
+        if seen and self.store:
+            fmt = replace(self.store.format, nan=self.config.nan)
+        elif seen:
+            fmt = fitting_format([s for s in seen.values() if split[s.patient] != "test"], self.config)
         settings = self._settings(fmt) if fmt else {}
         parts = self._each(
             [case for case in fresh if case.name in seen],
@@ -285,34 +289,6 @@ class _Run:
             known=known,
         )
 
-    def _format(self, seen: list[Survey]) -> SliceFormat:
-        """The store's own format, or a format that suits the cases and still lacks its intensity window."""
-        if self.store:
-            return replace(self.store.format, nan=self.config.nan)
-        config, channels = self.config, seen[0].channels
-        if config.content == "pictures":
-            colour = config.colour == "colour" or (config.colour is None and any(s.channels == 3 for s in seen))
-            if colour and config.window:
-                raise UsageError(f"window is {config.window}, but colours have none to choose; leave it out")
-            return picture_format(config.size, colour=colour, window=config.windows(1))
-        middle = np.median([s.spacing for s in seen], axis=0)
-        fits = np.max([s.extent for s in seen], axis=0) / config.size
-        between = config.slice_spacing
-        if config.compatibility == "published":  # extents in whole voxels of the median size
-            fits = middle * np.max([np.round(s.extent / middle) for s in seen], axis=0) / config.size
-            between = between or float(max(middle[2], fits[2]))
-        return SliceFormat(
-            size=config.size,
-            spacing=config.pixel or float(max(*middle[:2], *fits[:2])),
-            slice_spacing=between,
-            window=config.windows(channels) or ((-1.0, 1.0),) * channels,
-            z_bins=config.z_bins,
-            plane=config.plane,
-            crop=config.crop,
-            compatibility=config.compatibility,
-            nan=config.nan or NAN[0],
-        )
-
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object]) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
         text = json.dumps([__version__, seen.digest, settings, seen.centre])
@@ -340,14 +316,7 @@ class _Run:
 
     def _window(self, channel: int, fmt: SliceFormat, parts: list[CutCase]) -> tuple[float, float]:
         """The intensity window of one channel."""
-        facts = [part.facts for part in parts]
-        low, high = min(fact.low[channel] for fact in facts), max(fact.high[channel] for fact in facts)
-        if not high > low and not any(any(fact.image.intensities[channel].counts) for fact in facts):
-            raise StoreError(f"channel {channel} is missing in every training case; leave it out of image_key")
-        if not high > low:
-            raise StoreError(
-                f"the slices hold no contrast after resampling; check spacing ({fmt.spacing:g}) and size ({fmt.size})"
-            )
+        low, high = channel_range(channel, fmt, [part.facts for part in parts])
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
         for _, found in self._parallel(
             parts, lambda p: count_intensities(p.standardised()[:, channel], low, high), "counting"
@@ -389,7 +358,7 @@ class _Run:
                 if split[seen.patient] != "test":
                     values.pop("references", None)
                 digest = checksum(values)
-                case = _describe(
+                case = describe_case(
                     name,
                     seen,
                     part.facts,
@@ -451,63 +420,5 @@ class _Run:
         return {str(value): united[value] for value in sorted(united)}
 
 
-def picture_format(size: int, *, colour: bool, window: tuple[tuple[float, float], ...] | None = None) -> SliceFormat:
-    """The format of pictures of `size` pixels per side; grey ones still lack their intensity window if it is None."""
-    return SliceFormat(
-        size=size,
-        spacing=PICTURE_SIDE / size,
-        window=((0.0, 1.0),) * 3 if colour else window or ((-1.0, 1.0),),
-        z_bins=1,
-        plane="stored",
-        crop="none",
-        content="pictures",
-        colour=colour,
-    )
-
-
 def _one_line(text: str) -> str:
     return printable(" ".join(text.split()))
-
-
-def _describe(
-    name: str,
-    seen: Survey,
-    cut: CutFacts,
-    *,
-    label_kind: str,
-    label_rule: str,
-    split: str,
-    first: int,
-    clipped: float,
-    digest: str,
-) -> Case:
-    """The entry of a case in the store's index."""
-    return Case(
-        name=name,
-        patient=seen.patient,
-        split=split,
-        first=first,
-        count=cut.count,
-        label_kind=label_kind,
-        label_rule=label_rule,
-        shape=tuple(seen.shape),
-        affine=tuple(tuple(row) for row in seen.affine.tolist()),
-        box=seen.box,
-        centre=seen.centre,
-        localiser=seen.localiser,
-        intensities=cut.image.intensities,
-        height=cut.height,
-        digest=seen.digest,
-        voxels=cut.image.voxels,
-        checksum=digest,
-        facts=CaseFacts(
-            spacing=tuple(seen.spacing.tolist()),
-            blank=cut.image.blank,
-            clipped=clipped,
-            label_volumes=cut.labels.label_volumes,
-            label_loss=cut.labels.label_loss,
-            cut_labels=cut.labels.cut_labels,
-            marks=cut.labels.marks,
-            remarks=cut.labels.remarks,
-        ),
-    )

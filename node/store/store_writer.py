@@ -25,10 +25,10 @@ from ...errors import FedFactoryError, UsageError
 from ...imaging.accounting.account import Accounting
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
-from .case_slices import CaseSlices, LabelFacts
+from .case_slices import CaseSlices, LabelFacts, Survey
 from .prepare_config import FORMAT_FILE
 from .quality_page import QUALITY_PAGE, write_quality_page
-from .slice_store import DTYPES, INDEX, Case, SliceStore, StoreIndex
+from .slice_store import DTYPES, INDEX, Case, CaseFacts, SliceStore, StoreIndex
 
 WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
@@ -186,6 +186,50 @@ class CutCase:
     def path(self) -> Path:
         """Of its file: the arrays, with the facts beside them."""
         return self.work / f"{self.key}.safetensors"
+
+
+def describe_case(
+    name: str,
+    seen: Survey,
+    cut: CutFacts,
+    *,
+    label_kind: str,
+    label_rule: str,
+    split: str,
+    first: int,
+    clipped: float,
+    digest: str,
+) -> Case:
+    """The entry of a case in the store's index."""
+    return Case(
+        name=name,
+        patient=seen.patient,
+        split=split,
+        first=first,
+        count=cut.count,
+        label_kind=label_kind,
+        label_rule=label_rule,
+        shape=tuple(seen.shape),
+        affine=tuple(tuple(row) for row in seen.affine.tolist()),
+        box=seen.box,
+        centre=seen.centre,
+        localiser=seen.localiser,
+        intensities=cut.image.intensities,
+        height=cut.height,
+        digest=seen.digest,
+        voxels=cut.image.voxels,
+        checksum=digest,
+        facts=CaseFacts(
+            spacing=tuple(seen.spacing.tolist()),
+            blank=cut.image.blank,
+            clipped=clipped,
+            label_volumes=cut.labels.label_volumes,
+            label_loss=cut.labels.label_loss,
+            cut_labels=cut.labels.cut_labels,
+            marks=cut.labels.marks,
+            remarks=cut.labels.remarks,
+        ),
+    )
 
 
 class StoreArrays:
