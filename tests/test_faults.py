@@ -111,7 +111,7 @@ def test_any_exception_of_a_reader_leaves_one_case_out(tmp_path, monkeypatch, lo
 
 def test_an_error_while_a_case_is_searched_leaves_it_out(tmp_path, monkeypatch, log):
     write_site(tmp_path, cases=3)
-    monkeypatch.setattr(cases, "only_volume", fail_on("case1", RuntimeError("odd"), cases._only_volume))
+    monkeypatch.setattr(cases, "only_volume", fail_on("case1", RuntimeError("odd"), cases.only_volume))
     found = find_cases(tmp_path)
     assert [case.name for case in found.cases] == ["case0", "case2"]
     assert "unforeseen error (RuntimeError: odd)" in found.problems["case1"]
