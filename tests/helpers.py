@@ -157,7 +157,9 @@ def fixate(folder: Path) -> None:
         (case / "label" / "mask.nii.gz").unlink()
 
 
-def write_dicom(folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.4", leave_out=()) -> None:
+def write_dicom(
+    folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.4", leave_out=(), description=""
+) -> None:
     """Write a volume of whole numbers as a DICOM series, one file per slice."""
     import itk
 
@@ -177,6 +179,8 @@ def write_dicom(folder: Path, volume: Volume, *, patient="DOE^JANE", uid="1.2.3.
         header["0010|0010"], header["0010|0020"], header["0008|0060"] = patient, f"{patient}-7", "MR"
         header["0020|000d"], header["0020|000e"], header["0008|0018"] = "1.2.3", uid, f"{uid}.{number + 1}"
         header["0020|0013"] = str(number + 1)
+        if description:
+            header["0008|103e"] = description
         writer = itk.ImageFileWriter.New(Input=image, FileName=str(folder / f"{uid}.{number:03d}.dcm"))
         writer.SetImageIO(writer_io)
         writer.Update()

@@ -28,7 +28,7 @@ from fedfactory.demo.local_federation import READY, _free_port
 from fedfactory.generative import load_factory
 from fedfactory.imaging.pictures.decoding import write_picture
 from fedfactory.imaging.slice_format import UNLABELLED
-from fedfactory.imaging.volume_files import write_volume
+from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
@@ -243,7 +243,10 @@ def test_a_site_adapts_segments_and_scores_and_so_does_a_researcher_remotely(tow
 
 
 def test_volumes_become_stores_that_agree(town):
-    first, around, *localised, second = shell_lines("docs/preparing.md")
+    lines = [
+        line for line in shell_lines("docs/preparing.md") if not re.search("--(series|label-values|original)", line)
+    ]
+    first, around, *localised, second = lines
     town.put_aside("VOLUMES", "store")
     write_site(town.folder / "VOLUMES")
     town.type(first)
@@ -428,9 +431,9 @@ def test_pictures_channels_and_labels_in_dicom_as_their_page_says(gallery):
 def write_segmenter(store: Path, out: Path) -> None:
     """A segmenter for the slices of a store, with random weights."""
     data = SliceStore(store)
-    fmt, names = data.format, {str(value): name for value, name in data.class_names.items()}
+    fmt = data.format
     made = untrained_segmenter(channels=fmt.channels, colour=fmt.colour, window=fmt.size, classes=max(2, data.classes))
-    Segmenter(made.network, fmt, replace(made.card, class_names=names)).save(out)
+    Segmenter(made.network, fmt, replace(made.card, **data.card_entries)).save(out)
 
 
 def write_brains(folder: Path) -> None:
@@ -475,6 +478,37 @@ def test_an_original_checkpoint_becomes_a_factory(town):
     town.put_aside("factory")
     town.type(line)
     assert load_factory(town.folder / "factory.safetensors").config.domains == ("a", "b", "c")
+
+
+def test_label_values_and_series_are_chosen_as_the_page_says(town):
+    lines = shell_lines("docs/preparing.md")
+    inline, table, original = (line for line in lines if "--label-values" in line or "--original-values" in line)
+    largest, named = (line for line in lines if "--series" in line)
+    town.put_aside("VOLUMES", "store", "found", "segmenter")
+    for number in range(3):
+        image, label = ball_volume(seed=number)
+        other = Volume(np.array([0, 500, 205, 420], np.int16)[label.data], label.affine)
+        write_volume(town.folder / "VOLUMES" / f"case{number}" / "image" / "scan.nii.gz", image)
+        write_volume(town.folder / "VOLUMES" / f"case{number}" / "label" / "mask.nii.gz", other)
+    town.type(inline)
+    town.put_aside("store")
+    (town.folder / "values.json").write_text('{"205": 1, "420": 1, "500": 2}')
+    town.type(table)
+    write_segmenter(town.folder / "store", town.folder / "segmenter.safetensors")
+    town.type(original)
+    found = [read_volume(path, integer=True).data for path in (town.folder / "found").iterdir()]
+    assert set(np.unique(found)) <= {0, 205, 500}
+    assert np.max(found) > 2
+    town.put_aside("VOLUMES", "store")
+    for number in range(3):
+        image, short = ball_volume(seed=number)[0], ball_volume((20, 24, 3), seed=number)[0]
+        folder = town.folder / "VOLUMES" / f"case{number}" / "image"
+        write_dicom(folder, image, patient=f"P{number}", uid=f"1.2.{number}.1", description="T1 3D AXIAL")
+        write_dicom(folder, short, patient=f"P{number}", uid=f"1.2.{number}.2", description="localizer")
+    for line in (largest, named):
+        assert "3 cases" in town.type(line)
+        assert len(SliceStore(town.folder / "store")) == 24
+        town.put_aside("store")
 
 
 def test_every_command_of_the_documentation_was_typed(town):
