@@ -21,8 +21,9 @@ from fedfactory.imaging.pictures.decoding import read_picture, write_picture
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.store.prepare import picture_format, prepare
+from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.store_format import picture_format
 from helpers import SHADES, ball_volume, figure
 from PIL import Image
 
