@@ -142,7 +142,7 @@ class FactoryStrategy(Strategy):
             return "failed", " ".join(str(reply.get("msg")).split())[:300]
         if not reply.get("sample_size"):
             return "failed", "trained on no sample"
-        if problem := self._problem_of_report(reply, announced):
+        if problem := problem_of_reply(reply, announced, required=self._parameters["required"]):
             return "rejected", problem
         if problem := getattr(reply["params"], "problem", None):
             return "rejected", problem
@@ -155,9 +155,6 @@ class FactoryStrategy(Strategy):
         if len(recent) >= MIN_CHANGES and change > MAX_CHANGE_RATIO * median(recent):
             return "rejected", f"changed the weights by {change:.3g}; the median of updates is {median(recent):.3g}"
         return None
-
-    def _problem_of_report(self, reply: Mapping[str, Any], announced: Announced | None) -> str | None:
-        return problem_of_reply(reply, announced, required=self._parameters["required"])
 
     def _add_event(self, round_i: int, node: str, *, kind: str, reason: str) -> None:
         event = RoundEvent(round=round_i + 1, node=node, kind=kind, reason=reason)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...common.json_text import parse_json
 from ...errors import UsageError
 from ..case_files import printable
 from ..class_names import check_names
@@ -43,8 +43,8 @@ def read_description(source: Path) -> Description:
     if not path.is_file():
         return Description()
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark in front
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))  # Windows editors put a mark in front
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not readable as JSON ({error}); copy it again") from None
     content = content if isinstance(content, dict) else {}
     named = content.get("channel_names") or content.get("modality")
