@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,15 @@ os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = tempfile.mkdtemp(prefix="fedfactor
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
+
+@pytest.fixture(autouse=True)
+def unchanged_umask() -> Iterator[None]:
+    """Commands and plans set the umask of their process, which the tests share with them."""
+    mask = os.umask(0)
+    os.umask(mask)
+    yield
+    os.umask(mask)
 
 
 @pytest.fixture(scope="session")

@@ -663,6 +663,7 @@ def test_components_are_read_as_fedbiomed_writes_them(tmp_path, monkeypatch):
     from fedbiomed.node.config import node_component
     from fedbiomed.researcher.config import researcher_component
 
+    os.umask(0o022)  # of most machines
     monkeypatch.setenv("FBM_RESEARCHER_IP", "researcher.example.org")
     monkeypatch.setenv("FBM_RESEARCHER_PORT", "50123")
     monkeypatch.setenv("FBM_SERVER_HOST", "10.1.2.3")
