@@ -1,0 +1,1 @@
+"""What a site allows a researcher, what leaves it, and the record of both."""
