@@ -29,6 +29,6 @@ def site_secret(root: str | Path) -> bytes:
 
 
 def mixed_seed(secret: bytes, *parts: object) -> int:
-    """A seed in [0, 2**31) that follows from the parts for those who know the secret, and for nobody else (HMAC-SHA256)."""
+    """A seed in [0, 2**31) that only those who know the secret can derive from the parts (HMAC-SHA256)."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hmac.new(secret, text.encode(), hashlib.sha256).digest()[:8], "big") % MAX_SEED
