@@ -76,7 +76,8 @@ def site_approve(
     ] = False,
 ) -> None:
     """Show the source of the training plans that wait at a node, and approve them."""
-    from ..node.sites import approve_plans, digest_of_all, package_fingerprint
+    from ..node.protection.package_digest import digest_of_all, package_fingerprint
+    from ..node.sites import approve_plans
 
     quiet_framework()
     files = package_fingerprint()

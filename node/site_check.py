@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import FedFactoryError
 from .connection.certificates import Certificate, check_files
 from .connection.check import PROBLEM, WARNING, Check, unhealthy
-from .connection.component import NODE, RESEARCHER, Component, read_component
+from .connection.component import APPROVAL, DEFAULT_PLANS, NODE, RESEARCHER, Component, read_component
 from .connection.machine import check_clock, check_disk, check_versions
 from .connection.probes import TIMEOUT
 from .connection.proxies import proxy_for
@@ -22,7 +22,6 @@ from .site_facts import INTRODUCTION, SiteFacts, read_facts, store_facts
 from .store.slice_store import SliceStore
 
 DATA_TABLE, PLAN_TABLE, CERTIFICATE_TABLE = "Datasets", "TrainingPlans", "Certificates"
-APPROVAL, DEFAULT_PLANS = "security.training_plan_approval", "security.allow_default_training_plans"
 PLAN_VERSION = re.compile(r"fedfactory\.__version__\s*==\s*['\"]([\w.+-]+)['\"]")
 
 

@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import __file__ as package_file
-from ..common.files import sha256_of, taken_from_others
+from ..common.files import taken_from_others
 from ..errors import FederationError, FedFactoryError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .plan_source import refuse_disguised
+from .protection.ledger import Ledger
+from .protection.package_digest import digest_of_all, package_fingerprint
 from .site_check import why_no_connection
 from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
 
-PACKAGE = Path(package_file).parent
-ROOMS = ("common", "imaging", "generative", "adaptation", "node", "researcher", "demo", "commands")
 MIN_TAG_LENGTH = 3  # characters; Fed-BioMed's own limit
 POLL_INTERVAL = 0.5  # seconds
 
@@ -65,25 +64,6 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
     os.chmod(node_dir, os.stat(node_dir).st_mode & ~taken_from_others())
 
 
-def package_fingerprint(root: Path = PACKAGE) -> dict[str, str]:
-    """Path to SHA-256 of every module of the package, at any depth: the code that an approved plan will call.
-
-    Args:
-        root: folder of the package; default: the installed one.
-    """
-    modules = [*root.glob("*.py"), *(path for room in ROOMS for path in (root / room).rglob("*.py"))]
-    return {path.relative_to(root).as_posix(): sha256_of(path) for path in sorted(modules)}
-
-
-def digest_of_all(files: dict[str, str]) -> str:
-    """One SHA-256 for a whole fingerprint: equal packages have equal digests.
-
-    Args:
-        files: path to SHA-256, see `package_fingerprint`.
-    """
-    return hashlib.sha256("".join(f"{name} {digest} " for name, digest in files.items()).encode()).hexdigest()
-
-
 def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:
     """Approve the training plans that wait at a node.
 
@@ -104,10 +84,12 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
         time.sleep(POLL_INTERVAL)
     for plan in plans:
         refuse_disguised(plan.name, plan.source)
-    approved = []
+    approved, ledger, package = [], Ledger(Path(node_dir)), digest_of_all(package_fingerprint())
     for plan in plans:
         if confirm(plan.name, plan.source):
             node.tp_security_manager.approve_training_plan(plan.plan_id)
+            plan_sha256 = hashlib.sha256(plan.source.encode("utf-8", "backslashreplace")).hexdigest()
+            ledger.append("approved", plan=plan.name, plan_sha256=plan_sha256, package=package)
             approved.append(plan.name)
     return approved
 

@@ -20,7 +20,7 @@ from fedfactory.adaptation.methods.registry import METHODS
 from fedfactory.errors import ConfigError
 from fedfactory.generative import FactoryConfig
 from fedfactory.imaging.slice_format import SliceFormat
-from fedfactory.node.sites import digest_of_all, package_fingerprint
+from fedfactory.node.protection.package_digest import digest_of_all, package_fingerprint
 
 PACKAGE = Path(fedfactory.__file__).parent
 # From the bottom to the top: a room imports from itself and from the rooms before it.

@@ -13,6 +13,7 @@ from ...errors import UsageError
 
 NODE, RESEARCHER = "NODE", "RESEARCHER"
 CONFIG = Path("etc", "config.ini")
+APPROVAL, DEFAULT_PLANS = "security.training_plan_approval", "security.allow_default_training_plans"  # options
 ADDRESS_KEYS = {NODE: ("researcher", "ip"), RESEARCHER: ("server", "host")}
 COMMANDS = {NODE: "fedfactory site check", RESEARCHER: "fedfactory check"}
 

@@ -1,0 +1,191 @@
+"""One request of a researcher at a guarded node: held against the policy, run, let out through the gate, written down."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...errors import FedFactoryError, one_line
+from ..connection.component import APPROVAL, DEFAULT_PLANS, NODE, read_component
+from ..store.slice_store import INDEX, SliceStore
+from .gate import MAX_MESSAGE, GateError, Passed, check_reply, digest_of
+from .guarded_round import GuardedRound, begin
+from .ledger import Ledger
+from .package_digest import digest_of_all, package_fingerprint
+from .policy import POLICY_FILE, Policy
+from .request import RoundRequest, Usage, check_request
+from .site_secret import site_secret
+from .states import bytes_of_states, check_experiment_id, check_state_id, keep_newest_states
+
+REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
+DAY = timedelta(hours=24)
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the framework knows of a request.
+
+    Attributes:
+        researcher: id of the researcher.
+        experiment: id of the experiment.
+        state: id of the node's state that is to be continued; None for a beginning.
+        plan_class: name of the plan's class.
+        plan: source text of the plan.
+        training: whether weights are to be trained.
+        model_args: of the plan.
+        training_args: of the plan.
+        aggregator_args: of the plan.
+        secure_aggregation: whether weights would leave encrypted.
+        store: folder of the registered slice store.
+    """
+
+    researcher: str
+    experiment: str
+    state: str | None
+    plan_class: str
+    plan: str
+    training: bool
+    model_args: Mapping[str, Any]
+    training_args: Mapping[str, Any]
+    aggregator_args: Mapping[str, Any]
+    secure_aggregation: bool
+    store: Path
+
+
+class SiteGuard:
+    """The protection of one node, for all researchers and experiments together.
+
+    Args:
+        root: folder of the node, in which there is a policy.
+
+    Attributes:
+        ledger: of the node.
+        package: SHA-256 of the installed package, as it was when the node began.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger = Ledger(root)
+        self.package = digest_of_all(package_fingerprint())
+        self._policy: tuple[str, Policy] | None = None
+        self._stores: dict[Path, tuple[float, int, int]] = {}
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it is now in its file. Raises: FedFactoryError if that cannot be used."""
+        digest = hashlib.sha256((self.root / POLICY_FILE).read_bytes()).hexdigest()
+        if self._policy is None or self._policy[0] != digest:
+            policy = Policy.load(self.root)
+            self.ledger.append("policy", sha256=digest)
+            self._policy = digest, policy
+        return self._policy[1]
+
+    @cached_property
+    def secret(self) -> bytes:
+        return site_secret(self.root)
+
+    def run(self, asked: Asked, train: Callable[[], Any], refuse: Callable[[str], Any]) -> Any:
+        """Run a round if the policy allows it, and let its reply out if it holds nothing but what was declared.
+
+        Args:
+            asked: the request.
+            train: runs the round; its result is the framework's reply.
+            refuse: makes a reply of a failed round with a text.
+
+        Returns: the reply that may be sent.
+        """
+        started = time.monotonic()
+        facts = self._facts(asked)
+        try:
+            policy = self.policy
+            patients, slices = self._counts(asked.store)
+            reasons = self._reasons(policy, asked, patients, slices)
+        except (FedFactoryError, OSError) as error:
+            reasons = [str(error)]
+        if reasons:
+            self.ledger.append("refused", **facts, reasons=[one_line(reason)[:MAX_MESSAGE] for reason in reasons])
+            return refuse(REFUSED)
+        since = datetime.now(timezone.utc) - DAY
+        qualities = self.ledger.count("round", since, quality=True)
+        round_ = GuardedRound(policy=policy, secret=self.secret, qualities_left=qualities < policy.qualities_a_day)
+        event = "round" if asked.training and asked.model_args.get("train", True) else "scoring"
+        passed, failed, entry = Passed(), "", dict(facts)
+        try:
+            with begin(round_):
+                reply = train()
+            if reply.success:
+                passed = check_reply(reply, round_, samples=slices)
+            else:
+                failed = reply.msg = one_line(str(reply.msg))[:MAX_MESSAGE]
+        except GateError as error:
+            failed, reply = str(error), refuse(REFUSED)
+        except Exception as error:  # the framework would send its text
+            failed, reply = f"{type(error).__name__}: {error}", refuse("the round failed at this site")
+        entry |= {
+            "seconds": round(time.monotonic() - started, 2),
+            "samples": reply.sample_size,
+            "tensors": [list(tensor) for tensor in passed.tensors],
+            "bytes": passed.size,
+            "numbers": passed.numbers,
+            "withheld": passed.withheld,
+            "quality": any(name.startswith("quality_") for name in passed.numbers),
+            **round_.private,
+        }
+        self.ledger.append(event, **entry, **({"failed": one_line(failed)[:MAX_MESSAGE]} if failed else {}))
+        return reply
+
+    def _facts(self, asked: Asked) -> dict[str, object]:
+        """What the ledger says of a request, whether it is refused or not."""
+        settings = (asked.model_args, asked.training_args, asked.aggregator_args)
+        return {
+            "researcher": one_line(str(asked.researcher))[:MAX_MESSAGE],
+            "experiment": one_line(str(asked.experiment))[:MAX_MESSAGE],
+            "plan": one_line(str(asked.plan_class))[:MAX_MESSAGE],
+            "plan_sha256": hashlib.sha256(asked.plan.encode("utf-8", "backslashreplace")).hexdigest(),
+            "package": self.package,
+            "settings": digest_of(settings),
+        }
+
+    def _reasons(self, policy: Policy, asked: Asked, patients: int, slices: int) -> list[str]:
+        check_experiment_id(asked.experiment)
+        if asked.state is not None:
+            check_state_id(asked.state)
+        node = read_component(self.root, NODE)
+        since = datetime.now(timezone.utc) - DAY
+        request = RoundRequest(
+            researcher=asked.researcher,
+            experiment=asked.experiment,
+            plan_class=asked.plan_class,
+            training=asked.training,
+            model_args=asked.model_args,
+            training_args=asked.training_args,
+            aggregator_args=asked.aggregator_args,
+            secure_aggregation=asked.secure_aggregation,
+            training_patients=patients,
+            training_slices=slices,
+            approval_on=node.is_on(APPROVAL),
+            default_plans_allowed=node.is_on(DEFAULT_PLANS),
+        )
+        usage = Usage(
+            rounds=self.ledger.count("round", since),
+            scorings=self.ledger.count("scoring", since),
+            disk=bytes_of_states(self.root) / GIB,
+        )
+        return check_request(policy, request, usage)
+
+    def _counts(self, folder: Path) -> tuple[int, int]:
+        """Training patients and training slices of a store, from its index; no image is opened."""
+        changed = (folder / INDEX).stat().st_mtime
+        known = self._stores.get(folder)
+        if known is None or known[0] != changed:
+            cases = [case for case in SliceStore(folder).cases if case.split == "train"]
+            known = changed, len({case.patient for case in cases}), sum(case.count for case in cases)
+            self._stores[folder] = known
+        return known[1:]
