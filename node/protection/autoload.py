@@ -1,7 +1,7 @@
 """How the guard gets into every Fed-BioMed node of an environment in which fedfactory is installed.
 
 The framework has no hook that runs before it imports what a researcher sent. PyTorch has one: `import torch` calls the
-entry points of the group "torch.backends", and a node imports PyTorch before it imports its own main module. This module
+entry points of the group "torch.backends", and a node imports PyTorch before it imports its own main module. This file
 is such an entry point. It must import nothing but the standard library, since every `import torch` runs it.
 """
 
@@ -36,9 +36,7 @@ class _GuardingLoader(Loader):
 class _NodeFinder(MetaPathFinder):
     """Finds the node's main module, and nothing else."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != NODE_MODULE:
             return None
         sys.meta_path.remove(self)

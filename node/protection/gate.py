@@ -44,7 +44,7 @@ def check_reply(reply: Any, round_: GuardedRound, *, samples: int) -> Passed:
         round_: in which it was made.
         samples: number of training slices that the site announced.
 
-    Raises: GateError if a tensor was not declared, has another shape or is none, if the sample size is not the announced
+    Raises: GateError if a tensor was not declared or has another shape, if the sample size is not the announced
         one, or if the reply holds anything else.
     """
     passed = Passed()

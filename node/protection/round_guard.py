@@ -1,4 +1,4 @@
-"""One request of a researcher at a guarded node: held against the policy, run, let out through the gate, written down."""
+"""A request of a researcher at a guarded node: held against the policy, run, let out by the gate, written down."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .package_digest import digest_of_all, package_fingerprint
 from .policy import POLICY_FILE, Policy
 from .request import RoundRequest, Usage, check_request
 from .site_secret import site_secret
-from .states import bytes_of_states, check_experiment_id, check_state_id, keep_newest_states
+from .states import bytes_of_states, check_experiment_id, check_state_id
 
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
