@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ..errors import FedFactoryError
@@ -21,6 +22,8 @@ from .site_choices import SiteChoices
 from .site_facts import INTRODUCTION, SiteFacts, read_facts, store_facts
 from .store.slice_store import SliceStore
 
+AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"  # PyTorch's own switch
+GUARD = "fedfactory.node.protection.autoload:"
 DATA_TABLE, PLAN_TABLE, CERTIFICATE_TABLE = "Datasets", "TrainingPlans", "Certificates"
 PLAN_VERSION = re.compile(r"fedfactory\.__version__\s*==\s*['\"]([\w.+-]+)['\"]")
 
@@ -52,6 +55,7 @@ def check_site(root: str | Path, *, timeout: float = TIMEOUT) -> list[Check]:
     checks += [
         check_versions(versions),
         *_check_approval(node),
+        _check_guard(os.environ if running is None else running.environment),
         *_check_stores(root, stores, others=len(data) - len(stores)),
     ]
     checks.append(check_disk([node.root, *(path.parent for path in stores)]))
@@ -185,3 +189,14 @@ def _check_store(path: Path, facts: SiteFacts | None, apart: str) -> Check:
     beside = f" and {len(further)} beside it" if further else ""
     found = f"{path}{beside}: {len(store.cases)} cases, all checksums as prepared{apart}"
     return Check(name="stores", found=found)
+
+
+def _check_guard(environment: Mapping[str, str]) -> Check:
+    """Whether the node's process is guarded when it starts, see `fedfactory.node.protection.autoload`."""
+    if environment.get(AUTOLOAD, "1") != "1":
+        found = f"{AUTOLOAD} is {environment[AUTOLOAD]}: the node starts without it, and refuses all plans"
+        return Check(name="guard", state=PROBLEM, found=found, remedy="take that setting out and start the node again")
+    if not any(point.value.startswith(GUARD) for point in entry_points(group="torch.backends")):
+        found = "fedfactory is not installed as a package here: nodes start without it, and refuse all plans"
+        return Check(name="guard", state=PROBLEM, found=found, remedy="install fedfactory beside Fed-BioMed with pip")
+    return Check(name="guard", found="on: rounds are held against the policy, and the ledger lists what leaves")
