@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -31,6 +32,7 @@ from ..generative.config import FactoryConfig
 from ..node.audit import audit_factory
 from ..node.audit_result import AuditResult
 from ..node.labelling import label_factory
+from ..node.protection.site_secret import write_secret
 from ..node.site_adaptation import Adaptation
 from ..node.store.prepare import prepare
 from ..node.store.prepare_config import PrepareConfig
@@ -200,6 +202,8 @@ def _train_factory(run: DemoRun, federation: LocalFederation, sites: list[DemoSi
     experiment, configuration = run.out / "experiment", run.out / "factory_config.json"
     write_json(configuration, run.config.to_dict())
     federation.wait_for("create")
+    for name, node in federation.nodes.items():  # the subjects are simulated, and a seed is to give the same run again
+        write_secret(node, hashlib.sha256(f"{name}/{run.seed}".encode()).digest())
     add = {
         site.name: federation.site_command(
             "add", str(federation.nodes[site.name]), "--store", str(site.store), "--tag", TAG

@@ -1,4 +1,4 @@
-"""A guarded node, by the framework's own round: what it runs, what it refuses, what leaves it and what it writes down."""
+"""A guarded node, by the framework's own round: what it runs and refuses, what leaves it, what it writes down."""
 
 from __future__ import annotations
 

@@ -23,9 +23,14 @@ def site_secret(root: str | Path) -> bytes:
         secret = b""
     if len(secret) != LENGTH:
         secret = secrets.token_bytes(LENGTH)
-        with atomic_file(path) as temporary:
-            temporary.write_text(secret.hex() + "\n", encoding="ascii")
+        write_secret(root, secret)
     return secret
+
+
+def write_secret(root: str | Path, secret: bytes) -> None:
+    """Give a node a known secret of 32 bytes, for simulations that are to be repeated; never for real patients."""
+    with atomic_file(Path(root) / SECRET_FILE) as temporary:
+        temporary.write_text(secret.hex() + "\n", encoding="ascii")
 
 
 def mixed_seed(secret: bytes, *parts: object) -> int:
