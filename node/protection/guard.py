@@ -103,6 +103,7 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
     asked = Asked(
         researcher=str(framework_round.researcher_id),
         experiment=framework_round.experiment_id,
+        dataset=str(entry.get("dataset_id")),
         state=framework_round._node_state_manager.previous_state_id,
         plan_class=str(framework_round.training_plan_class),
         plan=str(framework_round.training_plan_source),

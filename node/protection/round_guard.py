@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Asked:
     Attributes:
         researcher: id of the researcher.
         experiment: id of the experiment.
+        dataset: id of the data set.
         state: id of the node's state that is to be continued; None for a beginning.
         plan_class: name of the plan's class.
         plan: source text of the plan.
@@ -48,6 +50,7 @@ class Asked:
 
     researcher: str
     experiment: str
+    dataset: str
     state: str | None
     plan_class: str
     plan: str
@@ -148,7 +151,7 @@ class SiteGuard:
             "researcher": one_line(str(asked.researcher))[:MAX_MESSAGE],
             "experiment": one_line(str(asked.experiment))[:MAX_MESSAGE],
             "plan": one_line(str(asked.plan_class))[:MAX_MESSAGE],
-            "plan_sha256": hashlib.sha256(asked.plan.encode("utf-8", "backslashreplace")).hexdigest(),
+            "plan_sha256": _sha256(asked.plan),
             "package": self.package,
             "settings": digest_of(settings),
         }
@@ -162,21 +165,24 @@ class SiteGuard:
         request = RoundRequest(
             researcher=asked.researcher,
             experiment=asked.experiment,
+            dataset=asked.dataset,
             plan_class=asked.plan_class,
+            plan_sha256=_sha256(asked.plan),
             training=asked.training,
             model_args=asked.model_args,
             training_args=asked.training_args,
             aggregator_args=asked.aggregator_args,
             secure_aggregation=asked.secure_aggregation,
-            training_patients=patients,
-            training_slices=slices,
+            patients=patients,
+            slices=slices,
             approval_on=node.is_on(APPROVAL),
             default_plans_allowed=node.is_on(DEFAULT_PLANS),
         )
         usage = Usage(
             rounds=self.ledger.count("round", since),
             scorings=self.ledger.count("scoring", since),
-            disk=bytes_of_states(self.root) / GIB,
+            states=bytes_of_states(self.root) / GIB,
+            free_disk=shutil.disk_usage(self.root).free / GIB,
         )
         return check_request(policy, request, usage)
 
@@ -189,3 +195,7 @@ class SiteGuard:
             known = changed, len({case.patient for case in cases}), sum(case.count for case in cases)
             self._stores[folder] = known
         return known[1:]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
