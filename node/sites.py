@@ -89,7 +89,7 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
         if confirm(plan.name, plan.source):
             node.tp_security_manager.approve_training_plan(plan.plan_id)
             plan_sha256 = hashlib.sha256(plan.source.encode("utf-8", "backslashreplace")).hexdigest()
-            ledger.append("approved", plan=plan.name, plan_sha256=plan_sha256, package=package)
+            ledger.append("approved", plan=plan.name, plan_sha256=plan_sha256, package_sha256=package)
             approved.append(plan.name)
     return approved
 

@@ -113,6 +113,8 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
         aggregator_args=framework_round.aggregator_args or {},
         secure_aggregation=bool(kw.get("secagg_arguments")),
         store=Path(str(entry.get("path"))),
+        node=str(framework_round._node_id),
+        database=Path(framework_round._db),
     )
     reply = guard.run(
         asked,
@@ -146,7 +148,10 @@ def _watch_answers(original: Any, node: Node, config: Any, *args: Any, **kw: Any
             if told_now not in told:
                 told.add(told_now)
                 described = [str(data.get("description"))[:1000] for data in message.databases]
-                guard.ledger.append("answered", researcher=message.researcher_id, descriptions=described)
+                request = "search" if isinstance(message, SearchReply) else "list"
+                guard.ledger.append(
+                    "answered", researcher=message.researcher_id, request=request, descriptions=described
+                )
         send(message, broadcast)
 
     node._grpc_client.send = watched

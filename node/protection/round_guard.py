@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -22,11 +23,12 @@ from .package_digest import digest_of_all, package_fingerprint
 from .policy import POLICY_FILE, Policy
 from .request import RoundRequest, Usage, check_request
 from .site_secret import site_secret
-from .states import bytes_of_states, check_experiment_id, check_state_id
+from .states import after_round, bytes_of_states, check_experiment_id, check_state_id
 
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
 GIB = 2**30
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Asked:
         aggregator_args: of the plan.
         secure_aggregation: whether weights would leave encrypted.
         store: folder of the registered slice store.
+        node: id of the node.
+        database: JSON file of the node.
     """
 
     researcher: str
@@ -60,6 +64,8 @@ class Asked:
     aggregator_args: Mapping[str, Any]
     secure_aggregation: bool
     store: Path
+    node: str
+    database: Path
 
 
 class SiteGuard:
@@ -86,7 +92,7 @@ class SiteGuard:
         digest = hashlib.sha256((self.root / POLICY_FILE).read_bytes()).hexdigest()
         if self._policy is None or self._policy[0] != digest:
             policy = Policy.load(self.root)
-            self.ledger.append("policy", sha256=digest)
+            self.ledger.append("policy", policy_sha256=digest)
             self._policy = digest, policy
         return self._policy[1]
 
@@ -141,8 +147,22 @@ class SiteGuard:
             "quality": any(name.startswith("quality_") for name in passed.numbers),
             **round_.private,
         }
-        self.ledger.append(event, **entry, **({"failed": one_line(failed)[:MAX_MESSAGE]} if failed else {}))
+        if failed:
+            entry["failed"] = one_line(failed)[:MAX_MESSAGE]
+        try:
+            self.ledger.append(event, **entry)
+            self._forget_states(asked, reply)
+        except (FedFactoryError, OSError) as error:  # what is not written down does not leave
+            logger.error(f"fedfactory: {error}")
+            return refuse("the round failed at this site")
         return reply
+
+    def _forget_states(self, asked: Asked, reply: Any) -> None:
+        """Remove states for which no researcher can ask any more."""
+        if reply.success:
+            after_round(
+                self.root, asked.node, asked.database, asked.experiment, reply.state_id, previous_state_id=asked.state
+            )
 
     def _facts(self, asked: Asked) -> dict[str, object]:
         """What the ledger says of a request, whether it is refused or not."""
@@ -152,8 +172,8 @@ class SiteGuard:
             "experiment": one_line(str(asked.experiment))[:MAX_MESSAGE],
             "plan": one_line(str(asked.plan_class))[:MAX_MESSAGE],
             "plan_sha256": _sha256(asked.plan),
-            "package": self.package,
-            "settings": digest_of(settings),
+            "package_sha256": self.package,
+            "settings_sha256": digest_of(settings),
         }
 
     def _reasons(self, policy: Policy, asked: Asked, patients: int, slices: int) -> list[str]:
