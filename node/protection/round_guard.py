@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from fedbiomed.common.logger import logger
 
 from ...errors import FedFactoryError, one_line
 from ..connection.component import APPROVAL, DEFAULT_PLANS, NODE, read_component
@@ -28,7 +29,6 @@ from .states import after_round, bytes_of_states, check_experiment_id, check_sta
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
 GIB = 2**30
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
