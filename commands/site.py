@@ -12,11 +12,14 @@ from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError, one_line
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
+from .site_policy import site_policy
 from .terminal import Commands, console, key_and_value, print_checks, quiet_framework
 
 commands = Commands(
-    help="Register data, approve training plans and check the connection at a node.", no_args_is_help=True
+    help="Register data, set what may be asked for, approve training plans and check the connection at a node.",
+    no_args_is_help=True,
 )
+commands.command("policy")(site_policy)
 
 
 @commands.command("add")
@@ -40,8 +43,18 @@ def site_add(
     other: Annotated[
         list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site; may be repeated.")
     ] = None,
+    require_approval: Annotated[
+        bool,
+        typer.Option(
+            "--require-approval",
+            help="Set in the node's etc/config.ini that it runs approved plans only; then restart a running node.",
+        ),
+    ] = False,
 ) -> None:
-    """Register a slice store with a Fed-BioMed node."""
+    """Register a slice store with a Fed-BioMed node, which must run approved plans only.
+
+    A node without a policy gets the default one, see `fedfactory site policy`.
+    """
     others: dict[str, str] = {}
     for word in other or []:
         name, path = key_and_value("other", word, "MODALITY=STORE")
@@ -53,6 +66,7 @@ def site_add(
     for name in filter(None, (modality, *others)):
         check_modality(name)
 
+    from ..node.protection.policy import policy_file
     from ..node.site_check import proxy_in_the_way  # only now: slow to import
     from ..node.site_choices import SiteChoices
     from ..node.sites import add_store
@@ -60,8 +74,11 @@ def site_add(
     quiet_framework()
     shared = "" if public is None else str(public.resolve())
     choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
-    add_store(node_dir, store, tag, choices=choices)
+    is_new = not policy_file(node_dir).exists()
+    add_store(node_dir, store, tag, choices=choices, require_approval=require_approval)
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
+    if is_new:
+        console.print(f"{policy_file(node_dir)}: the default policy; read it before the node starts", markup=False)
     if proxy := proxy_in_the_way(node_dir):
         console.print(f"warning: {proxy}", markup=False)
 
@@ -102,7 +119,8 @@ def site_check(
     node_dir: NodeFolder,
     timeout: ProbeTimeout = 3,
 ) -> None:
-    """Look at all that a node needs: the way to the researcher, certificates, proxies, approval, stores, disk, clock.
+    """Look at all that a node needs: the way to the researcher, certificates, proxies, approval, policy, stores,
+    disk, clock.
 
     Nothing is changed. The exit code is 1 if there is a problem.
     """

@@ -86,7 +86,7 @@ def _checked(name: str, value: object, hint: Any) -> Any:
         kinds = [arguments[0]] * len(value) if arguments[1:] == (...,) else list(arguments)
         if len(kinds) == len(value):
             return tuple(_checked(name, part, kind) for part, kind in zip(value, kinds, strict=True))
-    elif origin is dict and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+    elif origin in (dict, Mapping) and isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _checked(f"{name}.{key}", part, arguments[1]) for key, part in value.items()}
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
         return value

@@ -18,6 +18,8 @@ from .connection.probes import TIMEOUT
 from .connection.proxies import proxy_for
 from .connection.running_nodes import RunningNode, running_nodes
 from .connection.way import check_way
+from .protection.approval import APPROVAL, approval_problem
+from .protection.policy_check import check_policy
 from .site_choices import SiteChoices
 from .site_facts import INTRODUCTION, SiteFacts, read_facts, store_facts
 from .store.slice_store import SliceStore
@@ -29,7 +31,8 @@ PLAN_VERSION = re.compile(r"fedfactory\.__version__\s*==\s*['\"]([\w.+-]+)['\"]"
 
 
 def check_site(root: str | Path, *, timeout: float = TIMEOUT) -> list[Check]:
-    """Look at a node: certificate, way to the researcher, versions, approval, stores, disk, clock. Nothing is written.
+    """Look at a node: certificate, way to the researcher, versions, approval, policy, stores, disk, clock. Nothing is
+    written.
 
     Args:
         root: folder of the node.
@@ -38,7 +41,7 @@ def check_site(root: str | Path, *, timeout: float = TIMEOUT) -> list[Check]:
     Returns: the checks, in the order in which they are shown.
     Raises: UsageError if there is no node, or if its configuration cannot be used.
     """
-    running = _process_of(root)
+    running = process_of(root)
     node = read_component(root, NODE, running.environment if running else None)
     checks, _ = check_files(node.certificate, node.key)
     checks = [*checks, *_check_connection(node, running, timeout=timeout)]
@@ -54,8 +57,9 @@ def check_site(root: str | Path, *, timeout: float = TIMEOUT) -> list[Check]:
     versions += [("the researcher's last plan is of", version) for version in plan_versions[-1:]]
     checks += [
         check_versions(versions),
-        *_check_approval(node),
+        _check_approval(node),
         _check_guard(os.environ if running is None else running.environment),
+        check_policy(node.root),
         *_check_stores(root, stores, others=len(data) - len(stores)),
     ]
     checks.append(check_disk([node.root, *(path.parent for path in stores)]))
@@ -72,7 +76,7 @@ def why_no_connection(root: str | Path, *, timeout: float = TIMEOUT) -> str:
 
     Raises: UsageError as `check_site`.
     """
-    running = _process_of(root)
+    running = process_of(root)
     node = read_component(root, NODE, running.environment if running else None)
     troubles = [check.line for check in unhealthy(_check_connection(node, running, timeout=timeout))]
     if running is None:
@@ -88,7 +92,7 @@ def proxy_in_the_way(root: str | Path) -> str:
 
     Raises: UsageError as `check_site`.
     """
-    running = _process_of(root)
+    running = process_of(root)
     environment = os.environ if running is None else running.environment
     node = read_component(root, NODE, environment)
     proxy = proxy_for(node.host, environment)
@@ -97,7 +101,8 @@ def proxy_in_the_way(root: str | Path) -> str:
     return f"{proxy.setting} is used to reach {node.host}; `fedfactory site check {root}` says whether it is in the way"
 
 
-def _process_of(root: str | Path) -> RunningNode | None:
+def process_of(root: str | Path) -> RunningNode | None:
+    """The process that runs the node at `root`; None if it does not run."""
     folder = Path(root).resolve()
     return next((node for node in running_nodes() if node.root == folder), None)
 
@@ -131,26 +136,16 @@ def _registered_certificates(node: Component) -> list[str]:
     return found
 
 
-def _check_approval(node: Component) -> list[Check]:
-    if not node.is_on(APPROVAL):
-        return [
-            Check(
-                name="approval",
-                state=PROBLEM,
-                found="off: this node runs what a researcher sends, unread",
-                remedy=f"set `training_plan_approval = True` below [security] in {node.config} and restart the node",
-            )
-        ]
-    if node.is_on(DEFAULT_PLANS):
-        return [
-            Check(
-                name="approval",
-                state=WARNING,
-                found="on, but Fed-BioMed's example plans count as approved",
-                remedy=f"set `allow_default_training_plans = False` below [security] in {node.config}",
-            )
-        ]
-    return [Check(name="approval", found="on: training plans wait for `fedfactory site approve`")]
+def _check_approval(node: Component) -> Check:
+    if not (problem := approval_problem(node)):
+        return Check(name="approval", found="on: training plans wait for `fedfactory site approve`")
+    right = "`allow_default_training_plans = False`" if node.is_on(APPROVAL) else "`training_plan_approval = True`"
+    return Check(
+        name="approval",
+        state=PROBLEM,
+        found=problem,
+        remedy=f"set {right} below [security] in {node.config} and restart the node",
+    )
 
 
 def _our_stores(rows: list[dict[str, object]]) -> dict[Path, SiteFacts | None]:

@@ -12,9 +12,11 @@ from ..common.files import taken_from_others
 from ..errors import FederationError, FedFactoryError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .plan_source import refuse_disguised
+from .protection.approval import refuse_without_approval, turn_approval_on
 from .protection.ledger import Ledger
 from .protection.package_digest import digest_of_all, package_fingerprint
-from .site_check import why_no_connection
+from .protection.policy import Policy, policy_file
+from .site_check import process_of, why_no_connection
 from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
 from .store.slice_store import SliceStore
@@ -23,7 +25,14 @@ MIN_TAG_LENGTH = 3  # characters; Fed-BioMed's own limit
 POLL_INTERVAL = 0.5  # seconds
 
 
-def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: SiteChoices | None = None) -> None:
+def add_store(
+    node_dir: str | Path,
+    store: str | Path,
+    tag: str,
+    *,
+    choices: SiteChoices | None = None,
+    require_approval: bool = False,
+) -> None:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
     A researcher who searches for data sees the tag and a description: domain, version, slice format, number of label
@@ -34,9 +43,10 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
         store: folder of the slice store.
         tag: by which the researcher finds the data.
         choices: for federated segmentation; they replace those of an earlier registration.
+        require_approval: whether to set in the node's configuration that it runs approved plans only.
 
-    Raises: UsageError or StoreError if node or store are not usable, if the store has changed since it was prepared,
-        or if the tag is taken.
+    Raises: UsageError or StoreError if node or store are not usable, if the node runs other plans than approved ones,
+        if its policy is wrong, if the store has changed since it was prepared, or if the tag is taken.
     """
     opened = SliceStore(store)
     opened.verify()
@@ -46,6 +56,7 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
         raise UsageError(f"tag is '{tag}'; choose one of at least {MIN_TAG_LENGTH} characters")
     if "," in tag or tag != tag.strip():
         raise UsageError(f"tag is '{tag}'; choose one without a comma and without spaces around it")
+    _protect(node_dir, require_approval=require_approval)
     node = open_node(node_dir)
     try:
         node.dataset_manager.add_database(
@@ -62,6 +73,19 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
     choices.save(opened)
     # The folder's own permissions guard all that is in it: configuration, key, log files, and states between rounds.
     os.chmod(node_dir, os.stat(node_dir).st_mode & ~taken_from_others())
+
+
+def _protect(node_dir: str | Path, *, require_approval: bool) -> None:
+    """Make sure that a node runs approved plans only and has a policy. Raises: UsageError, see `add_store`."""
+    if require_approval:
+        turn_approval_on(node_dir)
+    running = process_of(node_dir)
+    for environment in (None, *([running.environment] if running else [])):  # of this process, and of the node's
+        refuse_without_approval(node_dir, environment)
+    if policy_file(node_dir).exists():
+        Policy.load(node_dir)
+    else:
+        Policy().save(node_dir)
 
 
 def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:
