@@ -109,6 +109,10 @@ class Ledger:
         finally:
             os.close(handle)
 
+    def exists(self) -> bool:
+        """Whether anything was ever written; a ledger that was removed is one that exists and is not whole."""
+        return self.path.exists() or self.head.exists()
+
     def entries(self) -> Iterator[Entry]:
         """All entries whose lines are whole, in the order of the file. `verify` tells whether any are missing."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:

@@ -64,11 +64,13 @@ def write_entry(event: str, facts: Mapping[str, object], *, number: int, previou
     time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     content = {"event": plain(event), "facts": kept, "number": number, "previous": previous, "time": time}
     body = _json(content)
-    while len(body) + HASH_LENGTH > MAX_LINE:
-        largest = max(kept, key=lambda name: len(_json(kept[name])))
-        left_out = _json(kept[largest])
-        kept[largest] = f"(left out: {len(left_out)} bytes of JSON, SHA-256 {hashlib.sha256(left_out).hexdigest()})"
-        body = _json(content)
+    if len(body) + HASH_LENGTH > MAX_LINE:
+        for name in sorted(kept, key=lambda name: len(_json(kept[name])), reverse=True):
+            left_out = _json(kept[name])
+            kept[name] = f"(left out: {len(left_out)} bytes of JSON, SHA-256 {hashlib.sha256(left_out).hexdigest()})"
+            body = _json(content)
+            if len(body) + HASH_LENGTH <= MAX_LINE:
+                break
     digest = hashlib.sha256(body).hexdigest()
     return Entry(**content, sha256=digest), body[:-1] + b',"sha256":"%s"}\n' % digest.encode()
 
