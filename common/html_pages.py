@@ -23,7 +23,9 @@ table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8re
 td { text-align: right } td:first-child, th:first-child { text-align: left }
 img { max-width: 100%; min-width: 60% }
 .note { background: #fff6d8; padding: .6rem 1rem; border-left: 4px solid #d9a400 }
+.texts td, .texts th { text-align: left; vertical-align: top; overflow-wrap: anywhere }
 small { color: #666 }
+@media print { body { max-width: none; margin: 0 } tr { break-inside: avoid } h2 { break-after: avoid } }
 """
 
 
