@@ -11,12 +11,14 @@ from rich.markup import escape
 from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError, one_line
+from . import site_clean
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
 from .terminal import Commands, console, key_and_value, print_checks, quiet_framework
 
 commands = Commands(
     help="Register data, approve training plans and check the connection at a node.", no_args_is_help=True
 )
+commands.add_typer(site_clean.commands)
 
 
 @commands.command("add")
