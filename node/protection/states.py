@@ -170,7 +170,7 @@ class ExperimentStates:
         experiment_id: as the folder or the rows name it; not checked, so to be shown with care.
         states: number of rows.
         bytes: of all its files.
-        orphans: number of files that no row names.
+        orphans: number of files that no row names and that are older than an hour, see `remove_orphans`.
         age: seconds since the newest file was written; None if there is none.
     """
 
@@ -199,7 +199,7 @@ def states_of(root: str | Path, now: float | None = None) -> list[ExperimentStat
                 experiment_id=name,
                 states=len(own),
                 bytes=sum(file.stat(follow_symlinks=False).st_size for file in files),
-                orphans=sum(_is_orphan(file, own) for file in files),
+                orphans=sum(_is_orphan(file, own, before=now - IN_WORK) for file in files),
                 age=max(now - newest, 0.0) if newest is not None else None,
             )
         )
@@ -278,16 +278,16 @@ def _files(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.is_dir(follow_symlinks=False)]
 
 
-def _is_orphan(file: os.DirEntry[str], kept: Collection[str]) -> bool:
+def _is_orphan(file: os.DirEntry[str], kept: Collection[str], *, before: float) -> bool:
     found = STATE_FILE.fullmatch(file.name)  # a file by another name is not the framework's, and stays
-    return found is not None and found[1] not in kept
+    return found is not None and found[1] not in kept and file.stat(follow_symlinks=False).st_mtime < before
 
 
 def _remove_files(folder: Path, kept: Collection[str], before: float = float("inf")) -> Removed:
     removed = Removed()
     for file in _files(folder) if folder.is_dir() and not folder.is_symlink() else ():
-        facts = file.stat(follow_symlinks=False)
-        if _is_orphan(file, kept) and facts.st_mtime < before:
+        if _is_orphan(file, kept, before=before):
+            size = file.stat(follow_symlinks=False).st_size
             Path(file.path).unlink(missing_ok=True)
-            removed += Removed(files=1, bytes=facts.st_size)
+            removed += Removed(files=1, bytes=size)
     return removed
