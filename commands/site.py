@@ -11,8 +11,9 @@ from rich.markup import escape
 from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, check_modality
 from ..errors import UsageError, one_line
-from . import site_ledger
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
+from .site_clean import site_clean
+from .site_ledger import site_ledger
 from .site_policy import site_policy
 from .terminal import Commands, console, key_and_value, print_checks, quiet_framework
 
@@ -21,7 +22,8 @@ commands = Commands(
     no_args_is_help=True,
 )
 commands.command("policy")(site_policy)
-commands.add_typer(site_ledger.commands)
+commands.command("ledger")(site_ledger)
+commands.command("clean")(site_clean)
 
 
 @commands.command("add")

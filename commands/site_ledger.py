@@ -12,18 +12,16 @@ import typer
 from ..errors import StoreError, UsageError
 from ..node.connection.component import NODE, read_component
 from .options import NodeFolder
-from .terminal import Commands, console, errors
+from .terminal import console, errors
 
 if TYPE_CHECKING:
     from ..node.protection.ledger import Ledger
     from ..node.protection.ledger_entry import Entry
 
-commands = Commands()
 SHOWN = 20  # entries of the table, unless another number is asked for
 WIDTH = 40  # characters of a cell
 
 
-@commands.command("ledger")
 def site_ledger(
     node_dir: NodeFolder,
     last: Annotated[
