@@ -47,13 +47,6 @@ def site_add(
     other: Annotated[
         list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site; may be repeated.")
     ] = None,
-    require_approval: Annotated[
-        bool,
-        typer.Option(
-            "--require-approval",
-            help="Set in the node's etc/config.ini that it runs approved plans only; then restart a running node.",
-        ),
-    ] = False,
 ) -> None:
     """Register a slice store with a Fed-BioMed node, which must run approved plans only.
 
@@ -70,7 +63,7 @@ def site_add(
     for name in filter(None, (modality, *others)):
         check_modality(name)
 
-    from ..node.protection.policy import policy_file
+    from ..node.policy.policy import policy_file
     from ..node.site_check import proxy_in_the_way  # only now: slow to import
     from ..node.site_choices import SiteChoices
     from ..node.sites import add_store
@@ -79,7 +72,12 @@ def site_add(
     shared = "" if public is None else str(public.resolve())
     choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
     is_new = not policy_file(node_dir).exists()
-    add_store(node_dir, store, tag, choices=choices, require_approval=require_approval)
+    was_open = add_store(node_dir, store, tag, choices=choices)
+    if was_open:
+        console.print(
+            f"{node_dir}: runs approved plans only from now on, by its etc/config.ini; restart it if it runs",
+            markup=False,
+        )
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
     if is_new:
         console.print(f"{policy_file(node_dir)}: the default policy; read it before the node starts", markup=False)

@@ -12,7 +12,7 @@ from .options import NodeFolder
 from .terminal import console
 
 if TYPE_CHECKING:
-    from ..node.protection.states import ExperimentStates
+    from ..node.states.states import ExperimentStates
 
 MIB = 2**20
 
@@ -32,7 +32,7 @@ def site_clean(
     A run whose states are removed cannot be resumed with this site. Registered stores and approvals stay.
     """
     from ..node.connection.running_nodes import running_nodes
-    from ..node.protection.states import DAY, leftovers_of_killed_nodes, states_of
+    from ..node.states.states import DAY, leftovers_of_killed_nodes, states_of
 
     runs = any(node.root == Path(node_dir).resolve() for node in running_nodes())
     if everything and runs:
@@ -47,20 +47,22 @@ def site_clean(
     if not over and not leftovers and not orphans:
         console.print(f"{node_dir}: nothing to remove", markup=False)
         return
-    if not yes and not typer.confirm(f"Remove {len(over)} experiments, {orphans} unused and {len(leftovers)} temporary files?"):
+    if not yes and not typer.confirm(
+        f"Remove {len(over)} experiments, {orphans} unused and {len(leftovers)} temporary files?"
+    ):
         return
     _remove(node_dir, over, leftovers=bool(leftovers))
 
 
 def _remove(node_dir: Path, over: list[ExperimentStates], *, leftovers: bool) -> None:
-    from ..node.protection.states import Removed, remove_experiment, remove_leftovers, remove_orphans
+    from ..node.states.states import Removed, remove_experiment, remove_leftovers, remove_orphans
 
     removed = sum((remove_experiment(node_dir, one.experiment_id) for one in over), Removed())
     removed += remove_orphans(node_dir)
     number = remove_leftovers(node_dir) if leftovers else 0
     console.print(
-        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and {number} "
-        "temporary files",
+        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and "
+        f"{number} temporary files",
         markup=False,
     )
 
@@ -71,7 +73,8 @@ def _print_table(kept: list[ExperimentStates], over: list[ExperimentStates], day
     console.print(f"{'experiment':<{width}}  states      MiB  unused files  days ago", markup=False)
     for one in kept:
         age = "unknown" if one.age is None else f"{one.age / day:.1f}"
-        line = f"{names[one.experiment_id]:<{width}}  {one.states:>6}  {one.bytes / MIB:>7.1f}  {one.orphans:>12}  {age:>8}"
+        size = f"{one.bytes / MIB:>7.1f}"
+        line = f"{names[one.experiment_id]:<{width}}  {one.states:>6}  {size}  {one.orphans:>12}  {age:>8}"
         console.print(line + ("  over" if one in over else ""), markup=False)
     total = sum(one.bytes for one in kept) / MIB
     console.print(f"experiments: {len(kept)}, kept between rounds: {total:.1f} MiB", markup=False)

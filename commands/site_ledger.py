@@ -15,8 +15,8 @@ from .options import NodeFolder
 from .terminal import console, errors
 
 if TYPE_CHECKING:
-    from ..node.protection.ledger import Ledger
-    from ..node.protection.ledger_entry import Entry
+    from ..node.ledger.ledger import Ledger
+    from ..node.ledger.ledger_entry import Entry
 
 SHOWN = 20  # entries of the table, unless another number is asked for
 WIDTH = 40  # characters of a cell
@@ -39,7 +39,7 @@ def site_ledger(
 
     The exit code is 1 if anything in the record was changed, removed or added.
     """
-    from ..node.protection.ledger import Ledger
+    from ..node.ledger.ledger import Ledger
 
     ledger = Ledger(node_dir)
     if not ledger.exists():
@@ -92,8 +92,8 @@ def _print_table(ledger: Ledger, number: int) -> None:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     """The cells of an entry, harmless to a terminal."""
-    from ..node.protection.ledger_page import shortened
-    from ..node.protection.ledger_summary import text_of
+    from ..node.ledger.ledger_page import shortened
+    from ..node.ledger.ledger_summary import text_of
 
     who = (text_of(entry.facts, name) for name in ("researcher", "experiment", "plan"))
     cells = (entry.time[:19].replace("T", " "), entry.event, *who)
@@ -102,8 +102,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 def _what(entry: Entry) -> str:
     """What an entry says beside who and when."""
-    from ..node.protection.ledger_page import counted, size_of
-    from ..node.protection.ledger_summary import LEFT, table_of, text_of, whole
+    from ..node.ledger.ledger_page import counted, size_of
+    from ..node.ledger.ledger_summary import LEFT, table_of, text_of, whole
 
     facts = entry.facts
     if entry.event in LEFT:
@@ -124,7 +124,7 @@ def _what(entry: Entry) -> str:
 
 def _write_page(ledger: Ledger, path: Path, site: str) -> None:
     from ..common.html_pages import write_page
-    from ..node.protection.ledger_page import ledger_page
+    from ..node.ledger.ledger_page import ledger_page
 
     parts = ledger_page(ledger.entries(), ledger.verify(), site=site, made=datetime.now(timezone.utc))
     write_page(path, f"What left {site}", parts)

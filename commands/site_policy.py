@@ -14,7 +14,7 @@ from .options import NodeFolder
 from .terminal import console
 
 if TYPE_CHECKING:
-    from ..node.protection.policy import Policy
+    from ..node.policy.policy import Policy
 
 
 def site_policy(
@@ -30,7 +30,7 @@ def site_policy(
     The exit code is 2 if the file is wrong.
     """
     from ..node.connection.component import NODE, read_component
-    from ..node.protection.policy import EXPLANATIONS, Policy, policy_file
+    from ..node.policy.policy import EXPLANATIONS, Policy, policy_file
 
     if show and check:
         raise UsageError("`show` and `check` are given; give one of them")
@@ -53,8 +53,8 @@ def site_policy(
 
 def _print(policy: Policy) -> None:
     """Print a policy: its settings, what they mean, and the arguments that may be set."""
-    from ..node.protection.arguments import described
-    from ..node.protection.policy import EXPLANATIONS
+    from ..node.policy.arguments import described
+    from ..node.policy.policy import EXPLANATIONS
 
     settings = asdict(policy)
     arguments = settings.pop("arguments")

@@ -12,14 +12,14 @@ from pathlib import Path
 from ..errors import FedFactoryError
 from .connection.certificates import Certificate, check_files
 from .connection.check import PROBLEM, WARNING, Check, unhealthy
-from .connection.component import APPROVAL, DEFAULT_PLANS, NODE, RESEARCHER, Component, read_component
+from .connection.component import APPROVAL, NODE, RESEARCHER, Component, read_component
 from .connection.machine import check_clock, check_disk, check_versions
 from .connection.probes import TIMEOUT
 from .connection.proxies import proxy_for
 from .connection.running_nodes import RunningNode, running_nodes
 from .connection.way import check_way
-from .protection.approval import APPROVAL, approval_problem
-from .protection.policy_check import check_policy
+from .policy.approval import approval_problem
+from .policy.policy_check import check_policy
 from .site_choices import SiteChoices
 from .site_facts import INTRODUCTION, SiteFacts, read_facts, store_facts
 from .store.slice_store import SliceStore

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from ..common.files import taken_from_others
 from ..errors import FederationError, FedFactoryError, UsageError
+from .connection.component import NODE, read_component
 from .fedbiomed_hooks import open_node, pending_plans
+from .ledger.ledger import Ledger
 from .plan_source import refuse_disguised
-from .protection.approval import refuse_without_approval, turn_approval_on
-from .protection.ledger import Ledger
+from .policy.approval import approval_problem, refuse_without_approval, turn_approval_on
+from .policy.policy import Policy, policy_file
 from .protection.package_digest import digest_of_all, package_fingerprint
-from .protection.policy import Policy, policy_file
 from .site_check import process_of, why_no_connection
 from .site_choices import SiteChoices
 from .site_facts import description_of, store_facts
@@ -31,21 +32,22 @@ def add_store(
     tag: str,
     *,
     choices: SiteChoices | None = None,
-    require_approval: bool = False,
-) -> None:
+) -> bool:
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
     A researcher who searches for data sees the tag and a description: domain, version, slice format, number of label
     values, and number of training slices per kind of label. There is no path and no case name in it.
+
+    The node is made to run approved plans only, and gets a policy if it has none.
 
     Args:
         node_dir: folder of the Fed-BioMed node.
         store: folder of the slice store.
         tag: by which the researcher finds the data.
         choices: for federated segmentation; they replace those of an earlier registration.
-        require_approval: whether to set in the node's configuration that it runs approved plans only.
 
-    Raises: UsageError or StoreError if node or store are not usable, if the node runs other plans than approved ones,
+    Returns: whether the node would have run plans without approval until now; then it must be restarted if it runs.
+    Raises: UsageError or StoreError if node or store are not usable, if the environment turns approval off,
         if its policy is wrong, if the store has changed since it was prepared, or if the tag is taken.
     """
     opened = SliceStore(store)
@@ -56,7 +58,7 @@ def add_store(
         raise UsageError(f"tag is '{tag}'; choose one of at least {MIN_TAG_LENGTH} characters")
     if "," in tag or tag != tag.strip():
         raise UsageError(f"tag is '{tag}'; choose one without a comma and without spaces around it")
-    _protect(node_dir, require_approval=require_approval)
+    was_open = _protect(node_dir)
     node = open_node(node_dir)
     try:
         node.dataset_manager.add_database(
@@ -73,11 +75,13 @@ def add_store(
     choices.save(opened)
     # The folder's own permissions guard all that is in it: configuration, key, log files, and states between rounds.
     os.chmod(node_dir, os.stat(node_dir).st_mode & ~taken_from_others())
+    return was_open
 
 
-def _protect(node_dir: str | Path, *, require_approval: bool) -> None:
-    """Make sure that a node runs approved plans only and has a policy. Raises: UsageError, see `add_store`."""
-    if require_approval:
+def _protect(node_dir: str | Path) -> bool:
+    """Make a node run approved plans only and have a policy. Returns and raises as `add_store`."""
+    was_open = bool(approval_problem(read_component(node_dir, NODE, {})))
+    if was_open:
         turn_approval_on(node_dir)
     running = process_of(node_dir)
     for environment in (None, *([running.environment] if running else [])):  # of this process, and of the node's
@@ -86,6 +90,7 @@ def _protect(node_dir: str | Path, *, require_approval: bool) -> None:
         Policy.load(node_dir)
     else:
         Policy().save(node_dir)
+    return was_open
 
 
 def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], wait: float = 0) -> list[str]:

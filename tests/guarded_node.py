@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.generative.config import FactoryConfig
-from fedfactory.node.protection.ledger import Ledger
-from fedfactory.node.protection.policy import Policy
+from fedfactory.node.ledger.ledger import Ledger
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts
 from fedfactory.node.store.slice_store import SliceStore

@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 from fedfactory.errors import NodeDataError
+from fedfactory.node.ledger.ledger import Ledger
+from fedfactory.node.policy.policy import POLICY_FILE, Policy
 from fedfactory.node.protection import guarded_round
-from fedfactory.node.protection.ledger import Ledger
-from fedfactory.node.protection.policy import POLICY_FILE, Policy
 from guarded_node import GuardedNode, factory_request
 
 REFUSED = "this site's policy refuses the request"

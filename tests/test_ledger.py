@@ -20,11 +20,11 @@ from connections import make_component
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, StoreError
 from fedfactory.node.connection.component import NODE
-from fedfactory.node.protection import ledger as ledger_module
-from fedfactory.node.protection.ledger import Ledger
-from fedfactory.node.protection.ledger_check import LedgerCheck
-from fedfactory.node.protection.ledger_entry import GENESIS, MAX_LINE, Entry
-from fedfactory.node.protection.ledger_page import MAX_ROWS, ledger_page
+from fedfactory.node.ledger import ledger as ledger_module
+from fedfactory.node.ledger.ledger import Ledger
+from fedfactory.node.ledger.ledger_check import LedgerCheck
+from fedfactory.node.ledger.ledger_entry import GENESIS, MAX_LINE, Entry
+from fedfactory.node.ledger.ledger_page import MAX_ROWS, ledger_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -371,7 +371,7 @@ def at(moment: datetime):
 
 
 def test_a_day_begins_where_it_is_asked_for_even_if_the_clock_was_put_back(tmp_path, monkeypatch):
-    from fedfactory.node.protection import ledger_entry
+    from fedfactory.node.ledger import ledger_entry
 
     ledger = Ledger(tmp_path)
     for hour in (0, 30, 10, 20):

@@ -1,1 +1,1 @@
-"""What a site allows a researcher, what leaves it, and the record of both."""
+"""The guard of a node: what runs, what leaves, and by which seeds."""

@@ -22,9 +22,9 @@ from fedbiomed.node.training_plan_security_manager import TrainingPlanSecurityMa
 
 from ...errors import UsageError
 from ..plan_source import refuse_disguised
+from ..policy.policy import POLICY_FILE
 from ..site_facts import INTRODUCTION
 from .numbers import leaving_numbers
-from .policy import POLICY_FILE
 from .round_guard import REFUSED, Asked, SiteGuard
 
 _guards: dict[Path, SiteGuard] = {}
@@ -112,6 +112,7 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
         training_args=framework_round.training_kwargs,
         aggregator_args=framework_round.aggregator_args or {},
         secure_aggregation=bool(kw.get("secagg_arguments")),
+        approval=bool(kw.get("tp_approval")),
         store=Path(str(entry.get("path"))),
         node=str(framework_round._node_id),
         database=Path(framework_round._db),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ...errors import NodeDataError
-from .policy import Policy
+from ..policy.policy import Policy
 
 
 @dataclass(kw_only=True)

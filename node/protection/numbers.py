@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from .policy import Policy
+from ..policy.policy import Policy
 
 MAX_TEXT = 100  # characters of a text that leaves
 # A modality is named by a site's administrator, a kind of label and a class by this package.

@@ -16,15 +16,15 @@ from fedbiomed.common.logger import logger
 
 from ...errors import FedFactoryError, one_line
 from ..connection.component import APPROVAL, DEFAULT_PLANS, NODE, read_component
+from ..ledger.ledger import Ledger
+from ..policy.policy import POLICY_FILE, Policy
+from ..policy.request import RoundRequest, Usage, check_request
+from ..states.states import after_round, bytes_of_states, check_experiment_id, check_state_id
 from ..store.slice_store import INDEX, SliceStore
 from .gate import MAX_MESSAGE, GateError, Passed, check_reply, digest_of
 from .guarded_round import GuardedRound, begin
-from .ledger import Ledger
 from .package_digest import digest_of_all, package_fingerprint
-from .policy import POLICY_FILE, Policy
-from .request import RoundRequest, Usage, check_request
 from .site_secret import site_secret
-from .states import after_round, bytes_of_states, check_experiment_id, check_state_id
 
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
@@ -47,6 +47,7 @@ class Asked:
         training_args: of the plan.
         aggregator_args: of the plan.
         secure_aggregation: whether weights would leave encrypted.
+        approval: whether the running node asks for approval; its file may say something else by now.
         store: folder of the registered slice store.
         node: id of the node.
         database: JSON file of the node.
@@ -63,6 +64,7 @@ class Asked:
     training_args: Mapping[str, Any]
     aggregator_args: Mapping[str, Any]
     secure_aggregation: bool
+    approval: bool
     store: Path
     node: str
     database: Path
@@ -195,7 +197,7 @@ class SiteGuard:
             secure_aggregation=asked.secure_aggregation,
             patients=patients,
             slices=slices,
-            approval_on=node.is_on(APPROVAL),
+            approval_on=asked.approval and node.is_on(APPROVAL),
             default_plans_allowed=node.is_on(DEFAULT_PLANS),
         )
         usage = Usage(

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from ...common.files import atomic_file
 from ...errors import UsageError
-from ..connection.component import NODE, Component, read_component
+from ..connection.component import APPROVAL, DEFAULT_PLANS, NODE, Component, read_component
 
 SECTION = "security"
-APPROVAL, DEFAULT_PLANS = f"{SECTION}.training_plan_approval", f"{SECTION}.allow_default_training_plans"
 WANTED = {"training_plan_approval": "True", "allow_default_training_plans": "False"}  # as lines of config.ini
 
 
@@ -46,8 +45,8 @@ def refuse_without_approval(root: str | Path, environment: Mapping[str, str] | N
     overriding = f"; unset {' and '.join(variables)}, which override the file" if variables else ""
     lines = " and ".join(f"`{name} = {value}`" for name, value in WANTED.items())
     raise UsageError(
-        f"{node.root}: approval of training plans is {problem}; set {lines} below [{SECTION}] in {node.config}, or "
-        f"type `fedfactory site add ... --require-approval`, which does so{overriding}; restart the node afterwards"
+        f"{node.root}: approval of training plans is {problem}; set {lines} below [{SECTION}] in {node.config}"
+        f"{overriding}; restart the node afterwards"
     )
 
 
