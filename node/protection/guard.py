@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedbiomed.common.constants import ErrorNumbers
 from fedbiomed.common.exceptions import FedbiomedTrainingPlanSecurityManagerError
 from fedbiomed.common.logger import logger
 from fedbiomed.common.message import FARequest, ListReply, Message, PreprocRequest, SearchReply
 from fedbiomed.node.history_monitor import HistoryMonitor
-from fedbiomed.node.node import Node
 from fedbiomed.node.round import Round
 from fedbiomed.node.training_plan_security_manager import TrainingPlanSecurityManager
 
@@ -26,6 +25,9 @@ from ..policy.policy import POLICY_FILE
 from ..site_facts import INTRODUCTION
 from .numbers import leaving_numbers
 from .round_guard import REFUSED, Asked, SiteGuard
+
+if TYPE_CHECKING:
+    from fedbiomed.node.node import Node
 
 _guards: dict[Path, SiteGuard] = {}
 _installed = False
@@ -52,6 +54,8 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    from fedbiomed.node.node import Node  # only now: its import calls this function, see `autoload`
+
     _replace(TrainingPlanSecurityManager, "__init__", _remember_root)
     _replace(TrainingPlanSecurityManager, "_create_hash", _hash_of_bytes)
     _replace(Round, "run_model_training", _guarded_round)
