@@ -128,15 +128,14 @@ def _source_and_weights(plan_class: type, model_args: dict, training_args: dict)
     return plan.source(), plan.after_training_params()
 
 
-def factory_request(config: FactoryConfig, **changes: Any) -> Request:
+def factory_request(config: FactoryConfig) -> Request:
     """A request for phase one."""
     from fedfactory.researcher.plans.factory_plans import FactoryPlan
 
     model_args = {"factory": config.to_dict(), "seed": 0, "transport": "float32"}
     training_args = {"loader_args": {"batch_size": 4}, "num_updates": 3, "random_seed": 0}
     source, weights = _source_and_weights(FactoryPlan, model_args, training_args)
-    request = Request(FactoryPlan, model_args, training_args, weights, source)
-    return SimpleNamespace(**{**vars(request), **changes})
+    return Request(FactoryPlan, model_args, training_args, weights, source)
 
 
 def method_request(method: str = "fedavg", *, store: SliceStore, **settings: Any) -> Request:

@@ -21,7 +21,7 @@ REFUSED = "this site's policy refuses the request"
 
 @pytest.fixture
 def node(tmp_path, store) -> GuardedNode:
-    return GuardedNode(tmp_path / "node", store)
+    return GuardedNode(tmp_path / "node", store.path)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_request_that_the_policy_forbids_is_refused_without_details_and_writte
 
 
 def test_the_quota_counts_all_experiments_and_survives_a_restart(tmp_path, store, config):
-    node = GuardedNode(tmp_path / "node", store, replace(Policy(), rounds_a_day=2))
+    node = GuardedNode(tmp_path / "node", store.path, replace(Policy(), rounds_a_day=2))
     first = factory_request(config)
     node.approve(first.source)
     assert all(node.run(factory_request(config)).success for _ in range(2))

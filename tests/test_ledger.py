@@ -234,12 +234,12 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
 
 
 def test_a_kill_at_any_moment_loses_no_entry_that_was_acknowledged(tmp_path):
-    """20 kills, half of them among writes of 300 kB."""
+    """20 kills, half of them among writes of several pages."""
     ledger, rng, acknowledged = Ledger(tmp_path), random.Random(0), 0
     child = multiprocessing.get_context("fork")
     for kill in range(20):
         reader, writer = os.pipe()
-        process = child.Process(target=_append_until_killed, args=(tmp_path, writer, 1 if kill % 2 else 300))
+        process = child.Process(target=_append_until_killed, args=(tmp_path, writer, 1 if kill % 2 else 20))
         process.start()
         os.close(writer)
         first = os.read(reader, 8)  # it has begun
@@ -400,7 +400,6 @@ def test_a_call_for_a_quota_does_not_read_the_ledger_again(tmp_path, monkeypatch
 
 def test_appending_reads_only_the_end(tmp_path, monkeypatch):
     ledger = filled(tmp_path, 3)
-    ledger.path.write_bytes(ledger.path.read_bytes())
     long = b"#" * 99 + b"\n"
     ledger.path.write_bytes(long * 50_000 + ledger.path.read_bytes())  # 5 MB that no append may look at
     read = []
@@ -533,8 +532,7 @@ def test_a_hostile_text_commands_neither_terminal_nor_page(tmp_path, capsys):
     out = capsys.readouterr().out
     assert all(sign.isprintable() or sign == "\n" for sign in out) and "[bold]" in out
     page = (tmp_path / "page.html").read_text()
-    assert page.isprintable() or "\x1b" not in page.replace("\n", "")
-    assert "script" not in Page([page]).tags and "\u202e" not in page
+    assert all(sign.isprintable() or sign == "\n" for sign in page) and "script" not in Page([page]).tags
     assert stat.filemode((tmp_path / "page.html").stat().st_mode) == "-rw-------"
 
 

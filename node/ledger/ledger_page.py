@@ -76,8 +76,8 @@ def _whether_whole(check: LedgerCheck) -> str:
         )
     else:
         text = (
-            f"<b>The record is whole.</b> All {check.entries} entries are linked to each other, and none was changed, "
-            "removed or added afterwards."
+            f"<b>The record is whole.</b> All {check.entries} entries are linked to each other, and none of them was "
+            "changed, removed or added afterwards."
         )
         for note in check.notes[-5:]:
             text += f" An interruption was noticed, by which nothing was lost ({_safe(note, 300)})."
