@@ -42,6 +42,7 @@ from fedfactory.node.connection.proxies import (
 )
 from fedfactory.node.connection.running_nodes import RunningNode
 from fedfactory.node.connection.way import check_way
+from fedfactory.node.protection.policy import Policy, policy_file
 from fedfactory.node.site_check import check_site, proxy_in_the_way, why_no_connection
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts
@@ -516,6 +517,7 @@ def test_the_researcher_names_the_proxy_of_a_node_on_the_same_machine(tmp_path, 
 def node(tmp_path, store):
     """A node in order: its store is registered, its researcher's server answers."""
     root = make_component(tmp_path / "node", NODE, 1)
+    Policy().save(root)
     register(root, [row_of(store)])
     certs = root / "etc" / "certs"  # the same files as at the researcher will do
     with grpc_server(certs / "server_certificate.pem", certs / "server_certificate.key") as port:
@@ -533,7 +535,7 @@ def test_a_node_in_order_has_no_problem(node):
     checks = check_site(node)
     assert unhealthy(checks) == []
     names = ["certificate", "private key", "port", "researcher's certificate", "proxy", "versions", "approval"]
-    assert [check.name for check in checks] == [*names, "stores", "disk", "clock"]
+    assert [check.name for check in checks] == [*names, "policy", "stores", "disk", "clock"]
     assert "3 cases" in found(checks, "stores").found
 
 
@@ -574,7 +576,7 @@ def test_versions_of_the_store_and_of_the_researchers_plan_are_compared(node, st
     ("setting", "state", "words"),
     [
         ("training_plan_approval = True", PROBLEM, "unread"),
-        ("allow_default_training_plans = False", WARNING, "example plans"),
+        ("allow_default_training_plans = False", PROBLEM, "example plans"),
     ],
 )
 def test_approval_that_is_off(setting, state, words, node):
@@ -583,6 +585,14 @@ def test_approval_that_is_off(setting, state, words, node):
     config.write_text(config.read_text().replace(setting, f"{name} = {'False' if value == 'True' else 'True'}"))
     check = found(check_site(node), "approval")
     assert check.state == state and words in check.found and str(config) in check.remedy
+
+
+def test_a_policy_that_is_missing_or_allows_more_is_found(node):
+    Policy(least_batch=1).save(node)
+    assert found(check_site(node), "policy").state == WARNING
+    policy_file(node).unlink()
+    check = found(check_site(node), "policy")
+    assert check.state == PROBLEM and "has no policy" in check.found and "site policy" in check.remedy
 
 
 def test_the_environment_of_the_running_node_counts(node, monkeypatch):

@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from reprlib import repr as shortened
 
-from ...errors import ConfigError
+from ...errors import ConfigError, one_line
 from .default_arguments import ANYTHING, TEXT
 
 MOST_VALUES, MOST_LEVELS, LONGEST_TEXT = 5000, 12, 1000  # of what a researcher sends
+LONGEST_NAME = 200  # signs of it that are shown
 LARGEST_NUMBER = 2**53  # of what ANYTHING admits
 ELEMENT, ONE, REST = "[]", "*", "**"  # parts of a name: an element of a list, any name, any names below
 # The card of a labelled factory describes networks in the words in which the other plans get theirs.
@@ -119,12 +120,15 @@ def shown(value: object) -> str:
         return "a very large number"  # Python writes none of more than 4300 digits
     if not (value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))):
         return f"of type {type(value).__name__}"
-    return shortened(value).encode("ascii", "backslashreplace").decode()
+    try:
+        return one_line(shortened(value))
+    except ValueError:  # such a number is in it
+        return f"of type {type(value).__name__}"
 
 
 def dotted(path: Name) -> str:
     """A name as it stands in the table; signs that cannot be shown are escaped."""
-    return ".".join(path).replace(".[]", "[]").encode("ascii", "backslashreplace").decode()[:200]
+    return one_line(".".join(path).replace(".[]", "[]")[:LONGEST_NAME])
 
 
 _WORDS = {TEXT: f"a text of at most {LONGEST_TEXT} signs", ANYTHING: "a number, a text, true, false or null"}
