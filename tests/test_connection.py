@@ -42,7 +42,7 @@ from fedfactory.node.connection.proxies import (
 )
 from fedfactory.node.connection.running_nodes import RunningNode
 from fedfactory.node.connection.way import check_way
-from fedfactory.node.protection.policy import Policy, policy_file
+from fedfactory.node.policy.policy import Policy, policy_file
 from fedfactory.node.site_check import check_site, proxy_in_the_way, why_no_connection
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, store_facts

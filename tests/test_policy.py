@@ -23,14 +23,14 @@ from fedfactory.node import sites
 from fedfactory.node.connection.check import OK, PROBLEM, WARNING
 from fedfactory.node.connection.component import NODE, read_component
 from fedfactory.node.protection import default_arguments as defaults
-from fedfactory.node.protection.approval import WANTED, refuse_without_approval, turn_approval_on
-from fedfactory.node.protection.arguments import ArgumentTable, admits, is_wider
-from fedfactory.node.protection.default_arguments import ANYTHING, TEXT, default_arguments
-from fedfactory.node.protection.policy import EXPLAINED, EXPLANATIONS, Policy, default_text, policy_file
-from fedfactory.node.protection.policy_check import check_policy
-from fedfactory.node.protection.request import INACTIVE, RoundRequest, Usage, check_request
-from fedfactory.node.protection.request_kind import ADAPTATION, FACTORY, SEGMENTATION
-from fedfactory.node.protection.request_size import size_of
+from fedfactory.node.policy.approval import WANTED, refuse_without_approval, turn_approval_on
+from fedfactory.node.policy.arguments import ArgumentTable, admits, is_wider
+from fedfactory.node.policy.default_arguments import ANYTHING, TEXT, default_arguments
+from fedfactory.node.policy.policy import EXPLAINED, EXPLANATIONS, Policy, default_text, policy_file
+from fedfactory.node.policy.policy_check import check_policy
+from fedfactory.node.policy.request import INACTIVE, RoundRequest, Usage, check_request
+from fedfactory.node.policy.request_kind import ADAPTATION, FACTORY, SEGMENTATION
+from fedfactory.node.policy.request_size import size_of
 from fedfactory.node.site_adaptation import Adaptation
 from helpers import CONFIG, SMALL, site_facts
 from hypothesis import HealthCheck, given, settings
