@@ -214,12 +214,12 @@ def test_keeping_more_states_or_needed_ones(node, plan):
 
 @pytest.mark.parametrize("text", ["", "..", "a/b", "a\\b", "a" * 81, "a\n", "a b", "é", "\u202e", "a.b", 7, None, b"a"])
 def test_an_identifier_that_could_be_a_path_is_refused(node, text):
-    with pytest.raises(UsageError, match="experiment_id is .*; it must be"):
+    with pytest.raises(UsageError, match=r"experiment_id is .*; it must be"):
         check_experiment_id(text)
     with pytest.raises(UsageError, match="experiment_id"):
         clean(node, "node_state_1", None, text)
     if text is not None:
-        with pytest.raises(UsageError, match="state_id is .*; it must be"):
+        with pytest.raises(UsageError, match=r"state_id is .*; it must be"):
             check_state_id(text)
 
 

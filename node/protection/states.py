@@ -63,9 +63,7 @@ class Removed:
     bytes: int = 0
 
     def __add__(self, other: Removed) -> Removed:
-        return Removed(
-            rows=self.rows + other.rows, files=self.files + other.files, bytes=self.bytes + other.bytes
-        )
+        return Removed(rows=self.rows + other.rows, files=self.files + other.files, bytes=self.bytes + other.bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +138,7 @@ def after_round(
     return _trim(place, experiment_id, keep=KEEP, needed=needed, newest=state_id)
 
 
-def _trim(
-    place: StatePlace, experiment_id: str, *, keep: int, needed: Collection[str], newest: str | None
-) -> Removed:
+def _trim(place: StatePlace, experiment_id: str, *, keep: int, needed: Collection[str], newest: str | None) -> Removed:
     """See `keep_newest_states`; nothing is removed unless the newest state is `newest`, if one is given."""
     folder = place.of_experiment(experiment_id)
     stay: set[str] = set()
