@@ -1,11 +1,13 @@
-"""Robustness of a run: one of three real nodes is killed repeatedly at random moments, and the run must finish.
+"""Robustness of a run: nodes or the researcher are killed at random moments; the run must finish, the ledgers be whole.
 
-    uv run python benchmarks/kill_nodes.py --kills 9 --out benchmarks/results/kill_nodes.json
+    uv run python benchmarks/kill_nodes.py --kills 20 --out benchmarks/results/kill_nodes.json
 
-Every kill is a SIGKILL after a random share of the time of a round, so that it occurs during updates, uploads and
-pauses. The node is started again before the next kill. The JSON file has the rounds, the events, and the seconds of
-rounds with and without a lost node. There are 12 rounds per kill, of about 4 seconds each on two CPU cores. No data are
-needed.
+Every kill is a SIGKILL of one of three real nodes or of the researcher, after a random share of the time of a round, so
+that it occurs during updates, uploads and pauses. A node is started again before the next kill, the researcher's run is
+resumed. After each kill of a node its ledger is verified as it stands, and at the end all ledgers; no node may keep more
+than two states. The JSON file has the rounds, the events, and the seconds of rounds with and without a lost node. There
+are 12 rounds per kill, of about 4 seconds each on two CPU cores. No data are needed. The exit code is 1 if the run did
+not finish or a ledger is not whole.
 """
 
 from __future__ import annotations
@@ -22,17 +24,20 @@ from pathlib import Path
 from fedfactory.common.files import write_json
 from fedfactory.demo.local_federation import LocalFederation
 from fedfactory.generative import FactoryConfig
+from fedfactory.node.ledger.ledger import Ledger
+from fedfactory.node.states.states import states_of
 from fedfactory.researcher.run_state import RunState
 from measuring import machine
 from round_overhead import TAG, make_stores
 
 NODES = ("north", "south", "west")
+RESEARCHER = "researcher"
 UPDATES = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=9)
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -42,6 +47,11 @@ def main() -> None:
     if arguments.out:
         write_json(arguments.out, content)
     print(content)
+    whole = all(ledger["problem"] is None for ledger in content["ledgers"].values())
+    whole &= all(moment.get("problem") is None for moment in content["moments"])
+    whole &= max(content["states_of_an_experiment"].values()) <= 2
+    if content["exit_code"] or content["rounds_done"] != content["rounds_planned"] or not whole:
+        raise SystemExit(1)
 
 
 def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Random) -> dict:
@@ -64,9 +74,7 @@ def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Ra
         folder / "config.json", "--rounds", rounds, "--updates-per-round", UPDATES, "--min-nodes", 2,
         "--approval-timeout", 120, "--node-timeout", 120,
     ]  # fmt: skip
-    program = [sys.executable, "-c", "from fedfactory.cli import main; main()", *map(str, words)]
-    log = (folder / "run.log").open("wb")
-    child = subprocess.Popen(program, stdout=log, stderr=log, env=federation._environment())
+    child = start_researcher(federation, folder, words)
     approve = {n: federation.site_command("approve", str(federation.nodes[n]), "--yes", "--wait", "90") for n in NODES}
     federation.run_together("approve", approve)
     moments = []
@@ -75,12 +83,20 @@ def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Ra
         median = sorted(state.seconds[-6:])[len(state.seconds[-6:]) // 2]
         share = rng.random()
         time.sleep(share * median)
-        node = rng.choice(NODES)
-        federation.signal(node, signal.SIGKILL)
-        federation.forget(node)
-        moments.append({"node": node, "share_of_a_round": round(share, 2), "after_round": state.round_done})
-        wait_for_rounds(folder, child, 2)
-        federation.start([node])
+        victim = rng.choice((*NODES, RESEARCHER))
+        moment = {"killed": victim, "share_of_a_round": round(share, 2), "after_round": state.round_done}
+        if victim == RESEARCHER:
+            child.kill()
+            child.wait()
+            resume = ["train", "--researcher", federation.researcher, "--out", folder / "run", "--resume"]
+            child = start_researcher(federation, folder, resume)
+        else:
+            federation.signal(victim, signal.SIGKILL)
+            federation.forget(victim)
+            moment |= ledger_of(federation.nodes[victim])
+            wait_for_rounds(folder, child, 2)
+            federation.start([victim])
+        moments.append(moment)
     exit_code = child.wait(1200)
     state = RunState.load(folder / "run")
     lost = {event.round for event in state.events if event.kind == "lost"}
@@ -89,10 +105,27 @@ def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Ra
         "rounds_done": state.round_done,
         "rounds_planned": rounds,
         "moments": moments,
+        "ledgers": {name: ledger_of(root) for name, root in federation.nodes.items()},
+        "states_of_an_experiment": {
+            name: max((one.states for one in states_of(root)), default=0) for name, root in federation.nodes.items()
+        },
         "events": {kind: sum(event.kind == kind for event in state.events) for kind in ("lost", "absent", "failed")},
         "median_seconds": sorted(state.seconds)[len(state.seconds) // 2],
         "seconds_of_rounds_that_lost_a_node": [state.seconds[number - 1] for number in sorted(lost)],
     }
+
+
+def start_researcher(federation: LocalFederation, folder: Path, words: list) -> subprocess.Popen:
+    """A `fedfactory` command in the background; its log is run.log."""
+    program = [sys.executable, "-c", "from fedfactory.cli import main; main()", *map(str, words)]
+    with (folder / "run.log").open("ab") as log:
+        return subprocess.Popen(program, stdout=log, stderr=log, env=federation._environment())
+
+
+def ledger_of(root: Path) -> dict:
+    """What the ledger of a node says about itself."""
+    check = Ledger(root).verify()
+    return {"entries": check.entries, "problem": check.problem, "interrupted_writes": len(check.notes)}
 
 
 def wait_for_rounds(folder: Path, child: subprocess.Popen, more: int) -> RunState:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..node.states.states import ExperimentStates
 
 MIB = 2**20
+DAY_SECONDS = 86400
 
 
 def site_clean(
@@ -32,49 +33,59 @@ def site_clean(
     A run whose states are removed cannot be resumed with this site. Registered stores and approvals stay.
     """
     from ..node.connection.running_nodes import running_nodes
-    from ..node.states.states import DAY, leftovers_of_killed_nodes, states_of
+    from ..node.states.states import (
+        Removed,
+        leftovers_of_killed_nodes,
+        remove_experiment,
+        remove_leftovers,
+        remove_orphans,
+        states_of,
+    )
 
     runs = any(node.root == Path(node_dir).resolve() for node in running_nodes())
     if everything and runs:
         raise UsageError(f"{node_dir}: the node runs; stop it before all states are removed")
+
+    def is_over(one: ExperimentStates) -> bool:
+        return everything or (one.age is not None and one.age >= older_than * DAY_SECONDS)
+
     kept = states_of(node_dir)
-    over = [one for one in kept if everything or (one.age is not None and one.age >= older_than * DAY)]
+    over = [one for one in kept if is_over(one)]
     leftovers = [] if runs else leftovers_of_killed_nodes(node_dir)
-    _print_table(kept, over, DAY)
+    orphans = sum(one.orphans for one in kept if one not in over)
+    _print_table(kept, over)
     if leftovers:
         console.print(f"left by killed processes: {len(leftovers)} temporary files or folders", markup=False)
-    orphans = sum(one.orphans for one in kept if one not in over)
     if not over and not leftovers and not orphans:
         console.print(f"{node_dir}: nothing to remove", markup=False)
         return
-    if not yes and not typer.confirm(
-        f"Remove {len(over)} experiments, {orphans} unused and {len(leftovers)} temporary files?"
-    ):
+    question = f"Remove {len(over)} experiments, {orphans} unused files and {len(leftovers)} temporary ones?"
+    if not yes and not typer.confirm(question):
         return
-    _remove(node_dir, over, leftovers=bool(leftovers))
-
-
-def _remove(node_dir: Path, over: list[ExperimentStates], *, leftovers: bool) -> None:
-    from ..node.states.states import Removed, remove_experiment, remove_leftovers, remove_orphans
-
-    removed = sum((remove_experiment(node_dir, one.experiment_id) for one in over), Removed())
+    chosen = {one.experiment_id for one in over}
+    # Listed again: while a person read the question, an old run may have been resumed.
+    removed = sum(
+        (remove_experiment(node_dir, one.experiment_id) for one in states_of(node_dir)
+         if one.experiment_id in chosen and is_over(one)),
+        Removed(),
+    )  # fmt: skip
     removed += remove_orphans(node_dir)
     number = remove_leftovers(node_dir) if leftovers else 0
     console.print(
-        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and "
-        f"{number} temporary files",
+        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and {number} "
+        "temporary files",
         markup=False,
     )
 
 
-def _print_table(kept: list[ExperimentStates], over: list[ExperimentStates], day: float) -> None:
+def _print_table(kept: list[ExperimentStates], over: list[ExperimentStates]) -> None:
     names = {one.experiment_id: one_line(one.experiment_id)[:80] for one in kept}
     width = max([len("experiment"), *map(len, names.values())])
     console.print(f"{'experiment':<{width}}  states      MiB  unused files  days ago", markup=False)
     for one in kept:
-        age = "unknown" if one.age is None else f"{one.age / day:.1f}"
-        size = f"{one.bytes / MIB:>7.1f}"
-        line = f"{names[one.experiment_id]:<{width}}  {one.states:>6}  {size}  {one.orphans:>12}  {age:>8}"
-        console.print(line + ("  over" if one in over else ""), markup=False)
+        age = "unknown" if one.age is None else f"{one.age / DAY_SECONDS:.1f}"
+        numbers = f"{one.states:>6}  {one.bytes / MIB:>7.1f}  {one.orphans:>12}  {age:>8}"
+        mark = "  over" if one in over else ""
+        console.print(f"{names[one.experiment_id]:<{width}}  {numbers}{mark}", markup=False)
     total = sum(one.bytes for one in kept) / MIB
     console.print(f"experiments: {len(kept)}, kept between rounds: {total:.1f} MiB", markup=False)
