@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fedbiomed.common.constants import SAParameters, TrainingPlanApprovalStatus
 from fedbiomed.common.logger import logger
@@ -19,6 +21,9 @@ from fedbiomed.node.node import Node
 
 from ..common.files import restrict_access
 from ..errors import NodeDataError, UsageError
+from .protection import guarded_round
+from .protection.numbers import leaving_numbers
+from .protection.site_secret import mixed_seed
 
 LOCAL_DIGEST = "local_digest"  # of the tensors that stay at the site, in the state that it keeps between rounds
 SECAGG_RANGE = 1024  # largest absolute value to encrypt; published mapping weights reach several hundred
@@ -71,9 +76,18 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
 
     The framework supports one PyTorch optimizer per plan and does not store its state; its private set-up method is
     the only place where another wrapper can be used.
+
+    At a node it runs within a guarded round only: it declares the tensors that leave, sends numbers by the closed list
+    of `leaving_numbers`, and draws nothing from a seed that the researcher knows.
     """
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
+        """Set the plan up, see the framework.
+
+        Raises: NodeDataError at a node that does not guard its rounds, and for arguments without effect.
+        """
+        if kw.get("node_id") is not None:
+            guarded_round.current()
         if (
             training_args["dp_args"] is not None
         ):  # the framework accepts them, and plans with their own rounds ignore them
@@ -81,6 +95,23 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         if kw.get("node_id") is not None:
             restrict_access()  # holds for what the framework writes in this node from now on, too
         super().post_init(model_args, training_args, aggregator_args, **kw)
+        if kw.get("node_id") is not None:
+            self._seed_globals()  # the framework has just seeded them with the researcher's number
+
+    def site_seed(self, *parts: object) -> int:
+        """A seed in [0, 2**31) of what this site draws, which nobody can compute without the site's secret.
+
+        It follows from the parts and from the tensors that came from the researcher: a repeated run draws the same
+        again, while another question draws other slices and other augmentations.
+        """
+        return mixed_seed(guarded_round.current().secret, getattr(self, "_received", ""), *parts)
+
+    def _seed_globals(self) -> None:
+        """Seed the process's generators, from which loaders and dropout draw."""
+        seed = self.site_seed("global", self._training_args.get("random_seed"))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def make_optimizers(self, model: torch.nn.Module) -> dict[str, torch.optim.Optimizer]:
         """Name to optimizer of the model's parameters; subclasses implement it."""
@@ -104,18 +135,49 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
             held = self._optimizer.extra.get(LOCAL_DIGEST) or self._local_digest(self.model().state_dict())
             if self._local_digest(params) != held:
                 raise NodeDataError("the researcher sent tensors that only this site may change")
+            self._received = _digest_of({n: t for n, t in params.items() if not self.tag_parameters(n)})
         super().set_model_params(params, local_params)
 
     def _local_digest(self, tensors: Mapping[str, torch.Tensor]) -> str:
         """SHA-256 over names and values of the tensors that stay at the site."""
-        digest = hashlib.sha256()
-        for name in sorted(name for name in tensors if self.tag_parameters(name)):
-            digest.update(name.encode())
-            digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _digest_of({name: tensor for name, tensor in tensors.items() if self.tag_parameters(name)})
+
+    def after_training_params(self, flatten: bool = False) -> dict[str, torch.Tensor] | list[float]:
+        """Weights of the model that do not stay at the site: tensors of the parameters' own shapes or, with `flatten`,
+        a list of numbers to be encrypted. At a node, they are declared first."""
+        if self.node_id() is not None:
+            guarded_round.current().declare(self.leaving_tensors(flatten=flatten))
+        return super().after_training_params(flatten)
+
+    def leaving_tensors(self, *, flatten: bool = False) -> dict[str, tuple[int, ...]]:
+        """Name to shape of the tensors that may leave after training: all that are not tagged local.
+
+        Args:
+            flatten: whether they leave as one list of numbers to be encrypted, in the order of their names here.
+        """
+        model = self.model()
+        # Buffers do not travel with `share_persistent_buffers: False`.
+        tensors = model.state_dict() if self._share_persistent_buffers else dict(model.named_parameters())
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not self.tag_parameters(name)}
+
+    def leaving_numbers(self, values: Mapping[str, object]) -> dict[str, str | float | int]:
+        """What of a report (name to number or text) may leave, see `protection.numbers`; the site's ledger learns of
+        the rest."""
+        guard = guarded_round.current()
+        kept, withheld = leaving_numbers(values, guard.policy)
+        guard.private["withheld"] = {**guard.private.get("withheld", {}), **withheld}
+        return kept
+
+    def testing_routine(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse the framework's scoring, whose numbers would leave without a rule.
+
+        Raises: NodeDataError always.
+        """
+        raise NodeDataError("test_ratio has no effect on this plan, which scores by itself; leave it out")
 
     def enter_training(self, node_args: dict | None) -> str:
         """Move the model, and the optimizer state that was loaded on the CPU, to the node's device; return its name."""
+        self._seed_globals()
         self._set_device(self._use_gpu, dict(node_args or {}))
         self._model.send_to_device(self._device)
         for optimizer in self._optimizer.optimizer.values():
@@ -130,6 +192,15 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         """Move the model back to the CPU, where the framework reads the parameters, and note which of them stay."""
         self._model.send_to_device("cpu")
         self._optimizer.extra[LOCAL_DIGEST] = self._local_digest(self.model().state_dict())
+
+
+def _digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def open_node(root: str | Path) -> Node:

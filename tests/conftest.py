@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +21,7 @@ from helpers import (
     PATIENT,
     SITES,
     TAG,
+    ball_volume,
     port_is_free,
     processes_of,
     state_files,
@@ -106,6 +109,33 @@ def store(site, tmp_path):
     from fedfactory.node.store.prepare_config import PrepareConfig
 
     return prepare(site, tmp_path / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store
+
+
+@pytest.fixture(scope="session")
+def prepared_patients(tmp_path_factory):
+    """A store of 32 px with three training and two test patients; one of the test patients lacks the second class."""
+    from fedfactory.imaging.volume_files import write_volume
+    from fedfactory.node.store.prepare import prepare
+    from fedfactory.node.store.prepare_config import PrepareConfig
+
+    folder = tmp_path_factory.mktemp("patients")
+    for number in range(5):
+        image, label = ball_volume(shape=(32, 32, 6), radius=9.0, seed=number)
+        if number == 4:
+            label.data[label.data == 2] = 1
+        case = folder / ("train" if number < 3 else "test") / f"case{number}"
+        write_volume(case / "image" / "scan.nii.gz", image)
+        write_volume(case / "label" / "mask.nii.gz", label)
+    for split in ("train", "test"):
+        config = PrepareConfig(domain="bright", size=32, z_bins=4, split=split)
+        store = prepare(folder / split, folder / "patients.store", config).store
+    return store.path
+
+
+@pytest.fixture
+def patients(prepared_patients, tmp_path):
+    """A copy of `prepared_patients`, beside which a test may write."""
+    return Path(shutil.copytree(prepared_patients, tmp_path / "patients.store"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from fedfactory.imaging.images import VolumeImage
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
+from fedfactory.node.protection.guarded_round import GuardedRound, begin
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.site_facts import INTENSITIES, SiteFacts
 from safetensors.torch import save_file
 
@@ -46,6 +49,7 @@ SMALL = {  # options with which a method is fast
     "lssl": {"public_slices": 12, "public_epochs": 1},
     "cmc": {"modalities": ["ct", "mri"]},
 }
+SITE_SECRET = bytes(range(32))  # of a simulated node
 PATIENT = "DOE_JANE"  # in the name of every case and store of the tests' federation
 SHADES = np.array([[30, 40, 60], [220, 60, 40], [60, 200, 120]], np.uint8)  # of background and two classes
 
@@ -316,3 +320,8 @@ def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:
         os.environ.update(before)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     return [output["text"] for output in outputs if output.output_type == "stream" and output.name == "stdout"]
+
+
+def guarded(**policy) -> AbstractContextManager[GuardedRound]:
+    """A round as a guarded node runs it: a policy with these changes, and a secret that is the same in every test."""
+    return begin(GuardedRound(policy=Policy(**policy), secret=SITE_SECRET))

@@ -9,6 +9,10 @@ import pytest
 import torch
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.errors import NodeDataError
+from fedfactory.node.protection.guarded_round import GuardedRound, begin
+from fedfactory.node.policy.policy import Policy
+from helpers import SITE_SECRET, guarded
+from simulated_node import node_round
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +21,12 @@ def same_umask() -> Iterator[None]:
     os.umask(mask)
     yield
     os.umask(mask)
+
+
+@pytest.fixture(autouse=True)
+def guard():
+    with guarded() as running:
+        yield running
 
 
 @pytest.fixture
@@ -89,3 +99,151 @@ def test_a_node_writes_for_its_owner_alone_once_a_plan_has_come(make_plan, tmp_p
     assert os.umask(0o022) == 0o022
     make_plan()
     assert os.umask(0o022) == 0o077
+
+
+def segmentation(**changes):
+    """The plan of a method, and its model_args."""
+    from fedfactory.researcher.plans.segmentation_plans import PLANS
+
+    values = {"method": "fedavg", "size": 32, "classes": 3, "sites": 2, "rounds": 2, "updates": 2, "batch_size": 2}
+    method = MethodConfig(**{**values, "width": 4, **changes})
+    return PLANS[method.method], {"config": method.to_dict()}
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_plan_runs_at_a_node_that_does_not_guard_its_rounds(make_plan):
+    from fedfactory.node.protection import guarded_round
+
+    with begin(None):
+        with pytest.raises(NodeDataError, match="not guarded"):
+            make_plan()
+        with pytest.raises(NodeDataError, match="not guarded"):  # before anything that is sent is looked at
+            make_plan("fedbn", dp_args={"type": "local", "sigma": 0.1, "clip": 1.0})
+        make_plan(node=None)
+    guarded_round.current()
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedbn", "local", "fedmix", "gaze"])
+def test_a_segmentation_declares_what_it_sends(patients, guard, method):
+    plan, arguments = segmentation(method=method)
+    reply = node_round(plan, arguments, patients, share_persistent_buffers=True)
+    assert guard.tensors == {name: tuple(tensor.shape) for name, tensor in reply.params.items()}
+    assert not set(guard.tensors) & set(reply.local)
+    assert bool(guard.tensors) == (method != "local")
+    assert bool(reply.local) == (method in ("fedbn", "local"))
+
+
+@pytest.mark.parametrize("kind", ["local", "shared"])
+@pytest.mark.parametrize("transport", ["float32", "float16", "encrypted"])
+def test_a_factory_declares_what_it_sends(store, config, guard, kind, transport):
+    from dataclasses import replace
+
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
+
+    flatten = transport == "encrypted"
+    arguments = {"factory": replace(config, discriminator=kind).to_dict(), "seed": 0}
+    arguments["transport"] = "float16" if flatten else transport
+    plan = {"local": FactoryPlan, "shared": SharedDiscriminatorPlan}[kind]
+    reply = node_round(plan, arguments, store.path, flatten=flatten, share_persistent_buffers=False)
+    if flatten:
+        assert len(reply.params) == sum(torch.Size(shape).numel() for shape in guard.tensors.values())
+    else:
+        assert guard.tensors == {name: tuple(tensor.shape) for name, tensor in reply.params.items()}
+    assert any("discriminator." in name for name in guard.tensors) == (kind == "shared")
+    assert all(name.startswith("change.") == (transport == "float16") for name in guard.tensors)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "factory"])
+def test_what_a_site_draws_follows_from_its_secret_the_seed_and_what_came(patients, store, config, kind):
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan
+
+    def weights(secret: bytes, *, seed: int = 0, bias: float = 0.0, random_seed: int = 0) -> dict:
+        if kind == "factory":
+            plan, arguments, folder = FactoryPlan, {"factory": config.to_dict(), "seed": 0}, store.path
+        else:
+            (plan, arguments), folder = segmentation(seed=0), patients
+        start = plan()
+        from fedbiomed.common.training_args import TrainingArgs
+
+        start.post_init(arguments, TrainingArgs({"loader_args": {"batch_size": 4}}, only_required=False), {})
+        received = {n: v + bias for n, v in start.get_model_params().items() if not start.tag_parameters(n)}
+        arguments = {**arguments, "seed": seed} if kind == "factory" else segmentation(seed=seed)[1]
+        with begin(GuardedRound(policy=Policy(), secret=secret)):
+            reply = node_round(plan, arguments, folder, received, random_seed=random_seed)
+        return {name: tensor - received[name] for name, tensor in reply.params.items() if name in received}
+
+    first = weights(SITE_SECRET)
+    assert same(first, weights(SITE_SECRET))
+    assert same(first, weights(SITE_SECRET, random_seed=7))  # the framework's seed decides nothing
+    assert not same(first, weights(bytes(32)))
+    assert not same(first, weights(SITE_SECRET, seed=1))
+
+
+def test_other_weights_draw_other_slices(patients):
+    """A question that differs a little is not answered about the same slices again."""
+    from fedfactory.adaptation.methods.federated_averaging import FederatedAveraging
+
+    seen = []
+    draws = FederatedAveraging.draws
+    plan, arguments = segmentation()
+
+    class Watched(plan):
+        def init_model(self, model_args):
+            model = super().init_model(model_args)
+            self.method.draws = lambda *a, **k: seen.append(draws(self.method, *a, **k)) or seen[-1]
+            return model
+
+    node_round(Watched, arguments, patients)
+    start = node_round(Watched, arguments, patients).params
+    assert [list(part) for part in seen[0]] == [list(part) for part in seen[1]]
+    node_round(Watched, arguments, patients, start)
+    assert [list(part) for part in seen[0]] != [list(part) for part in seen[2]]
+
+
+def test_scores_leave_rounded_and_of_enough_patients_only(patients):
+    plan, arguments = segmentation(updates=20, batch_size=4, learning_rate=0.01)
+    with guarded(least_patients_scored=1):
+        report = node_round(plan, arguments, patients).report
+    assert {"own_dice_1", "own_dice_2", "global_dice"} <= set(report)
+    assert report["own_test_cases"] == 2
+    assert report["own_dice_1"] == round(report["own_dice_1"], 3)
+    assert report["loss"] == float(f"{report['loss']:.2e}")
+    with guarded(least_patients_scored=2):  # one test patient has the second class
+        report = node_round(plan, arguments, patients).report
+    assert "own_dice_2" not in report
+    assert report["own_dice"] == report["own_dice_1"]  # nothing follows about the class that is left out
+    with guarded(least_patients_scored=3):
+        report = node_round(plan, arguments, patients).report
+    assert not [name for name in report if "dice" in name or "hd95" in name]
+    assert report["own_test_cases"] == 2
+    for closed in (guarded(least_patients_scored=1, scores_leave=False), begin(without_scores())):
+        with closed:
+            report = node_round(plan, arguments, patients).report
+        assert not [name for name in report if name.startswith(("own_", "global_"))]
+    assert list(patients.with_name("patients.store.segmenters").glob("*own*"))
+
+
+def without_scores() -> GuardedRound:
+    return GuardedRound(policy=Policy(least_patients_scored=1), secret=SITE_SECRET, scores_left=False)
+
+
+def test_scalars_that_are_shown_leave_as_the_report_does(patients):
+    shown = []
+
+    class Monitor:
+        def add_scalar(self, metric, **_):
+            shown.append(metric)
+
+    plan, arguments = segmentation()
+    with guarded(least_patients_scored=1):
+        report = node_round(plan, arguments, patients, monitor=Monitor()).report
+    (metric,) = shown
+    assert metric.items() <= report.items()
+
+
+def test_the_frameworks_own_scoring_is_refused(make_plan):
+    with pytest.raises(NodeDataError, match="test_ratio"):
+        make_plan().testing_routine(None, {}, None, before_train=True)

@@ -36,8 +36,7 @@ main()
 """
 REPORTED = {
     "domain", "slices", "labelled_slices", "synthetic_slices", "alarms", "seconds", "explained_adapted",
-    "explained_first_guess",
-    "quality_distance", "quality_layout", "quality_contrast",
+    "explained_first_guess", "test_cases",
 }  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def test_a_site_adapts_after_its_own_approval_and_sends_only_measures(approved, 
     site_updates = json.loads(out.read_text())
     assert set(site_updates) == set(same)
     for update in site_updates.values():
-        assert set(update) - {"test_dice", "test_cases"} == REPORTED
+        assert set(update) - {"test_dice"} == REPORTED  # no numbers about slices of a generator that is not usual
         assert update.pop("domain") == "dark"
         assert all(isinstance(value, int | float) for value in update.values())
     sent = [path.read_bytes() for path in tmp_path.glob("report.json.reply*")]

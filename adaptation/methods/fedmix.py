@@ -116,7 +116,7 @@ class FedMix(WeightAveragingMethod):
             site_round.model.train()
             losses = []
             updates = min(self.config.updates, math.ceil(accepted / self.config.batch_size))
-            rng = np.random.default_rng((self.config.seed, site_round.site, site_round.number))
+            rng = np.random.default_rng(self.seed_numbers(site_round))
             for chosen in np.array_split(rng.permutation(accepted), updates):
                 part = self._training_batch(site_round, chosen, dense=dense, pseudo=pseudo)
                 # Crossed: each network learns the masks that the other network found.

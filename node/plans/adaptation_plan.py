@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from ...adaptation.labelled_factory import LabelledFactory
 from ...adaptation.segmenter import Segmenter
 from ...errors import NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
+from ..protection import guarded_round
+from ..protection.usual_generator import GeneratorRecord
 from ..site_adaptation import Adaptation, adapt_site
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
+from .leaving_quality import leaving_quality
 from .site_slices import held_out_scores
 
 SEGMENTERS_SUFFIX = ".segmenters"  # after the store's name: folder of the segmenters that the site keeps
@@ -46,7 +49,7 @@ class AdaptationDataset(SliceDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationReport:
-    """All that the researcher learns from an adaptation.
+    """All that the researcher learns from an adaptation; scores and measures of a few decimals, see `leaving_numbers`.
 
     Attributes:
         domain: of the site.
@@ -57,10 +60,8 @@ class AdaptationReport:
         seconds: duration of the training.
         explained_adapted: see `SiteAssessment`, in [0, 1].
         explained_first_guess: see `SiteAssessment`, in [0, 1].
-        quality_distance: see `SiteQuality`.
-        quality_layout: see `SiteQuality`.
-        quality_contrast: see `SiteQuality`.
-        test_dice: mean foreground Dice on the site's labelled test cases; None without any.
+        quality: numbers of `SiteQuality` by name; empty where the site keeps them, see `leaving_quality`.
+        test_dice: mean foreground Dice on the site's labelled test cases; None without enough patients.
         test_cases: number of these cases.
     """
 
@@ -72,16 +73,17 @@ class AdaptationReport:
     seconds: float
     explained_adapted: float
     explained_first_guess: float
-    quality_distance: float
-    quality_layout: float
-    quality_contrast: float
+    quality: dict[str, float]
     test_dice: float | None = None
     test_cases: int = 0
 
     def to_dict(self) -> dict[str, str | float]:
-        """The values; those of the test cases only where there are any."""
+        """The values that there are; those about slices as `quality_NAME`."""
         values = asdict(self)
-        return values if self.test_cases else {k: v for k, v in values.items() if not k.startswith("test_")}
+        quality = {f"quality_{name}": value for name, value in values.pop("quality").items()}
+        if self.test_dice is None:
+            del values["test_dice"]
+        return values | quality
 
 
 class AdaptationTrainingPlan(PersistentOptimizerPlan):
@@ -132,24 +134,41 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         started, store = time.monotonic(), self.dataset.store
         self.model().eval()
         segmenter = adapt_site(
-            store.path, segmenter_file(store, self.model()), factory_file=self.labelled, adaptation=self.adaptation
+            store.path,
+            segmenter_file(store, self.model()),
+            factory_file=self.labelled,
+            adaptation=self._with_own_seeds(self.adaptation),
         )
         training, assessment = segmenter.card.training, segmenter.card.assessment
         dice, cases = _held_out_dice(store, segmenter)
-        self._report = AdaptationReport(
+        report = AdaptationReport(
             domain=store.domain,
             slices=len(self.dataset),
             labelled_slices=training.labelled_slices,
             synthetic_slices=training.slices,
             alarms=len(assessment.alarms),
-            seconds=round(time.monotonic() - started, 1),
+            seconds=time.monotonic() - started,
             explained_adapted=assessment.explained["adapted"],
             explained_first_guess=assessment.explained["first_guess"],
-            **{f"quality_{name}": value for name, value in assessment.quality.items()},
+            quality=self._leaving_quality(store),
             test_dice=dice,
             test_cases=cases,
         )
+        self._report = self.leaving_numbers(report.to_dict())
         return len(self.dataset)
+
+    def _with_own_seeds(self, adaptation: Adaptation) -> Adaptation:
+        """The settings with seeds that nobody knows outside the site."""
+        parts = (adaptation.segmenter, adaptation.translator)
+        segmenter, translator = (replace(part, seed=self.site_seed("adaptation", part.seed)) for part in parts)
+        return replace(adaptation, segmenter=segmenter, translator=translator)
+
+    def _leaving_quality(self, store: SliceStore) -> dict[str, float]:
+        factory, record = self.labelled.factory, GeneratorRecord.load(store.path)
+        quality = leaving_quality(store, factory.generator, record, domain=factory.config.domain_index(store.domain))
+        if quality:
+            replace(record, rounds=0).save(store.path)
+        return quality
 
     @redact_errors
     def after_training_params(self, flatten: bool = False) -> dict[str, Tensor] | list[float]:
@@ -157,12 +176,12 @@ class AdaptationTrainingPlan(PersistentOptimizerPlan):
         parameters' own shapes or, with `flatten`, as a list of numbers."""
         if self.node_id() is None or not hasattr(self, "_report"):
             return super().after_training_params(flatten)
+        guarded_round.current().declare({})
         return [] if flatten else {}
 
     def optimizer_args(self) -> dict[str, object]:
         """All that the researcher learns, see `AdaptationReport`."""
-        report = self._report.to_dict() if hasattr(self, "_report") else {}
-        return {**super().optimizer_args(), **report}
+        return {**super().optimizer_args(), **getattr(self, "_report", {})}
 
 
 def segmenter_file(store: SliceStore, networks: nn.Module) -> Path:
@@ -175,8 +194,10 @@ def segmenter_file(store: SliceStore, networks: nn.Module) -> Path:
 
 
 def _held_out_dice(store: SliceStore, segmenter: Segmenter) -> tuple[float | None, int]:
-    """Mean foreground Dice on densely labelled test cases, and their number; (None, 0) without such cases."""
-    if store.classes != segmenter.classes:
+    """Mean foreground Dice on densely labelled test cases, None where the site keeps it or too few patients have a
+    class; and the number of these cases."""
+    guard = guarded_round.current()
+    if store.classes != segmenter.classes or not (guard.policy.scores_leave and guard.scores_left):
         return None, 0
-    scores = held_out_scores(store, segmenter)
-    return (scores["dice"], int(scores["test_cases"])) if scores else (None, 0)
+    scores = held_out_scores(store, segmenter, least_patients=guard.policy.least_patients_scored)
+    return scores.get("dice"), int(scores.get("test_cases", 0))

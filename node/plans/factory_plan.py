@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from fedbiomed.common.datamanager import DataManager
 
 from ...errors import NodeDataError
 from ...generative.config import FactoryConfig
 from ...generative.factory import Factory
-from ...generative.metrics.quality import site_quality
 from ...generative.trainer import FactoryTrainer, make_optimizers
 from ...generative.trainer_state import TrainerState, mean_losses
 from ..fedbiomed_hooks import SECAGG_RANGE, PersistentOptimizerPlan, use_fine_quantisation
+from ..protection import guarded_round
+from ..protection.usual_generator import GeneratorRecord
 from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
-from .transport import pack
+from .leaving_quality import leaving_quality
+from .transport import pack, packed_name
 
 MAX_SEED = 2**31
-QUALITY_INTERVAL = 10  # rounds of a site from one comparison of synthetic with real slices to the next
-MAX_QUALITY_SLICES = 512  # real slices in such a comparison
 # Name to axis of parameters of which index d along that axis belongs to domain d: other sites have no gradient for it.
 DOMAIN_AXES = {
     "generator.head.grey": 0,
@@ -51,7 +50,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
 
     model_args has these entries:
         factory: FactoryConfig as a dict.
-        seed: of the initial weights and of every site's draws.
+        seed: of the initial weights; with a secret of the site, also of what it draws.
         transport: see `fedfactory.node.plans.transport`.
 
     training_args has these entries:
@@ -75,7 +74,8 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             raise NodeDataError(
                 "discriminator is 'shared'; this plan was approved for local ones, use `SharedDiscriminatorPlan`"
             )
-        # Every site starts from the same discriminator; the generator is replaced by the researcher's.
+        # Every site starts from the same discriminator and has the same fixed noise; the generator is replaced by the
+        # researcher's. What a site draws does not follow from this seed alone, see `_resume`.
         torch.manual_seed(model_args["seed"])
         factory = Factory(self.config)
         if self.node_id() is None:  # at the researcher, which does not train it, the framework flattens the weights
@@ -106,7 +106,9 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         store = self.dataset.store
         domain = self.config.domain_index(store.domain)
         rng, state, rounds = self._resume(domain, device)
-        quality = self._measure_quality(domain) if rounds % QUALITY_INTERVAL == 0 else {}
+        record = GeneratorRecord.load(store.path)
+        received = _generator_weights(self._before)
+        quality = leaving_quality(store, self.model().generator, record, domain=domain, encoding=self.dataset.encoding)
         trainer = FactoryTrainer(
             self.model(),
             self.optimizers().optimizer,
@@ -126,7 +128,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         self.optimizers().extra = {
             "trainer": trainer.state.to_dict(), "random_state": rng.get_state(), "rounds": rounds + 1
         }  # fmt: skip
-        self._summary = {
+        report = {
             "domain": store.domain,
             "spacing": store.format.spacing,
             "height": store.height,
@@ -135,8 +137,12 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             **{f"loss_{name}": value for name, value in mean_losses(losses).items()},
             **{f"quality_{name}": value for name, value in quality.items()},
         }
+        self._summary = self.leaving_numbers(report)
         self._log_scalars(history_monitor, updates, num_slices)
         self.leave_training()
+        sent = _generator_weights(dict(self.model().named_parameters()))
+        secret = guarded_round.current().secret
+        record.after_round(received, sent, secret, answered=bool(quality)).save(store.path)
         return num_slices
 
     @redact_errors
@@ -151,7 +157,18 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             self._scale_domain_rows()
             self._require_encryptable_range()
             return super().after_training_params(flatten)
-        return pack(super().after_training_params(), self._before, self.model_args().get("transport", "float32"))
+        return pack(super().after_training_params(), self._before, self._transport)
+
+    @property
+    def _transport(self) -> str:
+        return self.model_args().get("transport", "float32")
+
+    def leaving_tensors(self, *, flatten: bool = False) -> dict[str, tuple[int, ...]]:
+        """Name to shape of the tensors that may leave, by the names under which they are sent."""
+        shapes, weights = super().leaving_tensors(), self.model().state_dict()
+        if flatten:
+            return shapes
+        return {packed_name(name, weights[name], self._transport): shape for name, shape in shapes.items()}
 
     def _scale_domain_rows(self) -> None:
         """Multiply this site's change of its domain's row by the factor by which the average will divide it.
@@ -175,8 +192,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
 
     def optimizer_args(self) -> dict[str, object]:
         """What the researcher learns besides weights: domain, pixel spacing, organ height, mean losses, strength of
-        augmentation, speed, and in every QUALITY_INTERVAL-th round how synthetic slices compare with the site's
-        (`SiteQuality`)."""
+        augmentation, speed, and in some rounds how synthetic slices compare with the site's, see `leaving_quality`."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
     def _resume(self, domain: int, device: str) -> tuple[torch.Generator, TrainerState, int]:
@@ -187,17 +203,9 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             rng.set_state(kept["random_state"])
             return rng, TrainerState.from_dict(kept["trainer"]), kept["rounds"]
         # Different in every domain, and equal in a repeated run: domains stay the same, node ids are random.
-        rng.manual_seed(zlib.crc32(f"{self.model_args()['seed']}/{domain}".encode()))
+        settings = json.dumps(self.config.to_dict(), sort_keys=True)
+        rng.manual_seed(self.site_seed("factory", settings, self.model_args()["seed"], domain))
         return rng, TrainerState(), 0
-
-    def _measure_quality(self, domain: int) -> dict[str, float]:
-        """How slices of the received generator compare with this site's: three numbers that may leave the site."""
-        chosen = self.dataset.chosen
-        chosen = chosen[:: -(-len(chosen) // MAX_QUALITY_SLICES)]
-        store, encoding = self.dataset.store, self.dataset.encoding
-        real = torch.from_numpy(store.images[chosen].astype(np.float32))
-        z_bin = torch.from_numpy(store.z_bin[chosen])
-        return site_quality(self.model().generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
 
     def _batches(self, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches {"image": (B, C, S, S) float32 in [-1, 1], "z_bin": (B,) int64}; the loader shuffles with
@@ -226,3 +234,9 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             num_batches=updates,
             num_samples_trained=num_slices,
         )
+
+
+def _generator_weights(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The generator's own parameters among weights by name."""
+    prefix = "generator."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from ...adaptation.segmenter import Segmenter
 from ...adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
+from ..protection import guarded_round
 from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
 from .adaptation_plan import SEGMENTERS_SUFFIX
@@ -125,8 +127,8 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     method_name = ""
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
-        self._site_settings = SiteSettings.from_dict(aggregator_args or {})
         super().post_init(model_args, training_args, aggregator_args, **kw)
+        self._site_settings = SiteSettings.from_dict(aggregator_args or {})
 
     def init_model(self, model_args: Mapping[str, Any]) -> nn.Module:
         self.config = MethodConfig.from_dict(model_args["config"])
@@ -170,14 +172,15 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         if self.model_args().get("train", True):
             report, state = self._train(site)
             own = self._evaluate(site, "own", state)
-        self._summary = {
+        values = {
             "domain": store.domain,
             **report.to_dict(),
             **{f"slices_{kind}": count for kind, count in store.label_kinds().items()},
             **{f"global_{name}": value for name, value in average.items()},
             **{f"own_{name}": value for name, value in own.items()},
-            "seconds": round(time.monotonic() - started, 2),
+            "seconds": time.monotonic() - started,
         }
+        self._summary = self.leaving_numbers(values)
         self._log_scalars(history_monitor)
         self.leave_training()
         return len(self.dataset)
@@ -193,6 +196,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             data=data.data,
             site=site,
             number=number,
+            seed=self.site_seed("segmentation", json.dumps(self.config.to_dict(), sort_keys=True)),
             state=state,
             network=data.choices.network,
             public=data.public,
@@ -208,7 +212,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
     def _evaluate(self, site: int, which: str, state: MethodState | None = None) -> dict[str, float]:
-        """Write the site's segmenters and return their scores.
+        """Write the site's segmenters and return their scores, none if the site's policy keeps them.
 
         Args:
             site: index of the site.
@@ -219,7 +223,8 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         device, training = next(iter(model.state_dict().values())).device, model.training
         segmenters = self._make_segmenters(site, which, state)
         self._write_segmenters(segmenters, which)
-        scores = self._score(segmenters)
+        guard = guarded_round.current()
+        scores = self._score(segmenters) if guard.policy.scores_leave and guard.scores_left else {}
         model.to(device).train(training)  # segmenters, which may share its layers, are on the CPU in evaluation mode
         return scores
 
@@ -248,8 +253,12 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             segmenter.save(folder / f"{'_'.join(filter(None, parts))}.safetensors")
 
     def _score(self, segmenters: dict[str, Segmenter]) -> dict[str, float]:
-        """Scores on the site's test cases, for every modality and their means."""
-        found = {name: held_out_scores(store, segmenters[name]) for name, store in self._stores().items()}
+        """Scores on the site's test cases, for every modality and their means, of enough patients."""
+        least = guarded_round.current().policy.least_patients_scored
+        found = {
+            name: held_out_scores(store, segmenters[name], least_patients=least)
+            for name, store in self._stores().items()
+        }
         if not self.method.description.needs_modalities:
             return found[""]
         row: dict[str, float] = {}
@@ -267,7 +276,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         metric = {
             name: float(value)
             for name, value in self._summary.items()
-            if name.startswith(SHOWN_NUMBERS) and math.isfinite(value)
+            if name.startswith(SHOWN_NUMBERS) and isinstance(value, (int, float)) and math.isfinite(value)
         }
         if monitor is None or not metric:
             return

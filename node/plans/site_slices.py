@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -42,20 +43,34 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
     )
 
 
-def held_out_scores(store: SliceStore, segmenter: Segmenter) -> dict[str, float]:
+def held_out_scores(store: SliceStore, segmenter: Segmenter, *, least_patients: int = 0) -> dict[str, float]:
     """Dice and HD95 (mm; pixels of pictures) over the densely labelled test cases, on the images' own grids.
 
     Means are over cases for each class, then over classes; `adaptation.evaluation.scores` has the rule for absent
     classes. Voxels that nobody annotated do not count.
 
+    Args:
+        store: with the test cases.
+        segmenter: to score.
+        least_patients: classes that fewer test patients have in their labels are left out, of the means too.
+
     Returns: "test_cases", "dice", "hd95", "dice_LABEL" and "hd95_LABEL" for each label, and "dice_undefined" and
-        "hd95_undefined", numbers of pairs of a case and a class; empty without test cases.
+        "hd95_undefined", numbers of pairs of a case and a class. Empty without test cases, "test_cases" alone if no
+        class is left.
     """
     cases = [case for case in store.cases if case.has_reference]
     if not cases:
         return {}
-    scores = [score for case in cases for score in _case_scores(store, case, segmenter)]
     row: dict[str, float] = {"test_cases": len(cases)}
+    if len({case.patient for case in cases}) < least_patients:
+        return row
+    scores = [score for case in cases for score in _case_scores(store, case, segmenter)]
+    patients = defaultdict[int, set[str]](set)
+    for score in scores:
+        patients[score.label] |= set() if score.absent_in in ("reference", "both") else {score.patient}
+    scores = [score for score in scores if len(patients[score.label]) >= least_patients]
+    if not scores:
+        return row
     for measure in ("dice", "hd95"):
         row[measure] = mean_over_classes(scores, measure)
         row |= {f"{measure}_{label}": value for label, value in class_means(scores, measure).items()}

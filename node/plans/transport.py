@@ -29,11 +29,14 @@ def pack(weights: Mapping[str, Tensor], before: Mapping[str, Tensor], transport:
         return dict(weights)
     packed = {}
     for name, tensor in weights.items():
-        if tensor.is_floating_point():
-            packed[f"{CHANGE}{name}"] = (tensor - before[name]).half()
-        else:
-            packed[name] = tensor
+        sent = packed_name(name, tensor, transport)
+        packed[sent] = tensor if sent == name else (tensor - before[name]).half()
     return packed
+
+
+def packed_name(name: str, tensor: Tensor, transport: str) -> str:
+    """The name under which `pack` sends a tensor of any shape."""
+    return f"{CHANGE}{name}" if transport != "float32" and tensor.is_floating_point() else name
 
 
 def restore(sent: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:

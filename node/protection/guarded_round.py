@@ -17,6 +17,7 @@ class GuardedRound:
     Attributes:
         policy: of the node.
         secret: of the site, mixed into every seed, see `site_secret`.
+        scores_left: whether the node's quota allows scores on test cases in this round, of training or of scoring.
         qualities_left: whether the node's quota allows numbers about synthetic slices in this round.
         tensors: name to shape of the tensors that the plan declared to send.
         private: facts of the plan for the site's ledger that do not leave the site, such as the epsilon spent.
@@ -24,6 +25,7 @@ class GuardedRound:
 
     policy: Policy
     secret: bytes
+    scores_left: bool = True
     qualities_left: bool = True
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     private: dict[str, object] = field(default_factory=dict)

@@ -88,10 +88,10 @@ def leaving_numbers(
             withheld[name] = reason
         elif isinstance(value, str):
             kept[name] = value
-        elif isinstance(value, int) or math.isnan(value):  # type: ignore[arg-type]  # `_reason` refused other types
-            kept[name] = value  # type: ignore[assignment]
+        elif isinstance(value, int) or math.isnan(value):
+            kept[name] = value
         else:
-            kept[name] = _rule(name).digits(value)  # type: ignore[union-attr, arg-type]
+            kept[name] = _rule(name).digits(value)
     return kept, withheld
 
 

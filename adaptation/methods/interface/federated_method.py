@@ -177,15 +177,20 @@ class FederatedMethod(ABC):
         Args:
             stream: number of an independent sequence of draws within the round; None is the main one.
         """
-        numbers = (self.config.seed, site_round.site, site_round.number)
+        numbers = self.seed_numbers(site_round)
         rng = np.random.default_rng(numbers if stream is None else (*numbers, stream))
         wanted = updates * self.config.batch_size
         order = np.concatenate([rng.permutation(among) for _ in range(math.ceil(wanted / len(among)))])
         return list(order[:wanted].reshape(updates, -1))
 
+    def seed_numbers(self, site_round: SiteRound) -> tuple[int, int, int]:
+        """From what the draws of a round at a site follow."""
+        seed = self.config.seed if site_round.seed is None else site_round.seed
+        return seed, site_round.site, site_round.number
+
     def seeded_round(self, site_round: SiteRound) -> AbstractContextManager:
         """Random numbers of a round that neither depend on earlier draws nor disturb later ones."""
-        return seeded(seed_of(self.config.seed, site_round.site, site_round.number))
+        return seeded(seed_of(*self.seed_numbers(site_round)))
 
     def check_loss(self, loss: Tensor, number: int) -> None:
         """Raises: TrainingError if the loss, a scalar, of round `number` is NaN or infinite."""

@@ -35,7 +35,7 @@ class MethodConfig:
         mirror: whether the augmentation flips slices.
         rotation: largest random angle of the augmentation, radians.
         first_guess: whether slices have random contrast, so that the segmenter works at sites of other contrast too.
-        seed: of all random numbers.
+        seed: of the initial weights and of public slices' views; at a site, with its secret, also of what it draws.
         options: the method's own settings, read-only; see the `Options` record of the method.
     """
 

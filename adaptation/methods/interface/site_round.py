@@ -49,6 +49,7 @@ class SiteRound:
         data: the site's training slices.
         site: index of the site, from 0.
         number: of the round, from 1.
+        seed: of what the site draws; None takes the configuration's, which the researcher knows.
         state: what the method keeps at this site between rounds; changed in place, never sent.
         network: name of the architecture that the site has chosen; "" if it has not chosen any.
         public: the labelled slices that the researcher and all sites have; None for methods that need none.
@@ -61,6 +62,7 @@ class SiteRound:
     site: int
     number: int
     state: MethodState
+    seed: int | None = None
     network: str = ""
     public: SiteSlices | None = None
     modalities: dict[str, SiteSlices] = field(default_factory=dict)
