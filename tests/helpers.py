@@ -34,8 +34,8 @@ from fedfactory.imaging.images import VolumeImage
 from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.protection.guarded_round import GuardedRound, begin
 from fedfactory.node.policy.policy import Policy
+from fedfactory.node.protection.guarded_round import GuardedRound, begin
 from fedfactory.node.site_facts import INTENSITIES, SiteFacts
 from safetensors.torch import save_file
 

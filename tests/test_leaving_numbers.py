@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from fedfactory.node.protection.numbers import leaving_numbers
 from fedfactory.node.policy.policy import Policy
+from fedfactory.node.protection.numbers import leaving_numbers
 
 POLICY = Policy()
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.errors import NodeDataError
-from fedfactory.node.protection.guarded_round import GuardedRound, begin
 from fedfactory.node.policy.policy import Policy
+from fedfactory.node.protection.guarded_round import GuardedRound, begin
 from helpers import SITE_SECRET, guarded
 from simulated_node import node_round
 
