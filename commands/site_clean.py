@@ -72,8 +72,8 @@ def site_clean(
     removed += remove_orphans(node_dir)
     number = remove_leftovers(node_dir) if leftovers else 0
     console.print(
-        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and {number} "
-        "temporary files",
+        f"{node_dir}: removed {removed.rows} states, {removed.files} files ({removed.bytes / MIB:.1f} MiB) and "
+        f"{number} temporary files",
         markup=False,
     )
 

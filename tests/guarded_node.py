@@ -77,8 +77,7 @@ class GuardedNode:
         answer = self.manager.reply_training_plan_approval_request(asked)
         if not answer.success:
             return False
-        (plan,) = self.manager.list_training_plans(select_status=None, verbose=False, sort_by=None) or [None]
-        self.manager.approve_training_plan(plan["training_plan_id"])
+        self.manager.approve_training_plan(answer.training_plan_id)
         return True
 
     def run(self, request: Request, **secagg: Any) -> Any:

@@ -78,18 +78,18 @@ def _hash_of_bytes(
     original: Any, manager: TrainingPlanSecurityManager, source: str, from_string: bool = False
 ) -> tuple[str, str, str]:
     """Hash, algorithm and source of a plan, see the text of this module."""
-    digest, algorithm, text = original(manager, source, from_string)
     guard = guard_of(manager.node_root)
-    if guard is None:
-        return digest, algorithm, text
-    if from_string:
+    if guard is not None and from_string:
         try:
-            refuse_disguised("that was sent", text)
+            refuse_disguised("that was sent", source)
         except UsageError as error:
-            guard.ledger.append("refused", plan_sha256=_sha256(text), reasons=[str(error)])
+            guard.ledger.append("refused", plan_sha256=_sha256(source), reasons=[str(error)])
             message = f"{ErrorNumbers.FB606.value}: {REFUSED}"
             raise FedbiomedTrainingPlanSecurityManagerError(message) from None
-    return _sha256(f"fedfactory {guard.package}\n{text}"), algorithm, text
+    digest, algorithm, text = original(manager, source, from_string)
+    if guard is not None:
+        digest = _sha256(f"fedfactory {guard.package}\n{text}")
+    return digest, algorithm, text
 
 
 def _sha256(text: str) -> str:
