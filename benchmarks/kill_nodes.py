@@ -1,4 +1,4 @@
-"""Robustness of a run: nodes or the researcher are killed at random moments; the run must finish, the ledgers be whole.
+"""Robustness of a run: nodes or the researcher are killed at random moments, and the run must finish.
 
     uv run python benchmarks/kill_nodes.py --kills 20 --out benchmarks/results/kill_nodes.json
 
