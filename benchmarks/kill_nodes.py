@@ -1,13 +1,13 @@
-"""Robustness of a run: nodes or the researcher are killed at random moments; the run must finish, the ledgers be whole.
+"""Robustness of a run: nodes or the researcher are killed at random moments, and the run must finish.
 
     uv run python benchmarks/kill_nodes.py --kills 20 --out benchmarks/results/kill_nodes.json
 
-Every kill is a SIGKILL of one of three real nodes or of the researcher, after a random share of the time of a round, so
-that it occurs during updates, uploads and pauses. A node is started again before the next kill, the researcher's run is
-resumed. After each kill of a node its ledger is verified as it stands, and at the end all ledgers; no node may keep
-more than two states. The JSON file has the rounds, the events, and the seconds of rounds with and without a lost node. There
-are 12 rounds per kill, of about 4 seconds each on two CPU cores. No data are needed. The exit code is 1 if the run did
-not finish or a ledger is not whole.
+Every kill is a SIGKILL of one of three real nodes or of the researcher, after a random share of the time of a round,
+so that it occurs during updates, uploads and pauses. A node is started again before the next kill, the researcher's run
+is resumed. After each kill of a node its ledger is verified as it stands, and at the end all ledgers; no node may keep
+more than two states. The JSON file has the rounds, the events, and the seconds of rounds with and without a lost node.
+There are 12 rounds per kill, of about 4 seconds each on two CPU cores. No data are needed. It exits with 1 if the run
+did not finish or a ledger is not whole.
 """
 
 from __future__ import annotations

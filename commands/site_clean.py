@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError, one_line
+from ..node.connection.running_nodes import running_nodes
+from ..node.states.states import (
+    DAY,
+    ExperimentStates,
+    Removed,
+    leftovers_of_killed_nodes,
+    remove_experiment,
+    remove_leftovers,
+    remove_orphans,
+    states_of,
+)
 from .options import NodeFolder
 from .terminal import console
 
-if TYPE_CHECKING:
-    from ..node.states.states import ExperimentStates
-
 MIB = 2**20
-DAY_SECONDS = 86400
 
 
 def site_clean(
@@ -32,22 +39,12 @@ def site_clean(
 
     A run whose states are removed cannot be resumed with this site. Registered stores and approvals stay.
     """
-    from ..node.connection.running_nodes import running_nodes
-    from ..node.states.states import (
-        Removed,
-        leftovers_of_killed_nodes,
-        remove_experiment,
-        remove_leftovers,
-        remove_orphans,
-        states_of,
-    )
-
     runs = any(node.root == Path(node_dir).resolve() for node in running_nodes())
     if everything and runs:
         raise UsageError(f"{node_dir}: the node runs; stop it before all states are removed")
 
     def is_over(one: ExperimentStates) -> bool:
-        return everything or (one.age is not None and one.age >= older_than * DAY_SECONDS)
+        return everything or (one.age is not None and one.age >= older_than * DAY)
 
     kept = states_of(node_dir)
     over = [one for one in kept if is_over(one)]
@@ -64,11 +61,8 @@ def site_clean(
         return
     chosen = {one.experiment_id for one in over}
     # Listed again: while a person read the question, an old run may have been resumed.
-    removed = sum(
-        (remove_experiment(node_dir, one.experiment_id) for one in states_of(node_dir)
-         if one.experiment_id in chosen and is_over(one)),
-        Removed(),
-    )  # fmt: skip
+    still_over = [one for one in states_of(node_dir) if one.experiment_id in chosen and is_over(one)]
+    removed = sum((remove_experiment(node_dir, one.experiment_id) for one in still_over), Removed())
     removed += remove_orphans(node_dir)
     number = remove_leftovers(node_dir) if leftovers else 0
     console.print(
@@ -83,7 +77,7 @@ def _print_table(kept: list[ExperimentStates], over: list[ExperimentStates]) -> 
     width = max([len("experiment"), *map(len, names.values())])
     console.print(f"{'experiment':<{width}}  states      MiB  unused files  days ago", markup=False)
     for one in kept:
-        age = "unknown" if one.age is None else f"{one.age / DAY_SECONDS:.1f}"
+        age = "unknown" if one.age is None else f"{one.age / DAY:.1f}"
         numbers = f"{one.states:>6}  {one.bytes / MIB:>7.1f}  {one.orphans:>12}  {age:>8}"
         mark = "  over" if one in over else ""
         console.print(f"{names[one.experiment_id]:<{width}}  {numbers}{mark}", markup=False)

@@ -386,7 +386,7 @@ def test_site_clean_removes_nothing_in_use_while_the_node_runs(node, plan, monke
     from fedfactory.node.connection.running_nodes import RunningNode
 
     running = [RunningNode(pid=1, root=node.resolve(), started=0, environment={})]
-    monkeypatch.setattr("fedfactory.node.connection.running_nodes.running_nodes", lambda: running)
+    monkeypatch.setattr("fedfactory.commands.site_clean.running_nodes", lambda: running)
     states = [save(node, plan, number, None) for number in range(3)]
     in_use = node / "var" / "tmp" / "tmpabc"
     in_use.mkdir(parents=True)

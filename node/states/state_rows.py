@@ -2,8 +2,8 @@
 
 Fed-BioMed keeps its tables in one JSON file (TinyDB), which each of its parts holds open and writes as a whole, in
 place. So the file cannot be replaced by another one. TinyDB writes a shorter text and cuts the rest off afterwards: a
-process that is killed in between leaves a file that is no JSON. Here the shorter text is filled up with spaces instead, which
-JSON allows behind its end, so that there is nothing to cut off.
+process that is killed in between leaves a file that is no JSON. Here the shorter text is filled up with spaces instead,
+which JSON allows behind its end, so that there is nothing to cut off.
 """
 
 from __future__ import annotations
