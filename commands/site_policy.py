@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,8 +63,7 @@ def _print(policy: Policy) -> None:
     for heading in ("setting", "value", "meaning"):
         table.add_column(heading, overflow="fold")
     for name, value in settings.items():
-        shown = "no limit" if value is None else {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-        table.add_row(name, str(shown), EXPLANATIONS[name])
+        table.add_row(name, "no limit" if value is None else json.dumps(value), EXPLANATIONS[name])
     console.print(table)
     table = Table(box=None)
     for heading in ("argument", "must be"):

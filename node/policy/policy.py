@@ -48,10 +48,10 @@ EXPLANATIONS = {
         "the data factory can be trained so."
     ),
     "allow_federated_analytics": (
-        "true or false: whether the framework's statistics of data sets may be asked for. No plan of ours does."
+        "true or false: whether the framework's statistics of data sets may be asked for. No plan needs it."
     ),
     "allow_preprocessing": (
-        "true or false: whether the framework's preprocessing of data sets may be asked for. No plan of ours does."
+        "true or false: whether the framework's preprocessing of data sets may be asked for. No plan needs it."
     ),
     "most_epsilon": (
         "Largest privacy budget (epsilon) of a store, all experiments together, or null for no limit. It counts for "
