@@ -565,14 +565,19 @@ def test_a_store_is_registered_with_a_policy_and_never_without_approval(node, st
     assert Policy.load(node).least_patients == 5  # the administrator's own policy stays
     for name, value in (("training_plan_approval", "False"), ("allow_default_training_plans", "True")):
         set_line(node, name, value)
-        with pytest.raises(UsageError) as caught:
-            sites.add_store(node, store.path, "balls")
-        text = str(caught.value)
-        assert all(f"`{line} = {wanted}`" in text for line, wanted in WANTED.items()) and "config.ini" in text
-        assert "--require-approval" in text and len(registered) == 2
-        sites.add_store(node, store.path, "balls", require_approval=True)
-        assert registered.pop() == ["balls"]
+        assert sites.add_store(node, store.path, "balls")  # it says that the node must be restarted
         refuse_without_approval(node)
+        assert not sites.add_store(node, store.path, "balls")
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_no_store_is_registered_where_the_environment_turns_approval_off(name, node, store, registered, monkeypatch):
+    monkeypatch.setenv(f"FBM_SECURITY_{name.upper()}", "True" if WANTED[name] == "False" else "False")
+    with pytest.raises(UsageError) as caught:
+        sites.add_store(node, store.path, "balls")
+    text = str(caught.value)
+    assert all(f"`{line} = {wanted}`" in text for line, wanted in WANTED.items()) and "config.ini" in text
+    assert registered == []
 
 
 def test_a_node_with_a_wrong_policy_gets_no_store(node, store, registered):

@@ -113,7 +113,7 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
         plan=str(framework_round.training_plan_source),
         training=bool(framework_round.training),
         model_args=framework_round.model_arguments,
-        training_args=framework_round.training_kwargs,
+        training_args=framework_round.training_arguments.dict(),
         aggregator_args=framework_round.aggregator_args or {},
         secure_aggregation=bool(kw.get("secagg_arguments")),
         approval=bool(kw.get("tp_approval")),
