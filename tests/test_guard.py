@@ -52,7 +52,10 @@ def test_an_honest_round_sends_what_its_plan_declares_and_the_ledger_lists_it(no
         ("one slice", lambda r: r.training_args.update(loader_args={"batch_size": 1})),
         ("one update", lambda r: r.training_args.update(num_updates=1)),
         ("validation by the framework", lambda r: r.training_args.update(test_ratio=0.5, test_on_global_updates=True)),
-        ("privacy without effect", lambda r: r.training_args.update(dp_args={"type": "local", "sigma": 1.0, "clip": 1.0})),
+        (
+            "privacy without effect",
+            lambda r: r.training_args.update(dp_args={"type": "local", "sigma": 1.0, "clip": 1.0}),
+        ),
         ("an unknown argument", lambda r: r.model_args.update(path="/etc/passwd")),
         ("a way out of the node's folder", lambda r: setattr(r, "experiment", "../../elsewhere")),
         ("a foreign state", lambda r: setattr(r, "state", "../state")),
