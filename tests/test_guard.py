@@ -16,6 +16,7 @@ from fedfactory.node.policy.policy import POLICY_FILE, Policy
 from fedfactory.node.protection import guarded_round
 from guarded_node import GuardedNode, factory_request
 
+PRIVACY = {"type": "local", "sigma": 1.0, "clip": 1.0}  # as the framework takes it
 REFUSED = "this site's policy refuses the request"
 
 

@@ -22,6 +22,7 @@ from fedfactory.generative.config import PRESETS, FactoryConfig
 from fedfactory.node import sites
 from fedfactory.node.connection.check import OK, PROBLEM, WARNING
 from fedfactory.node.connection.component import NODE, read_component
+from fedfactory.node.policy import default_arguments as defaults
 from fedfactory.node.policy.approval import WANTED, refuse_without_approval, turn_approval_on
 from fedfactory.node.policy.arguments import ArgumentTable, admits, is_wider
 from fedfactory.node.policy.default_arguments import ANYTHING, TEXT, default_arguments
@@ -30,7 +31,6 @@ from fedfactory.node.policy.policy_check import check_policy
 from fedfactory.node.policy.request import INACTIVE, RoundRequest, Usage, check_request
 from fedfactory.node.policy.request_kind import ADAPTATION, FACTORY, SEGMENTATION
 from fedfactory.node.policy.request_size import size_of
-from fedfactory.node.protection import default_arguments as defaults
 from fedfactory.node.site_adaptation import Adaptation
 from helpers import CONFIG, SMALL, site_facts
 from hypothesis import HealthCheck, given, settings
