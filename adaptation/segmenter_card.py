@@ -64,6 +64,9 @@ class TrainingFacts:
         chosen_by: by which slices the best state was chosen.
         centred: whether slices are cut around given places, such as a localiser's.
         continued: whether the training began with the network of a first guess, not with random weights.
+        epsilon: of the differential privacy of the site's training patients, up to and with the round that wrote the
+            file; None for a training without.
+        delta: of the same.
     """
 
     domain: str = ""
@@ -73,6 +76,8 @@ class TrainingFacts:
     chosen_by: str = ""
     centred: bool = False
     continued: bool = False
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from .options import (
     Updates,
     UpdatesPerRound,
     Volumes,
+    more_than,
     radians,
 )
 from .terminal import Commands, console, key_and_value, quiet_framework
@@ -40,6 +41,7 @@ from .terminal import Commands, console, key_and_value, quiet_framework
 if TYPE_CHECKING:
     from ..researcher.segmentation import SegmentationResult
 
+AUTO = "auto"
 commands = Commands()
 
 
@@ -90,6 +92,17 @@ def train_segmenter(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE, a setting of the method itself; may be repeated.")
     ] = None,
+    dp_epsilon: Annotated[
+        float | None,
+        typer.Option(help="Differential privacy per training patient; no losses and scores leave the sites then."),
+    ] = None,
+    dp_delta: Annotated[
+        str, typer.Option(help="Delta of differential privacy; auto: 1 / (10 x training patients) of each site.")
+    ] = AUTO,
+    dp_clip: Annotated[
+        float | None,
+        typer.Option(callback=more_than(0), help="Largest norm of a patient's gradient, with --dp-epsilon; default 1."),
+    ] = None,
     public: Annotated[Path | None, typer.Option(help="For hssf and lssl: slice store that all sites have too.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -103,6 +116,7 @@ def train_segmenter(
     if public is None and description.needs_public:
         raise UsageError(f"public is missing; {method} needs a slice store that all sites have, too")
     options = _options(option or [])
+    privacy = _privacy(method, norm, epsilon=dp_epsilon, delta=dp_delta, clip=dp_clip)
     nodes = NodeSelection(
         tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,
         round_timeout=round_timeout,
@@ -115,9 +129,9 @@ def train_segmenter(
     result = train_method(
         method, out, researcher=researcher, nodes=nodes, rounds=rounds, updates=updates_per_round,
         batch_size=batch_size, width=width, norm=norm, mirror=mirror, rotation=math.radians(rotation),
-        first_guess=first_guess, options=options, public=public, seed=seed,
+        first_guess=first_guess, options=options, public=public, seed=seed, **privacy,
     )  # fmt: skip
-    _print_scores(result)
+    print_scores(result)
     console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")
 
 
@@ -171,6 +185,25 @@ def adapt_remote(
         console.print(f"{name}: a segmenter from {slices} own slices{alarmed}; it stays there")
 
 
+def _privacy(method: str, norm: str, *, epsilon: float | None, delta: str, clip: float | None) -> dict[str, float]:
+    """Settings of differential privacy for `MethodConfig`, which is asked at once whether it takes them; none without.
+
+    Raises: ConfigError if it does not, UsageError for a delta that is no number and for settings without epsilon.
+    """
+    try:
+        settings = {"dp_epsilon": epsilon, "dp_delta": None if delta == AUTO else float(delta), "dp_clip": clip}
+    except ValueError:
+        raise UsageError(f"dp_delta is '{delta}'; it must be a number, or {AUTO}") from None
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given and epsilon is None:
+        raise UsageError(f"{', '.join(given)} without dp_epsilon has no effect; it must be left out")
+    if given:
+        from ..adaptation.methods.interface.method_config import MethodConfig  # only now: slow to import
+
+        MethodConfig(method=method, norm=norm, classes=2, size=32, sites=1, rounds=1, **given)
+    return given
+
+
 def _options(words: list[str]) -> dict[str, object]:
     """Settings typed as NAME=VALUE: the value of JSON where it is valid JSON, text otherwise."""
     found: dict[str, object] = {}
@@ -183,11 +216,12 @@ def _options(words: list[str]) -> dict[str, object]:
     return found
 
 
-def _print_scores(result: SegmentationResult) -> None:
-    from ..researcher.segmentation import score_table
+def print_scores(result: SegmentationResult) -> None:
+    """Show the table of a run: scores, or privacy spent."""
+    from ..researcher.segmentation import score_headings, score_table
 
-    headings = ("site", "labels", "own Dice", "own HD95", "average Dice", "average HD95")
-    table = Table(*headings, caption="HD95 is in mm, of pictures in pixels")
+    caption = "epsilon is per training patient" if result.config.private else "HD95 is in mm, of pictures in pixels"
+    table = Table(*score_headings(result), caption=caption)
     for row in score_table(result):
         table.add_row(*row)
     console.print(table)

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..generative.config import PRESETS, FactoryConfig
 from ..node.plans.transport import TRANSPORTS
 from ..researcher.node_selection import WEIGHTINGS, Federation
+from .federated_segmentation import print_scores
 from .options import (
     ApprovalTimeout,
     FactoryOut,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 commands = Commands()
 
+SEGMENTATION = "results.json"  # in the folder of `train-segmenter`
 Experiment = Annotated[Path, typer.Argument(help="Experiment folder that `fedfactory train` writes.")]
 
 
@@ -164,8 +166,14 @@ def _print_end(folder: Path) -> None:
 
 @commands.command()
 def status(experiment: Experiment) -> None:
-    """Show a run's progress, the sites' losses, and the rounds that went on without a site."""
-    from ..researcher.run_state import RunState
+    """Show a run's progress, the sites' losses and the rounds without a site; of `train-segmenter` the table."""
+    from ..researcher.run_state import STATE, RunState
+
+    if not (experiment / STATE).is_file() and (experiment / SEGMENTATION).is_file():
+        from ..researcher.segmentation import SegmentationResult  # only now: slow to import
+
+        print_scores(SegmentationResult.load(experiment))
+        return
 
     state = RunState.load(experiment)
     left = f"about {state.seconds_left() / 60:.0f} min left" if state.round_done < state.rounds else "finished"

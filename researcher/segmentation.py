@@ -18,10 +18,11 @@ from ..adaptation.methods.registry import make_method
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import FEDERATED, FederatedDesign, SegmenterCard, TrainingFacts
 from ..common.files import make_folder, refuse_existing, write_json
+from ..common.json_text import read_json
 from ..common.progress import track
 from ..common.tables import write_table
 from ..common.weights_file import write_weights
-from ..errors import FederationError, UsageError
+from ..errors import CheckpointError, FederationError, UsageError
 from ..node.plans.site_slices import site_slices
 from ..node.site_choices import digest
 from ..node.site_facts import SiteFacts, read_facts
@@ -37,6 +38,7 @@ from .experiment import (
     wait_for_nodes,
 )
 from .node_selection import NodeSelection
+from .private_runs import privacy_of, require_dense_labels, required_entries
 from .round_records import ReceivedUpdate
 
 if TYPE_CHECKING:
@@ -46,7 +48,6 @@ RESULTS, TABLE, WEIGHTS, SERVER = "results.json", "scores.csv", "average.safeten
 WEIGHTS_KIND = "federated segmenter"
 OWN, AVERAGE = "own_", "global_"  # prefixes of the scores of a site's own model and of the average
 LABELS = "slices_"  # prefix of the numbers of training slices by kind of label
-REQUIRED = ("domain", "samples", "loss")  # entries of what a site reports
 
 
 @dataclass
@@ -83,7 +84,7 @@ class SegmentationResult:
         self.history.append(dict(site_updates))
 
     def to_dict(self) -> dict[str, object]:
-        """JSON values."""
+        """JSON values, from which `load` reads the result."""
         return {
             "made_by": f"fedfactory {__version__}",
             "config": self.config.to_dict(),
@@ -91,6 +92,20 @@ class SegmentationResult:
             "history": [{node: update.to_dict() for node, update in round_.items()} for round_ in self.history],
             "seconds": round(self.seconds, 1),
         }
+
+    @classmethod
+    def load(cls, out: Path) -> SegmentationResult:
+        """The result in the folder of a run. Raises: CheckpointError if its file is damaged."""
+        path = out / RESULTS
+        try:
+            values = read_json(path)
+            rounds = [
+                {node: ReceivedUpdate.from_dict(row) for node, row in round_.items()} for round_ in values["history"]
+            ]
+            sites = {node: ReceivedUpdate.from_dict(row) for node, row in values["sites"].items()}
+            return cls(MethodConfig.from_dict(values["config"]), sites, rounds, values["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise CheckpointError(f"{path}: not readable ({error}); choose a run of this version") from None
 
 
 def train_method(
@@ -132,6 +147,8 @@ def train_method(
     description = describe(method)
     config = agreed_config(description, facts, shared, rounds=rounds, **settings)
     require_labels(description, facts)
+    if config.private:
+        require_dense_labels(facts)
     federated_method = make_method(config)
     experiment = method_experiment(federated_method, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
     request_approval(experiment, nodes.approval_timeout)
@@ -299,9 +316,7 @@ def method_experiment(
         tag,
         nodes=nodes,
         training_plan_class=PLANS[config.method],
-        node_selection_strategy=FactoryStrategy(
-            None, min_nodes, seed=config.seed, required=("domain", "samples", "loss")
-        ),
+        node_selection_strategy=FactoryStrategy(None, min_nodes, seed=config.seed, required=required_entries(config)),
         model_args={"config": config.to_dict(), "train": True},
         training_args={
             "loader_args": {"batch_size": config.batch_size},
@@ -316,17 +331,34 @@ def method_experiment(
     )
 
 
+def score_headings(result: SegmentationResult) -> list[str]:
+    """Headings of the columns of `score_table`."""
+    scores = ["own Dice", "own HD95", "average Dice", "average HD95"]
+    return ["site", "labels", *(["epsilon", "delta"] if result.config.private else scores)]
+
+
 def score_table(result: SegmentationResult) -> list[list[str]]:
-    """The scores as text, one row per site and a last row of means.
+    """The scores as text, one row per site and a last row of means; no row of means with differential privacy.
 
     Returns: rows of name, kinds of labels, Dice and HD95 (mm; pixels of pictures) of the site's own model, Dice and
-        HD95 of the average; empty where nothing was measured.
+        HD95 of the average; with differential privacy of name, kinds of labels, epsilon and delta, since no scores
+        leave a site. Empty where nothing was measured.
     """
+    if result.config.private:
+        numbers = [site.selected() for site in result.sites.values()]
+        return [
+            [
+                site.node_name,
+                _kinds_of(site),
+                *(f"{row[name]:.4g}" if name in row else "" for name in ("epsilon", "delta")),
+            ]
+            for site, row in zip(result.sites.values(), numbers, strict=True)
+        ]
     columns = [f"{which}{measure}" for which in (OWN, AVERAGE) for measure in ("dice", "hd95")]
     rows = [
         [
             site.node_name,
-            ", ".join(sorted(name.removeprefix(LABELS) for name in site.numbers if name.startswith(LABELS))),
+            _kinds_of(site),
             *(_shown(site.selected().get(column)) for column in columns),
         ]
         for site in result.sites.values()
@@ -339,13 +371,18 @@ def score_table(result: SegmentationResult) -> list[list[str]]:
     return [*rows, ["mean", "", *means]]
 
 
+def _kinds_of(site: ReceivedUpdate) -> str:
+    return ", ".join(sorted(name.removeprefix(LABELS) for name in site.numbers if name.startswith(LABELS)))
+
+
 def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, public: SliceStore | None) -> None:
     """Write weights of the average, the researcher's own segmenter if the method makes one, scores and history."""
     make_folder(out)
     method = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
     local = experiment.training_plan().local_params or ()
-    card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": {"rounds": result.config.rounds}}
+    facts = {"rounds": result.config.rounds, **({"privacy": privacy_of(result.sites)} if result.config.private else {})}
+    card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": facts}
     sent = {name: tensor for name, tensor in weights.items() if name not in local}
     if sent and method.has_average:
         write_weights(out / WEIGHTS, sent, card)
@@ -358,8 +395,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
             **public.card_entries,
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
-    heading = ["site", "labels", "own Dice", "own HD95", "average Dice", "average HD95"]
-    write_table(out / TABLE, heading, score_table(result))
+    write_table(out / TABLE, score_headings(result), score_table(result))
     write_json(out / RESULTS, result.to_dict())
 
 

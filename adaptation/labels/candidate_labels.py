@@ -133,12 +133,14 @@ class SiteSlices:
         candidates: (N, S, S) unsigned integers, bit c set where class c is allowed, 0 where nothing is known.
         kinds: (N,) kind of each slice's labels, "none" for unlabelled slices.
         classes: number of classes, background included.
+        patients: (N,) number of the patient of each slice; None where that is not known.
     """
 
     images: np.ndarray
     candidates: np.ndarray
     kinds: np.ndarray
     classes: int
+    patients: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim == 3:

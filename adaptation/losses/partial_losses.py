@@ -46,6 +46,24 @@ def partial_dice(logits: Tensor, allowed: Tensor) -> Tensor:
     return _dice(logits, (allowed & single).float(), single.float())
 
 
+def loss_per_slice(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Candidate cross entropy + partial Dice of each slice by itself, (B,), for logits and candidates (B, C, S, S).
+
+    Unlike in `partial_loss`, no slice changes the loss of another. Dice is the mean over the classes that the slice
+    shows: that of an absent class would be a matter of rounding.
+    """
+    known = informative(allowed)
+    each = torch.logsumexp(logits, 1) - torch.logsumexp(logits.masked_fill(~allowed, -torch.inf), 1)
+    entropy = torch.where(known, each, 0.0).sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
+    single = allowed.sum(1, keepdim=True) == 1
+    truth = (allowed & single).to(logits.dtype)
+    found = torch.softmax(logits, 1) * single
+    shown = truth.sum((2, 3))  # (B, C)
+    dice = 2 * (found * truth).sum((2, 3)) / (found.sum((2, 3)) + shown).clamp(min=1)
+    missed = torch.where(shown > 0, 1 - dice, 0.0)
+    return entropy + missed.sum(1) / (shown > 0).sum(1).clamp(min=1)
+
+
 def partial_loss(logits: Tensor, allowed: Tensor) -> Tensor:
     """Candidate cross entropy + partial Dice, a scalar, for logits and candidates (B, C, S, S)."""
     return candidate_cross_entropy(logits, allowed) + partial_dice(logits, allowed)

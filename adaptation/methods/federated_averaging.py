@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...errors import NodeDataError
 from ..losses.partial_losses import partial_loss
 from ..networks.site_network import SiteUNet
+from ..training.private_updates import PatientSampling, patients_of, private_gradient
 from .catalogue import METHOD_CATALOGUE
 from .interface.aggregation import weighted_mean
 from .interface.federated_method import FederatedMethod
@@ -65,6 +68,8 @@ class FederatedAveraging(WeightAveragingMethod):
         return SiteUNet(config.classes, channels=config.channels, width=config.width, norm=config.norm)
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
+        if self.config.private:
+            return self._train_privately(site_round)
         labelled_indices = site_round.data.labelled_indices
         if not len(labelled_indices):
             return SiteUpdate(0, math.nan)
@@ -77,6 +82,31 @@ class FederatedAveraging(WeightAveragingMethod):
                 loss = partial_loss(site_round.model(images), allowed) + self.proximal_term(site_round.model, before)
                 losses.append(self.step(site_round, loss))
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)))
+
+    def _train_privately(self, site_round: SiteRound) -> SiteUpdate:
+        """A round with differential privacy per patient; it has no loss to report."""
+        config, model, private = self.config, site_round.model, site_round.private
+        if private is None:
+            raise NodeDataError("dp_epsilon is set, and this round has no noise; only a site can run it")
+        patients = patients_of(site_round.data)
+        if not patients:
+            return SiteUpdate(0, math.nan)
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
+        trained = [value for value in model.parameters() if value.requires_grad]
+        sampling = PatientSampling.of(len(patients), config.batch_size)
+        model.train()
+        for _ in range(config.updates):
+            gradients = private_gradient(
+                model, patients, sampling, private, clip=config.dp_clip, batch_of=partial(self.batch, site_round)
+            )
+            term = self.proximal_term(model, before)
+            if isinstance(term, Tensor):  # it depends on no data, so its gradient needs no noise
+                pulls = torch.autograd.grad(term, trained)
+                gradients = [gradient + pull for gradient, pull in zip(gradients, pulls, strict=True)]
+            for value, gradient in zip(trained, gradients, strict=True):
+                value.grad = gradient
+            site_round.optimizers["all"].step()
+        return SiteUpdate(sum(map(len, patients)), math.nan)
 
     def proximal_term(self, model: nn.Module, before: dict[str, Tensor]) -> Tensor | float:
         """A further term of the loss, a scalar, that depends on the weights and on those `before` the round only."""

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from ..site_choices import SiteChoices, digest
 from ..store.slice_store import SliceStore
 from .adaptation_plan import SEGMENTERS_SUFFIX
 from .error_redaction import redact_errors
+from .private_round import PRIVATE_EXPERIMENT, PrivateRound
 from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
 MAX_UPDATES = 10_000  # in a round
-SHOWN_NUMBERS = ("loss", "global_", "own_", "accepted", "adopted", "distilled")  # prefixes, for TensorBoard
+SHOWN_NUMBERS = ("loss", "global_", "own_", "accepted", "adopted", "distilled", "epsilon")  # prefixes, for TensorBoard
 
 
 class SegmentationDataset(CustomDataset):
@@ -164,22 +166,29 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
     @redact_errors
     def training_routine(self, history_monitor: Any = None, node_args: dict | None = None) -> int:
         """Evaluate the received average, train, then evaluate the site's own model; the segmenters of both are written
-        beside the store. Returns the number of slices."""
+        beside the store. With differential privacy nothing is evaluated, and neither losses nor durations leave.
+        Returns the number of slices."""
         started, store, site = time.monotonic(), self.dataset.store, self._site_settings.site
         self.enter_training(node_args)
+        self._private = self._private_round()
         average = self._evaluate(site, "global") if self.method.has_average else {}
         report, own = SiteUpdate(0, math.nan), {}
         if self.model_args().get("train", True):
             report, state = self._train(site)
             own = self._evaluate(site, "own", state)
-        values = {
-            "domain": store.domain,
-            **report.to_dict(),
-            **{f"slices_{kind}": count for kind, count in store.label_kinds().items()},
-            **{f"global_{name}": value for name, value in average.items()},
-            **{f"own_{name}": value for name, value in own.items()},
-            "seconds": time.monotonic() - started,
-        }
+        counts = {f"slices_{kind}": count for kind, count in store.label_kinds().items()}
+        if self._private is None:
+            values = {
+                "domain": store.domain,
+                **report.to_dict(),
+                **counts,
+                **{f"global_{name}": value for name, value in average.items()},
+                **{f"own_{name}": value for name, value in own.items()},
+                "seconds": time.monotonic() - started,
+            }
+        else:  # all of this was announced, or follows from settings and the number of patients
+            spent = asdict(self._private.spent())
+            values = {"domain": store.domain, "samples": report.samples, **counts, **spent}
         self._summary = self.leaving_numbers(values)
         self._log_scalars(history_monitor)
         self.leave_training()
@@ -190,6 +199,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         kept, data = self.optimizers().extra, self.dataset
         state = self.method.State.from_dict(kept["method"]) if "method" in kept else self.method.new_state()
         number = kept.get("rounds", 0) + 1
+        private = self._private.begin() if self._private is not None else None
         site_round = SiteRound(
             model=self.model(),
             optimizers=self.optimizers().optimizer,
@@ -201,18 +211,30 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             network=data.choices.network,
             public=data.public,
             modalities=data.modalities,
+            private=private,
         )
         report = self.method.train_round(site_round)
         kept |= {"rounds": number, "method": state.to_dict()}
         return report, state
 
+    def _private_round(self) -> PrivateRound | None:
+        """Privacy of this round; None without. Raises: NodeDataError, see `PrivateRound`."""
+        kept = self.optimizers().extra
+        if kept.get("rounds") and self.config.private != (PRIVATE_EXPERIMENT in kept):
+            raise NodeDataError("dp_epsilon has changed; it must be set from the first round of an experiment or never")
+        return (
+            PrivateRound(self.config, self.dataset.store.path, self.dataset.data, kept) if self.config.private else None
+        )
+
     def optimizer_args(self) -> dict[str, object]:
         """What the researcher learns besides weights: domain, counts of slices by kind of label, losses, seconds, and
-        scores of the average and of the site's own model where the site has densely labelled test cases."""
+        scores of the average and of the site's own model where the site has densely labelled test cases; with
+        differential privacy domain, counts of slices and patients, epsilon and delta alone."""
         return {**super().optimizer_args(), **getattr(self, "_summary", {})}
 
     def _evaluate(self, site: int, which: str, state: MethodState | None = None) -> dict[str, float]:
-        """Write the site's segmenters and return their scores, none if the site's policy keeps them.
+        """Write the site's segmenters and return their scores; none if the site's policy keeps them, and none with
+        differential privacy, which they lack.
 
         Args:
             site: index of the site.
@@ -224,20 +246,27 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         segmenters = self._make_segmenters(site, which, state)
         self._write_segmenters(segmenters, which)
         guard = guarded_round.current()
-        scores = self._score(segmenters) if guard.policy.scores_leave and guard.scores_left else {}
+        leave = self._private is None and guard.policy.scores_leave and guard.scores_left
+        scores = self._score(segmenters) if leave else {}
         model.to(device).train(training)  # segmenters, which may share its layers, are on the CPU in evaluation mode
         return scores
 
     def _make_segmenters(self, site: int, which: str, state: MethodState | None) -> dict[str, Segmenter]:
         """Modality to segmenter on the CPU; only "" where the method does not distinguish modalities."""
         segmenters = {}
+        spent = None if self._private is None else self._private.spent()
         for modality, store in self._stores().items():
             context = SiteContext(site=site, network=self.dataset.choices.network, modality=modality)
             card = SegmenterCard(
                 classes=self.config.classes,
                 network=FEDERATED,
                 federated=FederatedDesign(method=self.config, context=context, weights=which),
-                training=TrainingFacts(domain=store.domain, centred=store.centred),
+                training=TrainingFacts(
+                    domain=store.domain,
+                    centred=store.centred,
+                    epsilon=None if spent is None else spent.epsilon,
+                    delta=None if spent is None else spent.delta,
+                ),
                 **store.card_entries,
             )
             network = self.method.segmenter(self.model(), context, state).cpu()

@@ -35,11 +35,13 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
     parts = [(case, *_candidates_of(store, case, classes)) for case in store.cases if case.split == "train"]
     if not any(case.count for case, *_ in parts):
         raise NodeDataError("this site has no training slices; it needs at least 1")
+    numbers = {name: number for number, name in enumerate(sorted({case.patient for case, *_ in parts}))}
     return SiteSlices(
         images=np.concatenate([store.images[case.span] for case, *_ in parts]).astype(np.float32),
         candidates=np.concatenate([candidates for _, candidates, _ in parts]),
         kinds=np.concatenate([np.repeat(kind, case.count) for case, _, kind in parts]),
         classes=classes,
+        patients=np.concatenate([np.repeat(numbers[case.patient], case.count) for case, *_ in parts]),
     )
 
 

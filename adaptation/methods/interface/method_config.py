@@ -9,8 +9,9 @@ from ....errors import ConfigError
 from ...choices import ROTATION
 from ...labels.candidate_labels import check_classes
 from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
-from .option_checks import check_at_least, check_channels, check_choice, check_positive
+from .option_checks import check_at_least, check_channels, check_choice, check_number, check_positive
 
+PRIVATE_METHODS = ("fedavg", "fedprox", "fedbn")  # which train with differential privacy
 COLOURS = 3  # channels of a colour picture
 
 
@@ -36,6 +37,10 @@ class MethodConfig:
         rotation: largest random angle of the augmentation, radians.
         first_guess: whether slices have random contrast, so that the segmenter works at sites of other contrast too.
         seed: of the initial weights and of public slices' views; at a site, with its secret, also of what it draws.
+        dp_epsilon: differential privacy per training patient that all rounds together may cost at a site; None trains
+            without. See `fedfactory.adaptation.training.private_updates`.
+        dp_delta: of differential privacy; None takes the largest that each site accepts, see `largest_delta`.
+        dp_clip: largest norm of a patient's gradient in an update with differential privacy.
         options: the method's own settings, read-only; see the `Options` record of the method.
     """
 
@@ -55,6 +60,9 @@ class MethodConfig:
     rotation: float = ROTATION
     first_guess: bool = False
     seed: int = 0
+    dp_epsilon: float | None = None
+    dp_delta: float | None = None
+    dp_clip: float = 1.0
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +79,29 @@ class MethodConfig:
             raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")
         if self.learning_rate is not None:
             check_positive("learning_rate", self.learning_rate)
+        if self.private:
+            self._check_privacy()
+        elif self.dp_delta is not None:
+            raise ConfigError(f"dp_delta is {self.dp_delta}; it must be left out without dp_epsilon")
+
+    @property
+    def private(self) -> bool:
+        """Whether sites train with differential privacy."""
+        return self.dp_epsilon is not None
+
+    def _check_privacy(self) -> None:
+        for name in ("dp_epsilon", "dp_clip", *(["dp_delta"] if self.dp_delta is not None else [])):
+            check_number(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
+        if self.dp_delta is not None and self.dp_delta >= 1:
+            raise ConfigError(f"dp_delta is {self.dp_delta}; it must be far below 1 / patients of a site")
+        if self.method not in PRIVATE_METHODS:
+            raise ConfigError(
+                f"method is '{self.method}'; differential privacy needs one of {', '.join(PRIVATE_METHODS)}: "
+                "other losses let patients of a batch, or public slices, depend on each other"
+            )
+        if self.norm == "batch":
+            raise ConfigError("norm is batch, which mixes the patients of a batch; differential privacy needs group")
 
     def to_dict(self) -> dict[str, object]:
         """All settings by name, JSON-able."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from ....errors import ConfigError
@@ -18,6 +19,12 @@ def check_positive(name: str, value: float) -> None:
     """Raises: ConfigError if `value` is not above 0."""
     if not value > 0:
         raise ConfigError(f"{name} is {value}; it must be positive")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises: ConfigError if `value` is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; it must be a finite number")
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from torch import nn
 
 from ....errors import NodeDataError
 from ...labels.candidate_labels import SiteSlices
+from ...training.private_updates import PrivateUpdates
 
 State = TypeVar("State", bound="MethodState")
 
@@ -54,6 +56,7 @@ class SiteRound:
         network: name of the architecture that the site has chosen; "" if it has not chosen any.
         public: the labelled slices that the researcher and all sites have; None for methods that need none.
         modalities: the training slices by modality, for methods that need modalities; `data` holds all of them.
+        private: noise and random numbers of a round with differential privacy; None without.
     """
 
     model: nn.Module
@@ -66,6 +69,7 @@ class SiteRound:
     network: str = ""
     public: SiteSlices | None = None
     modalities: dict[str, SiteSlices] = field(default_factory=dict)
+    private: PrivateUpdates | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +98,8 @@ class SiteUpdate:
 
     Attributes:
         samples: number of slices used for training; 0 for a site that did not train.
-        loss: mean loss of the updates, or the loss that weighs the site in the average; NaN without an update.
+        loss: mean loss of the updates, or the loss that weighs the site in the average; NaN without an update, and
+            with differential privacy, which no loss has.
         numbers: further numbers of the method, by name.
     """
 
@@ -110,5 +115,5 @@ class SiteUpdate:
     def from_dict(cls, values: Mapping[str, Any]) -> SiteUpdate:
         """The update within a site's reply, whose other entries may be anything; only numbers are read."""
         known = {name: float(value) for name, value in values.items() if isinstance(value, (int, float))}
-        samples, loss = int(known.pop("samples")), known.pop("loss")
+        samples, loss = int(known.pop("samples")), known.pop("loss", math.nan)
         return cls(samples, loss, known)
