@@ -98,8 +98,12 @@ def _checked(files: Sequence[Path]) -> list[Slice]:
     return refuse_unusable([header for _, header in headers if header is not None])
 
 
-def patient_key(files: Sequence[Path]) -> str | None:
-    """A digest that is equal for series of one patient; None if the headers name no patient."""
+def patient_digest(files: Sequence[Path]) -> str | None:
+    """A digest that is equal for series of one patient; None if the headers name no patient.
+
+    It has no key, so whoever has it finds the identifier by trying: it is for memory, never for a file or a message,
+    see `pseudonyms.pseudonym`.
+    """
     try:
         header = _header(Path(files[0]))
         found, patient = header.GetValueFromTag(PATIENT_ID, "")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,14 @@ class StoreIndex:
     cases: tuple[Case, ...]
     z_bin: tuple[int, ...]
     accounting: Accounting | None = None
+
+    def with_patients(self, renamed: Mapping[str, str]) -> StoreIndex:
+        """The index with other names for some patients, in its sentences too."""
+        warnings = self.warnings
+        for before, after in renamed.items():
+            warnings = tuple(text.replace(before, after) for text in warnings)
+        cases = tuple(replace(case, patient=renamed.get(case.patient, case.patient)) for case in self.cases)
+        return replace(self, cases=cases, warnings=warnings)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""
