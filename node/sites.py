@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import __file__ as package_file
 from ..common.files import sha256_of, taken_from_others
+from ..common.names import check_label
 from ..errors import FederationError, FedFactoryError, UsageError
 from .fedbiomed_hooks import open_node, pending_plans
 from .plan_source import refuse_disguised
@@ -45,8 +46,8 @@ def add_store(node_dir: str | Path, store: str | Path, tag: str, *, choices: Sit
     choices.check(opened)
     if len(tag) < MIN_TAG_LENGTH:
         raise UsageError(f"tag is '{tag}'; choose one of at least {MIN_TAG_LENGTH} characters")
-    if "," in tag or tag != tag.strip():
-        raise UsageError(f"tag is '{tag}'; choose one without a comma and without spaces around it")
+    if "," in check_label("tag", tag):
+        raise UsageError(f"tag is '{tag}'; choose one without a comma")
     node = open_node(node_dir)
     try:
         node.dataset_manager.add_database(

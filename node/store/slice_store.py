@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.json_text import read_json
+from ...common.names import check_label, check_name
 from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
@@ -155,6 +156,11 @@ class StoreIndex:
     cases: tuple[Case, ...]
     z_bin: tuple[int, ...]
     accounting: Accounting | None = None
+
+    def __post_init__(self) -> None:
+        check_name("domain", self.domain)
+        for value, name in self.class_names.items():
+            check_label(f"the name of class {value[:80]}", name)
 
     def with_patients(self, renamed: Mapping[str, str]) -> StoreIndex:
         """The index with other names for some patients, in its sentences too."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from ....errors import NodeDataError
 from ...labels.candidate_labels import SiteSlices
+from ...network_names import check_modality
 
 State = TypeVar("State", bound="MethodState")
 
@@ -84,6 +85,10 @@ class SiteContext:
     site: int = 0
     network: str = ""
     modality: str = ""
+
+    def __post_init__(self) -> None:
+        if self.modality:
+            check_modality(self.modality)
 
 
 @dataclass(frozen=True)
