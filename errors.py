@@ -7,6 +7,11 @@ def one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in spaced)
 
 
+def plain_lines(text: str) -> str:
+    """The text with its line breaks, and in each line only signs that can be shown, see `one_line`."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 class FedFactoryError(Exception):
     """Something went wrong that the user can act on. The command line prints it and exits with 1.
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.records import read_record, record_to_dict
-from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
+from ..common.sketches import sketch
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, refuse_misfit, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts
@@ -124,17 +125,24 @@ class LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
         tensors, card = read_weights(path, kind=KIND)
         try:
+            sketched = sketch(lambda: cls.from_dict(card), tensors=len(tensors))
+            for network, weights in sketched._with_weights(tensors):  # before memory is taken for what the card claims
+                refuse_misfit(network, weights, path)
             made = cls.from_dict(card)
         except UsageError as error:
             raise CheckpointError(f"{path}: {error}; give a file written by `fedfactory label`") from None
-        named = {f"branch{number}.": branch for number, branch in enumerate(made.branches)}
-        networks = {"g_ema.": made.factory.generator, "robust.": made.robust.network, **named}
-        if made.localiser is not None:
-            networks[LOCALISER] = made.localiser.network
-        for prefix, network in networks.items():
-            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            load_strictly(network, own, path)
+        for network, weights in made._with_weights(tensors):
+            load_strictly(network, weights, path)
         return made
+
+    def _with_weights(self, tensors: dict[str, Tensor]) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+        """Each network with what a file holds for it."""
+        named = {f"branch{number}.": branch for number, branch in enumerate(self.branches)}
+        networks = {"g_ema.": self.factory.generator, "robust.": self.robust.network, **named}
+        if self.localiser is not None:
+            networks[LOCALISER] = self.localiser.network
+        for prefix, network in networks.items():
+            yield network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the weights, JSON-able."""

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import ndimage
 
 from ..common.progress import track
-from ..common.weights_file import fingerprint, load_strictly, read_weights
+from ..common.sketches import sketch
+from ..common.weights_file import fingerprint, load_strictly, read_weights, refuse_misfit
 from ..errors import CheckpointError, ConfigError, FedFactoryError, UsageError, VolumeError
 from ..imaging.case_files import CaseFiles
 from ..imaging.image_reader import read_image
@@ -146,6 +147,8 @@ def load_localiser(path: str | Path) -> Localiser:
     if card is None:
         raise UsageError(f"{path}: has no localiser; give one that was made by `fedfactory train-localiser`")
     try:
+        sketched = sketch(lambda: Segmenter.from_dict(card), tensors=len(tensors))  # before memory is taken
+        refuse_misfit(sketched.network, tensors, path)
         segmenter = Segmenter.from_dict(card)
     except UsageError as error:
         raise CheckpointError(f"{path}: its card is not usable ({error}); give a localiser's file") from None

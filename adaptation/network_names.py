@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ..common.names import check_name
 from ..errors import ConfigError, UsageError
 
 ARCHITECTURES = ("unet", "dynunet", "segresnet")  # MONAI's networks for single slices
@@ -29,5 +30,5 @@ def check_architecture(network: str) -> None:
 
 def check_modality(name: str) -> None:
     """Raises: ConfigError for a name that cannot be part of the name of a tensor or a file."""
-    if not MODALITY.fullmatch(name):
+    if not MODALITY.fullmatch(check_name("modality", name)):
         raise ConfigError(f"modality is '{name}'; use letters, digits, - and _, at most 32")

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
+from ..common.sketches import sketch
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, refuse_misfit, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.networks.build import make_generator
 from ..imaging.slice_format import SliceFormat
@@ -118,6 +119,8 @@ class Segmenter:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or no segmenter."""
         weights, card = read_weights(path, kind=KIND)
         try:
+            sketched = sketch(lambda: cls.from_dict(card), tensors=len(weights))  # before memory is taken
+            refuse_misfit(sketched.network, weights, path)
             segmenter = cls.from_dict(card)
         except UsageError as error:
             raise CheckpointError(f"{path}: its card is not usable ({error}); give a segmenter's file") from None

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..common.names import check_name
 from ..common.records import read_record, record_to_dict
 from ..errors import ConfigError
 from ..generative.config import FactoryConfig
@@ -78,6 +79,10 @@ class TrainingFacts:
     continued: bool = False
     epsilon: float | None = None
     delta: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.domain:
+            check_name("domain", self.domain)
 
 
 @dataclass(frozen=True, kw_only=True)

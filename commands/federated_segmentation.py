@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.methods.catalogue import METHOD_CATALOGUE, describe
@@ -50,7 +51,7 @@ def methods() -> None:
     """List the methods of federated segmentation, and what leaves a site with each."""
     table = Table("method", "", "")
     for name, description in METHOD_CATALOGUE.items():
-        table.add_row(f"[bold]{name}[/bold]", "for", description.summary)
+        table.add_row(Text(name, style="bold"), "for", description.summary)
         table.add_row("", "leaves", description.leaves)
         table.add_row("", "stays", description.stays)
         table.add_row("", "needs", description.needs)

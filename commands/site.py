@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, check_modality
-from ..errors import UsageError, one_line
+from ..errors import UsageError
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
 from .site_clean import site_clean
 from .site_ledger import site_ledger
@@ -102,7 +101,7 @@ def site_approve(
     files = package_fingerprint()
 
     def confirm(name: str, source: str) -> bool:
-        console.rule(escape(one_line(name)))
+        console.rule(name)
         console.print(source, markup=False)
         console.rule("the package that the plan calls")
         summary = f"fedfactory {__version__}, {len(files)} modules, SHA-256 of all {digest_of_all(files)}"

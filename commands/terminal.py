@@ -10,18 +10,40 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 from typer.core import TyperCommand
 
-from ..errors import UsageError
+from ..errors import UsageError, plain_lines
 
 if TYPE_CHECKING:
     from ..imaging.accounting.account import Accounting
     from ..node.connection.check import Check
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """A terminal that shows texts as they are, whoever wrote them: names, cells of tables, sources of plans.
+
+    There is no markup and no emoji code in them, and signs that could command the terminal or turn the direction of a
+    line appear as escapes.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a cell, a title or a line; its width is that of what is shown."""
+        return super().render_str(plain_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is written, in parts of one style."""
+        for segment in super().render(renderable, options):
+            shown = segment.text if segment.control else plain_lines(segment.text)
+            yield segment if shown == segment.text else Segment(shown, segment.style)
+
+
+console, errors = PlainConsole(), PlainConsole(stderr=True)
 SOME_FAILED = 3  # exit code
 STATE_STYLES = {"problem": "bold red", "warning": "yellow", "ok": "green"}  # of a check
 VERBS = (

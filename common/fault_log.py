@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..errors import FedFactoryError, VolumeError
+from ..errors import FedFactoryError, VolumeError, one_line, plain_lines
 
 LOG = "errors.log"
 MAX_BYTES = 1 << 20  # of the log; then it becomes errors.log.old, in place of an earlier one
@@ -29,7 +29,9 @@ def log_fault(error: BaseException, what: object) -> Path:
     Returns: the log file.
     """
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    text = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC, {what}\n{trace}\n".encode("utf-8", "backslashreplace")
+    text = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S} UTC, {one_line(str(what))}\n{plain_lines(trace)}\n".encode(
+        "utf-8", "backslashreplace"
+    )
     with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         path = _state_folder() / LOG
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..errors import one_line
 from .files import atomic_file
 
 if TYPE_CHECKING:
@@ -38,17 +39,22 @@ def write_page(path: Path, title: str, body: Iterable[str]) -> None:
         body: parts of the page in HTML.
     """
     page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{plain(title)}</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>"
     )
     with atomic_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
+def plain(text: str) -> str:
+    """A text of unknown origin for a page: escaped, and with escapes for signs that cannot be shown."""
+    return html.escape(one_line(text))
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An HTML table of plain texts, which are escaped."""
-    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
-    lines += [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    lines = [f"<tr>{''.join(f'<th>{plain(cell)}</th>' for cell in head)}</tr>"]
+    lines += [f"<tr>{''.join(f'<td>{plain(cell)}</td>' for cell in row)}</tr>" for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
@@ -79,4 +85,4 @@ def pixels(values: np.ndarray, description: str) -> str:
 
 def _image(png: bytes, description: str) -> str:
     data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{plain(description)}" src="data:image/png;base64,{data}">'

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from ..errors import one_line
+
 T = TypeVar("T")
 
 
@@ -21,6 +23,7 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     """
     try:
         from rich.console import Console  # the networks must run with PyTorch alone
+        from rich.markup import escape
         from rich.progress import track as rich_track
     except ImportError:
         yield from items
@@ -29,7 +32,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     if not console.is_terminal:  # bars would fill a log file
         yield from items
         return
-    yield from rich_track(items, description, total=total, console=console, transient=True)
+    title = escape(one_line(description))
+    yield from rich_track(items, title, total=total, console=console, transient=True)
 
 
 def watch(description: str, total: int, *, completed: Callable[[], int], running: Callable[[], bool]) -> None:

@@ -22,8 +22,8 @@ MAX_LINE = 1 << 20  # characters
 HEAD_BYTES = 1 << 16  # enough for the first line, when only that is wanted
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 NAMED_SEPARATOR = re.compile(r'"?sep=([;\t,])"?\s*', re.IGNORECASE)  # a first line that is for Excel alone
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of a cell that a spreadsheet may run
-ESCAPED_FORMULA = re.compile(r"'[=+\-@]")
+FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # how a cell begins that a spreadsheet may run
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")  # which it may show as one
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 
 
@@ -52,7 +52,7 @@ class Row(NamedTuple):
         text = self.cells.get(column) or self.cells.get(column.upper(), "")
         if "\n" in text or "\r" in text:
             raise UsageError(f"{self.where}: {column} goes over several lines; look for a single quotation mark")
-        return text[1:] if text.startswith("'") and ESCAPED_FORMULA.match(text) else text
+        return text[1:] if text.startswith("'") and FORMULA.match(text) else text
 
     def number(self, column: str) -> float:
         """The cell of a column as a number, with a decimal point; or a decimal comma, if commas do not separate cells.
@@ -203,13 +203,15 @@ def write_table(path: str | os.PathLike, heading: Sequence[str], rows: Iterable[
     """
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(heading)
+        writer.writerow([harmless(name) for name in heading])
         writer.writerows([harmless(value) for value in row] for row in rows)
 
 
 def harmless(value: object) -> object:
     """A value for a cell; a text that begins as formulas do has an apostrophe before it, which `Row.text` removes."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str) or not FORMULA.match(value) or NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
 
 
 def _refuse_long_lines(path: Path, text: str) -> None:

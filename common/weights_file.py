@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
     return tensors, card
 
 
+def refuse_packed(path: str | Path) -> None:
+    """Refuse an archive of PyTorch whose entries are packed, which PyTorch never does: they may become anything.
+
+    Raises: CheckpointError. Files of other kinds, and damaged ones, are left to their reader.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, LookupError, OverflowError, NotImplementedError):
+        return
+    if packed:
+        raise CheckpointError(f"{path}: has packed entries, such as {packed[0][:80]}; save it again with PyTorch")
+
+
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """SHA-256, in hexadecimal, of a state dict: its names, types, shapes and values, independent of their order."""
     digest = hashlib.sha256()
@@ -99,6 +114,21 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: str | Pa
 
     Raises: CheckpointError that names missing and unexpected entries, other shapes, and values that are not finite.
     """
+    refuse_misfit(network, weights, path)
+    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise CheckpointError(f"{path}: NaN or infinite values in {bad[:3]}; train again, with a lower learning rate")
+    network.load_state_dict(weights)
+
+
+def refuse_misfit(network: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Raises: CheckpointError that names missing and unexpected entries, and other shapes, of a state dict.
+
+    Args:
+        network: that the weights must fit; a sketch of it will do, see `sketches.sketch`.
+        weights: state dict: tensors by name.
+        path: the file it was read from, for messages.
+    """
     own = network.state_dict()
     missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     wrong = [n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape]
@@ -107,7 +137,3 @@ def load_strictly(network: nn.Module, weights: dict[str, Tensor], path: str | Pa
             f"{path}: weights do not fit the card: lacks {missing[:3]}, adds {extra[:3]}, other shape {wrong[:3]}; "
             "use the file as it was written"
         )
-    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise CheckpointError(f"{path}: NaN or infinite values in {bad[:3]}; train again, with a lower learning rate")
-    network.load_state_dict(weights)

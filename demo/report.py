@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..adaptation.evaluation.summary import class_means, summarise
-from ..common.html_pages import new_figure, picture, write_page
+from ..common.html_pages import new_figure, picture, plain, write_page
 from ..generative.factory_file import TrainedFactory
 from ..imaging.overlays import CLASS_COLOURS
 from ..imaging.volume_files import read_volume
@@ -72,17 +71,17 @@ def write_report(
         picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
         "<h2>Do labels carry over between domains?</h2>",
         _label_transfer(factory),
-        f"<h2>A synthetic volume of {html.escape(other)} with its labels</h2>",
+        f"<h2>A synthetic volume of {plain(other)} with its labels</h2>",
         f"<p>{_legend()}</p>",
         picture(lambda: _three_planes(synthetic / other), "a synthetic volume and its labels in three planes"),
-        f"<h2>Do synthetic slices of {html.escape(other)} reveal who was in the training set?</h2>",
+        f"<h2>Do synthetic slices of {plain(other)} reveal who was in the training set?</h2>",
         _audit(audited),
         "<h2>Training curves</h2>",
         picture(lambda: _curves(factory), "generator and discriminator loss per round and site"),
         "<h2>Made with</h2>",
-        "<p><small>" + html.escape(", ".join(f"{k} {v}" for k, v in result.versions.items())) + "</small></p>",
-        f"<p><small>labelled factory: {html.escape(labelled_file.name)}; seed {result.seed}; configuration "
-        f"{html.escape(str(factory.config.to_dict()))}</small></p>",
+        "<p><small>" + plain(", ".join(f"{k} {v}" for k, v in result.versions.items())) + "</small></p>",
+        f"<p><small>labelled factory: {plain(labelled_file.name)}; seed {result.seed}; configuration "
+        f"{plain(str(factory.config.to_dict()))}</small></p>",
     ]
     write_page(result.files["report"], "fedfactory demonstration", body)
 
@@ -90,7 +89,7 @@ def write_report(
 def _dice_table(result: DemoResult) -> str:
     """Mean foreground Dice by method and site."""
     sites = list(result.dice)
-    head = "".join(f"<th>{html.escape(s)}{' (labelled)' if s == sites[0] else ''}</th>" for s in sites)
+    head = "".join(f"<th>{plain(s)}{' (labelled)' if s == sites[0] else ''}</th>" for s in sites)
     rows = ""
     for method, name in ROW_NAMES.items():
         cells = ""
@@ -113,7 +112,7 @@ def _class_table(result: DemoResult) -> str:
         for method, scores in methods.items():
             means = class_means(scores, "dice")
             cells = "".join(f"<td>{means.get(label, np.nan):.3f}</td>" for label in CLASSES)
-            rows += f"<tr><td>{html.escape(site)}, {method.replace('_', ' ')}</td>{cells}</tr>"
+            rows += f"<tr><td>{plain(site)}, {method.replace('_', ' ')}</td>{cells}</tr>"
     return f"<table><tr><th>mean Dice</th>{head}</tr>{rows}</table>"
 
 
@@ -123,7 +122,7 @@ def _differences(result: DemoResult) -> str:
     for site in list(result.dice)[1:]:
         row = result.dice[site]
         parts.append(
-            f"At unlabelled site {html.escape(site)}, adaptation changes Dice by "
+            f"At unlabelled site {plain(site)}, adaptation changes Dice by "
             f"{row['adapted'] - row['no_adaptation']:+.3f} against no adaptation, "
             f"{row['adapted'] - row['augmentation_only']:+.3f} against the first guess, and "
             f"{row['adapted'] - row['oracle']:+.3f} against the oracle."
@@ -135,15 +134,14 @@ def _label_transfer(factory: TrainedFactory) -> str:
     """The measurements that need no labels: shared anatomy of pairs of domains, and quality of synthetic slices."""
     facts = factory.facts
     pairs = "".join(
-        f"<tr><td>{html.escape(pair)}</td><td>{score:.2f}</td></tr>"
-        for pair, score in facts.shared_anatomy.pairs.items()
+        f"<tr><td>{plain(pair)}</td><td>{score:.2f}</td></tr>" for pair, score in facts.shared_anatomy.pairs.items()
     )
     sites = "".join(
-        f"<tr><td>{html.escape(domain)}</td><td>{quality['distance']:.2g}</td><td>{quality['layout']:.2f}</td>"
+        f"<tr><td>{plain(domain)}</td><td>{quality['distance']:.2g}</td><td>{quality['layout']:.2f}</td>"
         f"<td>{quality['contrast']:.2f}</td></tr>"
         for domain, quality in facts.quality.items()
     )
-    alarms = "".join(f"<p><b>alarm: {html.escape(text)}</b></p>" for text in facts.alarms) or "<p>No alarm.</p>"
+    alarms = "".join(f"<p><b>alarm: {plain(text)}</b></p>" for text in facts.alarms) or "<p>No alarm.</p>"
     return (
         "<p>A latent should give the same anatomy in all domains. This is measured without labels; 0 is chance, 1 "
         "means that all anatomy is shared.</p>"
@@ -166,7 +164,7 @@ def _audit(audited: AuditResult) -> str:
         for space, found in audited.privacy.items()
     )
     fidelity, patients = audited.fidelity, audited.patients
-    findings = "".join(f"<li>{html.escape(text)}</li>" for text in audited.findings)
+    findings = "".join(f"<li>{plain(text)}</li>" for text in audited.findings)
     return (
         "<p>Copying ratio: distance of synthetic slices to training subjects, divided by their distance to held-out "
         "subjects; 1 means that nothing is copied, values near 0 mean copies. Attack: area under the ROC curve of an "

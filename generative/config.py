@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from ..common.names import check_name
 from ..errors import ConfigError
 from ..imaging.slice_format import COMPATIBILITY
 
@@ -112,8 +113,8 @@ class FactoryConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         if not self.domains or len(set(self.domains)) != len(self.domains):
             raise ConfigError(f"domains are {list(self.domains)}; give at least one name, each once")
-        if any(not isinstance(name, str) or not name.strip() for name in self.domains):
-            raise ConfigError(f"domains are {list(self.domains)}; a name is empty, give every domain a name")
+        for name in self.domains:
+            check_name("a domain", name)
         self._check_choice("head", HEADS)
         self._check_choice("conditioning", CONDITIONINGS)
         if self.conditioning == "head" and self.head != "palette":

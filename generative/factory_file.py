@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, write_weights
+from ..common.sketches import sketch
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, refuse_misfit, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from .config import FactoryConfig
 from .factory_facts import FactoryFacts
@@ -171,11 +172,19 @@ def load_factory(path: str | Path) -> TrainedFactory:
     tensors, card = read_weights(path, kind=KIND)
     try:
         config = FactoryConfig.from_dict(card["config"])
+        average, latest, scores = (_without_prefix(tensors, prefix) for prefix in ("g_ema.", "g.", "d."))
+        sketched = sketch(
+            lambda: make_generator(config), tensors=len(tensors)
+        )  # before memory is taken for what the card claims
+        for weights in (average, latest):
+            refuse_misfit(sketched, weights, path)
+        if scores:
+            refuse_misfit(sketch(lambda: make_discriminator(config), tensors=len(tensors)), scores, path)
         generator = make_generator(config)
-        load_strictly(generator, _without_prefix(tensors, "g_ema."), path)
-        load_strictly(make_generator(config), latest := _without_prefix(tensors, "g."), path)
+        load_strictly(generator, average, path)
+        load_strictly(make_generator(config), latest, path)
         discriminator = None
-        if scores := _without_prefix(tensors, "d."):
+        if scores:
             discriminator = make_discriminator(config).eval()
             load_strictly(discriminator, scores, path)
         return TrainedFactory(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.weights_file import refuse_packed
 from ..errors import CheckpointError, UsageError
 
 TIMM = "timm:"
@@ -160,7 +161,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
+            refuse_packed(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except UnpicklingError:
         raise CheckpointError(
             f"{path}: refused, it holds more than weights and could execute code; use a safetensors file"

@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-from ..common.weights_file import load_strictly
+from ..common.weights_file import load_strictly, refuse_packed
 from ..errors import CheckpointError, ConfigError, UsageError
 from .config import PRESETS, FactoryConfig
 from .factory_facts import FactoryFacts
@@ -88,6 +88,7 @@ def _read(path: Path) -> dict[str, object]:
     """Content of a PyTorch file of plain containers and tensors."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a checkpoint of the published program")
+    refuse_packed(path)
     try:
         # The older variant stores its command line in a Namespace, which only holds attributes.
         with torch.serialization.safe_globals([argparse.Namespace]):

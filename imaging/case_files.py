@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..common.fault_log import unforeseen
+from ..common.names import as_file_name
 from ..common.tables import known_in_heading
 from ..errors import FedFactoryError, UsageError
 from .class_names import numbers_of
@@ -178,7 +179,7 @@ def problem_text(error: Exception, where: Path) -> str:
 
 def file_name(case: str) -> str:
     """The name of a case as part of a file's name."""
-    return case.replace("/", "_")
+    return as_file_name(case)
 
 
 def printable(name: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..common.names import check_label
 from ..errors import UsageError
 
 FORM = "LABEL=NAME,LABEL=NAME, such as 1=polyp,2=instrument"
-MAX_NAME_LENGTH = 64  # characters, as in DICOM
 
 
 def parse_names(text: str) -> dict[int, str]:
@@ -34,8 +34,8 @@ def check_names(names: Mapping[int, str]) -> dict[int, str]:
     """
     if low := [label for label in names if label < 1]:
         raise UsageError(f"class {low[0]} has a name, but 0 is the background; name classes from 1 up")
-    if odd := [name for name in names.values() if not (name.isprintable() and 0 < len(name) <= MAX_NAME_LENGTH)]:
-        raise UsageError(f"the name {odd[0]!r} must have 1 to {MAX_NAME_LENGTH} printable characters")
+    for label, name in names.items():
+        check_label(f"the name of class {label}", name)
     if len({name.casefold() for name in names.values()}) < len(names):
         raise UsageError(f"the names {', '.join(names.values())} are not unique; give every class a name of its own")
     return dict(names)

@@ -65,9 +65,8 @@ def read_volume(
     if not os.path.isfile(path):
         raise UsageError(f"{path}: no such file, or no regular file; give a NIfTI, NRRD or MetaImage file")
     try:
-        data, affine, geometry = _voxels(path, reading.frame)
         with np.errstate(all="ignore"):  # values that overflow become infinite, and are refused below
-            data = np.asarray(data) if integer else np.asarray(data, dtype=np.float32)
+            data, affine, geometry = _voxels(path, reading.frame, integer=integer)
     except VolumeError:
         raise
     except Exception as error:  # nibabel raises many types for damaged files, all with one meaning here
@@ -96,13 +95,13 @@ def write_volume(path: str | os.PathLike, volume: Volume) -> None:
         nib.save(image, temporary)
 
 
-def _voxels(path: Path, frame: int | None) -> tuple[object, np.ndarray, NiftiGeometry | None]:
-    """Voxels (X, Y, Z), or nibabel's proxy of them, the affine (4, 4) of a file, and what its NIfTI header says."""
+def _voxels(path: Path, frame: int | None, *, integer: bool) -> tuple[np.ndarray, np.ndarray, NiftiGeometry | None]:
+    """Voxels (X, Y, Z) as float32 or, if `integer`, as they are stored; the affine (4, 4), and its NIfTI header."""
     header = text_header(path)
-    if header is not None:
-        return header.read(frame), header.affine, None
-    image, affine, geometry = read_nifti(path, frame)
-    return image.dataobj, affine, geometry
+    if header is None:
+        return read_nifti(path, frame, integer=integer)
+    data = header.read(frame, integer=integer)
+    return data if integer else np.asarray(data, dtype=np.float32), header.affine, None
 
 
 def _finite(path: Path, volume: Volume, nan: str) -> Volume:
@@ -130,28 +129,31 @@ def _finite(path: Path, volume: Volume, nan: str) -> Volume:
 
 
 def _whole_numbers(path: Path, data: np.ndarray, values: LabelValues | None = None) -> np.ndarray:
-    """Label values of any shape as uint16, see `read_volume`.
+    """Label values of any shape as uint16, see `read_volume`; `data` of floating-point numbers is changed.
 
     Raises: VolumeError if they are not whole numbers from 0 to 65535, or without a class.
     """
-    whole = np.round(data) if data.dtype.kind == "f" else data
-    low, high = whole.min(), whole.max()
-    if data.dtype.kind == "f" and (abs(data - whole) > LABEL_TOLERANCE).any():
-        odd = float(data[abs(data - whole) > LABEL_TOLERANCE].flat[0])
-        raise VolumeError(f"{path}: holds values such as {odd:g}; labels must be whole numbers from 0 to 65535")
+    for place in range(data.shape[-1] if data.dtype.kind == "f" else 0):  # in place, for a copy may not fit
+        part = data[..., place]
+        whole = np.round(part)
+        if (odd := abs(part - whole) > LABEL_TOLERANCE).any():
+            value = float(part[odd].flat[0])
+            raise VolumeError(f"{path}: holds values such as {value:g}; labels must be whole numbers from 0 to 65535")
+        data[..., place] = whole
+    low, high = data.min(), data.max()
     if low < -LARGEST or high > LARGEST:
         raise VolumeError(f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers up to {LARGEST}")
     if values is not None:
         try:
-            return values.apply(whole.astype(np.int64) if whole.dtype.kind == "f" else whole)
+            return values.apply(data)
         except VolumeError as error:
             raise VolumeError(f"{path}: {error}") from None
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise VolumeError(
             f"{path}: values go from {low:g} to {high:g}; labels must be whole numbers from 0 to 65535, or get classes "
-            f"by {OPTION}, such as {suggestion(np.unique(whole))}"
+            f"by {OPTION}, such as {suggestion(np.unique(data))}"
         )
-    return whole.astype(np.uint16)
+    return data.astype(np.uint16)
 
 
 def _first_line(error: Exception) -> str:

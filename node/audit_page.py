@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..common.html_pages import new_figure, picture
+from ..common.html_pages import new_figure, picture, plain
 from .audit_result import AuditResult, AuditSource
 
 if TYPE_CHECKING:
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 def audit_page(result: AuditResult, source: AuditSource) -> list[str]:
     """Parts of the page's body, as HTML."""
     rows = "".join(
-        f"<tr><td>{html.escape(group)}</td><td>{html.escape(name.replace('_', ' '))}</td><td>{_text(value)}</td></tr>"
+        f"<tr><td>{plain(group)}</td><td>{plain(name.replace('_', ' '))}</td><td>{_text(value)}</td></tr>"
         for group, values in result.numbers().items()
         if isinstance(values, dict)
         for name, value in values.items()
     )
-    findings = "".join(f"<li>{html.escape(text)}</li>" for text in result.findings)
+    findings = "".join(f"<li>{plain(text)}</li>" for text in result.findings)
     return [
-        f"<h1>Audit of synthetic slices of {html.escape(source.domain)}</h1>",
+        f"<h1>Audit of synthetic slices of {plain(source.domain)}</h1>",
         '<p class="note">This page shows real slices of patients: it stays at the site. audit.json holds numbers only.'
         "</p>",
         f"<p>{source.volumes} synthetic subjects, seed {source.seed}; {result.slices_each} real slices on each side. "
@@ -40,10 +39,10 @@ def audit_page(result: AuditResult, source: AuditSource) -> list[str]:
 def _text(value: object) -> str:
     """A number, a text or a table of them as HTML."""
     if isinstance(value, dict):
-        return ", ".join(f"{html.escape(str(k).replace('_', ' '))}: {_text(v)}" for k, v in value.items())
+        return ", ".join(f"{plain(str(k).replace('_', ' '))}: {_text(v)}" for k, v in value.items())
     if isinstance(value, float):
         return f"{value:.3g}"
-    return html.escape(str(value))
+    return plain(str(value))
 
 
 def _draw_pairs(pairs: np.ndarray) -> Figure:

@@ -33,7 +33,7 @@ class AuditSlices:
 def real_slices(store: SliceStore, splits: tuple[str, ...]) -> AuditSlices:
     """The slices of some splits of a store, grouped by patient."""
     chosen = np.concatenate([store.slices(split) for split in splits])
-    numbers = {patient: number for number, patient in enumerate(sorted({case.patient for case in store.cases}))}
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(case.patient for case in store.cases))}
     patients = np.concatenate(
         [np.full(case.count, numbers[case.patient]) for split in splits for case in store.cases if case.split == split]
         or [np.empty(0, np.int64)]

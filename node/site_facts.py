@@ -11,6 +11,7 @@ from reprlib import repr as shortened
 from .. import __version__
 from ..adaptation.network_names import check_architecture, check_modality
 from ..common.json_text import parse_json
+from ..common.names import check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .store.prepare_config import LABEL_KINDS
@@ -103,7 +104,8 @@ class SiteFacts:
         if not isinstance(values, Mapping):
             raise ConfigError(f"what a site announces is {shortened(values)}; it must be a table")
         return cls(
-            **{name: _text(values, name) for name in ("version", "domain", *CONVENTIONS)},
+            domain=check_name("domain", values.get("domain")),
+            **{name: _text(values, name) for name in ("version", *CONVENTIONS)},
             **{name: _whole_number(values, name, least=1) for name in ("size", "z_bins", "channels")},
             colour=_yes_or_no(values, "colour"),
             **{name: _whole_number(values, name, least=0) for name in ("slices", "classes")},
@@ -185,8 +187,8 @@ def _yes_or_no(values: Mapping[str, object], name: str) -> bool:
 
 def _text(values: Mapping[str, object], name: str) -> str:
     value = values.get(name)
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT_LENGTH:
-        raise ConfigError(f"{name} is {shortened(value)}; it must be a text of 1 to {MAX_TEXT_LENGTH} characters")
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT_LENGTH or not value.isprintable():
+        raise ConfigError(f"{name} is {shortened(value)}; it must have 1 to {MAX_TEXT_LENGTH} printable characters")
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..common.files import taken_from_others
+from ..common.names import check_label
 from ..errors import FederationError, FedFactoryError, UsageError
 from .connection.component import NODE, read_component
 from .fedbiomed_hooks import open_node, pending_plans
@@ -56,8 +57,8 @@ def add_store(
     choices.check(opened)
     if len(tag) < MIN_TAG_LENGTH:
         raise UsageError(f"tag is '{tag}'; choose one of at least {MIN_TAG_LENGTH} characters")
-    if "," in tag or tag != tag.strip():
-        raise UsageError(f"tag is '{tag}'; choose one without a comma and without spaces around it")
+    if "," in check_label("tag", tag):
+        raise UsageError(f"tag is '{tag}'; choose one without a comma")
     was_open = _protect(node_dir)
     node = open_node(node_dir)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..common.names import check_label
 from ..errors import UsageError
 from ..node.plans.transport import TRANSPORTS
 
@@ -33,8 +34,7 @@ class NodeSelection:
     round_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.tag:
-            raise UsageError("tag is ''; choose the tag under which the sites registered their data")
+        check_label("tag", self.tag)
         _require_at_least(1, min_nodes=self.min_nodes)
         _require_at_least(
             0,

@@ -492,7 +492,8 @@ def test_a_large_deflated_file_is_refused_before_it_is_unpacked(written, series,
     dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     dataset.save_as(path)
     np.testing.assert_array_equal(read_segmentation(path, series)[0].data, labels.data)
-    monkeypatch.setattr("fedfactory.imaging.archive.optional_packages.MAX_DEFLATED_BYTES", 100)
+    for name in ("MAX_BESIDE", "USUAL_RATIO"):
+        monkeypatch.setattr(f"fedfactory.imaging.archive.headers.{name}", 0)
     with pytest.raises(VolumeError, match="is deflated"):
         read_segmentation(path, series)
 

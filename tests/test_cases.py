@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from fedfactory.errors import UsageError, VolumeError
-from fedfactory.imaging.archive.series import find_series, patient_key, read_series
+from fedfactory.imaging.archive.series import find_series, patient_digest, read_series
 from fedfactory.imaging.cases import find_cases, printable
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
@@ -101,10 +101,10 @@ def test_the_image_of_a_medical_folder_can_be_a_dicom_series(tmp_path, tilted):
     assert "2 DICOM series" in find_cases(tmp_path).problems["s1"]
 
 
-def test_the_patient_key_of_a_series_does_not_reveal_the_patient(tmp_path, tilted):
+def test_the_digest_of_a_series_patient_is_equal_for_one_patient_alone(tmp_path, tilted):
     for folder, patient in (("a", "DOE^JANE"), ("b", "DOE^JANE"), ("c", "ROE^RICHARD")):
         write_dicom(tmp_path / folder, tilted, patient=patient)
-    a, b, c = (patient_key(next(iter(find_series(tmp_path / folder).values()))) for folder in "abc")
+    a, b, c = (patient_digest(next(iter(find_series(tmp_path / folder).values()))) for folder in "abc")
     assert a == b != c
     assert "DOE" not in a
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,18 @@ def test_cells_that_a_spreadsheet_would_run_are_made_harmless(tmp_path):
     assert {number for _, number in cells} == {"-1.5"}  # numbers stay numbers
     assert harmless("\t=1") == "'\t=1" and harmless(-1) == -1
     assert [row.text("case") for row in read_table(tmp_path / "t.csv").rows()] == names
+
+
+def test_tables_are_read_back_as_they_were_written(tmp_path):
+    names = ["'=1", "''+a", "'plain", "-5", "+1e3", "-5x", "\uff1dcmd", "'-5", "=", "it's"]
+    write_table(tmp_path / "t.csv", ["=case", "x"], [(name, "-0.5") for name in names])
+    with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+        heading, *cells = list(csv.reader(file))
+    assert heading == ["'=case", "x"]  # a column may be named after a class
+    for shown, _ in cells:
+        assert not re.match(r"[=+\-@\uff1d]", shown) or float(shown)  # a number is no formula
+    assert {number for _, number in cells} == {"-0.5"}
+    assert [row.text("'=case") for row in read_table(tmp_path / "t.csv").rows()] == names
 
 
 def test_centres_of_cases_named_like_formulas_are_found_again(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import block_reduce
 
-from ...common.html_pages import pixels, table, write_page
+from ...common.html_pages import pixels, plain, table, write_page
 from ...imaging.class_names import class_name
 from ...imaging.formats.label_values import LabelValues
 from ...imaging.overlays import CLASS_COLOURS, strip
@@ -85,7 +84,7 @@ class EvaluationPage:
         for case in worst:
             ours, theirs = _shown(predicted[case]), _shown(reference[case], values=self.values, colours=self.colours)
             title = f"{case}, mean Dice {means[case]:.3f}"
-            body.append(f"<p>{html.escape(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
+            body.append(f"<p>{plain(title)}<br>{pixels(strip(np.zeros(ours.shape), ours, theirs), title)}</p>")
         write_page(path, "evaluation", body)
 
     def _rows(self) -> list[list[str]]:
@@ -107,7 +106,7 @@ class EvaluationPage:
         """The colour of every class."""
         shown = [
             f'<span style="color:{CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)]}">&#9632;</span> '
-            + html.escape(class_name(label, self.names))
+            + plain(class_name(label, self.names))
             for label in sorted({score.label for score in self.scores})
         ]
         return f"<p>{', '.join(shown)}</p>"
@@ -126,4 +125,4 @@ def _shown(path: Path, *, values: LabelValues | None = None, colours: Mapping[Co
 
 
 def _paragraphs(texts: Sequence[str]) -> str:
-    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+    return "".join(f"<p>{plain(text)}</p>" for text in texts)

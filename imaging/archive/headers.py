@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from ..formats.unpacking import IMAGE_BYTES, MAX_RATIO, unpacks_beyond
+
 MAGIC, PREAMBLE = b"DICM", 128
 DIRECTORY = "DICOMDIR"
 ENDINGS = (".dcm", ".dicom", ".ima", ".dic")
@@ -22,6 +24,10 @@ BUFFERS = (1 << 14, 1 << 18, 1 << 22, 1 << 26)  # bytes of a file that are tried
 DEFLATED = "1.2.840.10008.1.2.1.99"
 LONG_FORMS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 FORM = re.compile(rb"[A-Z]{2}")
+JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
+FRAME_MARKS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # of JPEG and JPEG-LS, before the size
+CODE_BYTES = 1 << 16  # of a fragment, in which its size must stand
+MAX_BESIDE, USUAL_RATIO = 16 << 20, 6  # bytes beside the pixels of a deflated file, and how well text packs
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 16  # of sequences in sequences; a header that has more is damaged or hostile
 MAX_FRAMES = 1 << 16
@@ -182,22 +188,15 @@ def _read_header(path: Path, file: BinaryIO) -> Header | None:
             parsed.fault = "is cut off in its header"
         except (_Damaged, struct.error, zlib.error, RecursionError):
             parsed.fault = "has a damaged header"
-        if not parsed.fault and parsed.pixels is not None:
+        if not parsed.fault and (parsed.pixels is not None or parsed.deflated):
             parsed.fault = _pixel_fault(parsed, file, size)
         return Header(path=path, values=parsed.values, frames=parsed.frames(), pixels=parsed.pixels, fault=parsed.fault)
     return Header(path=path, values={}, fault="has a header that does not end")
 
 
 def _pixel_fault(parsed: _Parsed, file: BinaryIO, size: int) -> str:
-    """What is wrong with the length of the pixels."""
-    assert parsed.pixels is not None
-    place, length = parsed.pixels
-    if parsed.deflated:
-        return ""
-    if length < 0:
-        return "" if _fragments_end(file, place) else "is cut off in its pixels"
-    if place + length > size:
-        return "is cut off in its pixels"
+    """What is wrong with the length of the pixels, or of what a deflated file unpacks to."""
+    place, length = parsed.pixels or (0, 0)
     values = parsed.values
     try:
         sides = [int(values.get(name, "0")) for name in ("Rows", "Columns", "BitsAllocated")]
@@ -205,23 +204,72 @@ def _pixel_fault(parsed: _Parsed, file: BinaryIO, size: int) -> str:
     except ValueError:
         return "has a damaged header"
     expected = sides[0] * sides[1] * frames * sides[2] // 8
+    if (parsed.deflated or length < 0) and expected > max(IMAGE_BYTES // 2, MAX_RATIO * size):  # 16 bits become 32
+        return f"claims {expected >> 20} MiB of pixels, more than {MAX_RATIO} times its size"
+    if parsed.deflated:
+        return _deflated_fault(file, parsed.deflated_at, expected + MAX_BESIDE + USUAL_RATIO * size)
+    if length < 0:
+        return _fragments_fault(file, place, (sides[0], sides[1]))
+    if place + length > size:
+        return "is cut off in its pixels"
     short = values.get("SamplesPerPixel", "1") == "1" and expected > length
     return f"has {length} bytes of pixels, fewer than the {expected} of its header" if short else ""
 
 
-def _fragments_end(file: BinaryIO, place: int) -> bool:
-    """Whether the fragments of compressed pixels end before the file does."""
+def _deflated_fault(file: BinaryIO, at: int, limit: int) -> str:
+    """What is wrong with a file whose deflated part, from `at` on, should unpack to no more bytes than a limit."""
+    file.seek(at)
+    try:
+        beyond = unpacks_beyond(file, limit)
+    except zlib.error:
+        return "has damaged packed content"
+    return f"is deflated and unpacks to more than {limit >> 20} MiB, beyond what its header claims" if beyond else ""
+
+
+def _fragments_fault(file: BinaryIO, place: int, size: tuple[int, int]) -> str:
+    """What is wrong with the fragments of compressed pixels: their end, or images of another size than the header's.
+
+    Args:
+        file, place: where the fragments begin.
+        size: rows and columns by the header.
+    """
+    whole = os.fstat(file.fileno()).st_size
     while True:
         file.seek(place)
         start = file.read(8)
         if len(start) < 8:
-            return False
+            return "is cut off in its pixels"
         group, element, length = struct.unpack("<HHI", start)
         if (group << 16 | element) == SEQUENCE_END:
-            return True
-        if (group << 16 | element) != ITEM:
-            return False
+            return ""
+        if (group << 16 | element) != ITEM or length > whole:
+            return "is cut off in its pixels"
+        found = coded_size(file.read(min(length, CODE_BYTES)))
+        if found is not None and found != size:
+            return f"has packed pixels of {found[0]} x {found[1]}, its header says {size[0]} x {size[1]}"
         place += 8 + length
+
+
+def coded_size(code: bytes) -> tuple[int, int] | None:
+    """Rows and columns that packed pixels name themselves (JPEG, JPEG-LS, JPEG 2000); None if they name none.
+
+    Args:
+        code: the first bytes of a fragment.
+    """
+    at = code.find(JPEG_2000) if code[:4] == JPEG_2000 or code[4:8] == b"jP  " else -1
+    if at >= 0 and len(code) >= at + 24:
+        right, lower, left, upper = struct.unpack_from(">IIII", code, at + 8)
+        return lower - upper, right - left
+    at = 2 if code[:2] == b"\xff\xd8" else len(code)
+    while at + 9 <= len(code) and code[at] == 0xFF:
+        if code[at + 1] == 0xFF:  # filling
+            at += 1
+            continue
+        if code[at + 1] in FRAME_MARKS:
+            rows, columns = struct.unpack_from(">HH", code, at + 5)
+            return rows, columns
+        at += 2 + struct.unpack_from(">H", code, at + 2)[0]
+    return None
 
 
 def _begins_with_element(start: bytes) -> bool:
@@ -265,6 +313,7 @@ class _Parsed:
     pixels: tuple[int, int] | None = None
     fault: str = ""
     deflated: bool = False
+    deflated_at: int = 0
     order: str = "<"
     forms: bool = True
 
@@ -311,6 +360,7 @@ class _Parsed:
         except zlib.error:
             raise _Damaged from None
         self.whole, self.deflated = self.whole and (unpacker.eof or not unpacker.unconsumed_tail), True
+        self.deflated_at = at
 
     def _element(self, at: int) -> tuple[int, bool, int, int]:
         """Tag of the element at a place, whether it names its form, where its value begins, and its length."""

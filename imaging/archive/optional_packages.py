@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FedFactoryError, UsageError, VolumeError
-
-MAX_DEFLATED_BYTES = 4 << 20  # which unpack to four gigabytes at most
+from .headers import read_header
 
 
 def pydicom_package() -> Any:
@@ -49,15 +48,13 @@ def damage_reported(message: str) -> Iterator[None]:
 def read_object(path: Path) -> Any:
     """A whole DICOM file as a `pydicom` data set.
 
-    Raises: UsageError if pydicom is not installed; VolumeError for a large file that is deflated, since pydicom unpacks
-        it whole; other types for damaged files, see `damage_reported`.
+    Raises: UsageError if pydicom is not installed; VolumeError for what `read_header` finds wrong, such as a
+        file that becomes large when pydicom unpacks it; other types for damaged files, see `damage_reported`.
     """
     pydicom = pydicom_package()
-    deflated = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.is_deflated
-    if deflated and (size := path.stat().st_size) > MAX_DEFLATED_BYTES:
-        raise VolumeError(
-            f"{path}: is deflated and has {size} bytes; at most {MAX_DEFLATED_BYTES} are read, store it uncompressed"
-        )
+    header = read_header(path)
+    if header is not None and header.fault:
+        raise VolumeError(f"{path}: {header.fault}; export or copy it again")
     return pydicom.dcmread(path)
 
 

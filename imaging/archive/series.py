@@ -73,13 +73,13 @@ def read_grid(files: Sequence[Path]) -> tuple[tuple[int, int, int], np.ndarray]:
     Returns: shape (columns, rows, slices), and the (4, 4) affine, voxel index to millimetres (RAS+).
     Raises: VolumeError if the headers cannot be read, or are those of colour images.
     """
-    where = Path(files[0]).parent
+    where, placed = Path(files[0]).parent, _checked(files)
     try:
         reader = _reader(files)
         reader.UpdateOutputInformation()
         image = reader.GetOutput()
         columns, rows, slices = (int(side) for side in image.GetLargestPossibleRegion().GetSize())
-        return (columns, rows, slices), _affine(image, _checked(files) if slices > len(files) else ())
+        return (columns, rows, slices), _affine(image, placed if slices > len(files) else ())
     except VolumeError:
         raise
     except Exception as error:
@@ -98,8 +98,12 @@ def _checked(files: Sequence[Path]) -> list[Slice]:
     return refuse_unusable([header for _, header in headers if header is not None])
 
 
-def patient_key(files: Sequence[Path]) -> str | None:
-    """A digest that is equal for series of one patient; None if the headers name no patient."""
+def patient_digest(files: Sequence[Path]) -> str | None:
+    """A digest that is equal for series of one patient; None if the headers name no patient.
+
+    It has no key, so whoever has it finds the identifier by trying: it is for memory, never for a file or a message,
+    see `pseudonyms.pseudonym`.
+    """
     try:
         header = _header(Path(files[0]))
         found, patient = header.GetValueFromTag(PATIENT_ID, "")

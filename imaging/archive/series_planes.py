@@ -66,8 +66,8 @@ def read_planes(files: Sequence[Path]) -> SeriesPlanes:
             where `series.read_series` has its slice.
     """
     where = Path(files[0]).parent
+    shape, affine = read_grid(files)  # first, for it refuses headers that unpack without an end
     headers = read_headers(files, only=PLANE_TAGS)
-    shape, affine = read_grid(files)
     if shape[2] != len(files) or any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
         raise VolumeError(f"{where}: an image of several frames; labels are read for series of one file per slice")
     with damage_reported(f"{where}: the headers of the images lack what labels refer to ({{kind}}); export them again"):

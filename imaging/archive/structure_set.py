@@ -161,7 +161,7 @@ def _region(path: Path, name: str, contours: list[Any], planes: SeriesPlanes) ->
     """The voxels of a region of interest."""
     polygons: dict[int, list[np.ndarray]] = defaultdict(list)
     for contour in contours:
-        values = np.array([float(x) for x in contour.ContourData])
+        values = _coordinates(contour)
         if values.size % 3 or values.size != 3 * int(contour.get("NumberOfContourPoints") or values.size // 3):
             raise VolumeError(f"{path}: region {name} has a contour with missing coordinates; export it again")
         if not np.isfinite(values).all():
@@ -182,6 +182,15 @@ def _region(path: Path, name: str, contours: list[Any], planes: SeriesPlanes) ->
     masks = {near: inside(corners, planes.shape[:2]) for near, corners in polygons.items()}
     size = sum(int(mask.sum()) for mask in masks.values())
     return Region(name, size, {near: np.packbits(mask, axis=-1) for near, mask in masks.items()})
+
+
+def _coordinates(contour: Any) -> np.ndarray:
+    """(n,) float64, the numbers of a contour. Not by pydicom, whose objects of each number take hundreds of bytes."""
+    stored = contour.get_item("ContourData").value
+    if isinstance(stored, bytes):
+        parts = stored.decode("ascii").rstrip("\0 ").split("\\")
+        return np.fromiter((float(part) for part in parts), np.float64, len(parts))
+    return np.array([float(number) for number in contour.ContourData])
 
 
 def _painted(path: Path, regions: dict[int, Region], planes: SeriesPlanes) -> np.ndarray:

@@ -44,7 +44,7 @@ def marked_frames(path: Path) -> list[bool]:
     header = text_header(path)
     if header is None:
         return nifti_marks(path)
-    return [bool(header.read(frame).any()) for frame in range(1, header.frames + 1)]
+    return [bool(header.read(frame, integer=True).any()) for frame in range(1, header.frames + 1)]
 
 
 def frames_of(path: Path) -> int:

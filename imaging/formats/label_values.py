@@ -20,6 +20,7 @@ REST = "*"  # stands for all values that are not named
 HIGHEST = UNLABELLED - 1
 LARGEST = 2**31 - 1  # of the values in a file
 SHOWN = 8  # values that a message names
+PART = 1 << 22  # values that are worked on at once
 MAX_BYTES = 1 << 20  # of a JSON file
 ENTRY, CLASS = re.compile(r"-?[0-9]{1,10}|\*"), re.compile(r"[0-9]{1,4}")
 
@@ -76,29 +77,34 @@ class LabelValues:
         """Classes of the voxels, uint16.
 
         Args:
-            values: whole numbers of any shape and number type.
+            values: whole numbers up to `LARGEST` of any shape and number type.
 
         Raises: VolumeError for values that are not named, unless `rest` is given.
         """
         table = {0: 0, **self.classes}
         low, high = int(values.min()), int(values.max())
+        flat = values.reshape(-1, order="A")
+        parts = [slice(first, first + PART) for first in range(0, flat.size, PART)]
         if high - low < 1 << 16:  # counting is many times faster than sorting
-            offset = (values.astype(np.int64) - low).astype(np.uint16) if low else values.astype(np.uint16)
-            present = np.flatnonzero(np.bincount(offset.ravel(order="K"), minlength=high - low + 1)) + low
+            counts = sum(np.bincount(flat[p].astype(np.int64) - low, minlength=high - low + 1) for p in parts)
+            present = np.flatnonzero(counts) + low
         else:
-            present, offset = np.unique(values, return_inverse=True)
+            present = np.unique(np.concatenate([np.unique(flat[part].astype(np.int64)) for part in parts]))
         unknown = [int(value) for value in present if int(value) not in table]
         if unknown and self.rest is None:
             raise VolumeError(
                 f"holds the value{'s' if len(unknown) > 1 else ''} {_listed(unknown)}, which {OPTION} does not name; "
                 f"add {'its class' if len(unknown) == 1 else 'their classes'}, or {REST}=0 for background"
             )
-        classes = [table.get(int(value), self.rest) for value in present]
-        if high - low < 1 << 16:
-            by_offset = np.zeros(high - low + 1, np.uint16)
+        classes = np.array([table.get(int(value), self.rest) for value in present], np.uint16)
+        found = np.empty(flat.size, np.uint16)
+        by_offset = np.zeros(high - low + 1 if high - low < 1 << 16 else 0, np.uint16)
+        if by_offset.size:
             by_offset[present - low] = classes
-            return by_offset[offset]
-        return np.array(classes, np.uint16)[offset.reshape(values.shape)]
+        for part in parts:
+            whole = flat[part].astype(np.int64)
+            found[part] = by_offset[whole - low] if by_offset.size else classes[np.searchsorted(present, whole)]
+        return found.reshape(values.shape, order="F" if values.flags.f_contiguous else "C")
 
 
 def parse_label_values(text: str) -> LabelValues:

@@ -11,15 +11,19 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 
 from ...errors import VolumeError
 from ..nifti.geometry import MILLIMETRES, SPATIAL_UNITS, NiftiGeometry
 from ..volumes import MAX_VOXELS
+from .unpacking import IMAGE_BYTES, LABEL_BYTES, read_into, refuse_bomb
 
 GZIP = b"\x1f\x8b"
 MAX_GZIP_RATIO = 1032  # largest compression ratio of deflate
 MAX_EXTENSIONS = 1 << 26  # bytes between header and voxels
 MAX_TRAILING_BYTES = 1 << 20  # of padding after the voxels
+PART = 1 << 22  # voxels that are scaled at once
+SCALED_BYTES = 8  # of a whole number in a file with a scale, at most
 LARGEST_VOXEL = 500.0  # millimetres; above it the header's unit is not that of its numbers
 
 
@@ -46,8 +50,10 @@ def nifti_layout(path: Path) -> NiftiLayout:
         return _header(path, file)[2]
 
 
-def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, np.ndarray, NiftiGeometry]:
-    """The image, unpacked into memory, its affine (4, 4) in millimetres, and its geometry before nibabel repairs it.
+def read_nifti(
+    path: Path, frame: int | None = None, *, integer: bool = False
+) -> tuple[np.ndarray, np.ndarray, NiftiGeometry]:
+    """The voxels (X, Y, Z), the affine (4, 4) in millimetres, and the geometry before nibabel repairs it.
 
     Whether a file is packed is told by its first bytes, for browsers unpack files and keep their names. Of a 3-D image
     the whole file is read, so that gzip compares its checksum; of a frame no more than what lies before it.
@@ -55,39 +61,44 @@ def read_nifti(path: Path, frame: int | None = None) -> tuple[nib.Nifti1Image, n
     Args:
         path: `.nii` or `.nii.gz` file. Axes of length 1 after the third one are dropped.
         frame: number of the volume to read, from 1; without effect on an image of one volume.
+        integer: True gives the type of the file, or the one that its scaling needs; False gives float32.
 
     Raises:
-        VolumeError: no NIfTI, empty, not one real number per voxel, more voxels than the file can hold, or frames of
-            which none is chosen.
+        VolumeError: no NIfTI, empty, not one real number per voxel, more voxels than the file can hold or is likely to
+            hold, or frames of which none is chosen.
         OSError, EOFError or another error of gzip and nibabel for a damaged file.
     """
     nib.imageglobals.logger.setLevel("CRITICAL")  # it reports repairs of headers; what matters is checked here
     with _opened(path) as file:
         start, header, layout = _header(path, file)
         place = chosen_frame(path, layout.shape, frames=layout.frames, frame=frame)
+        _refuse_unlikely(path, header, layout, file, integer=integer)
         geometry = NiftiGeometry.of_header(header)
         header["dim"][0], header["dim"][4:] = 3, 1
         start = header.binaryblock + start[header.sizeof_hdr :]  # of one frame
-        expected = layout.start + layout.size
-        if layout.frames == 1:
-            content = start + file.read(max(0, expected - len(start)) + MAX_TRAILING_BYTES + 1)
-            if len(content) > expected + MAX_TRAILING_BYTES:
-                raise VolumeError(f"{path}: has more than the {expected} bytes of its header; write it again")
-        else:
-            known = start + file.read(max(0, layout.start - len(start)))
-            first = layout.start + place * layout.size
-            content = known[: layout.start] + known[first : first + layout.size]
-            _skip(file, max(0, first - len(known)))
-            content += file.read(expected - len(content))
+        known = start + file.read(max(0, layout.start - len(start)))
+        first = layout.start + place * layout.size
+        _skip(file, max(0, first - len(known)))
+        stored = bytearray(layout.size)
+        there = known[first : first + layout.size]
+        stored[: len(there)] = there
+        count = len(there) + read_into(file, memoryview(stored)[len(there) :])
+        if count < layout.size:
+            raise EOFError(f"the file ends after {count} of {layout.size} bytes of voxels")
+        if layout.frames == 1 and len(file.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:  # to its checksum
+            expected = layout.start + layout.size
+            raise VolumeError(f"{path}: has more than the {expected} bytes of its header; write it again")
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind.from_bytes(content)
-    return image, _in_millimetres(path, np.asarray(image.affine, dtype=np.float64), header), geometry
+    image = kind.from_bytes(known[: layout.start])
+    affine = _in_millimetres(path, np.asarray(image.affine, dtype=np.float64), header)
+    return _scaled(stored, image, layout.shape, None if integer else np.dtype(np.float32)), affine, geometry
 
 
 def marked_frames(path: Path) -> list[bool]:
     """Of each frame, whether a stored number in it is not 0. Raises: as `read_nifti`."""
     with _opened(path) as file:
         start, header, layout = _header(path, file)
+        _refuse_unlikely(path, header, layout, file, integer=True)
         content = start[layout.start :]
         _skip(file, max(0, layout.start - len(start)))
         marked = []
@@ -122,6 +133,45 @@ def chosen_frame(path: Path, shape: tuple[int, ...], *, frames: int, frame: int 
     if not 1 <= frame <= frames:
         raise VolumeError(f"{path}: has no frame {frame}; it has the frames 1 to {frames}")
     return frame - 1
+
+
+def _refuse_unlikely(
+    path: Path, header: nib.Nifti1Header, layout: NiftiLayout, file: BinaryIO, *, integer: bool
+) -> None:
+    """Raises: VolumeError for a packed file that would become much larger than it is, see `refuse_bomb`."""
+    if isinstance(file, io.BufferedReader):
+        return
+    packed, most = path.stat().st_size, LABEL_BYTES if integer else IMAGE_BYTES
+    slope, inter = header.get_slope_inter()
+    width = SCALED_BYTES if integer and not (slope in (None, 1) and inter in (None, 0)) else 2 if integer else 4
+    voxels = math.prod(layout.shape)
+    refuse_bomb(path, packed=packed, unpacked=max(layout.size, width * voxels), most=most)
+    refuse_bomb(path, packed=packed, unpacked=layout.size * layout.frames, most=LABEL_BYTES)
+
+
+def _scaled(stored: bytearray, image: nib.Nifti1Image, shape: tuple[int, ...], dtype: np.dtype | None) -> np.ndarray:
+    """Voxels as nibabel scales them, but part by part: it would hold all of them in several types at once.
+
+    Args:
+        stored: of one frame.
+        image: with its header.
+        shape: (3,) of the frame.
+        dtype: of the result; None takes the type of the file, or the one that its scaling needs.
+    """
+    proxy = image.dataobj
+    voxels = np.frombuffer(stored, proxy.dtype)
+    if (proxy.slope, proxy.inter) == (1, 0) and dtype in (None, proxy.dtype):
+        return voxels.reshape(shape, order="F")
+    whole: np.ndarray | None = None
+    for first in range(0, voxels.size, PART):
+        raw = voxels[first : first + PART]
+        spec = (raw.shape, proxy.dtype, 0, proxy.slope, proxy.inter)
+        part = np.asarray(ArrayProxy(io.BytesIO(raw.tobytes()), spec), dtype=dtype)
+        if whole is None:
+            whole = np.empty(voxels.size, part.dtype)
+        whole[first : first + PART] = part
+    assert whole is not None
+    return whole.reshape(shape, order="F")
 
 
 def _opened(path: Path) -> BinaryIO:

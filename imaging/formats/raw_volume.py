@@ -8,18 +8,19 @@ follows a header to any path and loads its parts while other threads read; the t
 from __future__ import annotations
 
 import gzip
-import io
 import math
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from ...errors import VolumeError
 from ..volumes import MAX_VOXELS
 from .nifti import MAX_GZIP_RATIO, chosen_frame
+from .unpacking import IMAGE_BYTES, LABEL_BYTES, read_into, refuse_bomb, unpack_into
 
 MAX_HEADER = 1 << 20  # bytes
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
@@ -79,28 +80,40 @@ class RawVolume:
         """(3,) of one volume."""
         return tuple(length for axis, length in enumerate(self.stored) if axis != self.frame_axis)
 
-    def read(self, frame: int | None = None) -> np.ndarray:
-        """The voxels (X, Y, Z) of a frame, counted from 1, or of the only one.
+    def read(self, frame: int | None = None, *, integer: bool = False) -> np.ndarray:
+        """The voxels (X, Y, Z) of a frame, counted from 1, or of the only one, in the type of the file.
 
-        Raises: VolumeError if the file is shorter or longer than its header says, or no frame is chosen.
+        Args:
+            frame: its number; needed where there are several.
+            integer: whether they are labels, which pack better than images.
+
+        Raises: VolumeError if the file is shorter or longer than its header says, would become much larger than it is,
+            or no frame is chosen.
         """
         place = chosen_frame(self.path, self.shape, frames=self.frames, frame=frame)
+        if self.encoding != "raw":
+            held, most = self.data.stat().st_size, LABEL_BYTES if integer else IMAGE_BYTES
+            needed = math.prod(self.stored) * max(self.dtype.itemsize, 2 if integer else 4)
+            refuse_bomb(self.path, packed=held, unpacked=needed, most=most)
+        content = bytearray(self.size)
         with self.data.open("rb") as file:
             file.seek(-self.size if self.start < 0 else self.start, os.SEEK_END if self.start < 0 else os.SEEK_SET)
-            content = file.read(self.size) if self.encoding == "raw" else self._unpacked(file.read())
-        if len(content) != self.size:
+            count = self._read_into(file, memoryview(content))
+        if count != self.size:
             raise VolumeError(
-                f"{self.path}: holds {len(content)} bytes of voxels, its header claims {self.size}; copy it again"
+                f"{self.path}: holds {count} bytes of voxels, its header claims {self.size}; copy it again"
             )
         voxels = np.frombuffer(content, self.dtype).reshape(self.stored, order="F")
         return voxels if self.frame_axis is None else np.take(voxels, place, axis=self.frame_axis)
 
-    def _unpacked(self, packed: bytes) -> bytes:
-        """Voxels as bytes, at most one more than the header announces, so that a longer file shows."""
-        if self.encoding == "gzip":
-            with gzip.open(io.BytesIO(packed)) as file:
-                return file.read(self.size + 1)
-        return zlib.decompressobj(AUTO_ZLIB).decompress(packed, self.size + 1)
+    def _read_into(self, file: BinaryIO, content: memoryview) -> int:
+        """Fill memory with the voxels. Returns: bytes that are there, at most one more, so that a longer file shows."""
+        if self.encoding == "raw":
+            return read_into(file, content)
+        if self.encoding == "zlib":
+            return unpack_into(file, zlib.decompressobj(AUTO_ZLIB), content)
+        with gzip.open(file) as unpacked:
+            return read_into(unpacked, content) + len(unpacked.read(1))
 
 
 def read_start(path: Path) -> bytes:

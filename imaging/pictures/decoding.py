@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from ...common.files import atomic_file
 from ...errors import UsageError, VolumeError
+from ..formats.unpacking import PICTURE_BYTES, refuse_bomb
 from .headers import (
     BMP,
     DAMAGED,
@@ -221,6 +222,9 @@ def read_header(content: bytes, path: str | os.PathLike, max_pixels: int, *, gif
     if header.rows * header.columns > max_pixels:
         size = f"{header.rows} x {header.columns}"
         raise VolumeError(f"{path}: its header claims {size} pixels; at most {max_pixels} are read, make it smaller")
+    stored = (1 if header.channels == 1 else 4) * (2 if header.bits == 16 else 1)  # bytes of a pixel with its opacity
+    unpacked = stored * header.rows * header.columns
+    refuse_bomb(path, packed=len(content), unpacked=unpacked, most=PICTURE_BYTES)
     return header
 
 
@@ -342,7 +346,10 @@ def _over_black(pixels: np.ndarray) -> np.ndarray:
     most = int(np.iinfo(pixels.dtype).max)
     if (opacity == most).all():
         return np.ascontiguousarray(colours)
-    return ((colours.astype(np.uint32) * opacity + most // 2) // most).astype(pixels.dtype)
+    shown = np.empty(colours.shape, pixels.dtype)
+    for row in range(len(pixels)):  # numbers of four bytes for all pixels may not fit into memory
+        shown[row] = (colours[row].astype(np.uint32) * opacity[row] + most // 2) // most
+    return shown
 
 
 def _is_named(path: Path, endings: tuple[str, ...]) -> bool:

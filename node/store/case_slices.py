@@ -12,7 +12,7 @@ import numpy as np
 
 from ...common.files import sha256_of
 from ...errors import UsageError, VolumeError
-from ...imaging.archive.series import patient_key
+from ...imaging.archive.series import patient_digest
 from ...imaging.case_files import CaseFiles, is_label_table
 from ...imaging.case_sizes import cut_labels
 from ...imaging.formats.label_values import suggestion
@@ -36,7 +36,9 @@ class Survey:
 
     Attributes:
         digest: SHA-256 over the contents of the case's files.
-        patient: equal for all cases of a patient.
+        patient: equal for all cases of a patient; empty until the store names the patient of `header_digest`.
+        header_digest: of the patient that the DICOM headers name, see `patient_digest`; None where something else tells
+            the patient. It is never written.
         labelled: whether there is a label file.
         shape: of the stored image.
         affine: (4, 4) of the stored image.
@@ -59,6 +61,7 @@ class Survey:
     spacing: np.ndarray
     image: ImageFacts | None
     localiser: str | None = None
+    header_digest: str | None = None
 
     @property
     def extent(self) -> np.ndarray:
@@ -165,9 +168,11 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     refuse_beside(case.name, centre, box=box, config=config)
     if case.mask is not None:
         box = (*box[:2], _mask_ends(case, image, config, ends=box[2]))
+    in_header = _patient_in_header(case, config)
     return Survey(
         digest=digest,
-        patient=_patient(case, config),
+        patient=_patient(case, config) if in_header is None else "",
+        header_digest=in_header,
         labelled=bool(case.labels),
         shape=image.shape,
         affine=image.affine,
@@ -223,7 +228,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
 
 
 def _patient(case: CaseFiles, config: PrepareConfig) -> str:
-    """The patient of a case: from the site's table, a pattern, its DICOM header, or its name.
+    """The patient of a case whose DICOM header does not tell: from the site's table, a pattern, or its name.
 
     Raises: UsageError if there is a table without a row for the case.
     """
@@ -232,9 +237,15 @@ def _patient(case: CaseFiles, config: PrepareConfig) -> str:
         if found := config.patients.get(case.name) or config.patients.get(subject):
             return found
         raise UsageError(f"{subject}: has no row in the table of patients; add one")
+    return patient_of(subject, config.patient_pattern)
+
+
+def _patient_in_header(case: CaseFiles, config: PrepareConfig) -> str | None:
+    """The digest of the patient in a case's DICOM header, if that is what tells its patient."""
     first = next(files for files in case.channels if files is not None)
-    from_header = patient_key(first) if config.patient_pattern is None and isinstance(first, tuple) else None
-    return from_header or patient_of(subject, config.patient_pattern)
+    if config.patients is not None or config.patient_pattern is not None or not isinstance(first, tuple):
+        return None
+    return patient_digest(first)
 
 
 def _read_label(case: CaseFiles, image: Image, config: PrepareConfig) -> LabelMap:

@@ -17,6 +17,7 @@ def split_patients(
     test_share: float,
     seed: int,
     known: Mapping[str, str] | None = None,
+    ranks: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Patient to split.
 
@@ -25,11 +26,13 @@ def split_patients(
 
     Args:
         patients: whether each has labels.
+        ranks: what patients are put in order by before they are drawn, where it is not their name.
     """
+    ordered = sorted(patients, key=lambda name: (ranks or {}).get(name, name))
     known = {name: part for name, part in (known or {}).items() if name in patients}
     result = {name: "train" for name in patients} | known
-    labelled = [name for name in sorted(patients) if patients[name]]
-    candidates = [name for name in (labelled or sorted(patients)) if name not in known]
+    labelled = [name for name in ordered if patients[name]]
+    candidates = [name for name in (labelled or ordered) if name not in known]
     order = np.random.default_rng(seed).permutation(len(candidates))
     wanted = {part: math.floor(share * len(patients) + 1e-9) for part, share in
               (("validation", validation_share), ("test", test_share))}  # fmt: skip

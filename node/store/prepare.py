@@ -25,6 +25,7 @@ from ...common.memory import keep_freed_memory
 from ...common.progress import track
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
+from ...imaging.archive.pseudonyms import Pseudonyms
 from ...imaging.case_files import CaseFiles, Found, printable
 from ...imaging.cases import find_cases
 from ...imaging.class_names import refuse_other_names, united_names
@@ -46,7 +47,7 @@ from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, checksum
 from .store_format import channel_range, fitting_format
 from .store_warnings import store_warnings
-from .store_writer import CutCase, StoreArrays, commit, describe_case, tidy, update_accounting, working_folder
+from .store_writer import CutCase, StoreArrays, commit, describe_case, tidy, update_index, working_folder
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -169,12 +170,19 @@ class _Run:
         asked = [case for case in everything.cases if case.name not in self.config.exclude]  # single frames
         found = replace(everything, cases=asked)
         self.failed = {name: _one_line(problem) for name, problem in found.problems.items()}
-        old = {case.name: case for case in self.store.cases} if self.store else {}
+        stored = self.store.cases if self.store else []
+        patients = {case.name: case.patient for case in stored}
+        names, own = Pseudonyms(self.out, self.work, patients.values()), (self.config.patients or {}).values()
+        renamed = names.instead_of_digests(patients, own=own, pattern=self.config.patient_pattern)
+        old = {case.name: replace(case, patient=renamed.get(case.patient, case.patient)) for case in stored}
         self.failed |= self._rows_without_case(found, old)
         digests = self._each(found.cases, digest_of, "reading") if old else {}
         unchanged = {n for n, case in old.items() if digests.get(n) == case.digest and self._is_as_asked(case)}
         fresh = [c for c in found.cases if c.name not in unchanged and c.name not in self.failed]
         seen = self._each(fresh, lambda case: self.survey(case, self.config), "surveying")
+        seen = {
+            case: replace(s, patient=names.of(s.header_digest)) if s.header_digest else s for case, s in seen.items()
+        }
         split = self._split(seen, old)
         fmt = None
         if seen and self.store:
@@ -190,6 +198,7 @@ class _Run:
         accounting = self._account(source, everything)
         if not parts and not old:
             raise NoUsableCase(dict(sorted(self.failed.items())), accounting)
+        names.commit()
         if parts:
             fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
             fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
@@ -198,7 +207,7 @@ class _Run:
         else:
             if old:
                 refuse_other_names(self.store.class_names, self.config.class_names, self.out)
-            store = self._with_accounting(accounting)
+            store = self._unchanged(accounting, renamed)
         tidy(self.out, store)
         return Preparation(
             store,
@@ -223,10 +232,13 @@ class _Run:
         )
         return account_for(source, everything, wanted)
 
-    def _with_accounting(self, accounting: Accounting) -> SliceStore:
-        """The store as it is, with today's accounting of the source."""
+    def _unchanged(self, accounting: Accounting, renamed: Mapping[str, str]) -> SliceStore:
+        """The store with the slices that it has, today's accounting of the source, and patients renamed."""
         store = SliceStore(self.out)
-        return store if store.accounting == accounting else update_accounting(self.out, self.work, store, accounting)
+        if store.accounting == accounting and not renamed:
+            return store
+        index = replace(store.read_index().with_patients(renamed), accounting=accounting)
+        return update_index(self.out, self.work, index)
 
     def _rows_without_case(self, found: Found, old: Mapping[str, Case]) -> dict[str, str]:
         """The reason for each row of the table of centres that belongs to no case of the folder or the store."""
@@ -287,6 +299,7 @@ class _Run:
             test_share=self.config.test_share,
             seed=self.config.seed,
             known=known,
+            ranks={survey.patient: survey.header_digest or survey.patient for survey in seen.values()},
         )
 
     def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object]) -> CutCase:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ...common.json_text import read_json
+from ...common.names import check_name
 from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
@@ -147,8 +148,7 @@ class PrepareConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.domain.strip():
-            raise UsageError(f"domain is '{self.domain}'; give the name of the site's scanner, modality or organ")
+        check_name("domain", self.domain)
         for name, choices in (
             ("label_kind", LABEL_KINDS),
             ("plane", PLANES),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...common.html_pages import new_figure, picture, pixels, table, write_page
+from ...common.html_pages import new_figure, picture, pixels, plain, table, write_page
 from ...imaging.images import HISTOGRAM_BINS
 from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_format import UNLABELLED
@@ -37,12 +36,12 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
     """Montage, histograms, warnings and a table of cases as one HTML file."""
     labelled = sum(case.labelled for case in store.cases)
     body = [
-        f"<h1>Slice store of domain {html.escape(store.domain)}</h1>",
+        f"<h1>Slice store of domain {plain(store.domain)}</h1>",
         f'<p class="note">{NOTE}</p>',
-        f"<p>{html.escape(patients_line(store.cases))}.</p>",
-        f"<p>{labelled} cases with {html.escape(store.label_kind)} labels; {_format(store)}</p>",
+        f"<p>{plain(patients_line(store.cases))}.</p>",
+        f"<p>{labelled} cases with {plain(store.label_kind)} labels; {_format(store)}</p>",
         "<h2>Warnings</h2>",
-        "".join(f"<p>{html.escape(text)}</p>" for text in store.warnings) or "<p>none</p>",
+        "".join(f"<p>{plain(text)}</p>" for text in store.warnings) or "<p>none</p>",
         *_entries(store),
         "<h2>Slices</h2>",
         _montage(store),
@@ -65,7 +64,7 @@ def _entries(store: SliceStore) -> list[str]:
     text = f"The last run met {store.accounting.summary()}. All names are in store.json."
     return [
         "<h2>What became of the files</h2>",
-        f"<p>{html.escape(text)}</p>",
+        f"<p>{plain(text)}</p>",
         table(["entries", "became", "number", f"the first {NAMED_ENTRIES}"], rows),
     ]
 
@@ -86,10 +85,10 @@ def _format(store: SliceStore) -> str:
     else:
         named = store.site.channels or tuple(str(channel) for channel in range(fmt.channels))
         windows = [f"{low:.2f} to {high:.2f}" for low, high in fmt.window]
-        which = [f" of {html.escape(name)}" if fmt.channels > 1 else "" for name in named]
+        which = [f" of {plain(name)}" if fmt.channels > 1 else "" for name in named]
         ends = "; ".join(f"{window}{name}" for window, name in zip(windows, which, strict=True))
         text += f". Standardised intensities {ends} became -1 to 1."
-    names = ", ".join(f"{value} {html.escape(name)}" for value, name in store.class_names.items())
+    names = ", ".join(f"{value} {plain(name)}" for value, name in store.class_names.items())
     return text + (f" Classes: {names}." if names else "")
 
 
@@ -99,12 +98,12 @@ def _montage(store: SliceStore) -> str:
     if store.format.pictures:
         shown = [store.cases[n] for n in _spread(len(store.cases), COLUMNS)]
         strip = np.concatenate([_coloured(store, case, case.first) for case in shown], axis=1)
-        names = html.escape(", ".join(case.name for case in shown))
+        names = plain(", ".join(case.name for case in shown))
         return f"<p>{names}<br>{pixels(strip, 'pictures of the store')}</p>"
     for case in (store.cases[n] for n in _spread(len(store.cases), MONTAGE_CASES)):
         places = np.linspace(case.first, case.first + case.count - 1, COLUMNS).round().astype(int)
         strip = np.concatenate([_coloured(store, case, place) for place in places], axis=1)
-        rows.append(f"<p>{html.escape(case.name)}<br>{pixels(strip, f'slices of {case.name}')}</p>")
+        rows.append(f"<p>{plain(case.name)}<br>{pixels(strip, f'slices of {case.name}')}</p>")
     return "".join(rows)
 
 

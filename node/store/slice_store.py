@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ...common.json_text import read_json
+from ...common.names import check_label, check_name
 from ...common.progress import track
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError, StoreError, UsageError
@@ -155,6 +156,19 @@ class StoreIndex:
     cases: tuple[Case, ...]
     z_bin: tuple[int, ...]
     accounting: Accounting | None = None
+
+    def __post_init__(self) -> None:
+        check_name("domain", self.domain)
+        for value, name in self.class_names.items():
+            check_label(f"the name of class {value[:80]}", name)
+
+    def with_patients(self, renamed: Mapping[str, str]) -> StoreIndex:
+        """The index with other names for some patients, in its sentences too."""
+        warnings = self.warnings
+        for before, after in renamed.items():
+            warnings = tuple(text.replace(before, after) for text in warnings)
+        cases = tuple(replace(case, patient=renamed.get(case.patient, case.patient)) for case in self.cases)
+        return replace(self, cases=cases, warnings=warnings)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able."""

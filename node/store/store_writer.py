@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from ...common.files import make_folder, open_for_writing, refuse_existing, writ
 from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
-from ...imaging.accounting.account import Accounting
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
 from .case_slices import CaseSlices, LabelFacts, Survey
@@ -324,9 +323,8 @@ def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
     return store
 
 
-def update_accounting(out: Path, work: Path, store: SliceStore, accounting: Accounting) -> SliceStore:
-    """Write index and quality page of a store whose slices stay as they are with a new accounting."""
-    index = replace(store.read_index(), accounting=accounting)
+def update_index(out: Path, work: Path, index: StoreIndex) -> SliceStore:
+    """Write a new index, and the quality page that follows from it, of a store whose slices stay as they are."""
     changed = SliceStore(out, index=index)
     write_quality_page(changed, work / QUALITY_PAGE)
     os.replace(work / QUALITY_PAGE, out / QUALITY_PAGE)

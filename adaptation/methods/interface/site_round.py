@@ -12,6 +12,7 @@ from torch import nn
 
 from ....errors import NodeDataError
 from ...labels.candidate_labels import SiteSlices
+from ...network_names import check_modality
 from ...training.private_updates import PrivateUpdates
 
 State = TypeVar("State", bound="MethodState")
@@ -90,6 +91,10 @@ class SiteContext:
     site: int = 0
     network: str = ""
     modality: str = ""
+
+    def __post_init__(self) -> None:
+        if self.modality:
+            check_modality(self.modality)
 
 
 @dataclass(frozen=True)
