@@ -28,9 +28,9 @@ from fedfactory.adaptation.training.private_updates import (
 )
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
 from fedfactory.node.plans.private_round import PRIVATE_EXPERIMENT, PrivateRound, secret_generator
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection import guarded_round
 from fedfactory.node.protection.guarded_round import GuardedRound
-from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.privacy_budget import PrivacyBudget
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
