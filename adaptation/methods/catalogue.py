@@ -66,7 +66,8 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
             name="fedicra",
             summary="scribbles, points, boxes or masks; a personalised model for each site",
             choose="labels are sparse and of different kinds, and each site wants its own model",
-            stays="how a site mixes its own and the average's weights, images, labels, optimizer states",
+            leaves="all weights; the mean mixing weight of each higher layer; losses, counts and scores",
+            stays="how a site mixes each of its own and the average's weights, images, labels, optimizer states",
         ),
         MethodDescription(
             name="fedmix",

@@ -108,7 +108,7 @@ class GazeSupervision(WeightAveragingMethod):
         labelled = known.flatten(1).any(1)
         spread, plain, loss = {}, {}, images.new_zeros(())
         for level, network in (("tight", model.tight), ("loose", model.loose)):
-            features = network.decode(network.encode(images)[0])[-1]
+            features = network.decode(network.encode(images).features)[-1]
             plain[level] = network.final_conv(features)
             wide = propagate(features, self.options.window, self.options.dilation, temperature=self.options.temperature)
             spread[level] = torch.sigmoid(network.final_conv(wide))
