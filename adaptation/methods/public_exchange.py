@@ -69,7 +69,8 @@ class PublicSlices:
     Args:
         data: the slices.
         augmentation: what the views look like.
-        strong: what is changed in views of slices that are exchanged.
+        strong: what is changed in strong views: all those of slices that are exchanged, and a share of the others.
+        strong_share: that share.
         seed: of the views.
         held_out: share of the slices that nobody fits, the last ones, so that neighbours in a volume stay together; 0
             fits and exchanges all slices, as published.
@@ -82,11 +83,18 @@ class PublicSlices:
     """
 
     def __init__(
-        self, data: SiteSlices, *, augmentation: Augmentation, strong: StrongView, seed: int, held_out: float
+        self,
+        data: SiteSlices,
+        *,
+        augmentation: Augmentation,
+        strong: StrongView,
+        strong_share: float,
+        seed: int,
+        held_out: float,
     ) -> None:
         if odd := int((data.kinds != "dense").sum()):
             raise NodeDataError(f"{odd} of {len(data)} public slices lack dense labels; all need them")
-        self.augmentation, self.strong, self.seed = augmentation, strong, seed
+        self.augmentation, self.strong, self.strong_share, self.seed = augmentation, strong, strong_share, seed
         first = len(data) - exchanged_count(len(data), held_out)
         self.exchanged = _part(data, slice(first, None))
         self.fitted = _part(data, slice(first)) if first else self.exchanged
@@ -107,25 +115,28 @@ class PublicSlices:
             epoch: pass over the slices within the phase, from 0.
             batches: into how many batches they are dealt; some may be empty.
         """
-        yield from self._views(self.fitted, None, numbers=(number, phase, epoch), batches=batches)
+        numbers = (number, phase, epoch)
+        yield from self._views(self.fitted, self.strong_share, numbers=numbers, batches=batches)
 
     def exchanged_views(self, number: int, *, phase: int, epoch: int, batches: int) -> Iterator[PublicBatch]:
         """As `fitted_views`, strong views of the slices that are exchanged."""
         numbers = (number, phase, epoch, EXCHANGED_STREAM)
-        yield from self._views(self.exchanged, self.strong, numbers=numbers, batches=batches)
+        yield from self._views(self.exchanged, 1.0, numbers=numbers, batches=batches)
 
     def _views(
-        self, data: SiteSlices, strong: StrongView | None, *, numbers: tuple[int, ...], batches: int
+        self, data: SiteSlices, strong_share: float, *, numbers: tuple[int, ...], batches: int
     ) -> Iterator[PublicBatch]:
+        rng = torch.default_generator
         with seeded(seed_of(self.seed, *numbers)):
             order = np.random.permutation(len(data))
             images, candidates = augmented_slices(
                 torch.from_numpy(data.images[order].astype(np.float32)),
                 torch.from_numpy(data.candidates[order].astype(np.int64))[:, None],
                 self.augmentation,
-                rng=torch.default_generator,
+                rng=rng,
             )
-            images = strong.of(images, rng=torch.default_generator) if strong else images
+            chosen = torch.rand(len(images), 1, 1, 1, generator=rng) < strong_share
+            images = torch.where(chosen, self.strong.of(images, rng=rng), images)
         # Corners that a rotation brings in have no label; they are air, which is background.
         truth = candidate_masks(candidates[:, 0], data.classes).to(torch.uint8).argmax(1)
         index = torch.from_numpy(order)

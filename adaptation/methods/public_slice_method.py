@@ -52,6 +52,8 @@ class PublicSliceOptions:
         public_epochs: passes over the public slices in a round.
         held_out: share of the public slices that nobody is fitted to: on these the assessor is tested and, in HSSF,
             teachers are compared and distilled; 0 takes all slices for everything, as published.
+        strong_share: share of the fitted public slices that are shown in a strong view, so that network and assessor
+            know such views; published: 0.
         warmup: share of the rounds without distillation and without the sites' own unlabelled slices.
         min_assessor_accuracy: accuracy of the assessor on held-out public slices from which a site uses its own
             unlabelled slices in a round, see `assessor_accuracy`; 0 does not ask for any, as published.
@@ -68,6 +70,7 @@ class PublicSliceOptions:
     public_slices: int = 0
     public_epochs: int = 4
     held_out: float = 0.25
+    strong_share: float = 0.5
     warmup: float = 0.1
     min_assessor_accuracy: float = 0.7
     min_pixel_confidence: float = 0.3
@@ -84,7 +87,7 @@ class PublicSliceOptions:
         check_at_least("unlabelled", self.unlabelled, 0)
         check_at_least("operations", self.operations, 0)
         confidences = ("min_assessor_accuracy", "min_pixel_confidence", "min_slice_confidence")
-        for name in ("held_out", "warmup", "cutout", *confidences):
+        for name in ("held_out", "strong_share", "warmup", "cutout", *confidences):
             check_fraction(name, getattr(self, name))
 
 
@@ -277,7 +280,12 @@ class PublicSliceMethod(FederatedMethod):
         data.require_channels(self.config.channels)
         own = self.options
         return PublicSlices(
-            data, augmentation=self.augmentation, strong=self.strong, seed=self.config.seed, held_out=own.held_out
+            data,
+            augmentation=self.augmentation,
+            strong=self.strong,
+            strong_share=own.strong_share,
+            seed=self.config.seed,
+            held_out=own.held_out,
         )
 
     @property
