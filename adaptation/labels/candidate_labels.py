@@ -19,6 +19,7 @@ from ...imaging.slice_format import UNLABELLED
 
 MAX_CLASSES = 24  # a set of classes is an integer that float32 must represent exactly
 UNKNOWN = 0
+MAX_CERTAINTY = 255  # of a pixel that is surely a structure
 BOX_CENTRE = 1 / 3  # of a box's sides: the middle of a box, which is assumed to belong to the structure
 
 
@@ -133,12 +134,15 @@ class SiteSlices:
         candidates: (N, S, S) unsigned integers, bit c set where class c is allowed, 0 where nothing is known.
         kinds: (N,) kind of each slice's labels, "none" for unlabelled slices.
         classes: number of classes, background included.
+        certainty: (N, S, S) uint8, how certain a pixel that may be background or a structure is a structure, from 0 to
+            MAX_CERTAINTY; None for labels without such grades.
     """
 
     images: np.ndarray
     candidates: np.ndarray
     kinds: np.ndarray
     classes: int
+    certainty: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim == 3:

@@ -117,16 +117,17 @@ def reliable_labels(
 def foreground_confidence(views: tuple[Tensor, Tensor], confidence: Tensor) -> Tensor:
     """(B,) confidence in the structures of slices: the mean over each structure's pixels, mean over the structures.
 
-    A structure's pixels are those where either view finds it; 0 for a slice in which neither view finds any structure.
-    The published mean over the slice is that of background, of which nearly all networks are sure.
+    A structure's pixels are those where either view finds it; those where only one of them does count as 0. 0 for a
+    slice in which neither view finds any structure. The published mean over the slice is that of background, of which
+    nearly all networks are sure.
 
     Args:
         views: logits (B, C, S, S) of the strongly and of the weakly augmented view.
         confidence: (B, S, S) in [0, 1], see `reliable_labels`.
     """
-    found = torch.stack([F.one_hot(logits.argmax(1), logits.shape[1])[..., 1:] for logits in views]).amax(0)
-    pixels = found.sum((1, 2))
-    means = (found * confidence[..., None]).sum((1, 2)) / pixels.clamp(min=1)
+    first, second = (F.one_hot(logits.argmax(1), logits.shape[1])[..., 1:] for logits in views)
+    pixels = (first | second).sum((1, 2))
+    means = ((first & second) * confidence[..., None]).sum((1, 2)) / pixels.clamp(min=1)
     return means.sum(1) / (pixels > 0).sum(1).clamp(min=1)
 
 

@@ -82,7 +82,7 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
             summary="eye fixations or masks; one global model",
             choose="readers look at scans and nobody draws masks; there is one target structure",
             needs="fixations or masks at some site",
-            leaves="all weights of both networks; losses, counts and scores",
+            leaves="all weights of the networks of all levels; losses, counts and scores",
             stays="images, labels, fixations and the settings with which a site reads them, optimizer states",
         ),
         MethodDescription(
