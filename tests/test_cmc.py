@@ -17,9 +17,10 @@ from fedfactory.adaptation.losses.cmc_losses import (
     contrast,
     prototype_agreement,
 )
+from fedfactory.adaptation.methods.cmc import CMCOptions, described_features
 from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteUpdate
 from fedfactory.adaptation.methods.registry import make_method
-from fedfactory.adaptation.networks.modality_network import ChannelAttention, ModalityUNet, modality_of
+from fedfactory.adaptation.networks.modality_network import SHARINGS, ChannelAttention, ModalityUNet, modality_of
 from fedfactory.errors import ConfigError, NodeDataError
 from helpers import CONFIG, site, site_round_of, with_channels
 
@@ -141,6 +142,86 @@ def test_weights_of_the_terms_follow_the_progress():
     assert term(1.0, agreement="off") == pytest.approx(math.exp(5 * 0.09) * term(0.7, agreement="off"), rel=1e-4)
     assert term(1.0, **only) > term(0.7, **only) > 0
     assert term(1.0, **only, agreement_ramp="down") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_the_weights_rise_from_almost_nothing_over_the_rest_of_the_run(start):
+    model, images = network(), {"ct": slices(seed=1), "mri": slices(seed=2)}
+    method = cmc(start=start, agreement="off")
+    terms = [float(method.consistency(model, images, progress).detach()) for progress in (start, 0.5 + start / 2, 1.0)]
+    assert terms[0] == pytest.approx(math.exp(-5) * terms[2], rel=1e-4) and terms[0] > 0
+    assert terms[1] == pytest.approx(math.exp(-5 / 4) * terms[2], rel=1e-4)
+    assert CMCOptions(modalities=BOTH).start == 0  # so that the ramp is that of the whole run
+
+
+@pytest.mark.parametrize("side, width, level", [(32, 4, 2), (32, 8, 2), (128, 16, 3), (32, 32, 1), (64, 8, 2)])
+def test_channels_are_described_where_there_are_more_positions_than_channels(side, width, level):
+    levels = [torch.zeros(1, width * 2**n, side // 2**n, side // 2**n) for n in range(4)]
+    found = described_features(levels)
+    assert found is levels[level] and found[0, 0].numel() > found.shape[1]
+    assert described_features([torch.zeros(1, 8, 2, 2), torch.zeros(1, 16, 1, 1)]).shape[1] == 8
+
+
+def test_the_term_of_channels_reads_features_whose_correlations_can_have_full_rank():
+    model = ModalityUNet(3, BOTH, 8)
+    found = cmc().outputs(model, {"ct": slices(seed=1), "mri": slices(seed=2)})
+    for _, _, features in found.values():
+        assert features.shape == (2, 32, 8, 8)  # the deepest have 64 channels at 16 positions
+        rows = features[0].flatten(1)
+        assert int(torch.linalg.matrix_rank(rows @ rows.mT)) > 16
+
+
+@pytest.mark.parametrize("encoder", SHARINGS)
+@pytest.mark.parametrize("decoder", SHARINGS)
+def test_modalities_share_what_they_are_told_to(encoder, decoder):
+    method = cmc(encoder_sharing=encoder, decoder_sharing=decoder, start=1.0)
+    site_round = site_round_of(method, site())
+    site_round.modalities = {"ct": site()}
+    before = copy.deepcopy(site_round.model.state_dict())
+    method.train_round(site_round)
+    after = site_round.model.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(before[name], value)}
+    for parts, sharing in ((("down",), encoder), (("up", "widen", "head"), decoder)):
+        names = {name for name in after if name.startswith(parts)}
+        own = {name for name in names if modality_of(name)}
+        assert {modality_of(name) for name in moved & names} - {None} == ({"ct"} if own else set())
+        kinds = {"shared": 0, "norm_specific": sum(".norms." in name for name in names), "separate": len(names)}
+        assert len(own) == kinds[sharing]
+    assert len([name for name in after if name.startswith("fusion")]) and not any(map(modality_of, (
+        name for name in after if name.startswith(("fusion", "conversion", "attention")))))  # fmt: skip
+
+
+def test_separate_encoders_take_unequal_channels_without_mixtures():
+    options = {"modalities": BOTH, "modality_channels": [1, 4], "encoder_sharing": "separate"}
+    model = make_method(replace(CONFIG, method="cmc", options=options)).build()
+    assert not any(name.startswith("mixtures") for name in model.state_dict())
+    for name, channels in zip(BOTH, (1, 4), strict=True):
+        assert model(torch.rand(2, channels, 32, 32), name).shape == (2, 3, 32, 32)
+
+
+def test_the_networks_of_modalities_are_averaged_apart_where_they_are_separate():
+    method = cmc(encoder_sharing="separate", decoder_sharing="separate")
+    before = method.build().state_dict()
+    sent = {n: {name: torch.full_like(value, float(n + 1)) for name, value in before.items()} for n in range(2)}
+    site_updates = {
+        0: SiteUpdate(10, 1.0, {"modality_slices_ct": 10.0}),
+        1: SiteUpdate(30, 1.0, {"modality_slices_mri": 30.0}),
+    }
+    after, _ = method.aggregate(site_updates, sent.__getitem__, before)
+    for name in ("down.0.first.conv.{}.weight", "widen.0.{}.weight", "up.1.second.conv.{}.weight", "head.{}.bias"):
+        assert [float(after[name.format(modality)].flatten()[0]) for modality in BOTH] == [1.0, 2.0]
+    assert float(after["fusion.0.weight"].flatten()[0]) == 0.25 * 1 + 0.75 * 2
+
+
+def test_fused_features_are_added_or_mixed():
+    torch.manual_seed(0)
+    added, mixed = (ModalityUNet(3, BOTH, 4, fusion_mode=mode) for mode in ("add", "concat"))
+    own, other = torch.randn(2, 32, 4, 4), torch.randn(2, 32, 4, 4)
+    fusion = added.fusion(torch.cat([own, other], 1))
+    torch.testing.assert_close(added.fused(own, own, other), own + fusion)
+    assert {name.split(".")[0] for name in mixed.state_dict()} - {
+        name.split(".")[0] for name in added.state_dict()
+    } == {"conversion"}
 
 
 def test_attention_changes_nothing_at_first_and_weighs_channels_later():
@@ -286,6 +367,9 @@ def test_modalities_that_do_not_fit_are_refused():
         ({"descriptor": "cosine"}, "descriptor is 'cosine'; choose one of"),
         ({"agreement": "always"}, "agreement is 'always'; choose one of"),
         ({"start": 2.0}, "from 0 to 1"),
+        ({"encoder_sharing": "some"}, "encoder_sharing is 'some'; choose one of shared, norm_specific, separate"),
+        ({"decoder_sharing": "some"}, "decoder_sharing is 'some'; choose one of"),
+        ({"fusion_mode": "mean"}, "fusion_mode is 'mean'; choose one of concat, add"),
         ({"channel_weight": -1.0}, "channel_weight is -1.0"),
     ],
 )

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedfactory.adaptation.labels.candidate_labels import candidates_of_all_structures
+from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_of_all_structures
 from fedfactory.adaptation.labels.fixations import (
     GazeConfig,
     candidates_from_fixations,
     config_for_target_share,
+    graded_labels,
     heatmap,
     refine_heatmap,
     simulate_fixations,
 )
-from fedfactory.adaptation.methods.gaze_supervision import LevelPair, masked_entropy, propagate
+from fedfactory.adaptation.methods.gaze_supervision import LevelEnsemble, level_masks, masked_entropy, propagate
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
@@ -26,7 +29,7 @@ from fedfactory.node.plans.site_slices import site_slices
 from fedfactory.node.store.gaze_maps import gaze_candidates, read_gaze
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import fixate, write_site
+from helpers import fixate, site_round_of, write_site
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -186,9 +189,110 @@ def test_every_term_trains_the_network_it_is_meant_for():
     assert moved(method.loss(model, images, unlabelled)) == {"tight", "loose"}  # by consistency alone
     still = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"consistency": 0.0}}))
     assert float(still.loss(model, images, unlabelled).detach()) == 0
-    confident = LevelPair(1, 4)
+    confident = LevelEnsemble(1, 4)
     torch.nn.init.constant_(confident.tight.final_conv.bias, 20.0)
     assert moved(still.loss(model, images, unlabelled, frozen=confident.requires_grad_(False))) == {"tight", "loose"}
+
+
+def test_certainty_grades_the_pixels_between_the_thresholds():
+    rng, mask = np.random.default_rng(0), disc()
+    fixations, image = simulate_fixations(mask, rng), np.where(mask, 0.5, -0.5)
+    config = GazeConfig(refine="none")
+    candidates, certainty = graded_labels(fixations, image, config)
+    np.testing.assert_array_equal(candidates, candidates_from_fixations(fixations, image, config))
+    q = heatmap(fixations, mask.shape, config.sigma)
+    for share in (0.25, 0.5, 0.75):  # as if this threshold had been given
+        threshold = config.loose + share * (config.tight - config.loose)
+        assert np.mean((certainty >= 255 * share) == (q >= threshold)) > 0.995
+    assert (certainty[candidates == 2] == 255).all() and (certainty[candidates == 1] == 0).all()
+    assert not graded_labels(fixations[:0], image, config)[1].any()
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_every_level_has_its_own_threshold(levels):
+    allowed = torch.ones(1, 2, 1, 6, dtype=torch.bool)
+    allowed[0, :, 0, 0], allowed[0, :, 0, 5] = torch.tensor([False, True]), torch.tensor([True, False])
+    certainty = torch.tensor([255, 200, 130, 80, 0, 0]).view(1, 1, 1, 6)
+    found = [mask.int().flatten().tolist() for mask in level_masks(allowed, certainty, levels)]
+    tight, loose = [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]
+    between = {3: [[1, 1, 1, 0, 0, 0]], 5: [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0]]}
+    assert found == [tight, *between.get(levels, []), loose][:levels]
+    halfway = level_masks(allowed, None, 5)  # other labels are no more certain than that
+    assert [int(mask.sum()) for mask in halfway] == [1, 1, 1, 5, 5]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 5])
+def test_any_number_of_levels_trains_a_network_each(levels):
+    method = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"levels": levels}}))
+    data = gazed_slices()
+    site_round = site_round_of(method, data)
+    names = site_round.model.names
+    assert len(names) == len(set(names)) == levels and names[0] == "tight"
+    before = {name: value.clone() for name, value in site_round.model.state_dict().items()}
+    assert np.isfinite(method.train_round(site_round).loss)
+    for name in names:
+        key = f"{name}.final_conv.weight"
+        assert not torch.equal(before[key], site_round.model.state_dict()[key])
+    images, _, _ = method.graded_batch(site_round, np.arange(2))
+    logits = torch.stack([network(images) for network in site_round.model.networks()])
+    torch.testing.assert_close(site_round.model(images), logits.mean(0))
+
+
+def test_the_loss_of_two_levels_is_that_of_a_pair():
+    method = make_method(CONFIG)
+    model = method.build().eval()
+    assert {name.split(".")[0] for name in model.state_dict()} == {"tight", "loose"}
+    images = torch.randn(2, 1, 32, 32)
+    allowed = torch.rand(2, 2, 32, 32) > 0.3
+    known, single = allowed.any(1, keepdim=True), allowed.sum(1, keepdim=True) == 1
+    plain, spread = [], []
+    for network in (model.tight, model.loose):
+        features = network.decode(network.encode(images).features)[-1]
+        plain.append(network.final_conv(features))
+        spread.append(torch.sigmoid(network.final_conv(propagate(features, 5, 2, temperature=0.1))))
+    expected = masked_entropy(plain[0], allowed[:, 1:] & single, known) + masked_entropy(
+        plain[1], allowed[:, 1:], known
+    )
+    for own, peer in ((spread[0], torch.sigmoid(plain[1])), (spread[1], torch.sigmoid(plain[0]))):
+        expected = expected + 3.0 * (1 - (own * peer + (1 - own) * (1 - peer)).mean())
+    torch.testing.assert_close(method.loss(model, images, allowed), expected)
+
+
+@pytest.mark.parametrize("viewed, copies", [(12, 0), (11, 1)])
+def test_the_ensemble_is_copied_only_for_slices_without_fixations(viewed, copies, monkeypatch):
+    method, data, made = make_method(CONFIG), gazed_slices(), []
+    data.candidates[viewed:] = 0
+    original = copy.deepcopy
+    monkeypatch.setattr(
+        "fedfactory.adaptation.methods.gaze_supervision.copy.deepcopy", lambda x: (made.append(1), original(x))[1]
+    )
+    update = method.train_round(site_round_of(method, data, number=5))
+    assert len(made) == copies and update.samples == 12
+
+
+def test_labels_and_certainty_are_moved_together():
+    method, data = make_method(CONFIG), gazed_slices()
+    site_round = site_round_of(method, data)
+    torch.manual_seed(3)
+    images, allowed, certainty = method.graded_batch(site_round, np.arange(12))
+    torch.manual_seed(3)
+    same, expected = method.batch(site_round, np.arange(12))
+    assert torch.equal(images, same) and torch.equal(allowed, expected)
+    assert set(certainty.unique().tolist()) == {0, 170, 255}
+    assert ((certainty == 255) == (allowed[:, 1:] & ~allowed[:, :1])).all()
+    assert ((certainty == 170) == (allowed[:, 1:] & allowed[:, :1])).all()
+    without = method.graded_batch(site_round_of(method, replace(data, certainty=None)), np.arange(2))[2]
+    assert set(without.unique().tolist()) <= {0, 127}
+
+
+def gazed_slices() -> SiteSlices:
+    """A dozen slices with a target and a border that may be target."""
+    rng, masks = np.random.default_rng(0), [disc(), disc(at=(20, 12), radius=8)] * 6
+    borders = [disc(radius=9), disc(at=(20, 12), radius=11)] * 6
+    images = np.stack([np.where(mask, 0.5, -0.5) + rng.normal(0, 0.1, mask.shape) for mask in masks])
+    candidates = np.stack([np.where(m, 2, np.where(b, 3, 1)) for m, b in zip(masks, borders, strict=True)])
+    certainty = np.choose(candidates, [0, 0, 255, 170]).astype(np.uint8)
+    return SiteSlices(images.astype(np.float32), candidates.astype(np.uint8), np.array(["gaze"] * 12), 2, certainty)
 
 
 def test_levels_learn_their_own_masks():
@@ -235,7 +339,12 @@ def test_a_site_reads_its_fixations_once_and_trains_with_them(gazed, capsys):
     data = site_slices(gazed, 2)
     assert set(data.kinds) == {"gaze"} and len(data.labelled_indices) > 0
     assert set(np.unique(data.candidates)) == {0, 1, 2, 3} or set(np.unique(data.candidates)) == {1, 2, 3}
-    np.testing.assert_array_equal(data.candidates, gaze_candidates(gazed))
+    candidates, certainty = gaze_candidates(gazed)
+    np.testing.assert_array_equal(data.candidates, candidates)
+    np.testing.assert_array_equal(data.certainty, certainty)
+    (gazed.path / "gaze_certainty.npy").unlink()  # read by a version that did not keep it
+    with pytest.raises(StoreError, match="fedfactory gaze"):
+        gaze_candidates(gazed)
 
 
 def test_maps_of_other_fixations_are_refused(gazed, tmp_path):

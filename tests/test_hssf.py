@@ -12,16 +12,25 @@ import torch
 import torch.nn.functional as F
 from fedfactory.adaptation.losses.hssf_losses import (
     assessment_loss,
+    assessor_accuracy,
     distillation,
+    foreground_confidence,
     grades,
     perturbation_loss,
     reliable_labels,
     segmentation_loss,
 )
 from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteUpdate
-from fedfactory.adaptation.methods.public_exchange import CONDENSATION, FUSION, from_margins, to_margins
-from fedfactory.adaptation.methods.public_slice_method import Teacher
+from fedfactory.adaptation.methods.public_exchange import (
+    CONDENSATION,
+    FUSION,
+    exchanged_count,
+    from_margins,
+    to_margins,
+)
+from fedfactory.adaptation.methods.public_slice_method import PublicSliceMethod, Teacher
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.methods.strong_views import OPERATIONS, StrongView, equalise
 from fedfactory.adaptation.network_names import ARCHITECTURES
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
 from fedfactory.errors import ConfigError, FederationError, NodeDataError
@@ -128,11 +137,15 @@ def test_a_pixel_with_low_confidence_in_both_views_is_flipped_or_left_out():
 
 
 @pytest.mark.parametrize("trust, accepted", [(0.75, 0.0), (0.76, 1.0)])
-def test_a_slice_is_trained_on_only_above_the_least_confidence(trust, accepted):
+def test_a_slice_is_trained_on_only_above_the_least_confidence_in_its_structures(trust, accepted):
     class Fixed(AssessedNetwork):
         def assess(self, x):
             logits, right, features = super().assess(x)
-            return logits, torch.full_like(right, math.log(trust / (1 - trust))), features
+            logits = logits + logits_of(torch.zeros_like(right).long())
+            logits[:, 1, :4, :4] += 16  # the only structure is a sixty-fourth of the slice
+            right = torch.full_like(right, 9.0)  # nothing is as certain as the background
+            right[:, :4, :4] = math.log(trust / (1 - trust))
+            return logits, right, features
 
     method = hssf(perturbation=False, min_slice_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
     weak = torch.rand(2, 1, 32, 32)
@@ -168,19 +181,152 @@ def _gradients(network, loss):
     return names, [gradient is not None and bool(gradient.abs().max() > 0) for gradient in found]
 
 
+def test_confidence_is_that_in_the_structures_of_either_view():
+    weak = torch.zeros(3, 4, 4).long()
+    strong = weak.clone()
+    strong[0, 0, :2], weak[0, 0, 1:3], weak[1, 0, 0], weak[1, 1] = 1, 1, 1, 2
+    confidence = torch.ones(3, 4, 4)
+    strong[1] = weak[1]
+    confidence[0, 0] = torch.tensor([0.3, 0.6, 0.9, 0.0])  # of which the views agree on the second and the last
+    confidence[1, 0, 0], confidence[1, 1] = 0.2, 0.4  # a small structure counts as much as a large one
+    found = foreground_confidence((logits_of(strong), logits_of(weak)), confidence)
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.3, 0.0]))
+
+
+def test_the_assessor_is_as_good_as_it_knows_right_from_wrong_structures():
+    truth = torch.zeros(1, 4, 4).long()
+    truth[0, :2, :2] = 1
+    found = truth.clone()
+    found[0, 0, 0], found[0, 3, 3], found[0, 3, 2] = 0, 1, 2  # three of six pixels that matter are wrong
+    trusting = torch.full((1, 4, 4), 3.0)
+    assert assessor_accuracy(trusting, found, truth) == 0.5
+    knowing = torch.where(found == truth, 1.0, -1.0)
+    assert assessor_accuracy(knowing, found, truth) == 1.0
+    knowing[0, 0, 0] = 1.0
+    assert assessor_accuracy(knowing, found, truth) == pytest.approx((1 + 2 / 3) / 2)
+    assert assessor_accuracy(trusting, truth, truth) == 1.0  # nothing is wrong
+    assert assessor_accuracy(trusting, truth * 0, truth * 0) == 0.0  # nothing can be told
+
+
+@pytest.mark.parametrize("colour, channels", [(False, 1), (False, 4), (True, 3)])
+def test_a_strong_view_has_other_intensities_and_a_large_square_missing(colour, channels):
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(40, channels, 32, 32, generator=rng) * 2 - 1
+    kept = images.clone()
+    view = StrongView(operations=2, cutout=0.5, colour=colour)
+    first, again = (view.of(images, rng=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again) and torch.equal(images, kept) and first.abs().max() <= 1
+    grey = (first == 0).all(1)
+    sides = [int(rows.any(1).sum()) for rows in grey]
+    assert all(8 <= side <= 16 for side in sides) and len(set(sides)) > 4
+    assert all(int(rows.sum()) >= side**2 for rows, side in zip(grey, sides, strict=True))
+    unchanged = StrongView(operations=0, cutout=0.0, colour=colour).of(images, rng=rng)
+    far = [float((a - b).abs().median()) for a, b in zip(first, images, strict=True)]
+    assert float((unchanged - images).abs().max()) <= 0.2 + 1e-6 and sum(distance > 0.2 for distance in far) >= 8
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_change_of_intensity_stays_finite_and_at_its_place(operation):
+    rng = torch.Generator().manual_seed(0)
+    shown = torch.rand(3, 2, 16, 16, generator=rng)
+    shown[0] = 0.4  # without any contrast
+    for strength in (0.0, 0.5, 1.0):
+        found = operation(shown, torch.full((3, 1, 1, 1), strength))
+        assert found.shape == shown.shape and torch.isfinite(found).all()
+        flipped = operation(shown.flip(-1), torch.full((3, 1, 1, 1), strength))
+        torch.testing.assert_close(found.flip(-1), flipped)
+
+
+def test_equalised_slices_have_equally_many_pixels_at_every_grey_level():
+    shown = (torch.arange(256.0).view(1, 1, 16, 16) / 255) ** 3
+    found = equalise(shown, torch.zeros(1, 1, 1, 1)).flatten().sort().values
+    assert found[0] == 0 and found[-1] == 1 and (found - torch.linspace(0, 1, 256)).abs().max() < 0.2
+
+
 def test_both_ends_draw_the_same_views_and_every_round_others():
     here, there = (hssf().public_views(site()) for _ in range(2))
+    assert (len(here), len(here.fitted), len(here.exchanged), here.batches(5)) == (12, 9, 3, 3)
+
+    def views_of(public, number=3, phase=FUSION, epoch=0, batches=2):
+        return [
+            (batch.images, batch.truth, batch.index)
+            for kind in (public.fitted_views, public.exchanged_views)
+            for batch in kind(number, phase=phase, epoch=epoch, batches=batches)
+        ]
+
     np.random.seed(5)
-    first = [(b.images, b.truth, b.index) for b in here.views(3, phase=FUSION, epoch=0, batch_size=5)]
+    first = views_of(here)
     np.random.seed(6)
-    second = [(b.images, b.truth, b.index) for b in there.views(3, phase=FUSION, epoch=0, batch_size=5)]
-    assert [len(images) for images, *_ in first] == [5, 5, 2]
+    second = views_of(there)
+    assert [len(images) for images, *_ in first] == [5, 4, 2, 1]
     for here_batch, there_batch in zip(first, second, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(here_batch, there_batch, strict=True))
-    assert sorted(torch.cat([index for *_, index in first]).tolist()) == list(range(12))
-    for number, phase, epoch in [(4, FUSION, 0), (3, CONDENSATION, 0), (3, FUSION, 1)]:
-        other = next(here.views(number, phase=phase, epoch=epoch, batch_size=5))
-        assert not torch.equal(other.images, first[0][0])
+    assert sorted(torch.cat([index for *_, index in first[:2]]).tolist()) == list(range(9))
+    for changes in ({"number": 4}, {"phase": CONDENSATION}, {"epoch": 1}):
+        for one, other in zip(first, views_of(here, **changes), strict=True):
+            assert not torch.equal(one[0], other[0])
+    # Graded in batches of another size than those that are distilled, the views are the same.
+    whole = views_of(here, batches=1)[1]
+    split = torch.cat([images for images, *_ in first[2:]])
+    assert torch.equal(whole[0], split) and whole[2].tolist() == torch.cat([index for *_, index in first[2:]]).tolist()
+
+
+@pytest.mark.parametrize(
+    "count, share, exchanged", [(12, 0.25, 3), (12, 0.0, 12), (3, 0.01, 1), (3, 1.0, 2), (1, 0.5, 1)]
+)
+def test_some_slices_are_left_to_fit_and_some_to_compare(count, share, exchanged):
+    assert exchanged_count(count, share) == exchanged
+    public = hssf(held_out=share).public_views(site(count=12)) if count == 12 else None
+    if public is not None:
+        assert len(public) == 12 and len(public.exchanged) == exchanged
+        assert np.array_equal(public.exchanged.images, site().images[-exchanged:])
+
+
+def test_nothing_is_fitted_to_the_labels_of_slices_that_are_exchanged():
+    method, public = hssf(), site()
+    public.candidates[-3:] = 4  # other labels on the part that is held out
+    given = method.public_views(public)
+    found = [method.fresh_network("unet") for _ in range(2)]
+    for network, data in zip(found, (given, method.public_views(site())), strict=True):
+        method.train_on_public_slices(method.trainee_of(network), data, number=1, phase=FUSION, teacher=None)
+    assert all(torch.equal(a, b) for a, b in zip(found[0].parameters(), found[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["hssf", "lssl"])
+def test_self_training_begins_when_the_assessor_is_good_enough_on_held_out_slices(name, monkeypatch):
+    seen = []
+
+    def accuracy(self, network, public, number):
+        assert not self.warming_up(number) and len(public.exchanged) == 3
+        seen.append(number)
+        return 0.69 if number == 2 else 0.71
+
+    monkeypatch.setattr(PublicSliceMethod, "assessor_accuracy", accuracy)
+    alone = {"exchange": False} if name == "hssf" else {}
+    method = hssf(name, warmup=0.25, min_assessor_accuracy=0.7, **alone)
+    used = []
+    monkeypatch.setattr(method, "pseudo_loss", lambda network, weak, strong: (used.append(1), (weak.sum() * 0, 1.0))[1])
+    found = []
+    for number in (1, 2, 3):
+        used.clear()
+        update = method.train_round(site_round_of(method, site("none"), number=number))
+        found.append((len(used), update.numbers.get("assessor")))
+    assert found == [(0, None), (0, 0.69), (CONFIG.updates, 0.71)] and seen == [2, 3]
+    without = hssf(name, unlabelled=0.0)
+    assert "assessor" not in without.train_round(site_round_of(without, site("none"), number=3)).numbers
+
+
+def test_the_assessor_is_tested_on_strong_views_of_held_out_slices():
+    method = hssf()
+    public = method.public_views(site())
+    network = method.fresh_network("unet")
+    views = list(public.exchanged_views(3, phase=FUSION, epoch=0, batches=1))
+    network.eval()
+    with torch.no_grad():
+        logits, right, _ = network.assess(views[0].images)
+    expected = assessor_accuracy(right, logits.argmax(1), views[0].truth)
+    network.train()
+    assert method.assessor_accuracy(network, public, 3) == pytest.approx(expected) and network.training
 
 
 def test_a_teachers_probabilities_follow_from_its_margins():
@@ -200,8 +346,10 @@ def test_views_of_an_unlabelled_slice_show_the_same_pixels():
     np.random.seed(0)
     weak, strong = method._two_views(site_round, np.arange(8))
     assert not torch.equal(weak, strong)
-    for weak_view, strong_view in zip(weak[:, 0], strong[:, 0], strict=True):
+    same = hssf(operations=0, cutout=0.0)._two_views(site_round, np.arange(8))  # noise alone
+    for weak_view, strong_view in zip(*(views[:, 0] for views in same), strict=True):
         assert np.corrcoef(weak_view.flatten() > -0.5, strong_view.flatten() > -0.5)[0, 1] > 0.8
+    assert float((strong == 0).float().mean()) > 1 / 16  # the smallest square has a quarter of the side
 
 
 def test_predictions_leave_the_site_and_the_network_does_not():
@@ -226,14 +374,14 @@ def test_predictions_leave_the_site_and_the_network_does_not():
 
 def test_the_bytes_sent_do_not_depend_on_the_network():
     small = hssf().build().state_dict()
-    assert sum(value.nbytes for value in small.values()) < 12 * 2 * 16 * 16 * 2 + 200
+    assert sum(value.nbytes for value in small.values()) < 3 * 2 * 16 * 16 * 2 + 200  # of the held-out quarter
 
 
 def test_the_best_site_is_the_teacher_and_a_tie_goes_to_the_first():
-    method = hssf(stride=1)
+    method = hssf(stride=1, held_out=0.0)
     public = method.public_views(method.public)
     truth = torch.zeros(12, 32, 32).long()
-    for batch in public.views(1, phase=CONDENSATION, epoch=0, batch_size=CONFIG.batch_size):
+    for batch in public.exchanged_views(1, phase=CONDENSATION, epoch=0, batches=3):
         truth[batch.index] = batch.truth
     perfect = to_margins(logits_of(truth), 1)[None]
     half = perfect.clone()
@@ -247,11 +395,11 @@ def test_the_best_site_is_the_teacher_and_a_tie_goes_to_the_first():
 @pytest.mark.parametrize("mine, theirs, distilled", [(0.8, 0.86, 1.0), (0.9, 0.86, 0.0), (0.86, 0.86, 0.0)])
 def test_only_a_better_teacher_is_distilled(mine, theirs, distilled, monkeypatch):
     method = hssf()
-    batch = next(method.public_views(site()).views(1, phase=FUSION, epoch=0, batch_size=4))
+    batch = next(method.public_views(site()).exchanged_views(1, phase=FUSION, epoch=0, batches=1))
     monkeypatch.setattr("fedfactory.adaptation.methods.hssf.grades", lambda z, y, kind: torch.full((len(z),), mine))
-    teacher = Teacher(logits_of(batch.truth), torch.full((4,), theirs))
-    _, share = method.public_loss(AssessedNetwork("unet", 3, size=32), batch, teacher)
-    assert share == distilled
+    teacher = Teacher(logits_of(batch.truth), torch.full((3,), theirs))
+    loss, share = method.distillation_loss(AssessedNetwork("unet", 3, size=32), batch, teacher)
+    assert share == distilled and (float(loss.detach()) > 0) == bool(distilled)
 
 
 def test_the_researcher_learns_from_sites_and_answers_for_the_next_round():

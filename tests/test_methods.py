@@ -178,6 +178,31 @@ def test_every_site_has_its_own_channel_selection():
     torch.testing.assert_close(model.encode(x)[1], selections[1])
 
 
+def test_the_contrast_of_sites_with_equal_selections_is_zero_whatever_dropout_draws():
+    method = method_of("fedicra")
+    model = method.build().train()
+    with torch.no_grad():
+        model.selections["4"].site[0].weight[:, 1:] = model.selections["4"].site[0].weight[:, :1]  # all sites alike
+    encoded = model.encode(torch.rand(4, 1, 32, 32), 0)
+    assert float(method.contrast(model, encoded, site=0).detach()) == 0
+    # And it is minus the mean squared distance of the heatmaps where they differ, without dropout.
+    torch.manual_seed(1)
+    model = method.build().eval()
+    x = torch.rand(4, 1, 32, 32)
+    mine, *theirs = (model.encode(x, index).heatmap for index in (1, 0, 2))
+    expected = -sum(float((mine - other).square().mean().detach()) for other in theirs) / 2
+    assert float(method.contrast(model, model.encode(x, 1), site=1).detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sites_loss_takes_one_forward_pass(monkeypatch):
+    method = method_of("fedicra")
+    model, calls = method.build(), []
+    model.conv_0.register_forward_hook(lambda *_: calls.append(1))
+    allowed = candidate_masks(torch.from_numpy(site().candidates[:2].astype(np.int64)), 3)
+    method.loss(model, torch.from_numpy(site().images[:2]), allowed, site=0)
+    assert len(calls) == 1
+
+
 def test_channel_selections_and_heads_are_trained_and_sent():
     method = method_of("fedicra")
     site_round = site_round_of(method, site())
@@ -239,12 +264,20 @@ def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
     sent = {name: value.detach().clone() for name, value in average.higher_layers().items()}
     again = site_round_of(method, data, model=average, state=state, number=2)
     with method.seeded_round(again):
-        adopted = method.adaptive_aggregation(again, data.labelled_indices)
+        numbers = method.adaptive_aggregation(again, data.labelled_indices)
     mixes = state.mix
-    assert 0 < adopted < 1 and all(0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values())
+    layers = ["upcat_4", "upcat_3", "upcat_2", "upcat_1", "final_conv"]
+    assert set(numbers) == {"adopted", *(f"mix_{layer}" for layer in layers)}
+    expected = torch.cat([mixes["final_conv.weight"].flatten(), mixes["final_conv.bias"].flatten()]).mean()
+    assert numbers["mix_final_conv"] == pytest.approx(float(expected))
+    assert 0 < numbers["adopted"] < 1 and all(
+        0 <= float(value.min()) <= float(value.max()) <= 1 for value in mixes.values()
+    )
     for name, value in again.model.higher_layers().items():
         torch.testing.assert_close(value.detach(), own[name] + (sent[name] - own[name]) * mixes[name])
     assert any(not torch.equal(mixes[name], torch.ones_like(mixes[name])) for name in mixes)
+    later = method.train_round(site_round_of(method, data, model=average, state=state, number=2))
+    assert set(later.numbers) == set(numbers)  # every round reports them
 
 
 # FedMix

@@ -50,7 +50,7 @@ def augmented_windows(
 
     Args:
         images: (B, C, S, S), or stacks (B, C, D, S, S), in [0, 1].
-        labels: (B, 1, S, S), or (B, 1, D, S, S), integer, below 2^24.
+        labels: (B, L, S, S), or (B, L, D, S, S), integer, below 2^24.
         centres: (B, 2), row and column around which windows are drawn, pixels.
         window: pixels per side of the windows.
         augmentation: what they look like.
@@ -69,9 +69,9 @@ def augmented_windows(
 def augmented_slices(
     images: Tensor, labels: Tensor, augmentation: Augmentation, *, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Whole slices (B, C, S, S) in [-1, 1] and labels (B, 1, S, S), varied; for networks that see whole slices.
+    """Whole slices (B, C, S, S) in [-1, 1] and labels (B, L, S, S), varied; for networks that see whole slices.
 
-    Returns: images (B, C, S, S), clipped to [-1, 1], and labels (B, 1, S, S) int64.
+    Returns: images (B, C, S, S), clipped to [-1, 1], and labels (B, L, S, S) int64.
     """
     size = images.shape[-1]
     middle = torch.full((len(images), 2), (size - 1) / 2)

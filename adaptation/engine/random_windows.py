@@ -77,7 +77,7 @@ def random_windows(
 
     Args:
         images: (B, C, S, S), or stacks (B, C, D, S, S), in [0, 1]; outside of the slice there is 0.
-        labels: (B, 1, S, S), or (B, 1, D, S, S), integer, below 2^24; outside of the slice there is 0.
+        labels: (B, L, S, S), or (B, L, D, S, S), integer, below 2^24; outside of the slice there is 0.
         centres: (B, 2), row and column of the windows' centres, pixels.
         window: pixels per side of the windows.
         variation: what is varied, and how much.

@@ -19,6 +19,7 @@ from ...imaging.slice_format import UNLABELLED
 
 MAX_CLASSES = 24  # a set of classes is an integer that float32 must represent exactly
 UNKNOWN = 0
+MAX_CERTAINTY = 255  # of a pixel that is surely a structure
 BOX_CENTRE = 1 / 3  # of a box's sides: the middle of a box, which is assumed to belong to the structure
 
 
@@ -134,6 +135,8 @@ class SiteSlices:
         kinds: (N,) kind of each slice's labels, "none" for unlabelled slices.
         classes: number of classes, background included.
         patients: (N,) number of the patient of each slice; None where that is not known.
+        certainty: (N, S, S) uint8, how certain a pixel that may be background or a structure is a structure, from 0 to
+            MAX_CERTAINTY; None for labels without such grades.
     """
 
     images: np.ndarray
@@ -141,6 +144,7 @@ class SiteSlices:
     kinds: np.ndarray
     classes: int
     patients: np.ndarray | None = None
+    certainty: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim == 3:

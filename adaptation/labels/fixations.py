@@ -16,6 +16,7 @@ from scipy.special import expit, logit
 
 from ...errors import ConfigError
 from ..choices import REFINEMENTS
+from .candidate_labels import MAX_CERTAINTY
 
 MIN_FIXATIONS = 3  # of a viewed slice
 MIN_DURATION = 300.0  # of all fixations of a viewed slice together, milliseconds
@@ -137,22 +138,30 @@ def refine_heatmap(heat: np.ndarray, image: np.ndarray, config: GazeConfig) -> n
 
 
 def candidates_from_fixations(fixations: np.ndarray, image: np.ndarray, config: GazeConfig) -> np.ndarray:
-    """Candidate labels of background and target for one slice.
+    """The first of what `graded_labels` returns."""
+    return graded_labels(fixations, image, config)[0]
+
+
+def graded_labels(fixations: np.ndarray, image: np.ndarray, config: GazeConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Candidate labels of background and target for one slice, and how certain the target is.
 
     Args:
         fixations: (n, 3) row, column, milliseconds.
         image: (C, H, W) in [-1, 1]; one channel may be given as (H, W).
         config: how fixations are turned into labels.
 
-    Returns: (H, W) uint8 of TARGET_ONLY, BACKGROUND_ONLY and UNCERTAIN; 0 everywhere if the slice was not viewed long
+    Returns: (H, W) uint8 of TARGET_ONLY, BACKGROUND_ONLY and UNCERTAIN, and (H, W) uint8 certainty, from 0 at the
+        threshold `loose` and below to 255 at `tight` and above; both 0 everywhere if the slice was not viewed long
         enough.
     """
     heat = heatmap(fixations, image.shape[-2:], config.sigma)
     if heat is None:
-        return np.zeros(image.shape[-2:], np.uint8)
+        return np.zeros(image.shape[-2:], np.uint8), np.zeros(image.shape[-2:], np.uint8)
     q = refine_heatmap(heat, image, config) if config.refine == "crf" else heat
     candidates = np.where(q >= config.tight, TARGET_ONLY, np.where(q >= config.loose, UNCERTAIN, BACKGROUND_ONLY))
-    return candidates.astype(np.uint8)
+    between = (q - config.loose) / max(config.tight - config.loose, MIN_PROBABILITY)
+    certainty = np.floor(np.clip(between, 0, 1) * MAX_CERTAINTY)
+    return candidates.astype(np.uint8), certainty.astype(np.uint8)
 
 
 def config_for_target_share(

@@ -114,6 +114,40 @@ def reliable_labels(
     return torch.where(confidence < min_confidence, other, labels), confidence
 
 
+def foreground_confidence(views: tuple[Tensor, Tensor], confidence: Tensor) -> Tensor:
+    """(B,) confidence in the structures of slices: the mean over each structure's pixels, mean over the structures.
+
+    A structure's pixels are those where either view finds it; those where only one of them does count as 0. 0 for a
+    slice in which neither view finds any structure. The published mean over the slice is that of background, of which
+    nearly all networks are sure.
+
+    Args:
+        views: logits (B, C, S, S) of the strongly and of the weakly augmented view.
+        confidence: (B, S, S) in [0, 1], see `reliable_labels`.
+    """
+    first, second = (F.one_hot(logits.argmax(1), logits.shape[1])[..., 1:] for logits in views)
+    pixels = (first | second).sum((1, 2))
+    means = ((first & second) * confidence[..., None]).sum((1, 2)) / pixels.clamp(min=1)
+    return means.sum(1) / (pixels > 0).sum(1).clamp(min=1)
+
+
+def assessor_accuracy(right_logits: Tensor, found: Tensor, truth: Tensor) -> float:
+    """How often the assessment is correct, in [0, 1]: the mean of its accuracies on right and on wrong pixels.
+
+    Pixels that are background in prediction and truth do not count. An assessment that trusts everything has .5. Where
+    all pixels are right, or all are wrong, it is the accuracy on these; 0 without any structure.
+
+    Args:
+        right_logits: (B, S, S) logits of a pixel's class being right.
+        found: (B, S, S) predicted classes.
+        truth: (B, S, S) classes.
+    """
+    shown, right, trusted = (found > 0) | (truth > 0), found == truth, right_logits > 0
+    groups = [shown & right, shown & ~right]
+    parts = [(trusted == right)[group].double().mean() for group in groups if group.any()]
+    return float(torch.stack(parts).mean()) if parts else 0.0
+
+
 def _mean_around(y: Tensor) -> Tensor:
     """Mean of y (B, C, S, S) over the neighbourhood of every pixel, of the same shape."""
     window = max(3, 2 * round(y.shape[-1] * EDGE_WINDOW / 2) + 1)

@@ -66,7 +66,8 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
             name="fedicra",
             summary="scribbles, points, boxes or masks; a personalised model for each site",
             choose="labels are sparse and of different kinds, and each site wants its own model",
-            stays="how a site mixes its own and the average's weights, images, labels, optimizer states",
+            leaves="all weights; the mean mixing weight of each higher layer; losses, counts and scores",
+            stays="how a site mixes each of its own and the average's weights, images, labels, optimizer states",
         ),
         MethodDescription(
             name="fedmix",
@@ -81,7 +82,7 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
             summary="eye fixations or masks; one global model",
             choose="readers look at scans and nobody draws masks; there is one target structure",
             needs="fixations or masks at some site",
-            leaves="all weights of both networks; losses, counts and scores",
+            leaves="all weights of the networks of all levels; losses, counts and scores",
             stays="images, labels, fixations and the settings with which a site reads them, optimizer states",
         ),
         MethodDescription(

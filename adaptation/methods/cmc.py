@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..labels.candidate_labels import SiteSlices
 from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, class_agreement, prototype_agreement
 from ..losses.partial_losses import partial_loss
 from ..network_names import check_modality
-from ..networks.modality_network import ModalityUNet, OneModality, modality_of
+from ..networks.modality_network import FUSION_MODES, SHARINGS, ModalityUNet, OneModality, modality_of
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.aggregation import mean_by_name
@@ -36,7 +36,12 @@ class CMCOptions:
         modalities: names of the one or two modalities; the researcher sets them from what the sites announce.
         modality_channels: channels of the slices of each modality, in the order of `modalities`; empty where all have
             the method's.
-        start: share of the updates after which slices without labels are used for training.
+        encoder_sharing: what modalities share of the encoder: "shared", "norm_specific" or "separate", see
+            `ModalityUNet`.
+        decoder_sharing: the same for the decoder.
+        fusion_mode: how fused features join those of a modality, "concat" or "add".
+        start: share of the updates after which slices without labels are used for training; the weights of their terms
+            rise, or fall, from there to the end.
         channel_weight: weight of the consistency of channels.
         descriptor: what describes a channel, see `channel_consistency`.
         agreement: agreement of classes: "prototype", "voxel" for slices of two modalities on one grid, or "off".
@@ -49,7 +54,10 @@ class CMCOptions:
 
     modalities: tuple[str, ...] = ()
     modality_channels: tuple[int, ...] = ()
-    start: float = 0.7
+    encoder_sharing: str = "norm_specific"
+    decoder_sharing: str = "norm_specific"
+    fusion_mode: str = "concat"
+    start: float = 0.0
     channel_weight: float = 0.1
     descriptor: str = "gram"
     agreement: str = "prototype"
@@ -72,6 +80,9 @@ class CMCOptions:
                 f"modality_channels has {len(self.modality_channels)} numbers; it must have {len(self.modalities)}, "
                 "one for each of modalities"
             )
+        check_choice("encoder_sharing", self.encoder_sharing, SHARINGS)
+        check_choice("decoder_sharing", self.decoder_sharing, SHARINGS)
+        check_choice("fusion_mode", self.fusion_mode, FUSION_MODES)
         check_choice("descriptor", self.descriptor, DESCRIPTORS)
         check_choice("agreement", self.agreement, AGREEMENTS)
         check_choice("agreement_ramp", self.agreement_ramp, RAMPS)
@@ -91,7 +102,16 @@ class CMC(WeightAveragingMethod):
 
     def network(self) -> nn.Module:
         counts = self.channels_by_modality
-        return ModalityUNet(self.config.classes, list(counts), self.config.width, channels=list(counts.values()))
+        own = self.options
+        return ModalityUNet(
+            self.config.classes,
+            list(counts),
+            self.config.width,
+            channels=list(counts.values()),
+            encoder_sharing=own.encoder_sharing,
+            decoder_sharing=own.decoder_sharing,
+            fusion_mode=own.fusion_mode,
+        )
 
     @property
     def channels_by_modality(self) -> dict[str, int]:
@@ -166,17 +186,18 @@ class CMC(WeightAveragingMethod):
 
         Args:
             images: (B, channels, S, S) in [-1, 1] by modality, one or two.
-            progress: share of the training that is done, in [0, 1].
+            progress: share of the training that is done, from `start` to 1.
         """
         own = self.options
-        rising = math.exp(-RAMP_STEEPNESS * (1 - progress) ** 2)
+        since = (progress - own.start) / (1 - own.start) if own.start < 1 else 1.0
+        rising = math.exp(-RAMP_STEEPNESS * (1 - since) ** 2)
         if len(images) == 1:
             ((name, weak),) = images.items()
             return own.view_weight * rising * self._view_consistency(model, weak, name)
         found = self.outputs(model, images)
         (z_a, d_a, f_a), (z_b, d_b, f_b) = found.values()
         loss = own.channel_weight * rising * channel_consistency(f_a, f_b, own.descriptor)
-        falling = (math.cos(math.pi * progress) + 1) / 2
+        falling = (math.cos(math.pi * since) + 1) / 2
         weight = own.agreement_weight * (rising if own.agreement_ramp == "up" else falling)
         if own.agreement == "voxel":
             loss = loss + weight * class_agreement(z_a, z_b)
@@ -187,7 +208,7 @@ class CMC(WeightAveragingMethod):
     def outputs(
         self, model: ModalityUNet, images: dict[str, Tensor], *, mix: bool = False
     ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Logits (B, C, S, S), decoder features (B, K, S, S) and deepest features (B, F, s, s) by modality.
+        """Logits (B, C, S, S), decoder features (B, K, S, S) and `described_features` (B, F, s, s) by modality.
 
         Args:
             images: (B, channels, S, S) in [-1, 1] by modality; two modalities are fused.
@@ -198,7 +219,7 @@ class CMC(WeightAveragingMethod):
         found = {}
         for name, (skips, deep) in encoded.items():
             pair = (deep, deep) if unfused else tuple(features for _, features in encoded.values())
-            found[name] = (*model.decode(model.fused(deep, *pair), skips, name), deep)
+            found[name] = (*model.decode(model.fused(deep, *pair), skips, name), described_features([*skips, deep]))
         return found
 
     def _held(self, site_round: SiteRound) -> dict[str, SiteSlices]:
@@ -257,3 +278,10 @@ class CMC(WeightAveragingMethod):
 
     def _uses_unlabelled(self, site_round: SiteRound, update: int) -> bool:
         return self._progress(site_round, update) >= self.options.start
+
+
+def described_features(levels: Sequence[Tensor]) -> Tensor:
+    """The deepest features with more positions than channels, of features (B, F, s, s) from fine to coarse; the finest
+    without any. Channels of fewer positions are linearly dependent, and their correlations say little."""
+    fitting = [features for features in levels if features[0, 0].numel() > features.shape[1]]
+    return (fitting or levels[:1])[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,7 +17,7 @@ from ...errors import ConfigError
 from ..losses.gated_crf import RADIUS, SIGMA_PLACE, gated_crf
 from ..losses.partial_losses import candidate_cross_entropy, informative, partial_dice
 from ..losses.tree_energy import tree_energy
-from ..networks.site_network import LEVELS, SiteUNet
+from ..networks.site_network import LEVELS, Encoded, SiteUNet
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.option_checks import check_at_least
@@ -24,6 +25,7 @@ from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdat
 
 BODY, OUTPUT = "body", "output"  # names of the optimizers
 OUTPUT_LAYER = "final_conv"
+MIX_OF = "mix_"  # prefix of a layer's name in a site's numbers
 RATE_POWER = 0.9  # exponent of the polynomial decay of the learning rate
 CONVERGENCE_STD = 0.1  # the mixing weights have converged when the last losses have this standard deviation
 CONVERGENCE_WINDOW = 10  # number of last losses, batches
@@ -127,7 +129,7 @@ class FedICRA(WeightAveragingMethod):
         numbers: dict[str, float] = {}
         with self.seeded_round(site_round):
             if self.options.adaptive and site_round.number >= self.options.adaptive_from and state.own:
-                numbers["adopted"] = self.adaptive_aggregation(site_round, labelled_indices)
+                numbers = self.adaptive_aggregation(site_round, labelled_indices)
             model.train()
             losses = []
             for update, chosen in enumerate(self.draws(site_round, labelled_indices, self.config.updates)):
@@ -150,8 +152,8 @@ class FedICRA(WeightAveragingMethod):
             site: index of the site.
         """
         own = self.options
-        features, heatmap = model.encode(images, site)
-        decoded = model.decode(features)
+        encoded = model.encode(images, site)
+        decoded = model.decode(encoded.features)
         logits = model.final_conv(decoded[-1])
         loss = candidate_cross_entropy(logits, allowed)
         if own.dice_weight:
@@ -169,18 +171,22 @@ class FedICRA(WeightAveragingMethod):
             options = {"radius": max(1, round(RADIUS * scale)), "sigma_place": SIGMA_PLACE * scale}
             loss = loss + own.crf_weight * gated_crf(probabilities, shown, **options)
         if own.contrast_weight and self.config.sites > 1:
-            loss = loss + own.contrast_weight * self.contrast(model, images, heatmap, site=site)
+            loss = loss + own.contrast_weight * self.contrast(model, encoded, site=site)
         return loss
 
-    def contrast(self, model: SiteUNet, images: Tensor, heatmap: Tensor, *, site: int) -> Tensor:
-        """Minus the mean squared distance of this site's heatmap (B, C, 1, 1) to the heatmap of every other site for
-        the same images (B, channels, S, S); a scalar."""
+    def contrast(self, model: SiteUNet, encoded: Encoded, *, site: int) -> Tensor:
+        """Minus the mean squared distance of this site's heatmap to the heatmap of every other site for the same
+        features, a scalar.
+
+        The features come from the one forward pass of the round. In a pass of their own for every site, as published,
+        dropout draws other features, and their distance is mostly that of the draws.
+        """
         others = [other for other in range(self.config.sites) if other != site]
         with torch.no_grad():
-            theirs = [model.encode(images, other)[1] for other in others]
-        return -torch.stack([F.mse_loss(heatmap, other) for other in theirs]).mean()
+            theirs = [model.heatmap(encoded.entering, other) for other in others]
+        return -torch.stack([F.mse_loss(encoded.heatmap, other) for other in theirs]).mean()
 
-    def adaptive_aggregation(self, site_round: SiteRound, labelled_indices: np.ndarray) -> float:
+    def adaptive_aggregation(self, site_round: SiteRound, labelled_indices: np.ndarray) -> dict[str, float]:
         """Mix the higher layers of the site's own model and of the received average.
 
         theta = L + (S - L) W, with L this site's own layers after its last round, S the average, and W in [0, 1]
@@ -190,7 +196,7 @@ class FedICRA(WeightAveragingMethod):
             site_round: its model is changed in place.
             labelled_indices: (N,) indices of the slices to learn W from.
 
-        Returns: mean of W, the share of the average that the site adopts.
+        Returns: `mixing_numbers` of W.
         """
         model, state = site_round.model, cast(FedICRAState, site_round.state)
         average = {name: value.detach().clone() for name, value in model.higher_layers().items()}
@@ -217,7 +223,7 @@ class FedICRA(WeightAveragingMethod):
             for name, value in model.higher_layers().items():
                 value.copy_(own[name] + difference[name] * mix[name])
         state.mix = {name: value.cpu() for name, value in mix.items()}
-        return float(torch.cat([value.flatten() for value in mix.values()]).mean())
+        return mixing_numbers(mix)
 
     def _train_only(self, model: SiteUNet, *, body: bool) -> None:
         """Gradients for everything but the output layer if `body`, otherwise for the output layer only."""
@@ -230,3 +236,17 @@ class FedICRA(WeightAveragingMethod):
         for optimizer in site_round.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
+
+
+def mixing_numbers(mix: Mapping[str, Tensor]) -> dict[str, float]:
+    """What a site reports of its mixing weights, in [0, 1]: "adopted", their mean, the share of the average that the
+    site adopts; and "mix_" with a layer's name, such as "mix_upcat_1" or "mix_final_conv", the mean of each layer.
+
+    Args:
+        mix: mixing weights by name of a parameter, whose first part is the layer's.
+    """
+    layers: dict[str, list[Tensor]] = {}
+    for name, value in mix.items():
+        layers.setdefault(name.split(".")[0], []).append(value.flatten())
+    numbers = {f"{MIX_OF}{layer}": float(torch.cat(values).mean()) for layer, values in layers.items()}
+    return {"adopted": float(torch.cat([value.flatten() for value in mix.values()]).mean()), **numbers}

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
+from ..engine.augmentation import augmented_slices
+from ..labels.candidate_labels import MAX_CERTAINTY, candidate_masks
 from ..networks.site_network import SiteUNet
 from ..networks.structure_logits import StructureLogits
 from .catalogue import METHOD_CATALOGUE
@@ -29,18 +31,22 @@ class GazeOptions:
     """Settings of gaze supervision. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        consistency: weight lambda of the agreement of the two levels.
+        levels: number of levels of certainty, each with a network of its own: thresholds from the site's `tight` to its
+            `loose` at equal distances; 1 has the tight one alone, and no agreement.
+        consistency: weight lambda of the agreement of the levels.
         window: side of the neighbourhood over which features are averaged, an odd number of pixels.
         dilation: distance of the neighbours, pixels.
         temperature: of the softmax of their cosine similarities.
     """
 
+    levels: int = 2
     consistency: float = 3.0
     window: int = 5
     dilation: int = 2
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
+        check_at_least("levels", self.levels, 1)
         check_at_least("consistency", self.consistency, 0)
         check_positive("temperature", self.temperature)
         check_at_least("dilation", self.dilation, 1)
@@ -48,28 +54,47 @@ class GazeOptions:
             raise ConfigError(f"window is {self.window}; choose an odd number from 1")
 
 
-class LevelPair(nn.Module):
-    """A network trained on pixels that are surely the target (tight), and one on pixels that may be (loose)."""
+class LevelEnsemble(nn.Module):
+    """A network for every level of certainty, from pixels that are surely the target (tight) to those that may be
+    (loose).
 
-    def __init__(self, structures: int, width: int, *, channels: int = 1) -> None:
+    Args:
+        structures: channels of the logits.
+        width: of the first level of the U-Nets.
+        levels: number of networks.
+        channels: of the slices.
+
+    Attributes:
+        names: of the networks, which are attributes, from tight to loose.
+    """
+
+    def __init__(self, structures: int, width: int, *, levels: int = 2, channels: int = 1) -> None:
         super().__init__()
-        self.tight, self.loose = (SiteUNet(structures, channels=channels, width=width, norm="group") for _ in range(2))
+        between = [f"between_{number}" for number in range(1, levels - 1)]
+        self.names = ("tight", *between, "loose")[:levels]
+        for name in self.names:
+            setattr(self, name, SiteUNet(structures, channels=channels, width=width, norm="group"))
+
+    def networks(self) -> list[SiteUNet]:
+        """From tight to loose."""
+        return [getattr(self, name) for name in self.names]
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] to the mean of the levels' logits (B, structures, S, S)."""
-        return (self.tight(x) + self.loose(x)) / 2
+        return torch.stack([network(x) for network in self.networks()]).mean(0)
 
 
 class GazeSupervision(WeightAveragingMethod):
     """Each level of certainty, made from fixations, trains a network; features averaged over similar neighbours carry
-    what the network of one level has learnt to the other. Sites with drawn masks train both levels on them."""
+    what the network of one level has learnt to the others. Sites with drawn masks train all levels on them."""
 
     description = METHOD_CATALOGUE["gaze"]
     Options = GazeOptions
     default_rate = 1e-3
 
-    def network(self) -> LevelPair:
-        return LevelPair(self.config.classes - 1, self.config.width, channels=self.config.channels)
+    def network(self) -> LevelEnsemble:
+        config = self.config
+        return LevelEnsemble(config.classes - 1, config.width, levels=self.options.levels, channels=config.channels)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate)}
@@ -79,51 +104,98 @@ class GazeSupervision(WeightAveragingMethod):
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         training_indices = site_round.data.labelled_indices
-        late = site_round.number > UNLABELLED_FROM * self.config.rounds
-        if late:
+        frozen = None
+        if site_round.number > UNLABELLED_FROM * self.config.rounds and len(training_indices) < len(site_round.data):
             training_indices = np.arange(len(site_round.data))
+            frozen = copy.deepcopy(site_round.model).eval().requires_grad_(False)
         if not len(training_indices):
             return SiteUpdate(0, math.nan)
-        frozen = copy.deepcopy(site_round.model).eval().requires_grad_(False) if late else None
         site_round.model.train()
         with self.seeded_round(site_round):
             losses = []
             for chosen in self.draws(site_round, training_indices, self.config.updates):
-                images, allowed = self.batch(site_round, chosen)
-                losses.append(self.step(site_round, self.loss(site_round.model, images, allowed, frozen=frozen)))
+                images, allowed, certainty = self.graded_batch(site_round, chosen)
+                loss = self.loss(site_round.model, images, allowed, certainty=certainty, frozen=frozen)
+                losses.append(self.step(site_round, loss))
         return SiteUpdate(len(training_indices), float(np.mean(losses)))
 
-    def loss(self, model: LevelPair, images: Tensor, allowed: Tensor, *, frozen: nn.Module | None = None) -> Tensor:
-        """Cross entropy of each level with its own masks + lambda (1 - agreement of the levels), a scalar.
+    def graded_batch(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """`FederatedMethod.batch` with the certainty (B, 1, S, S), int64 from 0 to MAX_CERTAINTY, at the same places;
+        halfway for labels without grades."""
+        data = site_round.data
+        data.require_channels(self.config.channels)
+        images = torch.from_numpy(data.images[chosen].astype(np.float32))
+        candidates = data.candidates[chosen].astype(np.int64)
+        graded = np.full(candidates.shape, MAX_CERTAINTY // 2) if data.certainty is None else data.certainty[chosen]
+        images, labels = augmented_slices(
+            images,
+            torch.from_numpy(np.stack([candidates, graded.astype(np.int64)], 1)),
+            self.augmentation_of(images),
+            rng=torch.default_generator,
+        )
+        labels = labels.to(site_round.device)
+        return images.to(site_round.device), candidate_masks(labels[:, 0], self.config.classes), labels[:, 1:]
+
+    def loss(
+        self,
+        model: LevelEnsemble,
+        images: Tensor,
+        allowed: Tensor,
+        *,
+        certainty: Tensor | None = None,
+        frozen: nn.Module | None = None,
+    ) -> Tensor:
+        """Cross entropy of each level with its own masks + lambda (1 - agreement with the other levels), a scalar.
 
         Args:
             images: (B, channels, S, S) in [-1, 1].
             allowed: (B, classes, S, S) bool, candidates.
+            certainty: (B, 1, S, S) of pixels with several candidates, 0 to MAX_CERTAINTY; None is halfway.
             frozen: model whose certain predictions are the pseudo-labels of slices without labels; None for no
                 training on these slices.
         """
         known = allowed.any(1, keepdim=True)
-        single = allowed.sum(1, keepdim=True) == 1
-        masks = {"tight": allowed[:, 1:] & single, "loose": allowed[:, 1:]}
         labelled = known.flatten(1).any(1)
-        spread, plain, loss = {}, {}, images.new_zeros(())
-        for level, network in (("tight", model.tight), ("loose", model.loose)):
-            features = network.decode(network.encode(images)[0])[-1]
-            plain[level] = network.final_conv(features)
-            wide = propagate(features, self.options.window, self.options.dilation, temperature=self.options.temperature)
-            spread[level] = torch.sigmoid(network.final_conv(wide))
-            loss = loss + masked_entropy(plain[level], masks[level], known.expand_as(plain[level]))
+        masks = level_masks(allowed, certainty, len(model.names))
+        spread, plain, loss = [], [], images.new_zeros(())
+        for network, mask in zip(model.networks(), masks, strict=True):
+            features = network.decode(network.encode(images).features)[-1]
+            plain.append(network.final_conv(features))
+            loss = loss + masked_entropy(plain[-1], mask, known.expand_as(plain[-1]))
+            if len(masks) > 1 and self.options.consistency:
+                wide = propagate(
+                    features, self.options.window, self.options.dilation, temperature=self.options.temperature
+                )
+                spread.append(torch.sigmoid(network.final_conv(wide)))
         if frozen is not None and not labelled.all():
             guess = torch.sigmoid(frozen(images))
             positive, negative = guess > MIN_PSEUDO_PROBABILITY, guess < 1 - MIN_PSEUDO_PROBABILITY
             certain = (positive | negative) & ~labelled[:, None, None, None]
-            for logits in plain.values():
+            for logits in plain:
                 loss = loss + UNLABELLED_WEIGHT * masked_entropy(logits, positive, certain)
-        for level, other in (("tight", "loose"), ("loose", "tight")):
-            peer = torch.sigmoid(plain[other].detach())
-            agreement = spread[level] * peer + (1 - spread[level]) * (1 - peer)
-            loss = loss + self.options.consistency * (1 - agreement.mean())
+        certainties = [torch.sigmoid(logits.detach()) for logits in plain]
+        for level, own in enumerate(spread):
+            peers = [peer for other, peer in enumerate(certainties) if other != level]
+            agreements = [(own * peer + (1 - own) * (1 - peer)).mean() for peer in peers]
+            loss = loss + self.options.consistency * (1 - torch.stack(agreements).mean())
         return loss
+
+
+def level_masks(allowed: Tensor, certainty: Tensor | None, levels: int) -> list[Tensor]:
+    """Masks (B, structures, S, S) bool of the levels, from tight to loose.
+
+    Every level has the pixels that must be a structure; the loose one also those that may be, and the levels between
+    them those whose certainty is above thresholds at equal distances.
+
+    Args:
+        allowed: (B, classes, S, S) bool, candidates.
+        certainty: (B, 1, S, S) of pixels with several candidates, 0 to MAX_CERTAINTY; None is halfway.
+        levels: number of levels, at least 1.
+    """
+    single = allowed.sum(1, keepdim=True) == 1
+    graded = torch.full_like(single, MAX_CERTAINTY // 2, dtype=torch.int64) if certainty is None else certainty
+    thresholds = [MAX_CERTAINTY * (1 - level / (levels - 1)) for level in range(1, levels)]
+    return [allowed[:, 1:] & single, *(allowed[:, 1:] & (single | (graded >= threshold)) for threshold in thresholds)]
 
 
 def masked_entropy(logits: Tensor, masks: Tensor, where: Tensor) -> Tensor:

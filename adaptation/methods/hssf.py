@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,16 +23,17 @@ from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdat
 from .public_exchange import (
     CONDENSATION,
     FUSION,
+    GRADING_BATCH,
     PublicBatch,
     PublicPredictions,
     PublicSlices,
+    exchanged_count,
     from_margins,
     to_margins,
 )
 from .public_slice_method import PublicSliceMethod, PublicSliceOptions, PublicSliceState, Teacher, Trainee
 
 STRIDES = (1, 2, 4)
-GRADING_BATCH = 64  # slices
 CONDENSATION_STREAM = 4  # number of the researcher's own sequence of random draws
 
 
@@ -69,7 +71,7 @@ class BestTeachers:
     """The best site's prediction of every view of the public slices.
 
     Attributes:
-        margins: (epochs, N, C - 1, s, s) float16, see `PublicPredictions`.
+        margins: (epochs, N, C - 1, s, s) float16 of the N slices that are exchanged, see `PublicPredictions`.
         grade: (epochs, N) float64 in [0, 1].
         site: (epochs, N) int64, index of the site.
     """
@@ -95,7 +97,7 @@ class HSSF(PublicSliceMethod):
 
     def network(self) -> nn.Module:
         own = self.options
-        count = own.public_slices if own.exchange else 0
+        count = exchanged_count(own.public_slices, own.held_out) if own.exchange else 0
         side = self.config.size // own.stride
         return PublicPredictions(own.public_epochs, count, classes=self.config.classes, side=side)
 
@@ -147,19 +149,14 @@ class HSSF(PublicSliceMethod):
             number = self.round_number(site_round)
             self._predict(trainee.network, public, into=site_round.model, number=number, phase=CONDENSATION)
 
-    def public_loss(
-        self, network: AssessedNetwork, batch: PublicBatch, teacher: Teacher | None
-    ) -> tuple[Tensor, float]:
-        """The supervised loss + distillation on the slices where the teacher has the better grade, a scalar; and the
-        share of these slices."""
-        loss, logits = self.supervised_loss(network, batch)
-        if teacher is None:
-            return loss, 0.0
-        better = teacher.grade.to(logits.device) > grades(logits, batch.truth, self.options.grade)
-        gate = better.to(logits.dtype)
+    def distillation_loss(self, network: AssessedNetwork, batch: PublicBatch, teacher: Teacher) -> tuple[Tensor, float]:
+        """Weighted distillation on the exchanged slices where the teacher has the better grade, a scalar; and the share
+        of these slices."""
+        logits = network(batch.images)
+        gate = (teacher.grade.to(logits.device) > grades(logits, batch.truth, self.options.grade)).to(logits.dtype)
         temperature = self.options.temperature
         distilled = distillation(teacher.logits.to(logits.device), logits, gate, temperature=temperature)
-        return loss + self.options.distillation * distilled, float(gate.mean())
+        return self.options.distillation * distilled, float(gate.mean())
 
     # At the researcher
 
@@ -236,9 +233,9 @@ class HSSF(PublicSliceMethod):
     def _truth_of_views(self, public: PublicSlices, number: int) -> Tensor:
         """(epochs, N, S, S) uint8 classes of the researcher's views of a round."""
         size = self.config.size
-        truth = torch.zeros(self.options.public_epochs, len(public), size, size, dtype=torch.uint8)
+        truth = torch.zeros(self.options.public_epochs, len(public.exchanged), size, size, dtype=torch.uint8)
         for epoch, classes in enumerate(truth):
-            for batch in public.views(number, phase=CONDENSATION, epoch=epoch, batch_size=self.config.batch_size):
+            for batch in self._exchanged_views(public, number, phase=CONDENSATION, epoch=epoch):
                 classes[batch.index] = batch.truth.to(torch.uint8)
         return truth
 
@@ -258,12 +255,16 @@ class HSSF(PublicSliceMethod):
         """Fill `into` with the network's predictions of the views of a round and phase, and with their grades."""
         network.eval()
         for epoch in range(self.options.public_epochs):
-            for batch in public.views(number, phase=phase, epoch=epoch, batch_size=self.config.batch_size):
+            for batch in self._exchanged_views(public, number, phase=phase, epoch=epoch):
                 margins = to_margins(network(batch.images.to(into.margins.device)), self.options.stride)
                 into.margins[epoch, batch.index] = margins
                 # Graded is what is distilled: the margins that travel, not the logits they come from.
                 logits, truth = from_margins(margins, self.config.size), batch.truth.to(margins.device)
                 into.grades[epoch, batch.index] = grades(logits, truth, self.options.grade).float()
+
+    def _exchanged_views(self, public: PublicSlices, number: int, *, phase: int, epoch: int) -> Iterator[PublicBatch]:
+        batches = math.ceil(len(public.exchanged) / GRADING_BATCH)
+        return public.exchanged_views(number, phase=phase, epoch=epoch, batches=batches)
 
     def public_views(self, data: SiteSlices | None) -> PublicSlices:
         """The public slices with their views. Raises: NodeDataError if they are missing or differ in number from the

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -19,19 +19,27 @@ from ...errors import NodeDataError
 from ..engine.augmentation import augmented_slices
 from ..engine.random_appearance import UNCHANGED
 from ..labels.candidate_labels import SiteSlices
-from ..losses.hssf_losses import assessment_loss, perturbation_loss, reliable_labels, segmentation_loss
+from ..losses.hssf_losses import (
+    assessment_loss,
+    assessor_accuracy,
+    foreground_confidence,
+    perturbation_loss,
+    reliable_labels,
+    segmentation_loss,
+)
 from ..losses.partial_losses import partial_loss
 from ..network_names import check_architecture
 from ..networks.assessed_network import AssessedNetwork
 from .interface.federated_method import FederatedMethod
 from .interface.option_checks import check_at_least, check_fraction
 from .interface.site_round import MethodState, SiteRound, SiteUpdate
-from .public_exchange import FUSION, PublicBatch, PublicSlices
+from .public_exchange import FUSION, GRADING_BATCH, PublicBatch, PublicSlices
+from .strong_views import StrongView
 
 ASSESSMENT_WEIGHT = 4.0
 WEIGHT_DECAY = 0.02
 FINAL_RATE = 0.01  # share of the learning rate in the last round
-CUTOUT_SIDE = 1 / 24  # share of the slice's side: the square that is missing in a strong view
+NO_ASSESSOR = math.nan  # accuracy of the assessor in a round in which nothing depends on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +50,44 @@ class PublicSliceOptions:
         network: architecture of the researcher, and of sites that have not chosen any.
         public_slices: number of public slices; the researcher sets it.
         public_epochs: passes over the public slices in a round.
+        held_out: share of the public slices that nobody is fitted to: on these the assessor is tested and, in HSSF,
+            teachers are compared and distilled; 0 takes all slices for everything, as published.
+        strong_share: share of the fitted public slices that are shown in a strong view, so that network and assessor
+            know such views; published: 0.
         warmup: share of the rounds without distillation and without the sites' own unlabelled slices.
+        min_assessor_accuracy: accuracy of the assessor on held-out public slices from which a site uses its own
+            unlabelled slices in a round, see `assessor_accuracy`; 0 does not ask for any, as published.
         min_pixel_confidence: smallest confidence with which a pixel's pseudo-label is used.
-        min_slice_confidence: mean confidence above which a slice is used; 0 uses all slices.
+        min_slice_confidence: mean confidence in the structures above which a slice is used, see
+            `foreground_confidence`; 0 uses all slices in which a structure is found.
         unlabelled: weight of the sites' own unlabelled slices.
         perturbation: whether features with missing channels are a further view.
+        operations: changes of intensity in a strong view, see `StrongView`.
+        cutout: side of the largest missing square of a strong view as a share of the slice's; published: 1 / 24.
     """
 
     network: str = "unet"
     public_slices: int = 0
     public_epochs: int = 4
+    held_out: float = 0.25
+    strong_share: float = 0.5
     warmup: float = 0.1
+    min_assessor_accuracy: float = 0.7
     min_pixel_confidence: float = 0.3
     min_slice_confidence: float = 0.75
     unlabelled: float = 1.0
     perturbation: bool = True
+    operations: int = 2
+    cutout: float = 0.5
 
     def __post_init__(self) -> None:
         check_architecture(self.network)
         check_at_least("public_slices", self.public_slices, 0)
         check_at_least("public_epochs", self.public_epochs, 1)
         check_at_least("unlabelled", self.unlabelled, 0)
-        for name in ("warmup", "min_pixel_confidence", "min_slice_confidence"):
+        check_at_least("operations", self.operations, 0)
+        confidences = ("min_assessor_accuracy", "min_pixel_confidence", "min_slice_confidence")
+        for name in ("held_out", "strong_share", "warmup", "cutout", *confidences):
             check_fraction(name, getattr(self, name))
 
 
@@ -129,9 +153,15 @@ class PublicSliceMethod(FederatedMethod):
             losses, distilled = self.train_on_public_slices(
                 trainee, public, number=number, phase=FUSION, teacher=self.teacher_at(site_round, number)
             )
-            own_losses, accepted = self._train_on_own_slices(site_round, trainee, number)
+            assessor = NO_ASSESSOR
+            if self.options.unlabelled and not self.warming_up(number):
+                assessor = self.assessor_accuracy(trainee.network, public, number)
+            ready = assessor >= self.options.min_assessor_accuracy
+            own_losses, accepted = self._train_on_own_slices(site_round, trainee, number, unlabelled=ready)
         self.finish_round(site_round, trainee, public)
         numbers = {"distilled": distilled, "accepted": accepted}
+        if not math.isnan(assessor):
+            numbers["assessor"] = assessor
         return SiteUpdate(len(site_round.data), float(np.mean(losses + own_losses)), numbers)
 
     @abstractmethod
@@ -143,7 +173,7 @@ class PublicSliceMethod(FederatedMethod):
         return site_round.number
 
     def teacher_at(self, site_round: SiteRound, number: int) -> Callable[[int, PublicBatch], Teacher] | None:
-        """The teacher for a batch of an epoch over the public slices at a site; None without distillation."""
+        """The teacher for a batch of an epoch over the exchanged slices at a site; None without distillation."""
         return None
 
     def finish_round(self, site_round: SiteRound, trainee: Trainee, public: PublicSlices) -> None:
@@ -164,32 +194,50 @@ class PublicSliceMethod(FederatedMethod):
 
         Args:
             number: of the round.
-            phase: FUSION or CONDENSATION, see `PublicSlices.views`.
-            teacher: of epoch and batch; None for training on the labels only.
+            phase: FUSION or CONDENSATION, see `PublicSlices.fitted_views`.
+            teacher: of epoch and batch of exchanged slices; None for training on the labels only.
 
-        Returns: the updates' losses, and the mean share of slices that were distilled.
+        Returns: the updates' losses, and the mean share of the exchanged slices that were distilled.
         """
         device = next(trainee.network.parameters()).device
-        losses, distilled = [], []
+        losses, distilled, batches = [], [], public.batches(self.config.batch_size)
         for epoch in range(self.options.public_epochs):
-            for batch in public.views(number, phase=phase, epoch=epoch, batch_size=self.config.batch_size):
-                known = teacher(epoch, batch) if teacher is not None else None
-                loss, share = self.public_loss(trainee.network, batch.to(device), known)
+            exchanged: Iterable[PublicBatch | None] = [None] * batches
+            if teacher is not None:
+                exchanged = public.exchanged_views(number, phase=phase, epoch=epoch, batches=batches)
+            fitted = public.fitted_views(number, phase=phase, epoch=epoch, batches=batches)
+            for batch, other in zip(fitted, exchanged, strict=True):
+                loss = self.supervised_loss(trainee.network, batch.to(device))
+                if teacher is not None and other is not None and len(other.index):
+                    term, share = self.distillation_loss(trainee.network, other.to(device), teacher(epoch, other))
+                    loss = loss + term
+                    distilled.append(share)
                 losses.append(self.update(trainee, loss, number))
-                distilled.append(share)
-        return losses, float(np.mean(distilled))
+        return losses, float(np.mean(distilled)) if distilled else 0.0
 
-    def public_loss(
-        self, network: AssessedNetwork, batch: PublicBatch, teacher: Teacher | None
-    ) -> tuple[Tensor, float]:
-        """The loss of a batch, a scalar, and the share of slices on which the teacher was distilled."""
-        return self.supervised_loss(network, batch)[0], 0.0
+    def distillation_loss(self, network: AssessedNetwork, batch: PublicBatch, teacher: Teacher) -> tuple[Tensor, float]:
+        """The weighted loss of a batch of exchanged slices, a scalar, and the share on which the teacher was better."""
+        raise NotImplementedError(f"{self.description.name} has no teachers")
 
-    def supervised_loss(self, network: AssessedNetwork, batch: PublicBatch) -> tuple[Tensor, Tensor]:
-        """Segmentation loss + weighted assessment loss of labelled slices, a scalar; and the logits (B, C, S, S)."""
+    def supervised_loss(self, network: AssessedNetwork, batch: PublicBatch) -> Tensor:
+        """Segmentation loss + weighted assessment loss of labelled slices, a scalar."""
         logits, right, _ = network.assess(batch.images)
         loss = segmentation_loss(logits, batch.truth)
-        return loss + ASSESSMENT_WEIGHT * assessment_loss(right, logits.argmax(1) == batch.truth), logits
+        return loss + ASSESSMENT_WEIGHT * assessment_loss(right, logits.argmax(1) == batch.truth)
+
+    @torch.no_grad()
+    def assessor_accuracy(self, network: AssessedNetwork, public: PublicSlices, number: int) -> float:
+        """How well the network assesses itself on strong views of held-out public slices in round `number`, see
+        `hssf_losses.assessor_accuracy`; strong views stand for the images of sites whose appearance differs."""
+        training, device = network.training, next(network.parameters()).device
+        network.eval()
+        found = []
+        for batch in public.exchanged_views(number, phase=FUSION, epoch=0, batches=public.batches(GRADING_BATCH)):
+            if len(batch.index):
+                logits, right, _ = network.assess(batch.images.to(device))
+                found.append((right.cpu(), logits.argmax(1).cpu(), batch.truth))
+        network.train(training)
+        return assessor_accuracy(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def pseudo_loss(self, network: AssessedNetwork, weak: Tensor, strong: Tensor) -> tuple[Tensor, float]:
         """Self-training on unlabelled slices.
@@ -208,7 +256,8 @@ class PublicSliceMethod(FederatedMethod):
             (z_weak, torch.sigmoid(weak_right.detach())),
             own.min_pixel_confidence,
         )
-        gate = (confidence.mean((1, 2)) > own.min_slice_confidence).to(weak.dtype)
+        trust = foreground_confidence((z_strong, z_weak), confidence)
+        gate = (trust > own.min_slice_confidence).to(weak.dtype)
         loss = segmentation_loss(z_weak, labels, gate) + segmentation_loss(z_strong, labels, gate)
         if own.perturbation:
             loss = loss + perturbation_loss(z_weak, network.perturbed(features))
@@ -229,7 +278,21 @@ class PublicSliceMethod(FederatedMethod):
                 "register its store again, with the public one"
             )
         data.require_channels(self.config.channels)
-        return PublicSlices(data, augmentation=self.augmentation, seed=self.config.seed)
+        own = self.options
+        return PublicSlices(
+            data,
+            augmentation=self.augmentation,
+            strong=self.strong,
+            strong_share=own.strong_share,
+            seed=self.config.seed,
+            held_out=own.held_out,
+        )
+
+    @property
+    def strong(self) -> StrongView:
+        """What is changed in strong views."""
+        own = self.options
+        return StrongView(operations=own.operations, cutout=own.cutout, colour=self.config.colour)
 
     def fresh_network(self, architecture: str) -> AssessedNetwork:
         """An untrained network; "" takes the researcher's architecture."""
@@ -267,12 +330,14 @@ class PublicSliceMethod(FederatedMethod):
         trainee.optimizer.step()
         return float(loss.detach())
 
-    def _train_on_own_slices(self, site_round: SiteRound, trainee: Trainee, number: int) -> tuple[list[float], float]:
-        """Updates on the site's own slices, with the labels it has and with pseudo-labels; the updates' losses, and
-        the mean share of unlabelled slices that were confident enough."""
+    def _train_on_own_slices(
+        self, site_round: SiteRound, trainee: Trainee, number: int, *, unlabelled: bool
+    ) -> tuple[list[float], float]:
+        """Updates on the site's own slices, with the labels it has and, if `unlabelled`, with pseudo-labels; the
+        updates' losses, and the mean share of unlabelled slices that were confident enough."""
         labelled_indices = site_round.data.labelled_indices
         unlabelled_indices = np.setdiff1d(np.arange(len(site_round.data)), labelled_indices)
-        if self.warming_up(number) or not self.options.unlabelled:
+        if not unlabelled:
             unlabelled_indices = unlabelled_indices[:0]
         losses, accepted = [], []
         for with_labels, without in zip(
@@ -310,14 +375,10 @@ class PublicSliceMethod(FederatedMethod):
 
     def _two_views(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
         """Weak and strong view (B, channels, S, S) of the slices with the indices `chosen` (B,), with the same
-        geometry; the strong view also has another appearance, noise and a missing square."""
+        geometry; for the strong one see `StrongView`."""
         site_round.data.require_channels(self.config.channels)
         images = torch.from_numpy(site_round.data.images[chosen].astype(np.float32))
         placed = replace(self.augmentation, appearance=UNCHANGED)
         weak, _ = augmented_slices(images, torch.zeros_like(images[:, :1]), placed, rng=torch.default_generator)
-        strong = self.restyled(weak)
-        side = max(1, round(weak.shape[-1] * CUTOUT_SIDE))
-        for image in strong:
-            row, column = torch.randint(0, weak.shape[-1] - side + 1, (2,)).tolist()
-            image[:, row : row + side, column : column + side] = 0.0
+        strong = self.strong.of(weak, rng=torch.default_generator)
         return weak.to(site_round.device), strong.to(site_round.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +11,41 @@ from torch import Tensor, nn
 from .site_network import GROUPS
 
 DEPTH = 4  # resolution levels; sides of slices are multiples of 2 ** (DEPTH - 1)
-OWN_TENSOR = re.compile(r"(?:^mixtures|\.norms)\.([^.]+)\.")  # in a tensor's name, with the modality's name
+OWN_TENSOR = re.compile(r"(?:^mixtures|^head|^widen\.\d+|\.conv|\.norms)\.([^.]+)\.")  # names a modality in a name
+SHARED, NORM_SPECIFIC, SEPARATE = SHARINGS = ("shared", "norm_specific", "separate")
+CONCAT, ADD = FUSION_MODES = ("concat", "add")
 
 
 class ModalityUnit(nn.Module):
-    """Convolution, normalisation with parameters of the modality, ReLU. Group norm: no image depends on the batch."""
+    """Convolution, normalisation, ReLU. Group norm: no image depends on the batch.
 
-    def __init__(self, channels_in: int, channels: int, modalities: Sequence[str]) -> None:
+    Args:
+        channels_in: channels of the input, by modality if `sharing` is "separate".
+        channels: of the output.
+        modalities: their names.
+        sharing: what modalities share: "shared", all; "norm_specific", all but the normalisation; "separate", nothing.
+    """
+
+    def __init__(self, channels_in: int | Mapping[str, int], channels: int, modalities: Sequence[str], sharing: str):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
-        self.norms = nn.ModuleDict({name: nn.GroupNorm(GROUPS, channels) for name in modalities})
+        before = channels_in if isinstance(channels_in, Mapping) else dict.fromkeys(modalities, channels_in)
+        self.conv = _for_each(
+            before, lambda count: nn.Conv2d(count, channels, 3, padding=1, bias=False), own=sharing == SEPARATE
+        )
+        self.norms = _for_each(before, lambda _: nn.GroupNorm(GROUPS, channels), own=sharing != SHARED)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         """(B, channels_in, S, S) to (B, channels, S, S)."""
-        return torch.relu(self.norms[modality](self.conv(x)))
+        return torch.relu(_of(self.norms, modality)(_of(self.conv, modality)(x)))
 
 
 class ModalityBlock(nn.Module):
     """Two units in a row."""
 
-    def __init__(self, channels_in: int, channels: int, modalities: Sequence[str]) -> None:
+    def __init__(self, channels_in: int | Mapping[str, int], channels: int, modalities: Sequence[str], sharing: str):
         super().__init__()
-        self.first = ModalityUnit(channels_in, channels, modalities)
-        self.second = ModalityUnit(channels, channels, modalities)
+        self.first = ModalityUnit(channels_in, channels, modalities, sharing)
+        self.second = ModalityUnit(channels, channels, modalities, sharing)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         """(B, channels_in, S, S) to (B, channels, S, S)."""
@@ -61,25 +73,43 @@ class ChannelAttention(nn.Module):
 class ModalityUNet(nn.Module):
     """U-Net for slices of one modality, or for a slice of each of two modalities, of any patients and positions.
 
-    Modalities share all convolutions, so that those of unequal numbers of channels are first brought to the largest
-    number, each by a linear mixture of its own.
+    Where modalities share the convolutions of the encoder, those of unequal numbers of channels are first brought to
+    the largest number, each by a linear mixture of its own.
 
     Args:
         classes: channels of the logits.
         modalities: their names.
         width: channels of the first level, a multiple of 4; each further level has twice as many.
         channels: of the slices of each modality, in the order of their names; empty for one each.
+        encoder_sharing: what modalities share of the encoder, one of SHARINGS: "shared" is the published program,
+            "separate" the published figure.
+        decoder_sharing: the same for the decoder and the last convolution.
+        fusion_mode: how the fused features join those of a modality: "concat" and mix them, as in the published
+            program, or "add" them, as in its figure.
     """
 
-    def __init__(self, classes: int, modalities: Sequence[str], width: int, *, channels: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        classes: int,
+        modalities: Sequence[str],
+        width: int,
+        *,
+        channels: Sequence[int] = (),
+        encoder_sharing: str = NORM_SPECIFIC,
+        decoder_sharing: str = NORM_SPECIFIC,
+        fusion_mode: str = CONCAT,
+    ) -> None:
         super().__init__()
         counts = dict(zip(modalities, channels or [1] * len(modalities), strict=True))
         most = max(counts.values())
-        unequal = counts if min(counts.values()) < most else {}
+        separate = encoder_sharing == SEPARATE
+        unequal = counts if min(counts.values()) < most and not separate else {}
         self.mixtures = nn.ModuleDict({name: nn.Conv2d(count, most, 1, bias=False) for name, count in unequal.items()})
         widths = [width * 2**level for level in range(DEPTH)]
+        inputs = [counts if separate else most, *widths]
         self.down = nn.ModuleList(
-            ModalityBlock(before, after, modalities) for before, after in zip([most, *widths], widths, strict=False)
+            ModalityBlock(before, after, modalities, encoder_sharing)
+            for before, after in zip(inputs, widths, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.attention = ChannelAttention()
@@ -89,12 +119,20 @@ class ModalityUNet(nn.Module):
             nn.Conv2d(deepest, deepest, 3, padding=1, bias=False), nn.GroupNorm(GROUPS, deepest), nn.ReLU(),
             nn.Sigmoid(),
         )  # fmt: skip
-        self.conversion = nn.Sequential(
-            nn.GroupNorm(GROUPS, 2 * deepest), nn.ReLU(), nn.Conv2d(2 * deepest, deepest, 1)
+        self.conversion = None
+        if fusion_mode == CONCAT:
+            self.conversion = nn.Sequential(
+                nn.GroupNorm(GROUPS, 2 * deepest), nn.ReLU(), nn.Conv2d(2 * deepest, deepest, 1)
+            )
+        own = {"own": decoder_sharing == SEPARATE}
+        self.widen = nn.ModuleList(
+            _for_each(modalities, lambda _, count=count: nn.ConvTranspose2d(2 * count, 2 * count, 2, 2), **own)
+            for count in reversed(widths[:-1])
         )
-        self.widen = nn.ModuleList(nn.ConvTranspose2d(2 * count, 2 * count, 2, 2) for count in reversed(widths[:-1]))
-        self.up = nn.ModuleList(ModalityBlock(3 * count, count, modalities) for count in reversed(widths[:-1]))
-        self.head = nn.Conv2d(width, classes, 1)
+        self.up = nn.ModuleList(
+            ModalityBlock(3 * count, count, modalities, decoder_sharing) for count in reversed(widths[:-1])
+        )
+        self.head = _for_each(modalities, lambda _: nn.Conv2d(width, classes, 1), **own)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         """Slices (B, channels, S, S) of one modality, fused with themselves, to logits (B, classes, S, S)."""
@@ -125,7 +163,8 @@ class ModalityUNet(nn.Module):
         if len(set(shapes)) > 1:
             raise ValueError(f"the shapes of the features are {shapes}; they must be equal to be fused")
         own, first, second = (self.attention(features) for features in (own, first, second))
-        return self.conversion(torch.cat([self.fusion(torch.cat([first, second], 1)), own], 1))
+        fused = self.fusion(torch.cat([first, second], 1))
+        return fused + own if self.conversion is None else self.conversion(torch.cat([fused, own], 1))
 
     def decode(self, deep: Tensor, skips: list[Tensor], modality: str) -> tuple[Tensor, Tensor]:
         """Fused features `deep` (B, 8 width, S / 8, S / 8) and the features of the upper levels to logits.
@@ -134,8 +173,8 @@ class ModalityUNet(nn.Module):
         """
         x = deep
         for widen, block, skip in zip(self.widen, self.up, reversed(skips), strict=True):
-            x = block(torch.cat([skip, widen(x)], 1), modality)
-        return self.head(x), x
+            x = block(torch.cat([skip, _of(widen, modality)(x)], 1), modality)
+        return _of(self.head, modality)(x), x
 
 
 class OneModality(nn.Module):
@@ -154,3 +193,18 @@ def modality_of(name: str) -> str | None:
     """The modality that a tensor belongs to, by the tensor's name; None if all modalities share it."""
     own = OWN_TENSOR.search(name)
     return own[1] if own else None
+
+
+def _for_each(
+    modalities: Iterable[str] | Mapping[str, int], make: Callable[[int], nn.Module], *, own: bool
+) -> nn.Module:
+    """A layer for each modality, of what the modality's name maps to, if `own`; otherwise one for all of them."""
+    given = modalities if isinstance(modalities, Mapping) else dict.fromkeys(modalities, 0)
+    if own:
+        return nn.ModuleDict({name: make(value) for name, value in given.items()})
+    return make(next(iter(given.values())))
+
+
+def _of(layers: nn.Module, modality: str) -> nn.Module:
+    """The layer of a modality among those of `_for_each`."""
+    return layers[modality] if isinstance(layers, nn.ModuleDict) else layers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
@@ -36,6 +38,20 @@ class ChannelSelection(nn.Module):
         s = self.site(site[:, :, None, None])
         mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
         return torch.sigmoid(self.choose(torch.cat([mean, s], 1)) + self.choose(torch.cat([largest, s], 1)))
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of slices.
+
+    Attributes:
+        features: of the levels, fine to coarse, each (B, C, S / 2^n, S / 2^n).
+        heatmap: (B, C, 1, 1) channel weights of the deepest selection; None without selections.
+        entering: features that enter the deepest selection; None without selections.
+    """
+
+    features: list[Tensor]
+    heatmap: Tensor | None
+    entering: Tensor | None
 
 
 class SiteUNet(BasicUNet):
@@ -85,27 +101,31 @@ class SiteUNet(BasicUNet):
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] to logits (B, outputs, S, S)."""
-        return self.final_conv(self.decode(self.encode(x)[0])[-1])
+        return self.final_conv(self.decode(self.encode(x).features)[-1])
 
-    def encode(self, x: Tensor, site: int | None = None) -> tuple[list[Tensor], Tensor | None]:
-        """Features of the five levels, fine to coarse, and the channel weights of the deepest selection.
+    def encode(self, x: Tensor, site: int | None = None) -> Encoded:
+        """Encode slices with the channels of a site.
 
         Args:
             x: slices (B, channels, S, S) in [-1, 1].
             site: index of the site whose channels are selected; None takes the attribute `site`.
-
-        Returns: features, each (B, C, S / 2^n, S / 2^n), and weights (B, C, 1, 1), None without selections.
         """
-        heatmap, features = None, []
-        chosen = torch.full((len(x),), self.site if site is None else site, device=x.device)
-        one_hot = F.one_hot(chosen, self.sites).to(x.dtype) if self.sites else None
+        heatmap, entering, features = None, None, []
         for level, layer in enumerate((self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4)):
             x = layer(x)
             if str(level) in self.selections:
-                heatmap = self.selections[str(level)].heatmap(x, one_hot)
+                entering, heatmap = x, self._heatmap(x, self.site if site is None else site, str(level))
                 x = x * heatmap + x
             features.append(x)
-        return features, heatmap
+        return Encoded(features, heatmap, entering)
+
+    def heatmap(self, entering: Tensor, site: int) -> Tensor:
+        """Channel weights (B, C, 1, 1) that a site gives to features (B, C, H, W) entering the deepest selection."""
+        return self._heatmap(entering, site, max(self.selections, key=int))
+
+    def _heatmap(self, x: Tensor, site: int, level: str) -> Tensor:
+        chosen = torch.full((len(x),), site, device=x.device)
+        return self.selections[level].heatmap(x, F.one_hot(chosen, self.sites).to(x.dtype))
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Features of `encode` to decoder features (B, C, S / n, S / n) with n = 4, 2 and 1."""

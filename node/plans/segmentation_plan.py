@@ -34,7 +34,17 @@ from .site_settings import SiteSettings
 from .site_slices import held_out_scores, site_slices
 
 MAX_UPDATES = 10_000  # in a round
-SHOWN_NUMBERS = ("loss", "global_", "own_", "accepted", "adopted", "distilled", "epsilon")  # prefixes, for TensorBoard
+SHOWN_NUMBERS = (
+    "loss",
+    "global_",
+    "own_",
+    "accepted",
+    "adopted",
+    "assessor",
+    "distilled",
+    "epsilon",
+    "mix_",
+)  # prefixes, for TensorBoard
 
 
 class SegmentationDataset(CustomDataset):

@@ -12,6 +12,7 @@ from fedbiomed.common.logger import logger
 from ...adaptation.evaluation.scores import Score, score_case
 from ...adaptation.evaluation.summary import class_means, mean_over_classes
 from ...adaptation.labels.candidate_labels import (
+    MAX_CERTAINTY,
     UNKNOWN,
     SiteSlices,
     candidates_from_boxes,
@@ -33,15 +34,17 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
     Raises: NodeDataError for labels that are not below `classes`, and for a store without training slices.
     """
     parts = [(case, *_candidates_of(store, case, classes)) for case in store.cases if case.split == "train"]
+    graded = any(certainty is not None for *_, certainty in parts)
     if not any(case.count for case, *_ in parts):
         raise NodeDataError("this site has no training slices; it needs at least 1")
     numbers = {name: number for number, name in enumerate(sorted({case.patient for case, *_ in parts}))}
     return SiteSlices(
         images=np.concatenate([store.images[case.span] for case, *_ in parts]).astype(np.float32),
-        candidates=np.concatenate([candidates for _, candidates, _ in parts]),
-        kinds=np.concatenate([np.repeat(kind, case.count) for case, _, kind in parts]),
+        candidates=np.concatenate([candidates for _, candidates, *_ in parts]),
+        kinds=np.concatenate([np.repeat(kind, case.count) for case, _, kind, _ in parts]),
         classes=classes,
         patients=np.concatenate([np.repeat(numbers[case.patient], case.count) for case, *_ in parts]),
+        certainty=np.concatenate([_certainty_of(found, own) for _, found, _, own in parts]) if graded else None,
     )
 
 
@@ -91,24 +94,30 @@ def _case_scores(store: SliceStore, case: Case, segmenter: Segmenter) -> list[Sc
     return score_case(case.name, ours, theirs, patient=case.patient, classes=range(1, store.classes), unit=unit)
 
 
-def _candidates_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str]:
-    """Candidate labels (N, S, S) of a case's slices, unsigned integers, and the kind of its labels."""
+def _certainty_of(candidates: np.ndarray, certainty: np.ndarray | None) -> np.ndarray:
+    """(N, S, S) uint8; halfway where the labels of a case have no grades, beside cases that have them."""
+    return np.full(candidates.shape, MAX_CERTAINTY // 2, np.uint8) if certainty is None else certainty
+
+
+def _candidates_of(store: SliceStore, case: Case, classes: int) -> tuple[np.ndarray, str, np.ndarray | None]:
+    """Candidate labels (N, S, S) of a case's slices, unsigned integers, the kind of its labels, and the certainty
+    (N, S, S) of those that have grades."""
     size, kind = store.format.size, case.label_kind
     if kind == "gaze":
         try:
-            found = gaze_candidates(store)[case.span]
+            found, certainty = (array[case.span] for array in gaze_candidates(store))
         except StoreError as error:
             logger.error(f"fedfactory: {error}")
             raise NodeDataError(
                 "this site has gaze labels without gaze maps; run `fedfactory gaze STORE` there"
             ) from None
-        return candidates_of_all_structures(found, classes), kind
+        return candidates_of_all_structures(found, classes), kind, certainty
     if kind == "none":
         dtype = candidates_from_labels(np.zeros(1, np.uint8), classes).dtype
-        return np.full((case.count, size, size), UNKNOWN, dtype), kind
+        return np.full((case.count, size, size), UNKNOWN, dtype), kind, None
     if kind == "image":
-        return candidates_from_presence(store.presence[case.span], size, classes), kind
+        return candidates_from_presence(store.presence[case.span], size, classes), kind, None
     labels = np.asarray(store.labels[case.span])
     if kind == "box":
-        return np.stack([candidates_from_boxes(label, classes) for label in labels]), kind
-    return candidates_from_labels(labels, classes), kind
+        return np.stack([candidates_from_boxes(label, classes) for label in labels]), kind, None
+    return candidates_from_labels(labels, classes), kind, None

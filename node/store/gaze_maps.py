@@ -11,8 +11,8 @@ from ...adaptation.labels.fixations import (
     TARGET_ONLY,
     UNCERTAIN,
     GazeConfig,
-    candidates_from_fixations,
     config_for_target_share,
+    graded_labels,
 )
 from ...common.files import atomic_file, write_json
 from ...common.json_text import read_json
@@ -20,7 +20,7 @@ from ...common.progress import track
 from ...errors import StoreError, UsageError
 from .slice_store import SliceStore
 
-ARRAY, CARD = "gaze_candidates.npy", "gaze_candidates.json"
+ARRAY, CERTAINTY, CARD = "gaze_candidates.npy", "gaze_certainty.npy", "gaze_candidates.json"
 SLICES_FOR_BLUR = 24  # number of slices, at least, from which the blur is chosen
 
 
@@ -46,7 +46,7 @@ class GazeSummary:
 def read_gaze(
     store_dir: str | Path, config: GazeConfig | None = None, *, target_share: float | None = None
 ) -> GazeSummary:
-    """Turn a store's fixations into candidate labels, kept in its folder; they never leave it.
+    """Turn a store's fixations into candidate labels with their certainty, kept in its folder; they never leave it.
 
     Args:
         store_dir: folder of a store that was prepared with fixations.
@@ -58,7 +58,7 @@ def read_gaze(
     store, config = SliceStore(store_dir), config or GazeConfig()
     if store.gaze is None:
         raise UsageError(f"{store.path}: no fixations here; run `fedfactory prepare ... --label-kind gaze`")
-    candidates = np.zeros(_shape(store), np.uint8)
+    candidates, certainty = (np.zeros(_shape(store), np.uint8) for _ in range(2))
     fixated = np.unique(store.gaze[:, 0]).astype(int).tolist()
 
     def view(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,9 +69,10 @@ def read_gaze(
         some = fixated[:: max(1, len(fixated) // SLICES_FOR_BLUR)]
         config = config_for_target_share([view(number) for number in some], target_share, config)
     for number in track(fixated, "reading gaze"):
-        candidates[number] = candidates_from_fixations(*view(number), config)
-    with atomic_file(store.path / ARRAY) as temporary, temporary.open("wb") as file:
-        np.save(file, candidates, allow_pickle=False)
+        candidates[number], certainty[number] = graded_labels(*view(number), config)
+    for name, values in ((ARRAY, candidates), (CERTAINTY, certainty)):
+        with atomic_file(store.path / name) as temporary, temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
     write_json(store.path / CARD, {"options": config.to_dict(), "gaze": store.files["gaze"]})
     viewed = candidates[(candidates > 0).any(axis=(1, 2))]
     return GazeSummary(
@@ -88,14 +89,18 @@ def _shape(store: SliceStore) -> tuple[int, int, int]:
     return len(store), store.format.size, store.format.size
 
 
-def gaze_candidates(store: SliceStore) -> np.ndarray:
-    """Candidate labels (N, S, S) uint8, 0 to 3. Raises: StoreError if they are missing or of other fixations."""
+def gaze_candidates(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
+    """Candidate labels (N, S, S) uint8, 0 to 3, and their certainty (N, S, S) uint8, see `graded_labels`.
+
+    Raises: StoreError if they are missing or of other fixations.
+    """
     hint = f"run `fedfactory gaze {store.path}`"
     try:
         card = read_json(store.path / CARD)
-        candidates = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
+        found = tuple(np.load(store.path / name, mmap_mode="r", allow_pickle=False) for name in (ARRAY, CERTAINTY))
     except (OSError, ValueError) as error:
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
-    if card.get("gaze") != store.files.get("gaze") or candidates.shape != _shape(store) or candidates.dtype != np.uint8:
+    fits = all(array.shape == _shape(store) and array.dtype == np.uint8 for array in found)
+    if card.get("gaze") != store.files.get("gaze") or not fits:
         raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")
-    return candidates
+    return found

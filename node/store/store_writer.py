@@ -33,7 +33,9 @@ WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 LISTS = ("gaze", "references")
-OF_EARLIER_SLICES = ("embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_candidates.json")
+OF_EARLIER_SLICES = (
+    "embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_certainty.npy", "gaze_candidates.json"
+)  # fmt: skip
 
 
 @contextmanager
