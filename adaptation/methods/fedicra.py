@@ -137,7 +137,7 @@ class FedICRA(WeightAveragingMethod):
                 self._train_only(model, body=body)
                 self._set_rates(site_round, (site_round.number - 1) * self.config.updates + update)
                 images, allowed, lines = self.batch_with_lines(site_round, chosen)
-                loss = self.loss(model, images, allowed, site=site_round.site, lines=lines)
+                loss = self.loss(model, images, allowed, lines=lines, site=site_round.site)
                 losses.append(self.step(site_round, loss, [BODY if body else OUTPUT]))
             model.requires_grad_(True)
         state.own = {name: value.detach().cpu().clone() for name, value in model.higher_layers().items()}
@@ -146,19 +146,21 @@ class FedICRA(WeightAveragingMethod):
     def loss(
         self, model: SiteUNet, images: Tensor, allowed: Tensor, *, site: int, lines: Tensor | None = None
     ) -> Tensor:
-        """Partial cross entropy + Dice + boxes + tree energy + gated CRF + site contrast, each with its weight; a scalar.
+        """Partial cross entropy + Dice + boxes + tree energy + gated CRF + site contrast, each with its weight, a scalar.
 
         Args:
             images: (B, channels, S, S) in [-1, 1].
             allowed: (B, classes, S, S) bool, candidates.
             site: index of the site.
-            lines: (B, 2, S, S), see `box_loss`.
+            lines: (B, 2, S, S), see `box_loss`; None without boxes.
         """
         own = self.options
         features, heatmap = model.encode(images, site)
         decoded = model.decode(features)
         logits = model.final_conv(decoded[-1])
-        loss = candidate_cross_entropy(logits, allowed) + box_loss(logits, allowed, lines, own)
+        loss = candidate_cross_entropy(logits, allowed)
+        if lines is not None:
+            loss = loss + box_loss(logits, allowed, lines, own)
         if own.dice_weight:
             loss = loss + own.dice_weight * partial_dice(logits, allowed)
         probabilities, shown = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2

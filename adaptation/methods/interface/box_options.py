@@ -32,15 +32,20 @@ class BoxOptions:
             raise ConfigError(f"least_share is {self.least_share}; choose above 0 and at most 1")
 
 
-def box_loss(logits: Tensor, allowed: Tensor, lines: Tensor | None, options: BoxOptions) -> Tensor | float:
-    """Weighted `tightness` and `missing_size` of logits and candidates (B, C, S, S), a scalar; 0 without `lines`.
+def box_loss(logits: Tensor, allowed: Tensor, lines: Tensor, options: BoxOptions) -> Tensor | float:
+    """Weighted `tightness` and `missing_size`, a scalar; 0 if no slice has boxes.
 
     Args:
-        lines: (B, 2, S, S), see `tightness`; None if no slice of the batch has boxes.
+        logits: (B, C, S, S).
+        allowed: (B, C, S, S) bool, candidates.
+        lines: (B, 2, S, S), see `tightness`.
+        options: the weights.
     """
     loss: Tensor | float = 0.0
-    if lines is not None and options.tightness_weight:
+    if not lines.any():
+        return loss
+    if options.tightness_weight:
         loss = loss + options.tightness_weight * tightness(logits, allowed, lines)
-    if lines is not None and options.size_weight:
+    if options.size_weight:
         loss = loss + options.size_weight * missing_size(logits, allowed, lines, share=options.least_share)
     return loss

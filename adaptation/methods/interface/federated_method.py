@@ -156,9 +156,8 @@ class FederatedMethod(ABC):
         """
         return self._augmented_with_lines(data, chosen, device)[:2]
 
-    def batch_with_lines(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`batch`, and where the rows and columns of boxes lie in it, see `losses.box_losses.tightness`: (B, 2, S, S)
-        int64, or None if no slice of the batch has boxes.
+    def batch_with_lines(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """`batch`, and where the rows and columns of boxes lie in it, (B, 2, S, S) int64, see `losses.box_losses`.
 
         Raises: NodeDataError for slices of another number of channels.
         """
@@ -167,7 +166,7 @@ class FederatedMethod(ABC):
 
     def _augmented_with_lines(
         self, data: SiteSlices, chosen: np.ndarray, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         images = torch.from_numpy(data.images[chosen].astype(np.float32))
         maps = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
         boxed = torch.from_numpy(data.kinds[chosen] == "box")
@@ -176,7 +175,8 @@ class FederatedMethod(ABC):
         images, maps = augmented_slices(images, maps, self.augmentation_of(images), rng=torch.default_generator)
         maps = maps.to(device)
         allowed = candidate_masks(maps[:, 0], self.config.classes)
-        return images.to(device), allowed, maps[:, 1:] if boxed.any() else None
+        lines = maps[:, 1:] if boxed.any() else torch.zeros_like(maps).expand(-1, 2, -1, -1)
+        return images.to(device), allowed, lines
 
     def restyled(self, images: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
