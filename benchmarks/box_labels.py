@@ -1,7 +1,7 @@
 """How much a site learns from boxes alone, against the same site with dense labels.
 
-    uv run python benchmarks/box_labels.py --seeds 0 1 2 --out benchmarks/results/box_labels.json
-    uv run python benchmarks/box_labels.py --folder cardiac_dealt --work study --seeds 0 --updates 300 \\
+    uv run python benchmarks/box_labels.py --updates 200 --out benchmarks/results/box_labels.json
+    uv run python benchmarks/box_labels.py --folder cardiac_dealt --work study --updates 240 \\
         --out benchmarks/results/box_labels_cardiac.json
 
 Without --folder, slices are simulated: a ring around a disc with a crescent beside it, of random size, place and grey
@@ -115,9 +115,7 @@ def trained(method: FederatedMethod, data: SiteSlices) -> nn.Module:
     model = method.build()
     optimizers, state = method.optimizers(model), method.new_state()
     for number in range(1, method.config.rounds + 1):
-        method.train_round(
-            SiteRound(model=model, optimizers=optimizers, data=data, site=0, number=number, state=state)
-        )
+        method.train_round(SiteRound(model=model, optimizers=optimizers, data=data, site=0, number=number, state=state))
     return method.segmenter(model, SiteContext(), state).eval()
 
 
@@ -173,7 +171,7 @@ def simulated_slices(count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def cardiac_task(folder: Path, work: Path) -> tuple[np.ndarray, np.ndarray, Callable[[nn.Module], dict[str, float]]]:
-    """The training slices of the first cardiac site with their labels, and the score of a segmenter on its test cases."""
+    """Training slices of the first cardiac site with their labels, and the score of a segmenter on its test cases."""
     simulated_methods.SIZE, simulated_methods.SIDE = SIZES["cardiac"], SIDE
     path = work / f"a_dense_{SIZES['cardiac']}.store"
     simulated_methods.make_store(folder / "site_a", path, "a", label_key="label", label_kind="dense")

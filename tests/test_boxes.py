@@ -23,10 +23,9 @@ from fedfactory.adaptation.methods import fedicra
 from fedfactory.adaptation.methods.interface.box_options import BoxOptions, box_loss
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.errors import ConfigError
+from helpers import CONFIG, SMALL, site_round_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from helpers import CONFIG, SMALL, site_round_of
 
 
 def heart(*, side=48, centre=(24, 20), inner=6.0, wall=4.0) -> np.ndarray:
@@ -116,9 +115,7 @@ def plain_terms(logits, allowed, lines, share):
     size, bags, sizes = logits.shape[-1], [], []
     for n in range(len(p)):
         for c in range(1, p.shape[1]):
-            box = [
-                (i, j) for i in range(size) for j in range(size) if allowed[n, c, i, j] and lines[n, 0, i, j] > 0
-            ]
+            box = [(i, j) for i in range(size) for j in range(size) if allowed[n, c, i, j] and lines[n, 0, i, j] > 0]
             edge = {(i, j) for i, j in box if i in (0, size - 1) or j in (0, size - 1)}
             for axis in (0, 1):
                 for line in sorted({int(lines[n, axis, i, j]) for i, j in box}):
@@ -147,8 +144,10 @@ def test_both_terms_equal_loops_over_lines_and_pixels(moved):
 
 
 def test_both_terms_have_the_right_gradients():
-    allowed, lines = of_boxes(heart(side=16, centre=(7, 5), inner=2.0, wall=2.0))
-    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 4, 16, 16))).requires_grad_(True)
+    labels = np.zeros((7, 7), np.uint8)
+    labels[1:5, 1:4], labels[3:6, 2:6] = 1, 2
+    allowed, lines = of_boxes(labels, 3)
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 7, 7))).requires_grad_(True)
     assert torch.autograd.gradcheck(lambda z: tightness(z, allowed, lines), logits)
     assert torch.autograd.gradcheck(lambda z: missing_size(z, allowed, lines, share=0.5), logits)
 
@@ -195,7 +194,7 @@ def test_slices_without_boxes_have_no_lines_and_no_box_loss():
     labels = np.stack([heart()] * 2)
     data = SiteSlices(labels / 2.0 - 1, candidates_from_labels(labels, 4), np.array(["dense", "dense"]), 4)
     method = make_method(replace(CONFIG, method="fedavg", classes=4, size=48, options={}))
-    images, allowed, lines = method.batch_with_lines(site_round_of(method, data), np.arange(2))
+    _, allowed, lines = method.batch_with_lines(site_round_of(method, data), np.arange(2))
     assert lines.shape == (2, 2, 48, 48) and not lines.any()
     logits = torch.randn(2, 4, 48, 48)
     assert float(tightness(logits, allowed, lines)) == 0 == box_loss(logits, allowed, lines, BoxOptions())
@@ -238,7 +237,9 @@ def test_impossible_settings_for_boxes_are_refused(name, option, value, message)
 def test_a_site_with_boxes_alone_learns_at_least_half_of_what_dense_labels_teach():
     rng = np.random.default_rng(0)
     shape = {"side": 32, "wall": 3.0}
-    labels = np.stack([heart(centre=tuple(rng.integers(12, 18, 2)), inner=rng.uniform(3, 5), **shape) for _ in range(16)])
+    labels = np.stack(
+        [heart(centre=tuple(rng.integers(12, 18, 2)), inner=rng.uniform(3, 5), **shape) for _ in range(16)]
+    )
     images = np.choose(labels, [-0.6, 0.6, -0.1, 0.8]) + rng.normal(0, 0.05, labels.shape)
     dice = {}
     for kind in ("dense", "box"):
@@ -248,8 +249,8 @@ def test_a_site_with_boxes_alone_learns_at_least_half_of_what_dense_labels_teach
             else np.stack([candidates_from_boxes(boxes(label, rng), 4) for label in labels])
         )
         data = SiteSlices(images.astype(np.float32), candidates, np.array([kind] * 16), 4)
-        settings_ = replace(CONFIG, method="local", classes=4, updates=40, batch_size=8, learning_rate=4e-3, options={})
-        method = make_method(settings_)
+        config = replace(CONFIG, method="local", classes=4, updates=40, batch_size=8, learning_rate=4e-3, options={})
+        method = make_method(config)
         site_round = site_round_of(method, data)
         method.train_round(site_round)
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Labels of any kind as candidate labels: the set of classes that each pixel may have, given the annotation.
 
 A dense label allows one class. A pixel outside of all boxes is background, a pixel inside a box is background or the
-box's class. In a slice with image-level labels, each pixel may have any of the classes present. Pixels that nobody
+box's class, but for the middle of the box. In a slice with image-level labels, each pixel may have any of the classes present. Pixels that nobody
 annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves all kinds, also mixed in
 one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is allowed.
 """
@@ -53,7 +53,8 @@ def candidates_from_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
 
     The smallest rectangle around the pixels of a value is that class's box. Outside of all boxes, pixels are
     background. Inside a box, they are background or the box's class; in the middle of a box, they are of some box's
-    class, and in its `certain_core` of its own class alone. A map with pixels that nobody annotated is read as a sparse label map instead.
+    class, and in its `certain_core` of its own class alone. A map with pixels that nobody annotated is read as a sparse
+    label map instead.
 
     Args:
         labels: (S, S) uint8.

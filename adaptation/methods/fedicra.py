@@ -34,7 +34,8 @@ PUBLISHED_SIZE = 256  # pixels per side
 
 @dataclass(frozen=True, kw_only=True)
 class FedICRAOptions(BoxOptions):
-    """FedICRA's parts and weights, and those for boxes; a weight of 0 leaves a part out. Raises: ConfigError if a value is out of range.
+    """FedICRA's parts and weights, and those for boxes; a weight of 0 leaves a part out. Raises: ConfigError if a value
+    is out of range.
 
     Attributes:
         tree_weight: weight of the tree energy.
@@ -146,7 +147,7 @@ class FedICRA(WeightAveragingMethod):
     def loss(
         self, model: SiteUNet, images: Tensor, allowed: Tensor, *, site: int, lines: Tensor | None = None
     ) -> Tensor:
-        """Partial cross entropy + Dice + boxes + tree energy + gated CRF + site contrast, each with its weight, a scalar.
+        """Partial cross entropy + Dice + boxes + tree energy + gated CRF + site contrast, weighted; a scalar.
 
         Args:
             images: (B, channels, S, S) in [-1, 1].
