@@ -1,9 +1,10 @@
 """Labels of any kind as candidate labels: the set of classes that each pixel may have, given the annotation.
 
 A dense label allows one class. A pixel outside of all boxes is background, a pixel inside a box is background or the
-box's class, but for the middle of the box. In a slice with image-level labels, each pixel may have any of the classes present. Pixels that nobody
-annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves all kinds, also mixed in
-one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is allowed.
+box's class, but for the middle of the box. In a slice with image-level labels, each pixel may have any of the classes
+present. Pixels that nobody annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves
+all kinds, also mixed in one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is
+allowed.
 """
 
 from __future__ import annotations
