@@ -5,7 +5,8 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-from fedfactory.adaptation.labels.candidate_labels import boxes_of, candidates_from_boxes, candidates_from_labels
+from fedfactory.adaptation.labels.boxes import boxes_of
+from fedfactory.adaptation.labels.candidate_labels import candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
 from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError

@@ -1,9 +1,10 @@
 """Labels of any kind as candidate labels: the set of classes that each pixel may have, given the annotation.
 
 A dense label allows one class. A pixel outside of all boxes is background, a pixel inside a box is background or the
-box's class. In a slice with image-level labels, each pixel may have any of the classes present. Pixels that nobody
-annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves all kinds, also mixed in
-one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is allowed.
+box's class, but for the middle of the box. In a slice with image-level labels, each pixel may have any of the classes
+present. Pixels that nobody annotated are unknown. Thus one loss (`fedfactory.adaptation.losses.partial_losses`) serves
+all kinds, also mixed in one batch. A set of classes is stored as an unsigned integer whose bit c is set if class c is
+allowed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from ...errors import ConfigError, NodeDataError
 from ...imaging.slice_format import UNLABELLED
+from .boxes import boxes_of, certain_core, middle_of
 
 MAX_CLASSES = 24  # a set of classes is an integer that float32 must represent exactly
 UNKNOWN = 0
 MAX_CERTAINTY = 255  # of a pixel that is surely a structure
-BOX_CENTRE = 1 / 3  # of a box's sides: the middle of a box, which is assumed to belong to the structure
 
 
 def check_classes(classes: int) -> None:
@@ -53,9 +54,9 @@ def candidates_from_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
     """Candidate labels of a slice whose labels are boxes, painted from the largest to the smallest.
 
     The smallest rectangle around the pixels of a value is that class's box. Outside of all boxes, pixels are
-    background. Inside a box, they are background or the box's class; in the middle of a box, unless another box
-    overlaps it that does not enclose it, they have the box's class alone. A map with pixels that nobody annotated is
-    read as a sparse label map instead.
+    background. Inside a box, they are background or the box's class; in the middle of a box, they are of some box's
+    class, and in its `certain_core` of its own class alone. A map with pixels that nobody annotated is read as a sparse
+    label map instead.
 
     Args:
         labels: (S, S) uint8.
@@ -71,25 +72,13 @@ def candidates_from_boxes(labels: np.ndarray, classes: int) -> np.ndarray:
     candidates = np.ones(labels.shape, _dtype(classes))
     for value, box in boxes.items():
         candidates[box] |= np.array(1 << value, candidates.dtype)
-    for value, box in boxes.items():
-        others = np.zeros(labels.shape, bool)
-        for other in boxes.values():
-            if other != box and not is_inside(box, other):
-                others[other] = True
-        middle = tuple(_middle_third(side) for side in box)
-        free = ~others[middle] & (labels[middle] == value)
-        candidates[middle] = np.where(free, 1 << value, candidates[middle])
+    for box in boxes.values():
+        candidates[middle_of(box)] &= ~np.array(1, candidates.dtype)
+    for value in boxes:
+        # A box of which another one hides a part is not certain there, whatever the rectangles say.
+        core = certain_core(value, boxes, labels.shape) & (labels == value)
+        candidates[core] = 1 << value
     return candidates
-
-
-def boxes_of(labels: np.ndarray, classes: int) -> dict[int, tuple[slice, slice]]:
-    """By class, the smallest rectangle around its pixels in a slice (S, S) of integer labels, as rows and columns."""
-    boxes = {}
-    for value in range(1, classes):
-        rows, columns = np.nonzero(labels == value)
-        if len(rows):
-            boxes[value] = (slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1))
-    return boxes
 
 
 def candidates_from_presence(presence: np.ndarray, size: int, classes: int) -> np.ndarray:
@@ -167,18 +156,6 @@ class SiteSlices:
         all_classes = (1 << self.classes) - 1
         informative = [((sets != UNKNOWN) & (sets != all_classes)).any() for sets in self.candidates]
         return np.flatnonzero(informative)
-
-
-def is_inside(box: tuple[slice, slice], other: tuple[slice, slice]) -> bool:
-    """Whether `other` encloses `box`."""
-    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(box, other, strict=True))
-
-
-def _middle_third(side: slice) -> slice:
-    """The middle third of a side of a box."""
-    length = side.stop - side.start
-    rim = int(length * (1 - BOX_CENTRE) / 2)
-    return slice(side.start + rim, side.stop - rim)
 
 
 def _dtype(classes: int) -> np.dtype:

@@ -27,7 +27,7 @@ from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import UNLABELLED
 from ...imaging.volume_files import read_volume, write_volume
 from ...imaging.volumes import Volume
-from .candidate_labels import boxes_of, is_inside
+from .boxes import boxes_of, is_inside
 
 POINT_RADIUS = 1.5  # pixels
 BLOCKS_PER_SLICE, BLOCK_SIDE = 3, 5  # squares, and their side in pixels

@@ -15,6 +15,11 @@ def informative(allowed: Tensor) -> Tensor:
     return (count > 0) & (count < allowed.shape[1])
 
 
+def uncertain(allowed: Tensor) -> Tensor:
+    """(B, S, S) bool, true where candidates (B, C, S, S) do not tell a single class: the pixels of the energies."""
+    return allowed.sum(1) != 1
+
+
 def candidate_cross_entropy(logits: Tensor, allowed: Tensor) -> Tensor:
     """-log of the probability that a pixel belongs to one of its allowed classes.
 

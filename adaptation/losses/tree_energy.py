@@ -88,13 +88,13 @@ def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float =
 def tree_energy(
     probabilities: Tensor, images: Tensor, unknown: Tensor, *, embeddings: Sequence[Tensor], sigma: float = SIGMA_IMAGE
 ) -> Tensor:
-    """Mean distance, over pixels of which nothing is known, of predictions to themselves after a chain of tree filters:
+    """Mean distance, over pixels of uncertain class, of predictions to themselves after a chain of tree filters:
     first along the image's tree, then along the trees of learnt embeddings.
 
     Args:
         probabilities: (B, C, H, W), summing to one over C.
         images: (B, K, H, W) in [0, 1].
-        unknown: (B, H, W) bool, pixels of which nothing is known.
+        unknown: (B, H, W) bool, pixels whose labels do not tell a single class.
         embeddings: (B, K, H, W) each, coarse to fine; they receive gradients.
         sigma: scale of squared differences of intensities, summed over the channels.
 

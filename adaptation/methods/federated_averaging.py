@@ -17,6 +17,7 @@ from ..networks.site_network import SiteUNet
 from ..training.private_updates import PatientSampling, patients_of, private_gradient
 from .catalogue import METHOD_CATALOGUE
 from .interface.aggregation import weighted_mean
+from .interface.box_options import BoxOptions, box_loss
 from .interface.federated_method import FederatedMethod
 from .interface.option_checks import check_at_least
 from .interface.site_round import SiteRound, SiteUpdate
@@ -62,6 +63,7 @@ class FederatedAveraging(WeightAveragingMethod):
     number of labelled slices (McMahan et al. 2017)."""
 
     description = METHOD_CATALOGUE["fedavg"]
+    Options = BoxOptions
 
     def network(self) -> nn.Module:
         config = self.config
@@ -78,8 +80,10 @@ class FederatedAveraging(WeightAveragingMethod):
         with self.seeded_round(site_round):
             losses = []
             for chosen in self.draws(site_round, labelled_indices, self.config.updates):
-                images, allowed = self.batch(site_round, chosen)
-                loss = partial_loss(site_round.model(images), allowed) + self.proximal_term(site_round.model, before)
+                images, allowed, lines = self.batch_with_lines(site_round, chosen)
+                logits = site_round.model(images)
+                loss = partial_loss(logits, allowed) + box_loss(logits, allowed, lines, self.options)
+                loss = loss + self.proximal_term(site_round.model, before)
                 losses.append(self.step(site_round, loss))
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)))
 
@@ -123,8 +127,8 @@ class LocalTraining(FederatedAveraging):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProximalOptions:
-    """FedProx's setting. Raises: ConfigError if it is negative.
+class ProximalOptions(BoxOptions):
+    """FedProx's setting, and those for boxes. Raises: ConfigError if it is negative.
 
     Attributes:
         proximal: weight mu of the proximal term mu / 2 |w - w_global|^2.
@@ -133,6 +137,7 @@ class ProximalOptions:
     proximal: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least("proximal", self.proximal, 0)
 
 

@@ -15,11 +15,12 @@ from torch.func import functional_call
 
 from ...errors import ConfigError
 from ..losses.gated_crf import RADIUS, SIGMA_PLACE, gated_crf
-from ..losses.partial_losses import candidate_cross_entropy, informative, partial_dice
+from ..losses.partial_losses import candidate_cross_entropy, partial_dice, uncertain
 from ..losses.tree_energy import tree_energy
 from ..networks.site_network import LEVELS, Encoded, SiteUNet
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
+from .interface.box_options import BoxOptions, box_loss
 from .interface.option_checks import check_at_least
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
@@ -34,8 +35,9 @@ PUBLISHED_SIZE = 256  # pixels per side
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedICRAOptions:
-    """FedICRA's parts and weights; a weight of 0 leaves a part out. Raises: ConfigError if a value is out of range.
+class FedICRAOptions(BoxOptions):
+    """FedICRA's parts and weights, and those for boxes; a weight of 0 leaves a part out. Raises: ConfigError if a value
+    is out of range.
 
     Attributes:
         tree_weight: weight of the tree energy.
@@ -61,6 +63,7 @@ class FedICRAOptions:
     adaptive_from: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight", "body_updates"):
             check_at_least(name, getattr(self, name), 0)
         check_at_least("embedding", self.embedding, 1)
@@ -136,33 +139,37 @@ class FedICRA(WeightAveragingMethod):
                 body = update >= self.config.updates - self.options.body_updates
                 self._train_only(model, body=body)
                 self._set_rates(site_round, (site_round.number - 1) * self.config.updates + update)
-                images, allowed = self.batch(site_round, chosen)
-                loss = self.loss(model, images, allowed, site=site_round.site)
+                images, allowed, lines = self.batch_with_lines(site_round, chosen)
+                loss = self.loss(model, images, allowed, lines=lines, site=site_round.site)
                 losses.append(self.step(site_round, loss, [BODY if body else OUTPUT]))
             model.requires_grad_(True)
         state.own = {name: value.detach().cpu().clone() for name, value in model.higher_layers().items()}
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)), numbers)
 
-    def loss(self, model: SiteUNet, images: Tensor, allowed: Tensor, *, site: int) -> Tensor:
-        """Partial cross entropy + Dice + tree energy + gated CRF + site contrast, each with its weight; a scalar.
+    def loss(
+        self, model: SiteUNet, images: Tensor, allowed: Tensor, *, site: int, lines: Tensor | None = None
+    ) -> Tensor:
+        """Partial cross entropy + Dice + boxes + tree energy + gated CRF + site contrast, weighted; a scalar.
 
         Args:
             images: (B, channels, S, S) in [-1, 1].
             allowed: (B, classes, S, S) bool, candidates.
             site: index of the site.
+            lines: (B, 2, S, S), see `box_loss`; None without boxes.
         """
         own = self.options
         encoded = model.encode(images, site)
         decoded = model.decode(encoded.features)
         logits = model.final_conv(decoded[-1])
         loss = candidate_cross_entropy(logits, allowed)
+        if lines is not None:
+            loss = loss + box_loss(logits, allowed, lines, own)
         if own.dice_weight:
             loss = loss + own.dice_weight * partial_dice(logits, allowed)
         probabilities, shown = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2
         if own.tree_weight:
-            unknown = ~informative(allowed)
             loss = loss + own.tree_weight * tree_energy(
-                probabilities, shown, unknown, embeddings=model.embeddings(decoded)
+                probabilities, shown, uncertain(allowed), embeddings=model.embeddings(decoded)
             )
         if own.crf_weight:
             # The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, TrainingError
 from ..networks.site_network import SiteUNet
-from ..networks.structure_logits import StructureLogits
+from ..networks.structure_logits import StructureLogits, with_background
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
+from .interface.box_options import BoxOptions, box_loss
 from .interface.option_checks import check_at_least, check_choice, check_fraction
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
@@ -25,8 +26,8 @@ EMPTY_RULES = ("reject", "accept")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedMixOptions:
-    """FedMix's thresholds and weights. Raises: ConfigError if a value is out of range.
+class FedMixOptions(BoxOptions):
+    """FedMix's thresholds and weights, and those for boxes. Raises: ConfigError if a value is out of range.
 
     Attributes:
         loss_weight: lambda of the sites' weights; 0 weighs by the number of accepted slices only.
@@ -52,6 +53,7 @@ class FedMixOptions:
     largest_share: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_at_least("loss_weight", self.loss_weight, 0)
         check_at_least("loss_power", self.loss_power, 0)
         if not 0 < self.largest_share <= 1:
@@ -70,11 +72,15 @@ class PseudoLabels:
         images: (n, channels, S, S) float32 in [-1, 1], augmented once.
         first: (n, structures, S, S) 0 or 1, refined masks of the first network.
         second: (n, structures, S, S) 0 or 1, refined masks of the second network.
+        allowed: (n, structures + 1, S, S) bool, candidates.
+        lines: (n, 2, S, S) int64, rows and columns of boxes, see `losses.box_losses.tightness`.
     """
 
     images: Tensor
     first: Tensor
     second: Tensor
+    allowed: Tensor
+    lines: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,9 +126,12 @@ class FedMix(WeightAveragingMethod):
             for chosen in np.array_split(rng.permutation(accepted), updates):
                 part = self._training_batch(site_round, chosen, dense=dense, pseudo=pseudo)
                 # Crossed: each network learns the masks that the other network found.
-                first_loss = soft_dice_loss(torch.sigmoid(site_round.model.first(part.images)), part.second)
-                second_loss = soft_dice_loss(torch.sigmoid(site_round.model.second(part.images)), part.first)
-                self.step(site_round, first_loss + second_loss)
+                first, second = (network(part.images) for network in (site_round.model.first, site_round.model.second))
+                first_loss = soft_dice_loss(torch.sigmoid(first), part.second)
+                second_loss = soft_dice_loss(torch.sigmoid(second), part.first)
+                boxes = self._box_loss(first, part) + self._box_loss(second, part)
+                self.step(site_round, first_loss + second_loss + boxes)
+                # Without the boxes: this loss weighs the sites, whatever labels they have.
                 losses.append(float(first_loss.detach()))
         return SiteUpdate(accepted, float(np.mean(losses)), numbers)
 
@@ -135,20 +144,22 @@ class FedMix(WeightAveragingMethod):
         model.eval()
         for start in range(0, len(weak), self.config.batch_size):
             chosen = weak[start : start + self.config.batch_size]
-            images, allowed = self.batch(site_round, chosen)
+            images, allowed, lines = self.batch_with_lines(site_round, chosen)
             kinds = site_round.data.kinds[chosen]
             first, second = (
                 self.refined(torch.sigmoid(network(images)) > 0.5, allowed) for network in (model.first, model.second)
             )
             accepted = self.accepted(first, second, allowed=allowed, kinds=kinds)
-            found.append([tensor[accepted] for tensor in (images, first, second)])
+            found.append([tensor[accepted] for tensor in (images, first, second, allowed, lines)])
         model.train(was)
         if not found:
-            counts = (self.config.channels, structures, structures)
+            counts = (self.config.channels, structures, structures, structures + 1, 2)
             found = [[torch.zeros(0, count, size, size, device=site_round.device) for count in counts]]
-        images, first, second = (torch.cat(parts) for parts in zip(*found, strict=True))
+        images, first, second, allowed, lines = (torch.cat(parts) for parts in zip(*found, strict=True))
         blank = int((~first.any(dim=(1, 2, 3))).sum()) if len(first) else 0
-        pseudo = PseudoLabels(images=images, first=first.float(), second=second.float())
+        pseudo = PseudoLabels(
+            images=images, first=first.float(), second=second.float(), allowed=allowed.bool(), lines=lines.long()
+        )
         return pseudo, {"accepted": float(len(images)), "accepted_empty": float(blank)}
 
     def refined(self, masks: Tensor, allowed: Tensor) -> Tensor:
@@ -211,14 +222,19 @@ class FedMix(WeightAveragingMethod):
         """
         parts = []
         if len(own := chosen[chosen < len(dense)]):
-            images, allowed = self.batch(site_round, dense[own])
+            images, allowed, lines = self.batch_with_lines(site_round, dense[own])
             truth = allowed[:, 1:].float()
-            parts.append((images, truth, truth))
+            parts.append((images, truth, truth, allowed, lines))
         if len(made := chosen[chosen >= len(dense)] - len(dense)):
             rows = torch.from_numpy(made).to(site_round.device)
-            parts.append((pseudo.images[rows], pseudo.first[rows], pseudo.second[rows]))
-        images, first, second = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return PseudoLabels(images=images, first=first, second=second)
+            fields = (pseudo.images, pseudo.first, pseudo.second, pseudo.allowed, pseudo.lines)
+            parts.append(tuple(tensor[rows] for tensor in fields))
+        images, first, second, allowed, lines = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return PseudoLabels(images=images, first=first, second=second, allowed=allowed, lines=lines)
+
+    def _box_loss(self, logits: Tensor, part: PseudoLabels) -> Tensor | float:
+        """`box_loss` of a network's logits (n, structures, S, S), a scalar."""
+        return box_loss(with_background(logits), part.allowed, part.lines, self.options)
 
 
 def soft_dice_loss(probabilities: Tensor, masks: Tensor) -> Tensor:

@@ -20,5 +20,10 @@ class StructureLogits(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] to logits (B, structures + 1, S, S)."""
-        logits = self.network(x)
-        return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)
+        return with_background(self.network(x))
+
+
+def with_background(logits: Tensor) -> Tensor:
+    """Sigmoid logits of structures (B, structures, S, S) to logits of classes (B, structures + 1, S, S): that of the
+    background is 0."""
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1)

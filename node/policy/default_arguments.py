@@ -60,6 +60,9 @@ METHOD: dict[str, list[object]] = {
     "rotation": [0, 7],
     "first_guess": YES_OR_NO,
     "seed": SEED,
+    "dp_epsilon": [None, [0, 1000]],
+    "dp_delta": [None, SHARE],
+    "dp_clip": [0, 1000],
 }
 
 OPTIONS: dict[str, list[object]] = {  # of all methods
@@ -108,6 +111,9 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "agreement_ramp": ["up", "down"],
     "view_weight": WEIGHT,
     "unfused_share": SHARE,
+    "tightness_weight": WEIGHT,
+    "size_weight": WEIGHT,
+    "least_share": SHARE,
 }
 
 CARD: dict[str, list[object]] = {  # of a labelled factory, apart from the configuration of its generator

@@ -52,7 +52,10 @@ _RULES = (
     # Counts, the pixels' size and the organ's height are announced when a store is registered.
     _Rule(rf"samples|slices|(?:modality_)?slices_{_NAME}|(?:labelled|synthetic)_slices|alarms", float),
     _Rule(rf"(?:{_SCORED}|test_)test_cases|test_cases", float),
-    _Rule(r"accepted|accepted_empty|distilled|adopted|augment_p", lambda value: rounded(value, 3)),
+    _Rule(r"accepted|accepted_empty|distilled|adopted|assessor|augment_p", lambda value: rounded(value, 3)),
+    _Rule(rf"mix_{_NAME}", lambda value: rounded(value, 3)),
+    # Of differential privacy: they follow from settings and the number of patients, not from images.
+    _Rule(r"epsilon|epsilon_store|delta|patients", float),
     _Rule(r"spacing|height", float),
     _Rule(r"seconds|images_per_second", lambda value: significant(value, 3)),
     # A network can be made whose loss is the value of one pixel.

@@ -23,6 +23,7 @@ from ....errors import ConfigError, TrainingError
 from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
 from ...engine.random_windows import WindowVariation
 from ...engine.segmenter_config import first_guess_contrast
+from ...labels.boxes import line_numbers
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
 from .method_config import COLOURS, MethodConfig
@@ -153,12 +154,29 @@ class FederatedMethod(ABC):
 
         Draws from PyTorch's global generator.
         """
+        return self._augmented_with_lines(data, chosen, device)[:2]
+
+    def batch_with_lines(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """`batch`, and where the rows and columns of boxes lie in it, (B, 2, S, S) int64, see `losses.box_losses`.
+
+        Raises: NodeDataError for slices of another number of channels.
+        """
+        site_round.data.require_channels(self.config.channels)
+        return self._augmented_with_lines(site_round.data, chosen, site_round.device)
+
+    def _augmented_with_lines(
+        self, data: SiteSlices, chosen: np.ndarray, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
         images = torch.from_numpy(data.images[chosen].astype(np.float32))
-        candidates = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
-        images, candidates = augmented_slices(
-            images, candidates, self.augmentation_of(images), rng=torch.default_generator
-        )
-        return images.to(device), candidate_masks(candidates[:, 0].to(device), self.config.classes)
+        maps = torch.from_numpy(data.candidates[chosen].astype(np.int64))[:, None]
+        boxed = torch.from_numpy(data.kinds[chosen] == "box")
+        if boxed.any():  # rows and columns move with the slice, as its labels do
+            maps = torch.cat([maps, line_numbers(images.shape[-1]) * boxed[:, None, None, None]], 1)
+        images, maps = augmented_slices(images, maps, self.augmentation_of(images), rng=torch.default_generator)
+        maps = maps.to(device)
+        allowed = candidate_masks(maps[:, 0], self.config.classes)
+        lines = maps[:, 1:] if boxed.any() else torch.zeros_like(maps).expand(-1, 2, -1, -1)
+        return images.to(device), allowed, lines
 
     def restyled(self, images: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
