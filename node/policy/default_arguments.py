@@ -114,6 +114,15 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "tightness_weight": WEIGHT,
     "size_weight": WEIGHT,
     "least_share": SHARE,
+    "levels": [1, 100],
+    "held_out": SHARE,
+    "strong_share": SHARE,
+    "min_assessor_accuracy": SHARE,
+    "operations": [0, 20],
+    "cutout": SHARE,
+    "encoder_sharing": ["shared", "norm_specific", "separate"],
+    "decoder_sharing": ["shared", "norm_specific", "separate"],
+    "fusion_mode": ["concat", "add"],
 }
 
 CARD: dict[str, list[object]] = {  # of a labelled factory, apart from the configuration of its generator
