@@ -86,9 +86,7 @@ def leaving_numbers(
     for name, value in values.items():
         if reason := _reason(name, value, policy):
             withheld[name] = reason
-        elif isinstance(value, str):
-            kept[name] = value
-        elif isinstance(value, int) or math.isnan(value):
+        elif isinstance(value, (str, int)) or math.isnan(value):
             kept[name] = value
         else:
             kept[name] = _rule(name).digits(value)
