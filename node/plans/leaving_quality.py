@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,8 +34,7 @@ def leaving_quality(
         encoding: (encoding_dim,), the site's mean embedding, or None.
 
     Returns: empty if the policy keeps the numbers, today's quota is used up, too few patients or height bins with
-        enough patients are there, or the generator is not the usual next one, see `GeneratorRecord`. A number that is
-        undefined is left out.
+        enough patients are there, or the generator is not the usual next one, see `GeneratorRecord`.
     """
     guard = guarded_round.current()
     if not (guard.policy.quality_leaves and guard.qualities_left):
@@ -49,8 +46,7 @@ def leaving_quality(
     chosen = chosen[:: -(-len(chosen) // MAX_SLICES)]
     real = torch.from_numpy(store.images[chosen].astype(np.float32))
     z_bin = torch.from_numpy(store.z_bin[chosen])
-    values = site_quality(generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
-    return {name: value for name, value in values.items() if not math.isnan(value)}
+    return site_quality(generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
 
 
 def comparable_slices(store: SliceStore, least_patients: int) -> np.ndarray:

@@ -1,0 +1,138 @@
+"""What a malicious researcher learns of a site, and what its protection costs an honest study.
+
+    python -m fedfactory.benchmarks.attacks --out results/attacks.json
+
+`tests/test_attacks.py` has small variants of the attacks, by the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from attacking import answered_layouts, correlations, rebuilt_slice, smooth_anatomy, trained_slice
+from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
+from fedfactory.adaptation.methods.interface.site_round import SiteRound
+from fedfactory.node.protection.policy import Policy
+from fedfactory.node.protection.site_secret import mixed_seed
+from helpers import SITE_SECRET, method_of, squares
+
+WHOLE = (0, 32)
+LIMITS = ((2, 2), (4, 4), (8, 8))  # least batch and least updates
+
+
+def site_of(images: np.ndarray, labels: np.ndarray) -> SiteSlices:
+    return SiteSlices(images, candidates_from_labels(labels, 3), np.array(["dense"] * len(images)), 3)
+
+
+def own_seed(network: torch.nn.Module, number: object) -> int:
+    """A seed as a guarded node makes it."""
+    weights = b"".join(tensor.detach().numpy().tobytes() for tensor in network.state_dict().values())
+    return mixed_seed(SITE_SECRET, hashlib.sha256(weights).hexdigest(), number)
+
+
+def pixels(slices: int) -> dict[str, object]:
+    """Correlations of a rebuilt slice: with the attacked one as it was trained on, and with the site's own ones."""
+    images, labels = smooth_anatomy(slices)
+    data = site_of(images, labels)
+    target = trained_slice(data)
+
+    def row(seeds, batch_size: int, updates: int) -> dict[str, float]:
+        found = rebuilt_slice(data, region=WHOLE, seeds=seeds, batch_size=batch_size, updates=updates)
+        others = np.abs(correlations(found, images, WHOLE))
+        attacked = abs(float(np.corrcoef(found.ravel(), target.augmented.ravel())[0, 1]))
+        return {"attacked": attacked, "own": float(others[target.number]), "mean": float(others.mean())}
+
+    rows: dict[str, object] = {"unprotected": row(lambda network, query: None, 1, 1)}
+    rows["secret seeds alone"] = row(own_seed, 1, 1)
+    for batch_size, updates in LIMITS:
+        rows[f"batch {batch_size}, updates {updates}"] = row(own_seed, batch_size, updates)
+    return rows
+
+
+def layouts(slices: int) -> dict[str, dict[str, float]]:
+    """Correlation of the answers to 1,024 generators with the site's mean slices, and the number of answers."""
+    images, _ = smooth_anatomy(slices, size=16)
+    real = torch.from_numpy(images)
+    z_bin = torch.from_numpy(np.random.default_rng(1).permutation(np.arange(slices) % 4))
+    means = np.stack([images[z_bin.numpy() == value, 0].mean(0) for value in range(4)]).ravel()
+    rows = {}
+    for name, policy, patient in (
+        ("unprotected", None, False),
+        ("protected", Policy(), False),
+        ("protected, rules known", Policy(), True),
+    ):
+        answers = answered_layouts(real, z_bin, policy=policy, patient=patient)
+        found = np.array([answers.get(query, 0.0) for query in range(len(means))])
+        learnt = abs(float(np.corrcoef(found, means)[0, 1])) if found.std() else 0.0
+        rows[name] = {"answers": len(answers), "correlation": learnt}
+    return rows
+
+
+def honest_dice(*, seed: int, protected: bool, rounds: int, updates: int) -> float:
+    """Mean Dice of fedavg of two sites on unseen slices, with seeds of the researcher or of the sites."""
+    method = method_of("fedavg", seed=seed, updates=updates, rounds=rounds, sites=2)
+    sites = [site_of(images[:, None], labels) for images, labels in (squares(24, seed=1), squares(24, seed=2))]
+    model = method.build()
+    kept = [method.optimizers(copy.deepcopy(model)).get("all").state_dict() for _ in sites]
+    for number in range(1, rounds + 1):
+        sent = []
+        for index, data in enumerate(sites):
+            own = copy.deepcopy(model)
+            optimizers = method.optimizers(own)
+            optimizers["all"].load_state_dict(kept[index])
+            draws = own_seed(model, seed) if protected else None
+            method.train_round(
+                SiteRound(
+                    model=own, optimizers=optimizers, data=data, site=index, number=number, seed=draws,
+                    state=method.new_state(),
+                )
+            )  # fmt: skip
+            kept[index] = optimizers["all"].state_dict()
+            sent.append(own.state_dict())
+        model.load_state_dict({name: sum(state[name] for state in sent) / len(sent) for name in sent[0]})
+    images, labels = squares(40, seed=3)
+    with torch.no_grad():
+        found = model.eval()(torch.from_numpy(images)[:, None]).argmax(1).numpy()
+    return float(
+        np.mean([2 * ((found == k) & (labels == k)).sum() / ((found == k).sum() + (labels == k).sum()) for k in (1, 2)])
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--slices", type=int, default=16, help="training slices of the attacked site")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=12)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    settings = {"rounds": arguments.rounds, "updates": arguments.updates}
+    dice = {
+        name: [honest_dice(seed=seed, protected=name == "protected", **settings) for seed in arguments.seeds]
+        for name in ("unprotected", "protected")
+    }
+    result = {
+        "honest_dice": dice | {"difference": float(np.mean(dice["protected"]) - np.mean(dice["unprotected"]))},
+        "layouts": layouts(arguments.slices),
+        "pixels": pixels(arguments.slices),
+    }
+    result["seconds"] = round(time.monotonic() - began, 1)
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
