@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from attacking import answered_layouts, correlations, rebuilt_slice, smooth_anatomy, trained_slice
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.methods.interface.site_round import SiteRound
-from fedfactory.node.protection.policy import Policy
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.site_secret import mixed_seed
 from helpers import SITE_SECRET, method_of, squares
 

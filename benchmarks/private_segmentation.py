@@ -1,7 +1,6 @@
 """Dice against epsilon: FedAvg with differential privacy per patient, and without.
 
-    uv run python benchmarks/private_segmentation.py --store hippocampus.store --title "hippocampus MRI" \\
-        --out benchmarks/results/private_segmentation.json
+    uv run python benchmarks/private_segmentation.py --out benchmarks/results/private_segmentation.json
 
 The training patients of a store are dealt to the sites, which train in one process by the rounds and the aggregation of
 the package; all runs make equally many updates of equally many slices. Scores are those of the average on the store's
@@ -40,7 +39,7 @@ from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 
-SIZE, SUBJECTS, TEST_SHARE = 32, 80, 0.25  # of the simulated store
+SIZE, SUBJECTS, TEST_SHARE = 32, 160, 0.125  # of the simulated store
 
 
 def main() -> None:
@@ -52,7 +51,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--updates", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=40)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -69,9 +68,8 @@ def main() -> None:
         for target in kinds
     ]
     settings = {key: value for key, value in vars(arguments).items() if key not in ("store", "out", "title")}
-    versions = {"opacus": opacus.__version__}
     content = {
-        "machine": machine("cpu") | {"opacus": versions["opacus"]}, "data": arguments.title, "size": store.format.size,
+        "machine": machine("cpu") | {"opacus": opacus.__version__}, "data": arguments.title, "size": store.format.size,
         "patients": patients, **settings, "runs": rows, "table": means,
     }  # fmt: skip
     for row in means:

@@ -14,8 +14,8 @@ from fedfactory.adaptation.methods.interface.site_round import SiteRound
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.generative.metrics.quality import layout_agreement
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.numbers import leaving_numbers
-from fedfactory.node.protection.policy import Policy
 from fedfactory.node.protection.usual_generator import GeneratorRecord
 from torch import Tensor, nn
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fedfactory.generative import make_generator
 from fedfactory.node.plans.leaving_quality import comparable_slices, leaving_quality
+from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.guarded_round import GuardedRound, begin
-from fedfactory.node.protection.policy import Policy
 from fedfactory.node.protection.usual_generator import INTERVAL, MAX_RATIO, GeneratorRecord, record_file, sketch_of
 from fedfactory.node.store.slice_store import SliceStore
 from helpers import SITE_SECRET, guarded

@@ -102,7 +102,7 @@ class Policy:
     quality_leaves: bool = True
     rounds_a_day: int = 2000
     scorings_a_day: int = 50
-    qualities_a_day: int = 200
+    qualities_a_day: int = 30
     most_parameters: int = 200_000_000
     most_memory: float = 96.0
     most_disk: float = 50.0
