@@ -28,6 +28,9 @@ JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
 FRAME_MARKS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # of JPEG and JPEG-LS, before the size
 CODE_BYTES = 1 << 16  # of a fragment, in which its size must stand
 MAX_BESIDE, USUAL_RATIO = 16 << 20, 6  # bytes beside the pixels of a deflated file, and how well text packs
+FORMS = LONG_FORMS | frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 16  # of sequences in sequences; a header that has more is damaged or hostile
 MAX_FRAMES = 1 << 16
@@ -326,6 +329,8 @@ class _Parsed:
         at = PREAMBLE + len(MAGIC) if self.data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC else 0
         while at + 8 <= len(self.data) and self.data[at : at + 2] == b"\2\0":  # explicit and little endian, always
             tag, explicit, start, length = self._element(at)
+            if self.data[at + 4 : at + 6] not in FORMS:
+                raise _Damaged
             self._keep(self.values, ELEMENTS, tag, start, start + length)
             at = start + length
         if at > len(self.data):
@@ -340,6 +345,8 @@ class _Parsed:
         end = len(self.data)
         while at < end or not self.whole:
             tag, explicit, start, length = self._element(at)
+            if self.forms and self.data[at + 4 : at + 6] not in FORMS and tag >> 16 != 0xFFFE:
+                raise _Damaged
             if tag in PIXELS:
                 self.pixels = start, -1 if length == UNDEFINED else length
                 return
@@ -368,6 +375,8 @@ class _Parsed:
             raise _Short
         group, element = struct.unpack_from(f"{self.order}HH", self.data, at)
         form = self.data[at + 4 : at + 6]
+        if self.forms and group != 0xFFFE and FORM.fullmatch(form) and form not in FORMS:
+            raise _Damaged  # GDCM takes what follows for a length, and memory for it
         if group == 0xFFFE or not self.forms or not FORM.fullmatch(form):
             return group << 16 | element, False, at + 8, struct.unpack_from(f"{self.order}I", self.data, at + 4)[0]
         if form not in LONG_FORMS:

@@ -92,10 +92,11 @@ def gaze_candidates(store: SliceStore) -> np.ndarray:
     """Candidate labels (N, S, S) uint8, 0 to 3. Raises: StoreError if they are missing or of other fixations."""
     hint = f"run `fedfactory gaze {store.path}`"
     try:
-        card = read_json(store.path / CARD)
+        card = dict(read_json(store.path / CARD))
         candidates = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        found = candidates.shape, candidates.dtype
+    except Exception as error:  # numpy parses the header with Python's own parser, which raises many types
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
-    if card.get("gaze") != store.files.get("gaze") or candidates.shape != _shape(store) or candidates.dtype != np.uint8:
+    if card.get("gaze") != store.files.get("gaze") or found != (_shape(store), np.uint8):
         raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")
     return candidates
