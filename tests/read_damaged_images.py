@@ -44,7 +44,13 @@ def read_nifti(content: bytes, folder: Path) -> None:
     usable = len(refusals) < len(attempts)
     try:
         marked_frames(path)
-    except (FedFactoryError, OSError, EOFError, ValueError, zlib.error) as error:  # which `choose_reading` turns into one line
+    except (
+        FedFactoryError,
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+    ) as error:  # which `choose_reading` turns into one line
         refusals.append(FedFactoryError(str(error)[:300]))
     raise_first(refusals, usable=usable)
 
