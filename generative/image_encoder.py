@@ -113,9 +113,11 @@ def read_embedding(path: str | Path) -> Tensor:
     import numpy as np  # the networks must be importable without it
 
     try:
-        mean = np.load(path, allow_pickle=False)
+        mean = np.load(path, mmap_mode="r", allow_pickle=False)  # which takes no memory for what a header claims
     except Exception as error:  # numpy parses the header with Python's own parser, which raises many types
         raise UsageError(f"{path}: not readable as a mean embedding ({error}); give a .npy file") from None
+    if not isinstance(mean, np.ndarray):
+        raise UsageError(f"{path}: is an archive of arrays; a mean embedding must be one array, .npy")
     if mean.ndim not in (1, 2) or mean.size != mean.shape[-1] or mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise UsageError(f"{path}: holds {mean.shape} {mean.dtype}; a mean embedding must be one row of finite numbers")
     return torch.from_numpy(mean.reshape(-1).astype(np.float32))

@@ -197,7 +197,7 @@ def test_a_small_checkpoint_with_packed_entries_is_refused(tmp_path):
         for entry in source.namelist():
             with target.open(entry, "w", force_zip64=True) as file:
                 file.write(source.read(entry))
-                for _ in range(768 if "/data/" in entry else 0):
+                for _ in range(32 if "/data/" in entry else 0):
                     file.write(bytes(1 << 22))
     assert "packed" in outcome(tmp_path / "bomb.pt", CHECKPOINT)
 
@@ -256,7 +256,7 @@ def test_the_size_in_a_code_is_found():
 
 @pytest.mark.fuzz
 def test_a_small_series_takes_less_than_two_gigabytes(tmp_path, tilted):  # noqa: F811
-    for name, more in (("deflated", 2 << 30), ("sound", 0)):
+    for name, more in (("deflated", 256 << 20), ("sound", 0)):
         write_dicom(tmp_path / name, tilted)
         deflated(min((tmp_path / name).iterdir()), more)
     assert outcome(tmp_path / "deflated", SERIES).startswith("refused: ")

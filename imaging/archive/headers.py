@@ -28,6 +28,7 @@ JPEG_2000 = b"\xff\x4f\xff\x51"  # how its code begins
 FRAME_MARKS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # of JPEG and JPEG-LS, before the size
 CODE_BYTES = 1 << 16  # of a fragment, in which its size must stand
 MAX_BESIDE, USUAL_RATIO = 16 << 20, 6  # bytes beside the pixels of a deflated file, and how well text packs
+FORMS = LONG_FORMS | frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 16  # of sequences in sequences; a header that has more is damaged or hostile
 MAX_FRAMES = 1 << 16
@@ -212,8 +213,28 @@ def _pixel_fault(parsed: _Parsed, file: BinaryIO, size: int) -> str:
         return _fragments_fault(file, place, (sides[0], sides[1]))
     if place + length > size:
         return "is cut off in its pixels"
+    if _claims_memory(parsed, file, place + length):
+        return "claims more content after its pixels than it has"
     short = values.get("SamplesPerPixel", "1") == "1" and expected > length
     return f"has {length} bytes of pixels, fewer than the {expected} of its header" if short else ""
+
+
+def _claims_memory(parsed: _Parsed, file: BinaryIO, at: int) -> bool:
+    """Whether an element after the pixels claims much more than the file has: GDCM takes the memory first."""
+    file.seek(at)
+    rest = _Parsed(file.read(BUFFERS[-1]), whole=True, order=parsed.order, forms=parsed.forms)
+    place = 0
+    try:
+        while place + 8 <= len(rest.data):
+            _, _, start, length = rest._element(place)
+            if length == UNDEFINED:
+                return False
+            if start + length > len(rest.data) + MAX_BESIDE:
+                return True
+            place = start + length
+    except (_Short, _Damaged):
+        return False
+    return False
 
 
 def _deflated_fault(file: BinaryIO, at: int, limit: int) -> str:
@@ -326,6 +347,8 @@ class _Parsed:
         at = PREAMBLE + len(MAGIC) if self.data[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC else 0
         while at + 8 <= len(self.data) and self.data[at : at + 2] == b"\2\0":  # explicit and little endian, always
             tag, explicit, start, length = self._element(at)
+            if self.data[at + 4 : at + 6] not in FORMS:
+                raise _Damaged
             self._keep(self.values, ELEMENTS, tag, start, start + length)
             at = start + length
         if at > len(self.data):
@@ -340,6 +363,8 @@ class _Parsed:
         end = len(self.data)
         while at < end or not self.whole:
             tag, explicit, start, length = self._element(at)
+            if self.forms and self.data[at + 4 : at + 6] not in FORMS and tag >> 16 != 0xFFFE:
+                raise _Damaged
             if tag in PIXELS:
                 self.pixels = start, -1 if length == UNDEFINED else length
                 return
@@ -368,6 +393,8 @@ class _Parsed:
             raise _Short
         group, element = struct.unpack_from(f"{self.order}HH", self.data, at)
         form = self.data[at + 4 : at + 6]
+        if self.forms and group != 0xFFFE and FORM.fullmatch(form) and form not in FORMS:
+            raise _Damaged  # GDCM takes what follows for a length, and memory for it
         if group == 0xFFFE or not self.forms or not FORM.fullmatch(form):
             return group << 16 | element, False, at + 8, struct.unpack_from(f"{self.order}I", self.data, at + 4)[0]
         if form not in LONG_FORMS:

@@ -17,7 +17,6 @@ from .headers import read_header
 from .series_checks import MAX_UNEVENNESS, refuse_unusable
 from .slices import Slice, frames_affine
 
-PATIENT_ID = "0010|0020"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -105,11 +104,10 @@ def patient_digest(files: Sequence[Path]) -> str | None:
     see `pseudonyms.pseudonym`.
     """
     try:
-        header = _header(Path(files[0]))
-        found, patient = header.GetValueFromTag(PATIENT_ID, "")
-    except Exception:  # reading the series, which follows, reports what is wrong
+        header = read_header(Path(files[0]))
+    except OSError:  # reading the series reports what is wrong
         return None
-    patient = patient.strip("\0 ") if found else ""
+    patient = "" if header is None else header.values.get("PatientID", "")
     return hashlib.sha256(f"fedfactory/{patient}".encode()).hexdigest()[:16] if patient else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,6 @@ def frames_of(path: Path) -> int:
         if path.name.lower().endswith(NIFTI):
             return nifti_layout(path).frames if os.path.isfile(path) else 1
         header = text_header(path) if os.path.isfile(path) else None
-    except (VolumeError, OSError, EOFError, ValueError):
+    except (VolumeError, OSError, EOFError, ValueError, zlib.error):
         return 1
     return 1 if header is None else header.frames

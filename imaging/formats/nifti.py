@@ -12,6 +12,7 @@ from typing import BinaryIO
 import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import HeaderDataError
 
 from ...errors import VolumeError
 from ..nifti.geometry import MILLIMETRES, SPATIAL_UNITS, NiftiGeometry
@@ -142,7 +143,10 @@ def _refuse_unlikely(
     if isinstance(file, io.BufferedReader):
         return
     packed, most = path.stat().st_size, LABEL_BYTES if integer else IMAGE_BYTES
-    slope, inter = header.get_slope_inter()
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise VolumeError(f"{path}: its header scales voxels by no number ({error}); repair the header") from None
     width = SCALED_BYTES if integer and not (slope in (None, 1) and inter in (None, 0)) else 2 if integer else 4
     voxels = math.prod(layout.shape)
     refuse_bomb(path, packed=packed, unpacked=max(layout.size, width * voxels), most=most)

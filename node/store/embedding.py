@@ -60,6 +60,8 @@ def load_guide(store: SliceStore) -> Guide:
     try:
         card = read_json(store.path / CARD)
         encoder, weights, expected = card["encoder"], Path(card["weights"]), card["sha256"]
+        if not isinstance(encoder, str) or not weights.is_file():  # a device would be read for ever
+            raise ValueError(f"its weights are in {weights}")
         unchanged = sha256_of(weights) == expected
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{store.path}: no usable image encoder ({error}); run `fedfactory embed`") from None
