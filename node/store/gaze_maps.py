@@ -96,20 +96,11 @@ def gaze_candidates(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
     """
     hint = f"run `fedfactory gaze {store.path}`"
     try:
-<<<<<<< HEAD
-        card = read_json(store.path / CARD)
-        found = tuple(np.load(store.path / name, mmap_mode="r", allow_pickle=False) for name in (ARRAY, CERTAINTY))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
-    fits = all(array.shape == _shape(store) and array.dtype == np.uint8 for array in found)
-    if card.get("gaze") != store.files.get("gaze") or not fits:
-=======
         card = dict(read_json(store.path / CARD))
-        candidates = np.load(store.path / ARRAY, mmap_mode="r", allow_pickle=False)
-        found = candidates.shape, candidates.dtype
+        found = tuple(np.load(store.path / name, mmap_mode="r", allow_pickle=False) for name in (ARRAY, CERTAINTY))
+        fits = all((array.shape, array.dtype) == (_shape(store), np.uint8) for array in found)
     except Exception as error:  # numpy parses the header with Python's own parser, which raises many types
         raise StoreError(f"{store.path}: its fixations have not been read ({error}); {hint}") from None
-    if card.get("gaze") != store.files.get("gaze") or found != (_shape(store), np.uint8):
->>>>>>> h4_stores
+    if card.get("gaze") != store.files.get("gaze") or not fits:
         raise StoreError(f"{store.path}: its fixations have changed since they were read; {hint}")
     return found
