@@ -282,6 +282,14 @@ def test_some_slices_are_left_to_fit_and_some_to_compare(count, share, exchanged
         assert np.array_equal(public.exchanged.images, site().images[-exchanged:])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_fitted_slices_is_shown_in_strong_views(share):
+    public = hssf(strong_share=share, public_slices=40).public_views(site(count=40))
+    images = next(public.fitted_views(1, phase=FUSION, epoch=0, batches=1)).images
+    cut = (images == 0).flatten(1).float().mean(1) > 1 / 20  # no picture has exactly this grey in so many pixels
+    assert float(cut.float().mean()) == pytest.approx(share, abs=0.2 if 0 < share < 1 else 0)
+
+
 def test_nothing_is_fitted_to_the_labels_of_slices_that_are_exchanged():
     method, public = hssf(), site()
     public.candidates[-3:] = 4  # other labels on the part that is held out
@@ -338,6 +346,25 @@ def test_a_teachers_probabilities_follow_from_its_margins():
     assert to_margins(logits, 2).shape == (2, 2, 8, 8) and to_margins(logits, 2).dtype == torch.float16
     # The bound hides how confident a network is on its training slices.
     assert to_margins(logits * 1000, 1).abs().max() <= 10
+
+
+@pytest.mark.parametrize("source, label", [("weak", 1), ("both", 2)])
+def test_pseudo_labels_are_those_of_the_weak_view_unless_told_otherwise(source, label, monkeypatch):
+    class Fixed(AssessedNetwork):
+        def assess(self, x):
+            logits, right, features = super().assess(x)
+            strong = x.mean() > 0  # the strong view finds another structure, and is more confident in it
+            logits = logits + logits_of(torch.full_like(right, 2 if strong else 1).long())
+            return logits, torch.full_like(right, 5.0 if strong else 1.0), features
+
+    seen = []
+    monkeypatch.setattr(
+        "fedfactory.adaptation.methods.public_slice_method.segmentation_loss",
+        lambda logits, truth, gate: (seen.append(truth), logits.sum() * 0)[1],
+    )
+    method = hssf(perturbation=False, pseudo_labels=source)
+    method.pseudo_loss(Fixed("unet", 3, size=32), torch.full((2, 1, 32, 32), -0.5), torch.full((2, 1, 32, 32), 0.5))
+    assert len(seen) == 2 and all(set(truth.unique().tolist()) == {label} for truth in seen)
 
 
 def test_views_of_an_unlabelled_slice_show_the_same_pixels():
@@ -486,6 +513,11 @@ def test_public_slices_that_do_not_fit_are_refused():
         ({"stride": 3}, "stride is '3'; choose one of 1, 2, 4"),
         ({"min_pixel_confidence": 1.5}, "from 0 to 1"),
         ({"temperature": 0}, "temperature is 0; it must be positive"),
+        ({"pseudo_labels": "strong"}, "pseudo_labels is 'strong'; choose one of weak, both"),
+        ({"cutout": 1.1}, "cutout is 1.1; choose from 0 to 1"),
+        ({"held_out": -0.1}, "held_out is -0.1; choose from 0 to 1"),
+        ({"strong_share": 2}, "strong_share is 2"),
+        ({"operations": -1}, "operations is -1; it must be at least 0"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

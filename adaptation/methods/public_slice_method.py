@@ -31,7 +31,7 @@ from ..losses.partial_losses import partial_loss
 from ..network_names import check_architecture
 from ..networks.assessed_network import AssessedNetwork
 from .interface.federated_method import FederatedMethod
-from .interface.option_checks import check_at_least, check_fraction
+from .interface.option_checks import check_at_least, check_choice, check_fraction
 from .interface.site_round import MethodState, SiteRound, SiteUpdate
 from .public_exchange import FUSION, GRADING_BATCH, PublicBatch, PublicSlices
 from .strong_views import StrongView
@@ -39,6 +39,7 @@ from .strong_views import StrongView
 ASSESSMENT_WEIGHT = 4.0
 WEIGHT_DECAY = 0.02
 FINAL_RATE = 0.01  # share of the learning rate in the last round
+WEAK, BOTH = PSEUDO_LABELS = ("weak", "both")
 NO_ASSESSOR = math.nan  # accuracy of the assessor in a round in which nothing depends on it
 
 
@@ -60,6 +61,8 @@ class PublicSliceOptions:
         min_pixel_confidence: smallest confidence with which a pixel's pseudo-label is used.
         min_slice_confidence: mean confidence in the structures above which a slice is used, see
             `foreground_confidence`; 0 uses all slices in which a structure is found.
+        pseudo_labels: whose prediction is a pixel's pseudo-label: "both", as published, that of the view in which the
+            assessor is more confident; or "weak", that of the weak view, which has no missing square.
         unlabelled: weight of the sites' own unlabelled slices.
         perturbation: whether features with missing channels are a further view.
         operations: changes of intensity in a strong view, see `StrongView`.
@@ -72,9 +75,10 @@ class PublicSliceOptions:
     held_out: float = 0.25
     strong_share: float = 0.5
     warmup: float = 0.1
-    min_assessor_accuracy: float = 0.7
+    min_assessor_accuracy: float = 0.55
     min_pixel_confidence: float = 0.3
-    min_slice_confidence: float = 0.75
+    min_slice_confidence: float = 0.5
+    pseudo_labels: str = "weak"
     unlabelled: float = 1.0
     perturbation: bool = True
     operations: int = 2
@@ -85,6 +89,7 @@ class PublicSliceOptions:
         check_at_least("public_slices", self.public_slices, 0)
         check_at_least("public_epochs", self.public_epochs, 1)
         check_at_least("unlabelled", self.unlabelled, 0)
+        check_choice("pseudo_labels", self.pseudo_labels, PSEUDO_LABELS)
         check_at_least("operations", self.operations, 0)
         confidences = ("min_assessor_accuracy", "min_pixel_confidence", "min_slice_confidence")
         for name in ("held_out", "strong_share", "warmup", "cutout", *confidences):
@@ -251,11 +256,12 @@ class PublicSliceMethod(FederatedMethod):
         own = self.options
         z_strong, strong_right, _ = network.assess(strong)
         z_weak, weak_right, features = network.assess(weak)
-        labels, confidence = reliable_labels(
+        strongly, weakly = (
             (z_strong, torch.sigmoid(strong_right.detach())),
             (z_weak, torch.sigmoid(weak_right.detach())),
-            own.min_pixel_confidence,
         )
+        first = strongly if own.pseudo_labels == BOTH else weakly
+        labels, confidence = reliable_labels(first, weakly, own.min_pixel_confidence)
         trust = foreground_confidence((z_strong, z_weak), confidence)
         gate = (trust > own.min_slice_confidence).to(weak.dtype)
         loss = segmentation_loss(z_weak, labels, gate) + segmentation_loss(z_strong, labels, gate)
