@@ -87,7 +87,8 @@ def test_labels_by_scoring_rounds(patients):
     assert right.mean() > 0.9
 
     # All pixels in random order; what is not answered is guessed, which is right for half of either kind.
-    asked = rng.permutation(np.argwhere(np.ones_like(truth)))[: POLICY.scorings_a_day]
+    answers = POLICY.scorings_a_day + POLICY.scores_a_day
+    asked = rng.permutation(np.argwhere(np.ones_like(truth)))[:answers]
     hits = {True: 0.5 * len(marked), False: 0.5 * len(other)}
     for pixel in asked:
         values = score(*pixel, least_patients=POLICY.least_patients_scored)

@@ -23,7 +23,15 @@ INTRODUCTION = (
     "block is for people only. A setting that is left out has its default."
 )
 STRICTER_HIGH = ("least_patients", "least_slices", "least_batch", "least_updates", "least_patients_scored")
-STRICTER_LOW = ("rounds_a_day", "scorings_a_day", "qualities_a_day", "most_parameters", "most_memory", "most_disk")
+STRICTER_LOW = (
+    "rounds_a_day",
+    "scorings_a_day",
+    "scores_a_day",
+    "qualities_a_day",
+    "most_parameters",
+    "most_memory",
+    "most_disk",
+)
 PERMISSIONS = ("scores_leave", "quality_leaves", "allow_federated_analytics", "allow_preprocessing")
 
 EXPLANATIONS = {
@@ -39,6 +47,10 @@ EXPLANATIONS = {
     "quality_leaves": "true or false: whether numbers that compare synthetic with this site's slices leave it.",
     "rounds_a_day": "Most trainings in 24 hours, all researchers and experiments together. 0 stops training.",
     "scorings_a_day": "Most requests in 24 hours that score weights without training, all together. 0 forbids them.",
+    "scores_a_day": (
+        "Most trainings in 24 hours of which scores on test cases leave, all together. Later ones train without scores; "
+        "a request that only scores, as at the end of a run, is counted by scorings_a_day."
+    ),
     "qualities_a_day": "Most rounds in 24 hours of which numbers about synthetic slices leave, all together.",
     "most_parameters": "Largest number of parameters of all networks of a round together.",
     "most_memory": "Largest estimated memory of a round, GiB. The estimate is rough, and rather high than low.",
@@ -82,6 +94,7 @@ class Policy:
         quality_leaves: whether numbers that compare synthetic with real slices may leave.
         rounds_a_day: trainings in 24 hours.
         scorings_a_day: requests in 24 hours that score weights without training.
+        scores_a_day: trainings in 24 hours of which scores on test cases leave.
         qualities_a_day: rounds in 24 hours of which numbers about synthetic slices leave.
         most_parameters: of the networks of a round.
         most_memory: estimated memory of a round, GiB.
@@ -102,6 +115,7 @@ class Policy:
     quality_leaves: bool = True
     rounds_a_day: int = 2000
     scorings_a_day: int = 50
+    scores_a_day: int = 100
     qualities_a_day: int = 30
     most_parameters: int = 200_000_000
     most_memory: float = 96.0
@@ -115,7 +129,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in STRICTER_HIGH:
             self._check(name, lambda value: value >= 1, "at least 1")
-        for name in ("rounds_a_day", "scorings_a_day", "qualities_a_day"):
+        for name in ("rounds_a_day", "scorings_a_day", "scores_a_day", "qualities_a_day"):
             self._check(name, lambda value: value >= 0, "at least 0")
         self._check("most_parameters", lambda value: value >= 1, "at least 1")
         for name in ("most_memory", "most_disk"):

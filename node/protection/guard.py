@@ -22,7 +22,7 @@ from fedbiomed.node.training_plan_security_manager import TrainingPlanSecurityMa
 from ...errors import UsageError
 from ..plan_source import refuse_disguised
 from ..policy.policy import POLICY_FILE
-from ..site_facts import INTRODUCTION
+from ..site_facts import INTRODUCTION, read_facts
 from .numbers import leaving_numbers
 from .round_guard import REFUSED, Asked, SiteGuard
 
@@ -104,10 +104,12 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
     monitor = framework_round.history_monitor
     if isinstance(monitor, HistoryMonitor):
         framework_round.history_monitor = _GatedMonitor(monitor, guard)
+    facts = read_facts(str(entry.get("description")))
     asked = Asked(
         researcher=str(framework_round.researcher_id),
         experiment=framework_round.experiment_id,
         dataset=str(entry.get("dataset_id")),
+        domain=facts.domain if facts is not None else "",
         state=framework_round._node_state_manager.previous_state_id,
         plan_class=str(framework_round.training_plan_class),
         plan=str(framework_round.training_plan_source),

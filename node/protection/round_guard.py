@@ -29,6 +29,7 @@ from .site_secret import site_secret
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
 GIB = 2**30
+SCORES = ("global_", "own_", "test_")  # beginnings of the names of numbers from test cases
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Asked:
         researcher: id of the researcher.
         experiment: id of the experiment.
         dataset: id of the data set.
+        domain: of the data set, as it was registered.
         state: id of the node's state that is to be continued; None for a beginning.
         plan_class: name of the plan's class.
         plan: source text of the plan.
@@ -56,6 +58,7 @@ class Asked:
     researcher: str
     experiment: str
     dataset: str
+    domain: str
     state: str | None
     plan_class: str
     plan: str
@@ -124,9 +127,14 @@ class SiteGuard:
             self.ledger.append("refused", **facts, reasons=[one_line(reason)[:MAX_MESSAGE] for reason in reasons])
             return refuse(REFUSED)
         since = datetime.now(timezone.utc) - DAY
-        qualities = self.ledger.count("round", since, quality=True)
-        round_ = GuardedRound(policy=policy, secret=self.secret, qualities_left=qualities < policy.qualities_a_day)
-        event = "round" if asked.training and asked.model_args.get("train", True) else "scoring"
+        event = "scoring" if asked.model_args.get("train", True) is False else "round"
+        scored = 0 if event == "scoring" else self.ledger.count("round", since, scores=True)
+        round_ = GuardedRound(
+            policy=policy,
+            secret=self.secret,
+            scores_left=scored < policy.scores_a_day,
+            qualities_left=self.ledger.count("round", since, quality=True) < policy.qualities_a_day,
+        )
         passed, failed, entry = Passed(), "", dict(facts)
         try:
             with begin(round_):
@@ -147,6 +155,7 @@ class SiteGuard:
             "numbers": passed.numbers,
             "withheld": passed.withheld,
             "quality": any(name.startswith("quality_") for name in passed.numbers),
+            "scores": any(name.startswith(SCORES) for name in passed.numbers),
             **round_.private,
         }
         if failed:
@@ -173,6 +182,7 @@ class SiteGuard:
             "researcher": one_line(str(asked.researcher))[:MAX_MESSAGE],
             "experiment": one_line(str(asked.experiment))[:MAX_MESSAGE],
             "plan": one_line(str(asked.plan_class))[:MAX_MESSAGE],
+            "domain": asked.domain,
             "plan_sha256": _sha256(asked.plan),
             "package_sha256": self.package,
             "settings_sha256": digest_of(settings),
