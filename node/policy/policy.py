@@ -48,8 +48,8 @@ EXPLANATIONS = {
     "rounds_a_day": "Most trainings in 24 hours, all researchers and experiments together. 0 stops training.",
     "scorings_a_day": "Most requests in 24 hours that score weights without training, all together. 0 forbids them.",
     "scores_a_day": (
-        "Most trainings in 24 hours of which scores on test cases leave, all together. Later ones train without scores; "
-        "a request that only scores, as at the end of a run, is counted by scorings_a_day."
+        "Most trainings in 24 hours of which scores on test cases leave, all together. Later ones train without scores. "
+        "A request that only scores, as at the end of a run, is counted by scorings_a_day."
     ),
     "qualities_a_day": "Most rounds in 24 hours of which numbers about synthetic slices leave, all together.",
     "most_parameters": "Largest number of parameters of all networks of a round together.",
@@ -129,7 +129,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in STRICTER_HIGH:
             self._check(name, lambda value: value >= 1, "at least 1")
-        for name in ("rounds_a_day", "scorings_a_day", "scores_a_day", "qualities_a_day"):
+        for name in DAILY:
             self._check(name, lambda value: value >= 0, "at least 0")
         self._check("most_parameters", lambda value: value >= 1, "at least 1")
         for name in ("most_memory", "most_disk"):
