@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from fedfactory.demo.local_federation import READY
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import load_factory
 from fedfactory.node.fedbiomed_hooks import open_node
+from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.site_check import check_site
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.researcher.run_state import RunState
@@ -123,6 +125,27 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     assert kept["updates_done"] == 3 * 3 + 2
     assert kept["path_mean"] > 0
     assert kept["augmentation"]["calls"] == 11
+
+
+def test_real_nodes_refuse_a_malicious_researcher_and_write_down_why(approved):
+    before = {name: len(list(Ledger(path).entries())) for name, path in approved.nodes.items()}
+    script = [sys.executable, Path(__file__).with_name("malicious_researcher.py"), approved.researcher, TAG]
+    script.append(approved.folder / "config.json")
+    approved.run_together("attack", {"researcher": [str(word) for word in script]})
+    log = (approved.folder / "logs" / "attack-researcher.log").read_text()
+    found = json.loads(log.rpartition("FOUND ")[2].splitlines()[0])
+    assert len(found) == 5
+    assert "it ran" not in found.values(), found
+    for name, path in approved.nodes.items():
+        ledger = Ledger(path)
+        assert ledger.verify().problem is None
+        entries = list(ledger.entries())[before[name] :]
+        refused = [entry.facts["reasons"] for entry in entries if entry.event == "refused"]
+        failed = [entry.facts["failed"] for entry in entries if entry.event == "round"]
+        assert len(refused) + len(failed) == len(found), (refused, failed)
+        assert all(not entry.facts.get("tensors") for entry in entries)
+        words = " ".join(str(part) for part in (*refused, *failed))
+        assert all(word in words for word in ("batch_size", "test_ratio", "latent_dim", "only this site", "encoding"))
 
 
 def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(approved, config, tmp_path):

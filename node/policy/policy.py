@@ -23,15 +23,8 @@ INTRODUCTION = (
     "block is for people only. A setting that is left out has its default."
 )
 STRICTER_HIGH = ("least_patients", "least_slices", "least_batch", "least_updates", "least_patients_scored")
-STRICTER_LOW = (
-    "rounds_a_day",
-    "scorings_a_day",
-    "scores_a_day",
-    "qualities_a_day",
-    "most_parameters",
-    "most_memory",
-    "most_disk",
-)
+DAILY = ("rounds_a_day", "scorings_a_day", "scores_a_day", "qualities_a_day")
+STRICTER_LOW = (*DAILY, "most_parameters", "most_memory", "most_disk")
 PERMISSIONS = ("scores_leave", "quality_leaves", "allow_federated_analytics", "allow_preprocessing")
 
 EXPLANATIONS = {
@@ -48,7 +41,7 @@ EXPLANATIONS = {
     "rounds_a_day": "Most trainings in 24 hours, all researchers and experiments together. 0 stops training.",
     "scorings_a_day": "Most requests in 24 hours that score weights without training, all together. 0 forbids them.",
     "scores_a_day": (
-        "Most trainings in 24 hours of which scores on test cases leave, all together. Later ones train without scores. "
+        "Most trainings in 24 hours of which scores on test cases leave, all together. Later ones train without. "
         "A request that only scores, as at the end of a run, is counted by scorings_a_day."
     ),
     "qualities_a_day": "Most rounds in 24 hours of which numbers about synthetic slices leave, all together.",
