@@ -2,8 +2,8 @@
 
     uv run python benchmarks/guard_cost.py --out benchmarks/results/guard_cost.json
 
-Rounds with and without the guard's work alternate in one process, on a store of simulated subjects and with the settings
-of the demo's first phase; without, the same plan runs, but nothing is checked, written down or removed. No data are
+Rounds with and without the guard's work alternate in one process, on a store of simulated subjects and with settings of
+the demo's first phase; without, the same plan runs, but nothing is checked, written down or removed. No data are
 needed. `tests/guarded_node.py` makes the node.
 """
 
