@@ -64,7 +64,7 @@ def _gradients_per_slice(model: nn.Module) -> Iterator[nn.Module]:
     in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
     for module in in_place:  # the hooks need the value that an activation would overwrite
         module.inplace = False
-    # By PyTorch's own transforms: Opacus' faster rule for convolutions reads memory in one order only, so that in another
+    # By PyTorch's transforms: Opacus' faster rule for convolutions reads memory in one order only, so that in another
     # order (channels last, which PyTorch chooses by itself) gradients are wrong and mix patients.
     network = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
     try:
