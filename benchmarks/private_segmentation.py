@@ -26,10 +26,10 @@ from fedfactory.adaptation.labels.candidate_labels import SiteSlices
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteRound
 from fedfactory.adaptation.methods.registry import make_method
+from fedfactory.adaptation.privacy.accounting import epsilon_spent, largest_delta, noise_multiplier
+from fedfactory.adaptation.privacy.private_updates import PatientSampling, PrivateUpdates, patients_of
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
-from fedfactory.adaptation.training.privacy_accounting import epsilon_spent, largest_delta, noise_multiplier
-from fedfactory.adaptation.training.private_updates import PatientSampling, PrivateUpdates, patients_of
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.node.plans.private_round import secret_generator

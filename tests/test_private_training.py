@@ -16,16 +16,16 @@ from fedfactory.adaptation.labels.candidate_labels import candidate_masks
 from fedfactory.adaptation.losses.partial_losses import candidate_cross_entropy, loss_per_slice
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.networks.site_network import SiteUNet
-from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.adaptation.training import patient_gradients, private_updates
-from fedfactory.adaptation.training.patient_gradients import clipped_sum
-from fedfactory.adaptation.training.privacy_accounting import epsilon_spent, largest_delta, noise_multiplier
-from fedfactory.adaptation.training.private_updates import (
+from fedfactory.adaptation.privacy import patient_gradients, private_updates
+from fedfactory.adaptation.privacy.accounting import epsilon_spent, largest_delta, noise_multiplier
+from fedfactory.adaptation.privacy.patient_gradients import clipped_sum
+from fedfactory.adaptation.privacy.private_updates import (
     PatientSampling,
     PrivateUpdates,
     patients_of,
     private_gradient,
 )
+from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
 from fedfactory.node.plans.private_round import PRIVATE_EXPERIMENT, PrivateRound, secret_generator
 from fedfactory.node.policy.policy import Policy

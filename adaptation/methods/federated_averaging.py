@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...errors import NodeDataError
 from ..losses.partial_losses import partial_loss
 from ..networks.site_network import SiteUNet
-from ..training.private_updates import PatientSampling, patients_of, private_gradient
+from ..privacy.private_updates import PatientSampling, patients_of, private_gradient
 from .catalogue import METHOD_CATALOGUE
 from .interface.aggregation import weighted_mean
 from .interface.box_options import BoxOptions, box_loss

@@ -14,8 +14,8 @@ from fedbiomed.common.logger import logger
 
 from ...adaptation.labels.candidate_labels import SiteSlices
 from ...adaptation.methods.interface.method_config import MethodConfig
-from ...adaptation.training.privacy_accounting import largest_delta, noise_multiplier
-from ...adaptation.training.private_updates import PatientSampling, PrivateUpdates, patients_of
+from ...adaptation.privacy.accounting import largest_delta, noise_multiplier
+from ...adaptation.privacy.private_updates import PatientSampling, PrivateUpdates, patients_of
 from ...errors import NodeDataError, StoreError
 from ..protection import guarded_round
 from ..protection.privacy_budget import PrivacyBudget, Spent

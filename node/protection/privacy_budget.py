@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...adaptation.training.privacy_accounting import Mechanism, epsilon_spent
+from ...adaptation.privacy.accounting import Mechanism, epsilon_spent
 from ...common.files import open_for_writing, write_json
 from ...common.json_text import read_json
 from ...common.records import read_record

@@ -38,7 +38,7 @@ class MethodConfig:
         first_guess: whether slices have random contrast, so that the segmenter works at sites of other contrast too.
         seed: of the initial weights and of public slices' views; at a site, with its secret, also of what it draws.
         dp_epsilon: differential privacy per training patient that all rounds together may cost at a site; None trains
-            without. See `fedfactory.adaptation.training.private_updates`.
+            without. See `fedfactory.adaptation.privacy.private_updates`.
         dp_delta: of differential privacy; None takes the largest that each site accepts, see `largest_delta`.
         dp_clip: largest norm of a patient's gradient in an update with differential privacy.
         options: the method's own settings, read-only; see the `Options` record of the method.

@@ -13,7 +13,7 @@ from torch import nn
 from ....errors import NodeDataError
 from ...labels.candidate_labels import SiteSlices
 from ...network_names import check_modality
-from ...training.private_updates import PrivateUpdates
+from ...privacy.private_updates import PrivateUpdates
 
 State = TypeVar("State", bound="MethodState")
 

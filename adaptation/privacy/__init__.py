@@ -1,0 +1,1 @@
+"""Differential privacy per patient, where training can have it: gradients, noise and its cost."""
