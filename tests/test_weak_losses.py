@@ -62,7 +62,8 @@ def test_a_box_allows_its_class_or_background_and_its_middle_the_class_alone():
     labels[9:12, 9:12] = 0
     candidates = candidates_from_boxes(labels, 3)
     assert candidates[11, 11] == 0b001 and candidates[0, 0] == 0b011
-    assert candidates[3, 3] == 0b111  # border of the inner box, inside the outer box
+    assert candidates[2, 3] == 0b011 and candidates[7, 7] == 0b011
+    assert candidates[3, 3] == 0b110  # border of the inner box, in the middle of the outer box: one of the structures
     assert candidates[4, 4] == 0b100  # the middle of the inner box has the class of the inner box
     labels[7:12, 4:12] = 2  # now the boxes overlap, and both classes are possible in their middles
     assert candidates_from_boxes(labels, 3)[6, 5] == 0b111
