@@ -33,9 +33,9 @@ def own_evaluation(experiment) -> None:
 
 def set_what_stays(experiment) -> None:
     plan = type(experiment.training_plan())
-    sent = plan.after_training_params
-    plan.after_training_params = lambda self, flatten=False: {
-        **sent(self, flatten), "discriminator.domain_embedding": torch.zeros(3, 8)
+    sent = plan.get_model_params
+    plan.get_model_params = lambda self, *args, **kw: {
+        **sent(self, *args, **kw), "discriminator.domain_embedding": torch.zeros(3, 8)
     }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def main(researcher: str, tag: str, config: str) -> None:
     settings = FactoryConfig.from_dict(json.loads(Path(config).read_text()))
     from fedfactory.researcher.plans.factory_plans import FactoryPlan
 
-    honest = FactoryPlan.source, FactoryPlan.after_training_params
+    honest = FactoryPlan.source, FactoryPlan.get_model_params
     found = {}
     for attack in (single_slice, own_evaluation, huge_network, set_what_stays, disguise):
         experiment = factory_experiment(settings, tag=tag, rounds=1, updates_per_round=3)
@@ -61,7 +61,7 @@ def main(researcher: str, tag: str, config: str) -> None:
             found[attack.__name__] = "it ran"
         except FedFactoryError as error:
             found[attack.__name__] = str(error)
-        FactoryPlan.source, FactoryPlan.after_training_params = honest
+        FactoryPlan.source, FactoryPlan.get_model_params = honest
     print("FOUND " + json.dumps(found))
 
 

@@ -24,13 +24,17 @@ from ..plan_source import refuse_disguised
 from ..policy.policy import POLICY_FILE
 from ..site_facts import INTRODUCTION, read_facts
 from .numbers import leaving_numbers
-from .round_guard import REFUSED, Asked, SiteGuard
+from .round_guard import REFUSED, Asked, RefusedError, SiteGuard
 
 if TYPE_CHECKING:
     from fedbiomed.node.node import Node
 
 _guards: dict[Path, SiteGuard] = {}
 _installed = False
+
+
+class _DisguisedPlanError(FedbiomedTrainingPlanSecurityManagerError, RefusedError):
+    """An error that the framework's own callers expect."""
 
 
 def guard_of(root: str | Path) -> SiteGuard | None:
@@ -84,8 +88,7 @@ def _hash_of_bytes(
             refuse_disguised("that was sent", source)
         except UsageError as error:
             guard.ledger.append("refused", plan_sha256=_sha256(source), reasons=[str(error)])
-            message = f"{ErrorNumbers.FB606.value}: {REFUSED}"
-            raise FedbiomedTrainingPlanSecurityManagerError(message) from None
+            raise _DisguisedPlanError(f"{ErrorNumbers.FB606.value}: {REFUSED}") from None
     digest, algorithm, text = original(manager, source, from_string)
     if guard is not None:
         digest = _sha256(f"fedfactory {guard.package}\n{text}")

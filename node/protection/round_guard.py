@@ -32,6 +32,10 @@ GIB = 2**30
 SCORES = ("global_", "own_", "test_")  # beginnings of the names of numbers from test cases
 
 
+class RefusedError(Exception):
+    """A part of the guard has refused the round and written down why."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What the framework knows of a request.
@@ -143,6 +147,8 @@ class SiteGuard:
                 passed = check_reply(reply, round_, samples=slices)
             else:
                 failed = reply.msg = one_line(str(reply.msg))[:MAX_MESSAGE]
+        except RefusedError:
+            return refuse(REFUSED)
         except GateError as error:
             failed, reply = str(error), refuse(REFUSED)
         except Exception as error:  # the framework would send its text
