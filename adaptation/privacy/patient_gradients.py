@@ -64,13 +64,8 @@ def _gradients_per_slice(model: nn.Module) -> Iterator[nn.Module]:
     in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
     for module in in_place:  # the hooks need the value that an activation would overwrite
         module.inplace = False
-<<<<<<< HEAD:adaptation/training/patient_gradients.py
-    # By PyTorch's own transforms: Opacus' faster rule for convolutions reads memory in one order only, so that in
-    # another one (channels last, which PyTorch chooses by itself) gradients are wrong and mix patients.
-=======
     # By PyTorch's transforms: Opacus' faster rule for convolutions reads memory in one order only, so that in another
     # order (channels last, which PyTorch chooses by itself) gradients are wrong and mix patients.
->>>>>>> h4_dp:adaptation/privacy/patient_gradients.py
     network = GradSampleModule(model, loss_reduction="sum", force_functorch=True)
     try:
         yield network
