@@ -191,10 +191,13 @@ def approved(withheld, unapproved):
 
 @pytest.fixture(scope="session")
 def reference(approved):
-    """An uninterrupted seeded run: its experiment folder, and the first node's state files after each round."""
+    """An uninterrupted seeded run: its experiment folder, and the state files that the first node keeps of it."""
     folder = approved.folder / "reference"
     words = ["train", "--researcher", approved.researcher, "--tag", TAG, "--config", approved.folder / "config.json"]
     words += ["--out", folder, "--rounds", 6, "--updates-per-round", 3, "--seed", 5, "--node-timeout", 60]
     with approved.background("train-reference", [str(word) for word in words], rounds=6):
         pass
-    return SimpleNamespace(folder=folder, states=state_files(approved, DOMAINS[0])[-6:])
+    newest = state_files(approved, DOMAINS[0])[-1]
+    return SimpleNamespace(
+        folder=folder, states=[p for p in state_files(approved, DOMAINS[0]) if p.parent == newest.parent]
+    )
