@@ -142,6 +142,7 @@ def patients(prepared_patients, tmp_path):
 def unapproved(tmp_path_factory, config):
     """Three running nodes, each with a store and no approved plan; every path and case has a patient's name in it."""
     from fedfactory.demo.local_federation import LocalFederation
+    from fedfactory.node.policy.policy import Policy
     from fedfactory.node.store.prepare import prepare
     from fedfactory.node.store.prepare_config import PrepareConfig
 
@@ -165,6 +166,8 @@ def unapproved(tmp_path_factory, config):
                 for name, path in running.nodes.items()
             },
         )
+        for path in running.nodes.values():
+            Policy(least_patients_scored=1).save(path)  # sites of tests have one test patient
         running.start_nodes()
         yield running
     assert not processes_of(folder)

@@ -119,6 +119,7 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "strong_share": SHARE,
     "min_assessor_accuracy": SHARE,
     "operations": [0, 20],
+    "pseudo_labels": ["weak", "both"],
     "cutout": SHARE,
     "encoder_sharing": ["shared", "norm_specific", "separate"],
     "decoder_sharing": ["shared", "norm_specific", "separate"],
