@@ -69,4 +69,6 @@ def _is_part_of_path(name: str) -> bool:
 
 def _shown(name: object) -> str:
     """A value of unknown size and type for a message."""
-    return f"'{name[:80]}'" if isinstance(name, str) else shortened(name)
+    if not isinstance(name, str):
+        return shortened(name)
+    return f"'{name[:80]}'" if name.strip() else "empty"
