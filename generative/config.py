@@ -114,6 +114,8 @@ class FactoryConfig:
         if not self.domains or len(set(self.domains)) != len(self.domains):
             raise ConfigError(f"domains are {list(self.domains)}; give at least one name, each once")
         for name in self.domains:
+            if isinstance(name, str) and not name.strip():
+                raise ConfigError(f"domains are {list(self.domains)}; a name is empty, give every domain a name")
             check_name("a domain", name)
         self._check_choice("head", HEADS)
         self._check_choice("conditioning", CONDITIONINGS)

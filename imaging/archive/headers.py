@@ -19,6 +19,7 @@ from ..formats.unpacking import IMAGE_BYTES, MAX_RATIO, unpacks_beyond
 
 MAGIC, PREAMBLE = b"DICM", 128
 DIRECTORY = "DICOMDIR"
+MEMORY_FAULTS = ("claims ", "is deflated ", "has packed pixels ")  # how those begin for which memory would be taken
 ENDINGS = (".dcm", ".dicom", ".ima", ".dic")
 BUFFERS = (1 << 14, 1 << 18, 1 << 22, 1 << 26)  # bytes of a file that are tried until its header is whole
 DEFLATED = "1.2.840.10008.1.2.1.99"

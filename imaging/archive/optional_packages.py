@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import FedFactoryError, UsageError, VolumeError
-from .headers import read_header
+from .headers import MEMORY_FAULTS, read_header
 
 
 def pydicom_package() -> Any:
@@ -48,12 +48,12 @@ def damage_reported(message: str) -> Iterator[None]:
 def read_object(path: Path) -> Any:
     """A whole DICOM file as a `pydicom` data set.
 
-    Raises: UsageError if pydicom is not installed; VolumeError for what `read_header` finds wrong, such as a
-        file that becomes large when pydicom unpacks it; other types for damaged files, see `damage_reported`.
+    Raises: UsageError if pydicom is not installed; VolumeError for a file that would take much more memory
+        than it has bytes; other types for damaged files, see `damage_reported`.
     """
     pydicom = pydicom_package()
     header = read_header(path)
-    if header is not None and header.fault:
+    if header is not None and header.fault.startswith(MEMORY_FAULTS):  # others show when it is read
         raise VolumeError(f"{path}: {header.fault}; export or copy it again")
     return pydicom.dcmread(path)
 

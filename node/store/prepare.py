@@ -173,6 +173,7 @@ class _Run:
         stored = self.store.cases if self.store else []
         patients = {case.name: case.patient for case in stored}
         names, own = Pseudonyms(self.out, self.work, patients.values()), (self.config.patients or {}).values()
+        self.names = names
         renamed = names.instead_of_digests(patients, own=own, pattern=self.config.patient_pattern)
         old = {case.name: replace(case, patient=renamed.get(case.patient, case.patient)) for case in stored}
         self.failed |= self._rows_without_case(found, old)
@@ -198,7 +199,6 @@ class _Run:
         accounting = self._account(source, everything)
         if not parts and not old:
             raise NoUsableCase(dict(sorted(self.failed.items())), accounting)
-        names.commit()
         if parts:
             fmt = self._with_window(fmt, [p for name, p in parts.items() if split[seen[name].patient] != "test"])
             fresh_cases = {name: (seen[name], part) for name, part in parts.items()}
@@ -238,6 +238,7 @@ class _Run:
         if store.accounting == accounting and not renamed:
             return store
         index = replace(store.read_index().with_patients(renamed), accounting=accounting)
+        self.names.commit()
         return update_index(self.out, self.work, index)
 
     def _rows_without_case(self, found: Found, old: Mapping[str, Case]) -> dict[str, str]:
@@ -403,6 +404,7 @@ class _Run:
             z_bin=tuple(int(z_bin) for case in cases for z_bin in z_bins_of(case.count, fmt.z_bins)),
             accounting=accounting,
         )
+        self.names.commit()
         return commit(self.out, self.work, index)
 
     def _refuse_other_values(self, kept: Iterable[Case]) -> None:
