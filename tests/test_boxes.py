@@ -249,7 +249,7 @@ def test_a_site_with_boxes_alone_learns_at_least_half_of_what_dense_labels_teach
             else np.stack([candidates_from_boxes(boxes(label, rng), 4) for label in labels])
         )
         data = SiteSlices(images.astype(np.float32), candidates, np.array([kind] * 16), 4)
-        config = replace(CONFIG, method="local", classes=4, updates=20, batch_size=4, learning_rate=6e-3, options={})
+        config = replace(CONFIG, method="local", classes=4, updates=30, batch_size=5, learning_rate=4e-3, options={})
         method = make_method(config)
         site_round = site_round_of(method, data)
         method.train_round(site_round)
