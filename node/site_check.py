@@ -18,6 +18,7 @@ from .connection.probes import TIMEOUT
 from .connection.proxies import proxy_for
 from .connection.running_nodes import RunningNode, running_nodes
 from .connection.way import check_way
+from .ledger.ledger import Ledger
 from .policy.approval import approval_problem
 from .policy.policy_check import check_policy
 from .site_choices import SiteChoices
@@ -60,6 +61,7 @@ def check_site(root: str | Path, *, timeout: float = TIMEOUT) -> list[Check]:
         _check_approval(node),
         _check_guard(os.environ if running is None else running.environment),
         check_policy(node.root),
+        _check_ledger(node.root),
         *_check_stores(root, stores, others=len(data) - len(stores)),
     ]
     checks.append(check_disk([node.root, *(path.parent for path in stores)]))
@@ -184,6 +186,22 @@ def _check_store(path: Path, facts: SiteFacts | None, apart: str) -> Check:
     beside = f" and {len(further)} beside it" if further else ""
     found = f"{path}{beside}: {len(store.cases)} cases, all checksums as prepared{apart}"
     return Check(name="stores", found=found)
+
+
+def _check_ledger(root: Path) -> Check:
+    """Whether the record of what left the site is whole."""
+    ledger = Ledger(root)
+    if not ledger.exists():
+        return Check(name="ledger", found="none yet: nothing was asked of this node")
+    try:
+        checked = ledger.verify()
+    except OSError as error:
+        remedy = "run this as the node's user"
+        return Check(name="ledger", state=PROBLEM, found=f"it cannot be read ({error})", remedy=remedy)
+    if checked.problem:
+        remedy = f"`fedfactory site ledger {root}` shows more; find out who changed it"
+        return Check(name="ledger", state=PROBLEM, found=checked.problem, remedy=remedy)
+    return Check(name="ledger", found=f"{checked.entries} entries, the chain is whole")
 
 
 def _check_guard(environment: Mapping[str, str]) -> Check:

@@ -127,8 +127,10 @@ class SiteGuard:
             reasons = self._reasons(policy, asked, patients, slices)
         except (FedFactoryError, OSError) as error:
             reasons = [str(error)]
+        except Exception as error:  # arguments may be of any type; what cannot be checked is not run
+            reasons = [f"it cannot be checked ({type(error).__name__}: {error})"]
         if reasons:
-            self.ledger.append("refused", **facts, reasons=[one_line(reason)[:MAX_MESSAGE] for reason in reasons])
+            self._note_refusal(facts, reasons)
             return refuse(REFUSED)
         since = datetime.now(timezone.utc) - DAY
         event = "scoring" if asked.model_args.get("train", True) is False else "round"
@@ -173,6 +175,12 @@ class SiteGuard:
             logger.error(f"fedfactory: {error}")
             return refuse("the round failed at this site")
         return reply
+
+    def _note_refusal(self, facts: dict[str, object], reasons: list[str]) -> None:
+        try:
+            self.ledger.append("refused", **facts, reasons=[one_line(reason)[:MAX_MESSAGE] for reason in reasons])
+        except (FedFactoryError, OSError) as error:  # it is refused all the same
+            logger.error(f"fedfactory: {error}")
 
     def _forget_states(self, asked: Asked, reply: Any) -> None:
         """Remove states for which no researcher can ask any more."""
