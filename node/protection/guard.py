@@ -147,8 +147,10 @@ class _GatedMonitor:
 
 
 def _watch_answers(original: Any, node: Node, config: Any, *args: Any, **kw: Any) -> None:
-    """Write into the ledger which descriptions of data sets a node gives to whom; an answer that was given before is not
-    written again while the node runs."""
+    """Write into the ledger which descriptions of data sets a node gives to whom.
+
+    An answer that was given before is not written again while the node runs.
+    """
     original(node, config, *args, **kw)
     send, told = node._grpc_client.send, set()
 
