@@ -120,10 +120,6 @@ def claims() -> list[tuple[str, str]]:
         if row["which"] == "own":
             dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
             found.append(("segmentation.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
-    for name in ("box_labels", "box_labels_cardiac"):
-        for row in result(name)["table"]:
-            cells = (row["name"], row["seeds"], share(row["dice"]), f"{row['share_of_dense']:.0%}")
-            found.append(("segmentation.md", "| " + " | ".join(str(cell) for cell in cells) + " |"))
     rows = result("heterogeneous_study")["table"]
     for row in [row for row in rows if row["which"] == "own" or row["study"] == "cmc"]:
         dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
