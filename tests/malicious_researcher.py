@@ -9,7 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from fedfactory.errors import FedFactoryError
 from fedfactory.generative import FactoryConfig
 from fedfactory.researcher.experiment import factory_experiment, run_round, use_researcher, wait_for_nodes
@@ -32,11 +31,16 @@ def own_evaluation(experiment) -> None:
 
 
 def set_what_stays(experiment) -> None:
+    """Weights of the discriminator, which stays at a site, beside those of the generator."""
     plan = type(experiment.training_plan())
     sent = plan.get_model_params
-    plan.get_model_params = lambda self, *args, **kw: {
-        **sent(self, *args, **kw), "discriminator.domain_embedding": torch.zeros(3, 8)
-    }  # fmt: skip
+
+    def with_more(self, *args, **kw):
+        own = self.model().state_dict()
+        name = next(n for n, t in own.items() if n.startswith("discriminator.") and t.is_floating_point())
+        return {**sent(self, *args, **kw), name: own[name] + 1}
+
+    plan.get_model_params = with_more
 
 
 def huge_network(experiment) -> None:
