@@ -186,7 +186,8 @@ def town(tmp_path_factory):
     after = lines.index(approve[-1]) + 1
     joined = next(number for number, line in enumerate(third) if "site approve" in line)
     try:
-        for line in [*lines[: lines.index(train)], train, *third[:joined], train_three, *lines[after:]]:
+        ledger = third[joined + 1 : -2]
+        for line in [*lines[: lines.index(train)], train, *third[:joined], train_three, *ledger, *lines[after:]]:
             if " start" in line:
                 town.start(line)
             elif line == train:
@@ -206,6 +207,7 @@ def test_two_sites_on_two_terminals_and_a_third_train_a_factory(town):
     assert load_factory(town.folder / "factory.safetensors").config.domains == ("t1", "t2", "pd")
     assert Segmenter.load(town.folder / "segmenter.safetensors").card.training.domain == "t2"
     assert len(list((town.folder / "found").rglob("*.nii.gz"))) == 4
+    assert "FactoryPlan" in (town.folder / "ledger.html").read_text()
 
 
 def test_an_administrator_adapts_and_inspects(town):
@@ -272,7 +274,7 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     for case in list((town.folder / "drawn").iterdir()):
         case.rename(case.with_name(f"test-{case.name}"))
     town.put_aside("store", "run")
-    methods, train, *prepared = shell_lines("docs/segmentation.md")
+    methods, train, *prepared, private = shell_lines("docs/segmentation.md")
     assert "fedicra" in town.type(methods)
     for line in prepared:
         town.type(line)
@@ -288,6 +290,12 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     (readme,) = [line for line in commands_of(ROOT / "README.md") if "--method" in line]
     town.approved(readme, "node-a", "node-b", shows='method_name = "fedicra"')
     assert "fedicra" in (town.folder / "run" / "results.json").read_text()
+    town.put_aside("run")
+    for site in ("a", "b"):
+        store_of(town.folder / "drawn", town.folder / f"dense-{site}.store", "b", z_bins=29)
+        town.type(f"fedfactory site add node-{site} --store dense-{site}.store --tag private")
+    town.approved(private, "node-a", "node-b", shows='method_name = "fedavg"')
+    assert '"epsilon"' in (town.folder / "run" / "results.json").read_text()
 
 
 @pytest.mark.parametrize("method", ["gaze", "hssf", "cmc"])
