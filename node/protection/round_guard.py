@@ -29,7 +29,7 @@ from .site_secret import site_secret
 REFUSED = "this site's policy refuses the request"  # all that a researcher learns; the ledger has the reasons
 DAY = timedelta(hours=24)
 GIB = 2**30
-SCORES = ("global_", "own_", "test_")  # beginnings of the names of numbers from test cases
+SCORES = ("dice", "hd95")  # parts of the names of scores on test cases
 
 
 class RefusedError(Exception):
@@ -163,7 +163,7 @@ class SiteGuard:
             "numbers": passed.numbers,
             "withheld": passed.withheld,
             "quality": any(name.startswith("quality_") for name in passed.numbers),
-            "scores": any(name.startswith(SCORES) for name in passed.numbers),
+            "scores": any(part in name for name in passed.numbers for part in SCORES),
             **round_.private,
         }
         if failed:
