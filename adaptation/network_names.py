@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from reprlib import repr as shortened
 
 from ..common.names import check_name
 from ..errors import ConfigError, UsageError
@@ -30,5 +31,6 @@ def check_architecture(network: str) -> None:
 
 def check_modality(name: str) -> None:
     """Raises: ConfigError for a name that cannot be part of the name of a tensor or a file."""
-    if not MODALITY.fullmatch(check_name("modality", name)):
-        raise ConfigError(f"modality is '{name}'; use letters, digits, - and _, at most 32")
+    if not isinstance(name, str) or not MODALITY.fullmatch(name):
+        raise ConfigError(f"modality is {shortened(name)}; use letters, digits, - and _, at most 32")
+    check_name("modality", name)

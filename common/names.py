@@ -71,4 +71,4 @@ def _shown(name: object) -> str:
     """A value of unknown size and type for a message."""
     if not isinstance(name, str):
         return shortened(name)
-    return f"'{name[:80]}'" if name.strip() else "empty"
+    return f"'{name[:80]}'" if name.strip() else f"'{name[:80]}', which is empty"

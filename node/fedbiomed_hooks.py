@@ -165,7 +165,8 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         the rest."""
         guard = guarded_round.current()
         kept, withheld = leaving_numbers(values, guard.policy)
-        guard.private["withheld"] = {**guard.private.get("withheld", {}), **withheld}
+        if withheld:
+            guard.private["withheld"] = {**guard.private.get("withheld", {}), **withheld}
         return kept
 
     def testing_routine(self, *args: Any, **kwargs: Any) -> None:

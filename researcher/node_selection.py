@@ -34,6 +34,8 @@ class NodeSelection:
     round_timeout: float | None = None
 
     def __post_init__(self) -> None:
+        if not self.tag:
+            raise UsageError("tag is ''; choose the tag under which the sites registered their data")
         check_label("tag", self.tag)
         _require_at_least(1, min_nodes=self.min_nodes)
         _require_at_least(

@@ -535,7 +535,7 @@ def test_a_node_in_order_has_no_problem(node):
     checks = check_site(node)
     assert unhealthy(checks) == []
     names = ["certificate", "private key", "port", "researcher's certificate", "proxy", "versions", "approval"]
-    assert [check.name for check in checks] == [*names, "policy", "stores", "disk", "clock"]
+    assert [check.name for check in checks] == [*names, "guard", "policy", "ledger", "stores", "disk", "clock"]
     assert "3 cases" in found(checks, "stores").found
 
 
@@ -728,7 +728,7 @@ def test_the_commands_print_a_line_and_a_remedy_for_each_check(node, tmp_path, c
     with pytest.raises(SystemExit) as ended:
         main(["site", "check", str(node)])
     assert ended.value.code == 0
-    assert "problems: 0, warnings: 0, ok: 10" in capsys.readouterr().out
+    assert "problems: 0, warnings: 0, ok: 13" in capsys.readouterr().out
     researcher = make_component(tmp_path / "r", RESEARCHER, closed_port(), begins=-9 * DAY, ends=-DAY)
     with pytest.raises(SystemExit) as ended:
         main(["check", str(researcher)])

@@ -292,7 +292,9 @@ def gazed_slices() -> SiteSlices:
     images = np.stack([np.where(mask, 0.5, -0.5) + rng.normal(0, 0.1, mask.shape) for mask in masks])
     candidates = np.stack([np.where(m, 2, np.where(b, 3, 1)) for m, b in zip(masks, borders, strict=True)])
     certainty = np.choose(candidates, [0, 0, 255, 170]).astype(np.uint8)
-    return SiteSlices(images.astype(np.float32), candidates.astype(np.uint8), np.array(["gaze"] * 12), 2, certainty)
+    return SiteSlices(
+        images.astype(np.float32), candidates.astype(np.uint8), np.array(["gaze"] * 12), 2, certainty=certainty
+    )
 
 
 def test_levels_learn_their_own_masks():

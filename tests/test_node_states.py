@@ -33,6 +33,7 @@ from fedfactory.node.states.states import (
     state_place,
     states_of,
 )
+from helpers import guarded
 
 NODE_ID, EXPERIMENT, OTHER = "NODE_1", "exper_1", "exper_2"
 
@@ -63,7 +64,8 @@ def plan():
     mask = os.umask(0)
     plan = SmallPlan()
     arguments = {"loader_args": {"batch_size": 1}, "num_updates": 1}
-    plan.post_init({}, TrainingArgs(arguments, only_required=False), {}, node_id=NODE_ID)
+    with guarded():
+        plan.post_init({}, TrainingArgs(arguments, only_required=False), {}, node_id=NODE_ID)
     os.umask(mask)
     return plan
 

@@ -186,7 +186,7 @@ def test_the_frameworks_own_training_arguments_are_all_known():
     ("admitted", "refused", "words"),
     [
         (request(patients=2), request(patients=1), "training patients of the store are 1; they must be at least 2"),
-        (request(slices=8), request(slices=7), "training slices of the store are 7; they must be at least 8"),
+        (request(slices=4), request(slices=3), "training slices of the store are 3; they must be at least 4"),
         (request(), request(approval_on=False), "approval of training plans is off"),
         (request(), request(default_plans_allowed=True), "example plans count as approved"),
         (request(), request(training=False), "training is off"),

@@ -21,6 +21,7 @@ from fedfactory.adaptation.segmenter_card import FEDERATED, FederatedDesign, Seg
 from fedfactory.common.sketches import parameters_of, sketch
 from fedfactory.common.weights_file import CARD
 from fedfactory.errors import CheckpointError, ConfigError, FedFactoryError
+from fedfactory.generative.config import FactoryConfig
 from fedfactory.generative.factory_file import load_factory
 from fedfactory.generative.networks.build import make_discriminator, make_generator
 from fedfactory.imaging.slice_format import SliceFormat
@@ -141,3 +142,18 @@ def test_tensors_that_are_larger_than_their_file_are_refused(tmp_path):
         (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
         with pytest.raises(FedFactoryError, match="not a readable safetensors file"):
             load_factory(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("domains", [1, 3, 4, 6])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_factories_of_any_number_of_domains_and_channels_can_be_sketched(domains, channels):
+    """Palettes of more than three rows are drawn at random, which needs values."""
+    config = FactoryConfig(
+        domains=tuple("abcdef"[:domains]), image_size=16, image_channels=channels, z_bins=4, channels=(8, 8),
+        latent_dim=8,
+    )  # fmt: skip
+    made, sketched = make_generator(config), sketch(lambda: make_generator(config), tensors=100)
+    shapes = [
+        {name: tuple(value.shape) for name, value in network.state_dict().items()} for network in (made, sketched)
+    ]
+    assert shapes[0] == shapes[1]

@@ -51,6 +51,8 @@ def _uncorrelated_rows(count: int, maps: int, generator: torch.Generator) -> Ten
     """Random grey levels (count, maps) whose rows are nearly uncorrelated; maps is a multiple of the levels."""
     balanced = torch.tensor(LEVELS).repeat(maps // len(LEVELS))
     rows = torch.zeros(0, maps)
+    if rows.is_meta:  # a network without values, of which only the shapes are asked for
+        return rows.new_empty(count, maps)
     for _ in range(20_000):
         row = balanced[torch.randperm(len(balanced), generator=generator)]
         # Balanced rows have a mean of zero and equal lengths.

@@ -100,15 +100,15 @@ class Policy:
     """
 
     least_patients: int = 2
-    least_slices: int = 8
+    least_slices: int = 4
     least_batch: int = 2
     least_updates: int = 2
     least_patients_scored: int = 2
     scores_leave: bool = True
     quality_leaves: bool = True
     rounds_a_day: int = 2000
-    scorings_a_day: int = 50
-    scores_a_day: int = 100
+    scorings_a_day: int = 20
+    scores_a_day: int = 60
     qualities_a_day: int = 30
     most_parameters: int = 200_000_000
     most_memory: float = 96.0
