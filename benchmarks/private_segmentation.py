@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="slice store with densely labelled training and test cases")
     parser.add_argument("--title", default="simulated T1 subjects")
-    parser.add_argument("--epsilons", type=float, nargs="*", default=[8.0, 3.0])
+    parser.add_argument("--epsilons", type=float, nargs="*", default=[8.0, 3.0, 0.1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sites", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=4)
@@ -62,11 +62,13 @@ def main() -> None:
             run(store, arguments, epsilon, seed) for epsilon in (None, *arguments.epsilons) for seed in arguments.seeds
         ]
         patients = {split: len({c.patient for c in store.cases if c.split == split}) for split in ("train", "test")}
-    kinds = list(dict.fromkeys(row["target"] for row in rows))
+    targets = dict.fromkeys(row["target"] for row in rows)
+    scores = {target: [row["dice"] for row in rows if row["target"] == target] for target in targets}
     means = [
-        {"target": target, "dice": round(float(np.mean([row["dice"] for row in rows if row["target"] == target])), 4)}
-        for target in kinds
-    ]
+        {"target": target, "seeds": len(dice), "dice": round(float(np.mean(dice)), 4), "lowest": min(dice),
+         "highest": max(dice)}
+        for target, dice in scores.items()
+    ]  # fmt: skip
     settings = {key: value for key, value in vars(arguments).items() if key not in ("store", "out", "title")}
     content = {
         "machine": machine("cpu") | {"opacus": opacus.__version__}, "data": arguments.title, "size": store.format.size,

@@ -116,6 +116,10 @@ def claims() -> list[tuple[str, str]]:
     assert last["persistent"] < last["forgetful"]
     trees = [row for row in result("tree_filter_cpu")["rows"] if row["side"] == 256]
     found.append(("decisions.md", f"{share(min(row['filter'] for row in trees), 2)} s instead of"))
+    for row in result("private_segmentation")["table"]:
+        dice = [share(row[name], 2) for name in ("dice", "lowest", "highest")]
+        target = "no limit" if row["target"] is None else f"{row['target']:g}"
+        found.append(("segmentation.md", f"| {target} | {row['seeds']} | {dice[0]} ({dice[1]} to {dice[2]}) |"))
     for row in result("segmentation_study")["table"]:
         if row["which"] == "own":
             dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
