@@ -134,7 +134,9 @@ class PersistentOptimizerPlan(TorchTrainingPlan):
         if self.node_id() is not None:
             held = self._optimizer.extra.get(LOCAL_DIGEST) or self._local_digest(self.model().state_dict())
             if self._local_digest(params) != held:
-                raise NodeDataError("the researcher sent tensors that only this site may change")
+                reason = "the researcher sent tensors that only this site may change"
+                guarded_round.current().private["reason"] = reason  # the framework drops it
+                raise NodeDataError(reason)
             self._received = _digest_of({n: t for n, t in params.items() if not self.tag_parameters(n)})
         super().set_model_params(params, local_params)
 
