@@ -30,6 +30,7 @@ class FedAvgPlan(SegmentationTrainingPlan):
     of the segmenter leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
     site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the site. A copy of the
     segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
+    With differential privacy, neither losses nor scores leave, but epsilon, delta and the number of training patients.
     """
 
     method_name = "fedavg"
@@ -49,6 +50,7 @@ class FedProxPlan(SegmentationTrainingPlan):
     of the segmenter leave the site. The domain's name, counts of slices by kind of label, losses, seconds, and, if the
     site has labelled test cases, Dice and HD95 leave the site too. Images and labels stay at the site. A copy of the
     segmenter is written beside the site's slice store, in a folder with the store's name and the ending `.segmenters`.
+    With differential privacy, neither losses nor scores leave, but epsilon, delta and the number of training patients.
     """
 
     method_name = "fedprox"
@@ -69,6 +71,7 @@ class FedBNPlan(SegmentationTrainingPlan):
     label, losses, seconds, and, if the site has labelled test cases, Dice and HD95 leave the site too. Images and
     labels stay at the site. A copy of the segmenter is written beside the site's slice store, in a folder with the
     store's name and the ending `.segmenters`.
+    With differential privacy, neither losses nor scores leave, but epsilon, delta and the number of training patients.
     """
 
     method_name = "fedbn"
