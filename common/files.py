@@ -110,6 +110,11 @@ def sha256_of(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """SHA-256 of a text in UTF-8, in hexadecimal; characters that UTF-8 cannot have are written as escapes."""
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def encoding_of(content: bytes) -> str:
     """The encoding of a text: UTF-16 if its byte order mark says so, or else UTF-8, with or without such a mark."""
     return "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

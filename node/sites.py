@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..common.files import taken_from_others
+from ..common.files import sha256_of_text, taken_from_others
 from ..common.names import check_label
 from ..errors import FederationError, FedFactoryError, UsageError
 from .connection.component import NODE, read_component
@@ -118,7 +117,7 @@ def approve_plans(node_dir: str | Path, *, confirm: Callable[[str, str], bool], 
     for plan in plans:
         if confirm(plan.name, plan.source):
             node.tp_security_manager.approve_training_plan(plan.plan_id)
-            plan_sha256 = hashlib.sha256(plan.source.encode("utf-8", "backslashreplace")).hexdigest()
+            plan_sha256 = sha256_of_text(plan.source)
             ledger.append("approved", plan=plan.name, plan_sha256=plan_sha256, package_sha256=package)
             approved.append(plan.name)
     return approved

@@ -52,8 +52,7 @@ def training_args(**given) -> dict:
 def request(model_args: dict | None = None, **changes) -> RoundRequest:
     """A request that the default policy admits: a round of the tiny factory."""
     values = {
-        "researcher": "researcher_1", "experiment": "exp_1", "dataset": "dataset_1", "plan_class": "FactoryPlan",
-        "plan_sha256": "0" * 64, "training": True,
+        "training": True,
         "model_args": FACTORY_ARGS if model_args is None else model_args,
         "training_args": training_args(loader_args={"batch_size": TINY.batch_size}, num_updates=10, random_seed=0),
         "aggregator_args": {}, "secure_aggregation": False, "patients": 5, "slices": 100, "approval_on": True,

@@ -37,11 +37,6 @@ class RoundRequest:
     """What a researcher asks of this node, and what the node knows about the data that it is asked for.
 
     Attributes:
-        researcher: id of who asks.
-        experiment: id of the experiment.
-        dataset: id of the data set.
-        plan_class: name of the training plan.
-        plan_sha256: SHA-256 of its source's bytes.
         training: whether the framework is to train; it never is not, in requests of this package.
         model_args: as they came, of any content.
         training_args: as the framework completed them.
@@ -53,11 +48,6 @@ class RoundRequest:
         default_plans_allowed: whether the framework's example plans count as approved.
     """
 
-    researcher: str
-    experiment: str
-    dataset: str
-    plan_class: str
-    plan_sha256: str
     training: bool
     model_args: Mapping[str, object]
     training_args: Mapping[str, object]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from ...common.files import sha256_of_text
 from .guarded_round import GuardedRound
 from .numbers import leaving_numbers
 
@@ -94,7 +94,7 @@ def _check_encrypted(reply: Any, passed: Passed, round_: GuardedRound) -> None:
 
 def digest_of(settings: object) -> str:
     """SHA-256 over a text of what a researcher sent, so that equal settings are recognised in the ledger."""
-    return hashlib.sha256(repr(_ordered(settings)).encode("utf-8", "backslashreplace")).hexdigest()
+    return sha256_of_text(repr(_ordered(settings)))
 
 
 def _ordered(value: object) -> object:

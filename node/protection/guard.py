@@ -7,7 +7,6 @@ source without comments. An approval therefore means nothing to a node without t
 from __future__ import annotations
 
 import functools
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from fedbiomed.node.history_monitor import HistoryMonitor
 from fedbiomed.node.round import Round
 from fedbiomed.node.training_plan_security_manager import TrainingPlanSecurityManager
 
+from ...common.files import sha256_of_text
 from ...errors import UsageError
 from ..plan_source import refuse_disguised
 from ..policy.policy import POLICY_FILE
@@ -87,16 +87,12 @@ def _hash_of_bytes(
         try:
             refuse_disguised("that was sent", source)
         except UsageError as error:
-            guard.ledger.append("refused", plan_sha256=_sha256(source), reasons=[str(error)])
+            guard.ledger.append("refused", plan_sha256=sha256_of_text(source), reasons=[str(error)])
             raise _DisguisedPlanError(f"{ErrorNumbers.FB606.value}: {REFUSED}") from None
     digest, algorithm, text = original(manager, source, from_string)
     if guard is not None:
-        digest = _sha256(f"fedfactory {guard.package}\n{text}")
+        digest = sha256_of_text(f"fedfactory {guard.package}\n{text}")
     return digest, algorithm, text
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any) -> Any:
@@ -111,7 +107,6 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
     asked = Asked(
         researcher=str(framework_round.researcher_id),
         experiment=framework_round.experiment_id,
-        dataset=str(entry.get("dataset_id")),
         domain=facts.domain if facts is not None else "",
         state=framework_round._node_state_manager.previous_state_id,
         plan_class=str(framework_round.training_plan_class),
@@ -126,12 +121,11 @@ def _guarded_round(original: Any, framework_round: Round, *args: Any, **kw: Any)
         node=str(framework_round._node_id),
         database=Path(framework_round._db),
     )
-    reply = guard.run(
+    return guard.run(
         asked,
         lambda: original(framework_round, *args, **kw),
         lambda text: framework_round._send_round_reply(success=False, message=text),
     )
-    return reply
 
 
 class _GatedMonitor:
@@ -157,7 +151,7 @@ def _watch_answers(original: Any, node: Node, config: Any, *args: Any, **kw: Any
     def watched(message: Message, broadcast: bool = False) -> None:
         guard = guard_of(config.root)
         if guard is not None and isinstance(message, (SearchReply, ListReply)) and message.databases:
-            told_now = (message.researcher_id, _sha256(repr(message.databases)))
+            told_now = (message.researcher_id, sha256_of_text(repr(message.databases)))
             if told_now not in told:
                 told.add(told_now)
                 described = [str(data.get("description"))[:1000] for data in message.databases]

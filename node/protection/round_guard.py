@@ -14,6 +14,7 @@ from typing import Any
 
 from fedbiomed.common.logger import logger
 
+from ...common.files import sha256_of_text
 from ...errors import FedFactoryError, one_line
 from ..connection.component import APPROVAL, DEFAULT_PLANS, NODE, read_component
 from ..ledger.ledger import Ledger
@@ -43,7 +44,6 @@ class Asked:
     Attributes:
         researcher: id of the researcher.
         experiment: id of the experiment.
-        dataset: id of the data set.
         domain: of the data set, as it was registered.
         state: id of the node's state that is to be continued; None for a beginning.
         plan_class: name of the plan's class.
@@ -61,7 +61,6 @@ class Asked:
 
     researcher: str
     experiment: str
-    dataset: str
     domain: str
     state: str | None
     plan_class: str
@@ -197,7 +196,7 @@ class SiteGuard:
             "experiment": one_line(str(asked.experiment))[:MAX_MESSAGE],
             "plan": one_line(str(asked.plan_class))[:MAX_MESSAGE],
             "domain": asked.domain,
-            "plan_sha256": _sha256(asked.plan),
+            "plan_sha256": sha256_of_text(asked.plan),
             "package_sha256": self.package,
             "settings_sha256": digest_of(settings),
         }
@@ -209,11 +208,6 @@ class SiteGuard:
         node = read_component(self.root, NODE)
         since = datetime.now(timezone.utc) - DAY
         request = RoundRequest(
-            researcher=asked.researcher,
-            experiment=asked.experiment,
-            dataset=asked.dataset,
-            plan_class=asked.plan_class,
-            plan_sha256=_sha256(asked.plan),
             training=asked.training,
             model_args=asked.model_args,
             training_args=asked.training_args,
@@ -241,7 +235,3 @@ class SiteGuard:
             known = changed, len({case.patient for case in cases}), sum(case.count for case in cases)
             self._stores[folder] = known
         return known[1:]
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
