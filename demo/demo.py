@@ -45,6 +45,7 @@ from .simulated_subjects import CONTRASTS, simulate_site
 from .workers import adapt, train, training_workers
 
 TAG = "fedfactory-demo"
+WHOLE_NAME = ".+"  # of a subject is the patient: its first digits may be those of "t1"
 BATCH_SIZE = 8  # slices of 32 px; 16 take twice as long and gave no better segmenters from synthetic slices
 PACKAGES = ("fedbiomed", "torch", "monai", "nibabel", "nilearn", "numpy", "scipy")
 
@@ -188,7 +189,9 @@ def _make_site(run: DemoRun, name: str, number: int) -> DemoSite:
     labelled = number == 0
     store, oracle_store = folder / "store", folder / ("store" if labelled else "oracle_store")
     # Held-out subjects are simulated separately, so all subjects of the store may be trained on.
-    dense = PrepareConfig(domain=name, size=side, z_bins=config.z_bins, validation_share=0, test_share=0)
+    dense = PrepareConfig(
+        domain=name, size=side, z_bins=config.z_bins, validation_share=0, test_share=0, patient_pattern=WHOLE_NAME,
+    )  # fmt: skip
     prepare(folder / "train", store, dense if labelled else replace(dense, label_kind="none"))
     if not labelled:
         prepare(folder / "train", oracle_store, dense)
@@ -229,7 +232,7 @@ def _audit(run: DemoRun, site: DemoSite, labelled_file: Path) -> AuditResult:
     config = run.config
     settings = PrepareConfig(
         domain=site.name, size=config.image_size, z_bins=config.z_bins, validation_share=0, test_share=0,
-        label_kind="none",
+        label_kind="none", patient_pattern=WHOLE_NAME,
     )  # fmt: skip
     held_out = prepare(site.test, site.test.parent / "held_out_store", settings.like(site.store)).store
     options = {"held_out_dir": held_out.path, "volumes": max(2, run.size.synthetic_volumes // 3), "seed": run.seed}

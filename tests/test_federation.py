@@ -16,15 +16,16 @@ import pytest
 import torch
 from fedfactory import __version__
 from fedfactory.common.weights_file import read_weights
-from fedfactory.demo.demo import DemoSize, run_demo
+from fedfactory.demo.demo import DemoRun, DemoSize, _make_site, run_demo
 from fedfactory.demo.demo_result import METHODS
 from fedfactory.demo.local_federation import READY
 from fedfactory.errors import FederationError, UsageError
-from fedfactory.generative import load_factory
+from fedfactory.generative import FactoryConfig, load_factory
 from fedfactory.node.fedbiomed_hooks import open_node
 from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.site_check import check_site
 from fedfactory.node.store.embedding import embed_store
+from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export
 from helpers import (
@@ -285,3 +286,10 @@ def test_an_interrupted_demo_leaves_no_process_behind(tmp_path, number):
     while processes_of(out) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not processes_of(out)
+
+
+def test_each_subject_of_the_demo_is_a_patient(tmp_path):
+    """The policy of a node, the split and the audit count patients, and names such as t1_train_000 begin alike."""
+    size, config = DemoSize(train_subjects=3, test_subjects=1), FactoryConfig.preset("tiny", ("t1", "t2"))
+    site = _make_site(DemoRun(out=tmp_path, size=size, config=config, seed=0), "t1", 0)
+    assert len({case.patient for case in SliceStore(site.store).cases}) == 3
