@@ -9,6 +9,8 @@ from ..common.names import check_name
 from ..errors import ConfigError, UsageError
 
 ARCHITECTURES = ("unet", "dynunet", "segresnet")  # MONAI's networks for single slices
+NETWORK_SIZES = ("small", "standard", "large")
+SITE_NETWORKS = (*ARCHITECTURES, *(f"{name}-{size}" for name in ARCHITECTURES for size in NETWORK_SIZES))
 NETWORKS = (*ARCHITECTURES, *(f"{name}3d" for name in ARCHITECTURES))  # and the same for stacks of slices
 MODALITY = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
@@ -24,9 +26,21 @@ def dimensions(network: str) -> int:
 
 
 def check_architecture(network: str) -> None:
-    """Raises: ConfigError for a network that sites cannot choose, see ARCHITECTURES."""
+    """Raises: ConfigError for a network that is not in ARCHITECTURES."""
     if network not in ARCHITECTURES:
         raise ConfigError(f"network is '{network}'; choose one of {', '.join(ARCHITECTURES)}")
+
+
+def parts_of_site_network(network: str) -> tuple[str, str | None]:
+    """Architecture and size of a network that a site chooses, such as "segresnet-large"; None for the size that the
+    researcher gives, as in "segresnet". Raises: ConfigError for a network that is not in SITE_NETWORKS."""
+    if network not in SITE_NETWORKS:
+        raise ConfigError(
+            f"network is {shortened(network)}; choose one of {', '.join(ARCHITECTURES)}, or one of them with a size, "
+            f"as in {ARCHITECTURES[0]}-{NETWORK_SIZES[-1]} (sizes: {', '.join(NETWORK_SIZES)})"
+        )
+    architecture, _, size = network.partition("-")
+    return architecture, size or None
 
 
 def check_modality(name: str) -> None:

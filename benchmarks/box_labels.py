@@ -42,7 +42,7 @@ SIZES = {"simulated": 32, "cardiac": 64}
 SIDE = 160.0  # mm that a cardiac slice spans
 TRAIN, TEST = 60, 60  # simulated slices
 ROUND = 20  # updates
-SOFT = {"embedding": 32, "body_updates": ROUND - 4, "dice_weight": 1.0, "adaptive": False, "contrast_weight": 0.0}
+SOFT = {"embedding": 32, "dice_weight": 1.0, "adaptive": False, "contrast_weight": 0.0}
 NO_TERMS = {"tightness_weight": 0.0, "size_weight": 0.0}
 # name: method, kind of labels, options
 RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -18,8 +18,10 @@ from ..errors import UsageError
 from ..researcher.node_selection import NodeSelection
 from .options import (
     ApprovalTimeout,
+    Depth,
     Engine,
     LabelledFactoryFile,
+    LearningRate,
     MinNodes,
     Network,
     NetworkSize,
@@ -73,6 +75,8 @@ def train_segmenter(
     approval_timeout: ApprovalTimeout = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of slices in an optimizer step.")] = 12,
     width: Annotated[int, typer.Option(min=4, help="Channels of the network's first level, a multiple of 4.")] = 16,
+    depth: Depth = None,
+    learning_rate: LearningRate = None,
     norm: Annotated[
         str, typer.Option(help="Normalisation layers: group, or batch as in some of the publications.")
     ] = "group",
@@ -129,8 +133,8 @@ def train_segmenter(
     quiet_framework()
     result = train_method(
         method, out, researcher=researcher, nodes=nodes, rounds=rounds, updates=updates_per_round,
-        batch_size=batch_size, width=width, norm=norm, mirror=mirror, rotation=math.radians(rotation),
-        first_guess=first_guess, options=options, public=public, seed=seed, **privacy,
+        batch_size=batch_size, width=width, depth=depth, learning_rate=learning_rate, norm=norm, mirror=mirror,
+        rotation=math.radians(rotation), first_guess=first_guess, options=options, public=public, seed=seed, **privacy,
     )  # fmt: skip
     print_scores(result)
     console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..adaptation.network_names import ARCHITECTURES, check_modality
+from ..adaptation.network_names import ARCHITECTURES, NETWORK_SIZES, SITE_NETWORKS, check_modality
 from ..errors import UsageError
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
 from .site_clean import site_clean
@@ -33,8 +33,9 @@ def site_add(
     network: Annotated[
         str,
         typer.Option(
-            callback=one_of(("", *ARCHITECTURES)),
-            help=f"For hssf: the site's own network, {listed(ARCHITECTURES)}; default: as the researcher's.",
+            callback=one_of(("", *SITE_NETWORKS)),
+            help=f"For hssf: the site's own network, {listed(ARCHITECTURES)}, or one with a size "
+            f"({listed(NETWORK_SIZES)}), as in segresnet-large; default: the researcher's.",
         ),
     ] = "",
     public: Annotated[

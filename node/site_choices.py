@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..adaptation.network_names import check_architecture, check_modality
+from ..adaptation.network_names import check_modality, parts_of_site_network
 from ..common.files import write_json
 from ..common.json_text import read_json
 from ..common.records import read_record
@@ -41,7 +41,7 @@ class SiteChoices:
     def check(self, store: SliceStore) -> None:
         """Raises: UsageError or StoreError for choices that contradict each other or do not fit the store."""
         if self.network:
-            check_architecture(self.network)
+            parts_of_site_network(self.network)
         if self.others and not self.modality:
             raise UsageError(
                 f"others is {', '.join(self.others)}, modality is empty; choose the modality of the store itself too"

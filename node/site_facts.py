@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from reprlib import repr as shortened
 
 from .. import __version__
-from ..adaptation.network_names import check_architecture, check_modality
+from ..adaptation.network_names import check_modality, parts_of_site_network
 from ..common.json_text import parse_json
 from ..common.names import check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .store.prepare_config import LABEL_KINDS
+from .store.single_objects import single_objects_of
 from .store.slice_store import SliceStore
 
 INTRODUCTION = "fedfactory slice store "  # how the description of a registered store begins
@@ -67,8 +68,10 @@ class SiteFacts:
         slices: number of training slices.
         classes: number of label values including background; 0 without labels.
         label_kinds: kind of label to number of training slices.
-        network: architecture that the site chose for itself; None leaves it to the researcher.
+        network: that the site chose for itself; None leaves it to the researcher.
         public_digest: SHA-256 of the public slices that the site holds; None without any.
+        single_objects: labels of the structures that are one connected object in the training volumes, see
+            `learn_single_objects`; None where no volume has dense labels.
         modalities: name to facts, for a site that named the modality of its slices.
     """
 
@@ -87,6 +90,7 @@ class SiteFacts:
     label_kinds: dict[str, int]
     network: str | None = None
     public_digest: str | None = None
+    single_objects: tuple[int, ...] | None = None
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
@@ -112,6 +116,7 @@ class SiteFacts:
             label_kinds=checked_label_kinds(values.get("label_kinds")),
             network=_network(values.get("network")),
             public_digest=checked_digest(values.get("public_digest")),
+            single_objects=_single_objects(values.get("single_objects")),
             modalities=_modalities(values.get("modalities")),
         )
 
@@ -135,6 +140,7 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
         label_kinds=store.label_kinds(),
         network=choices.network or None,
         public_digest=digest(SliceStore(choices.public)) if choices.public else None,
+        single_objects=single_objects_of(store),
         modalities={
             name: ModalityFacts(slices=len(part.slices("train")), classes=part.classes, label_kinds=part.label_kinds())
             for name, part in choices.stores(store).items()
@@ -196,9 +202,17 @@ def _network(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise ConfigError(f"network is {shortened(value)}; it must be the name of an architecture")
-    check_architecture(value)
+        raise ConfigError(f"network is {shortened(value)}; it must be the name of a network")
+    parts_of_site_network(value)
     return value
+
+
+def _single_objects(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not all(type(label) is int and 0 <= label <= 254 for label in value):
+        raise ConfigError(f"single_objects is {shortened(value)}; it must be a list of labels from 0 to 254")
+    return tuple(value)
 
 
 def _modalities(value: object) -> dict[str, ModalityFacts]:

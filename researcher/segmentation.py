@@ -206,7 +206,8 @@ def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
 def agreed_config(
     method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
 ) -> MethodConfig:
-    """The configuration of a method, completed by what follows from the stores: size, channels, classes, modalities.
+    """The configuration of a method, completed by what follows from the stores: size, channels, classes, modalities,
+    single objects.
 
     Args:
         method: description of the method.
@@ -234,8 +235,15 @@ def agreed_config(
         "channels": first.channels,
         "colour": first.colour,
         "sites": len(facts),
+        "single_objects": _agreed_single_objects(facts),
     }
     return MethodConfig(method=method.name, **sites, options=options, **settings)
+
+
+def _agreed_single_objects(facts: dict[str, SiteFacts]) -> tuple[int, ...]:
+    """Labels of the structures that are one connected object at every site whose labels tell."""
+    told = [set(site.single_objects) for site in facts.values() if site.single_objects is not None]
+    return tuple(sorted(set.intersection(*told))) if told else ()
 
 
 def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, of_sites: SiteFacts) -> None:
@@ -390,6 +398,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
         server_card = SegmenterCard(
             classes=result.config.classes,
             network=FEDERATED,
+            single_objects=result.config.single_objects,
             federated=FederatedDesign(method=result.config, context=SiteContext(), weights="server"),
             training=TrainingFacts(domain=public.domain),
             **public.card_entries,

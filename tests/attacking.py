@@ -46,7 +46,7 @@ class PixelDetectors:
     @torch.no_grad()
     def network(self, row: int, column: int) -> SiteUNet:
         """The network for the patch whose upper left pixel is given."""
-        net = SiteUNet(self.classes, width=16, norm="group")
+        net = SiteUNet(self.classes, width=16, depth=4, norm="group")
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
                 module.weight.zero_()

@@ -168,7 +168,7 @@ def test_the_local_parameters_of_fedbn_are_those_of_normalisation_alone():
 
 def test_every_site_has_its_own_channel_selection():
     torch.manual_seed(0)
-    model = SiteUNet(3, width=4, sites=3).eval()
+    model = SiteUNet(3, width=4, depth=4, sites=3).eval()
     x = torch.randn(2, 1, 32, 32)
     selections = [model.encode(x, index)[1] for index in range(3)]
     assert selections[0].shape == (2, 64, 1, 1)
@@ -239,7 +239,7 @@ def test_a_round_trains_the_output_layer_first_and_then_everything_else():
     first = method_of("fedicra", updates=2)
     site_round = site_round_of(first, site())
     before = copy.deepcopy(site_round.model.state_dict())
-    make_method(replace(first.config, options={**SMALL["fedicra"], "body_updates": 0})).train_round(site_round)
+    make_method(replace(first.config, options={**SMALL["fedicra"], "body_share": 0.0})).train_round(site_round)
     moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved == {"final_conv.weight", "final_conv.bias"}
     site_round = site_round_of(first, site())

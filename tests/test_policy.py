@@ -212,9 +212,9 @@ def test_the_frameworks_own_training_arguments_are_all_known():
         (segmentation(), segmentation(args={"loader_args": {}}), "loader_args.batch_size is None"),
         (segmentation(), segmentation(args={"num_updates": None}), "num_updates is None"),
         (
-            segmentation(method="fedicra", options={"body_updates": 2}),
-            segmentation(method="fedicra", options={"body_updates": 1}),
-            "body_updates is 1; it must be 0 or at least 2",
+            segmentation(method="fedicra", options={"body_share": 0.5}),
+            segmentation(method="fedicra", options={"body_share": 0.25}),
+            "body_share is 0.25, 1 of 4 updates; they must be 0 or at least 2",
         ),
         (segmentation(), segmentation(method="fedprox", options={"temperature": 1}), "describe no network"),
         (segmentation(), segmentation(options={"gpu": 1}), "model_args.config.options.gpu is 1; it must be left out"),

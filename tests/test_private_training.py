@@ -54,7 +54,7 @@ def slices_of_patients(patients=4, each=3, kind="dense"):
 
 def small_network(dtype=torch.float64):
     torch.manual_seed(3)
-    return SiteUNet(3, width=4, norm="group").to(dtype).train()
+    return SiteUNet(3, width=4, depth=4, norm="group").to(dtype).train()
 
 
 def tiny_network(dtype=torch.float64):

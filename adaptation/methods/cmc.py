@@ -107,6 +107,7 @@ class CMC(WeightAveragingMethod):
             self.config.classes,
             list(counts),
             self.config.width,
+            depth=self.config.levels,
             channels=list(counts.values()),
             encoder_sharing=own.encoder_sharing,
             decoder_sharing=own.decoder_sharing,
@@ -151,7 +152,7 @@ class CMC(WeightAveragingMethod):
                     progress = self._progress(site_round, update)
                     loss = loss + self._unsupervised_loss(site_round, held, chosen=chosen, progress=progress)
                 if loss.requires_grad:
-                    losses.append(self.step(site_round, loss))
+                    losses.append(self.step(site_round, loss, update=update))
         if not losses:
             return SiteUpdate(0, math.nan)
         numbers = {f"{SLICES_OF}{name}": float(len(data)) for name, data in held.items()}

@@ -29,18 +29,28 @@ class WeightAveragingMethod(FederatedMethod):
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate)}
 
-    def step(self, site_round: SiteRound, loss: Tensor, names: Sequence[str] = ("all",)) -> float:
+    def step(self, site_round: SiteRound, loss: Tensor, names: Sequence[str] = ("all",), *, update: int) -> float:
         """One update of `loss`, a scalar, by the named optimizers; returns its value.
+
+        Args:
+            update: its number in the round, from 0, on which the learning rate depends.
 
         Raises: TrainingError, before any weight changes, if the loss is NaN or infinite.
         """
         self.check_loss(loss, site_round.number)
+        self.set_rates(site_round, update)
         for name in names:
             site_round.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         for name in names:
             site_round.optimizers[name].step()
         return float(loss.detach())
+
+    def set_rates(self, site_round: SiteRound, update: int) -> None:
+        """Give all optimizers the learning rate of the round's update with this number, from 0."""
+        for optimizer in site_round.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate_after(site_round.number, update)
 
     def shares(self, site_updates: Sequence[SiteUpdate]) -> list[float]:
         """Weights of the sites in the average, adding up to one; all 0 if no site has trained."""
@@ -67,7 +77,9 @@ class FederatedAveraging(WeightAveragingMethod):
 
     def network(self) -> nn.Module:
         config = self.config
-        return SiteUNet(config.classes, channels=config.channels, width=config.width, norm=config.norm)
+        return SiteUNet(
+            config.classes, channels=config.channels, width=config.width, depth=config.levels, norm=config.norm
+        )
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         if self.config.private:
@@ -79,12 +91,12 @@ class FederatedAveraging(WeightAveragingMethod):
         site_round.model.train()
         with self.seeded_round(site_round):
             losses = []
-            for chosen in self.draws(site_round, labelled_indices, self.config.updates):
+            for update, chosen in enumerate(self.draws(site_round, labelled_indices, self.config.updates)):
                 images, allowed, lines = self.batch_with_lines(site_round, chosen)
                 logits = site_round.model(images)
                 loss = partial_loss(logits, allowed) + box_loss(logits, allowed, lines, self.options)
                 loss = loss + self.proximal_term(site_round.model, before)
-                losses.append(self.step(site_round, loss))
+                losses.append(self.step(site_round, loss, update=update))
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)))
 
     def _train_privately(self, site_round: SiteRound) -> SiteUpdate:
@@ -99,7 +111,7 @@ class FederatedAveraging(WeightAveragingMethod):
         trained = [value for value in model.parameters() if value.requires_grad]
         sampling = PatientSampling.of(len(patients), config.batch_size)
         model.train()
-        for _ in range(config.updates):
+        for update in range(config.updates):
             gradients = private_gradient(
                 model, patients, sampling, private, clip=config.dp_clip, batch_of=partial(self.batch, site_round)
             )
@@ -109,6 +121,7 @@ class FederatedAveraging(WeightAveragingMethod):
                 gradients = [gradient + pull for gradient, pull in zip(gradients, pulls, strict=True)]
             for value, gradient in zip(trained, gradients, strict=True):
                 value.grad = gradient
+            self.set_rates(site_round, update)
             site_round.optimizers["all"].step()
         return SiteUpdate(sum(map(len, patients)), math.nan)
 

@@ -17,17 +17,18 @@ from ...errors import ConfigError
 from ..losses.gated_crf import RADIUS, SIGMA_PLACE, gated_crf
 from ..losses.partial_losses import candidate_cross_entropy, partial_dice, uncertain
 from ..losses.tree_energy import tree_energy
-from ..networks.site_network import LEVELS, Encoded, SiteUNet
+from ..networks.site_network import MAX_LEVELS, Encoded, SiteUNet
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.box_options import BoxOptions, box_loss
-from .interface.option_checks import check_at_least
+from .interface.method_config import MethodConfig
+from .interface.option_checks import check_at_least, check_fraction
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from .round_schedule import body_updates
 
 BODY, OUTPUT = "body", "output"  # names of the optimizers
 OUTPUT_LAYER = "final_conv"
 MIX_OF = "mix_"  # prefix of a layer's name in a site's numbers
-RATE_POWER = 0.9  # exponent of the polynomial decay of the learning rate
 CONVERGENCE_STD = 0.1  # the mixing weights have converged when the last losses have this standard deviation
 CONVERGENCE_WINDOW = 10  # number of last losses, batches
 MAX_MIXING_EPOCHS = 10  # of the first adaptive aggregation; later ones take one epoch
@@ -46,8 +47,8 @@ class FedICRAOptions(BoxOptions):
         contrast_weight: weight alpha of the site-contrastive term.
         selections: number of deepest encoder levels that select channels by site.
         embedding: channels within the auxiliary heads of the tree energy.
-        body_updates: last updates of a round, which train everything but the output layer; the updates before train
-            the output layer only.
+        body_share: share of a round's updates, the last ones, which train everything but the output layer; the updates
+            before train the output layer only. Published: the last 3 of 10.
         adaptive: whether sites mix the higher layers of their own model and of the average element by element.
         adaptive_from: first round with that adaptive aggregation.
     """
@@ -58,18 +59,19 @@ class FedICRAOptions(BoxOptions):
     contrast_weight: float = 1.0
     selections: int = 1
     embedding: int = 512
-    body_updates: int = 3
+    body_share: float = 0.8
     adaptive: bool = True
     adaptive_from: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight", "body_updates"):
+        for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight"):
             check_at_least(name, getattr(self, name), 0)
+        check_fraction("body_share", self.body_share)
         check_at_least("embedding", self.embedding, 1)
         check_at_least("adaptive_from", self.adaptive_from, 2)
-        if not 0 <= self.selections <= LEVELS:
-            raise ConfigError(f"selections is {self.selections}; choose from 0 to {LEVELS}")
+        if not 0 <= self.selections <= MAX_LEVELS:
+            raise ConfigError(f"selections is {self.selections}; choose from 0 to {MAX_LEVELS}")
         if self.contrast_weight and not self.selections:
             raise ConfigError(
                 f"contrast_weight is {self.contrast_weight}; it must be 0 without channel selections (selections is 0)"
@@ -99,12 +101,18 @@ class FedICRA(WeightAveragingMethod):
     State = FedICRAState
     default_rate = 1e-2
 
+    def __init__(self, config: MethodConfig) -> None:
+        super().__init__(config)
+        if self.options.selections > config.levels:
+            raise ConfigError(f"selections is {self.options.selections}; the network has {config.levels} levels")
+
     def network(self) -> SiteUNet:
         own = self.options
         return SiteUNet(
             self.config.classes,
             channels=self.config.channels,
             width=self.config.width,
+            depth=self.config.levels,
             norm=self.config.norm,
             dropout=0.1,
             sites=self.config.sites if own.selections else 0,
@@ -136,12 +144,11 @@ class FedICRA(WeightAveragingMethod):
             model.train()
             losses = []
             for update, chosen in enumerate(self.draws(site_round, labelled_indices, self.config.updates)):
-                body = update >= self.config.updates - self.options.body_updates
+                body = update >= self.config.updates - body_updates(self.config.updates, self.options.body_share)
                 self._train_only(model, body=body)
-                self._set_rates(site_round, (site_round.number - 1) * self.config.updates + update)
                 images, allowed, lines = self.batch_with_lines(site_round, chosen)
                 loss = self.loss(model, images, allowed, lines=lines, site=site_round.site)
-                losses.append(self.step(site_round, loss, [BODY if body else OUTPUT]))
+                losses.append(self.step(site_round, loss, [BODY if body else OUTPUT], update=update))
             model.requires_grad_(True)
         state.own = {name: value.detach().cpu().clone() for name, value in model.higher_layers().items()}
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)), numbers)
@@ -236,13 +243,6 @@ class FedICRA(WeightAveragingMethod):
         """Gradients for everything but the output layer if `body`, otherwise for the output layer only."""
         for name, value in model.named_parameters():
             value.requires_grad_(name.startswith(OUTPUT_LAYER) != body)
-
-    def _set_rates(self, site_round: SiteRound, done: int) -> None:
-        """Polynomial decay after `done` updates of all rounds."""
-        rate = self.rate * (1 - done / (self.config.rounds * self.config.updates)) ** RATE_POWER
-        for optimizer in site_round.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = rate
 
 
 def mixing_numbers(mix: Mapping[str, Tensor]) -> dict[str, float]:

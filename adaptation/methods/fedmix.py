@@ -89,9 +89,11 @@ class PseudoLabels:
 class NetworkPair(nn.Module):
     """Two networks that train each other; the first one is the segmenter. One sigmoid output per structure."""
 
-    def __init__(self, structures: int, width: int, *, channels: int = 1) -> None:
+    def __init__(self, structures: int, width: int, *, depth: int, channels: int = 1) -> None:
         super().__init__()
-        self.first, self.second = (SiteUNet(structures, channels=channels, width=width, norm="group") for _ in range(2))
+        self.first, self.second = (
+            SiteUNet(structures, channels=channels, width=width, depth=depth, norm="group") for _ in range(2)
+        )
 
 
 class FedMix(WeightAveragingMethod):
@@ -103,7 +105,8 @@ class FedMix(WeightAveragingMethod):
     Options = FedMixOptions
 
     def network(self) -> NetworkPair:
-        return NetworkPair(self.config.classes - 1, self.config.width, channels=self.config.channels)
+        config = self.config
+        return NetworkPair(config.classes - 1, config.width, depth=config.levels, channels=config.channels)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate, weight_decay=1e-4)}
@@ -121,16 +124,14 @@ class FedMix(WeightAveragingMethod):
                 return SiteUpdate(0, math.nan, numbers)
             site_round.model.train()
             losses = []
-            updates = min(self.config.updates, math.ceil(accepted / self.config.batch_size))
-            rng = np.random.default_rng(self.seed_numbers(site_round))
-            for chosen in np.array_split(rng.permutation(accepted), updates):
+            for update, chosen in enumerate(self.draws(site_round, np.arange(accepted), self.config.updates)):
                 part = self._training_batch(site_round, chosen, dense=dense, pseudo=pseudo)
                 # Crossed: each network learns the masks that the other network found.
                 first, second = (network(part.images) for network in (site_round.model.first, site_round.model.second))
                 first_loss = soft_dice_loss(torch.sigmoid(first), part.second)
                 second_loss = soft_dice_loss(torch.sigmoid(second), part.first)
                 boxes = self._box_loss(first, part) + self._box_loss(second, part)
-                self.step(site_round, first_loss + second_loss + boxes)
+                self.step(site_round, first_loss + second_loss + boxes, update=update)
                 # Without the boxes: this loss weighs the sites, whatever labels they have.
                 losses.append(float(first_loss.detach()))
         return SiteUpdate(accepted, float(np.mean(losses)), numbers)

@@ -61,6 +61,7 @@ class LevelEnsemble(nn.Module):
     Args:
         structures: channels of the logits.
         width: of the first level of the U-Nets.
+        depth: resolution levels of the U-Nets.
         levels: number of networks.
         channels: of the slices.
 
@@ -68,12 +69,12 @@ class LevelEnsemble(nn.Module):
         names: of the networks, which are attributes, from tight to loose.
     """
 
-    def __init__(self, structures: int, width: int, *, levels: int = 2, channels: int = 1) -> None:
+    def __init__(self, structures: int, width: int, *, depth: int, levels: int = 2, channels: int = 1) -> None:
         super().__init__()
         between = [f"between_{number}" for number in range(1, levels - 1)]
         self.names = ("tight", *between, "loose")[:levels]
         for name in self.names:
-            setattr(self, name, SiteUNet(structures, channels=channels, width=width, norm="group"))
+            setattr(self, name, SiteUNet(structures, channels=channels, width=width, depth=depth, norm="group"))
 
     def networks(self) -> list[SiteUNet]:
         """From tight to loose."""
@@ -94,7 +95,13 @@ class GazeSupervision(WeightAveragingMethod):
 
     def network(self) -> LevelEnsemble:
         config = self.config
-        return LevelEnsemble(config.classes - 1, config.width, levels=self.options.levels, channels=config.channels)
+        return LevelEnsemble(
+            config.classes - 1,
+            config.width,
+            depth=config.levels,
+            levels=self.options.levels,
+            channels=config.channels,
+        )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate)}
@@ -113,10 +120,10 @@ class GazeSupervision(WeightAveragingMethod):
         site_round.model.train()
         with self.seeded_round(site_round):
             losses = []
-            for chosen in self.draws(site_round, training_indices, self.config.updates):
+            for update, chosen in enumerate(self.draws(site_round, training_indices, self.config.updates)):
                 images, allowed, certainty = self.graded_batch(site_round, chosen)
                 loss = self.loss(site_round.model, images, allowed, certainty=certainty, frozen=frozen)
-                losses.append(self.step(site_round, loss))
+                losses.append(self.step(site_round, loss, update=update))
         return SiteUpdate(len(training_indices), float(np.mean(losses)))
 
     def graded_batch(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,7 +28,7 @@ from ..losses.hssf_losses import (
     segmentation_loss,
 )
 from ..losses.partial_losses import partial_loss
-from ..network_names import check_architecture
+from ..network_names import parts_of_site_network
 from ..networks.assessed_network import AssessedNetwork
 from .interface.federated_method import FederatedMethod
 from .interface.option_checks import check_at_least, check_choice, check_fraction
@@ -48,7 +48,7 @@ class PublicSliceOptions:
     """Settings that HSSF and LSSL share. Raises: ConfigError if a value is out of range.
 
     Attributes:
-        network: architecture of the researcher, and of sites that have not chosen any.
+        network: of the researcher, and of sites that have not chosen any, see `SITE_NETWORKS`.
         public_slices: number of public slices; the researcher sets it.
         public_epochs: passes over the public slices in a round.
         held_out: share of the public slices that nobody is fitted to: on these the assessor is tested and, in HSSF,
@@ -85,7 +85,7 @@ class PublicSliceOptions:
     cutout: float = 0.5
 
     def __post_init__(self) -> None:
-        check_architecture(self.network)
+        parts_of_site_network(self.network)
         check_at_least("public_slices", self.public_slices, 0)
         check_at_least("public_epochs", self.public_epochs, 1)
         check_at_least("unlabelled", self.unlabelled, 0)
@@ -101,7 +101,7 @@ class PublicSliceState(MethodState):
     """What a site keeps of its training.
 
     Attributes:
-        network_name: architecture of the site's own network; "" before the first round and where weights travel.
+        network_name: name of the site's own network; "" before the first round and where weights travel.
         weights: of the site's own network by name, on the CPU; empty before the first round and where weights travel.
         optimizer: state dict of its optimizer; empty before the first round.
     """
@@ -300,16 +300,22 @@ class PublicSliceMethod(FederatedMethod):
         own = self.options
         return StrongView(operations=own.operations, cutout=own.cutout, colour=self.config.colour)
 
-    def fresh_network(self, architecture: str) -> AssessedNetwork:
-        """An untrained network; "" takes the researcher's architecture."""
+    def fresh_network(self, network: str) -> AssessedNetwork:
+        """An untrained network; "" takes the researcher's."""
         with seeded(seed_of(self.config.seed)):
-            return self.untrained(architecture or self.options.network)
+            return self.untrained(network or self.options.network)
 
-    def untrained(self, architecture: str) -> AssessedNetwork:
+    def untrained(self, network: str) -> AssessedNetwork:
         """A network with weights from PyTorch's global generator."""
         config = self.config
         return AssessedNetwork(
-            architecture, config.classes, size=config.size, channels=config.channels, colour=config.colour
+            network,
+            config.classes,
+            size=config.size,
+            width=config.width,
+            depth=config.depth,
+            channels=config.channels,
+            colour=config.colour,
         )
 
     def trainee_of(self, network: AssessedNetwork, optimizer_state: dict[str, Any] | None = None) -> Trainee:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ..engine.planned_network import PlannedNetwork
 from ..engine.random_appearance import standardised
 from ..engine.segmenter_config import SegmenterConfig
-from ..engine.training_plan import DataFacts, plan_training
-from ..network_names import check_architecture
+from ..engine.training_plan import FIRST_WIDTH, NORM_GROUPS, DataFacts, plan_training
+from ..network_names import parts_of_site_network
 
 FEATURES = 16  # channels of the features that segmentation and self-assessment share
 
@@ -45,24 +46,44 @@ class AssessedNetwork(nn.Module):
     """A network with a classifier and a self-assessment on top of its features.
 
     Args:
-        architecture: of the network below both, one of ARCHITECTURES; planned as a small one for whole slices.
+        network: below both, one of SITE_NETWORKS, planned for whole slices.
         classes: channels of the logits.
         size: pixels per side of the slices.
+        width: channels of the first level of a network without a size in its name; rounded up to a multiple of 8 for
+            SegResNet.
+        depth: number of resolution levels; None has as many as the size asks for.
         channels: of the slices.
         colour: whether these are red, green and blue, which are standardised together.
 
-    Raises: ConfigError for an unknown architecture, or for a size that cannot be halved twice.
+    Raises: ConfigError for an unknown network, or for a size that cannot be halved twice, or not for each level.
     """
 
-    def __init__(self, architecture: str, classes: int, *, size: int, channels: int = 1, colour: bool = False) -> None:
+    def __init__(
+        self,
+        network: str,
+        classes: int,
+        *,
+        size: int,
+        width: int = 16,
+        depth: int | None = None,
+        channels: int = 1,
+        colour: bool = False,
+    ) -> None:
         super().__init__()
         self.colour = colour
-        check_architecture(architecture)
-        config = SegmenterConfig(network=architecture, network_size="small")
+        architecture, named_size = parts_of_site_network(network)
+        if named_size is not None:
+            width = FIRST_WIDTH[named_size]
+        if architecture == "segresnet":
+            width = NORM_GROUPS * math.ceil(width / NORM_GROUPS)
         facts = DataFacts(size=size, extent=None, classes=FEATURES, channels=channels, colour=colour)
-        plan = plan_training(facts, config)
-        while size % plan.side_multiple:  # the network sees whole slices, which fewer levels can halve
-            plan = plan_training(facts, replace(config, depth=len(plan.widths) - 1))
+        plan = plan_training(facts, SegmenterConfig(network=architecture, width=width, depth=depth))
+        while (
+            depth is None and size % plan.side_multiple
+        ):  # the network sees whole slices, which fewer levels can halve
+            plan = plan_training(facts, SegmenterConfig(network=architecture, width=width, depth=len(plan.widths) - 1))
+        if size % plan.side_multiple:
+            raise ConfigError(f"depth is {depth}; slices of {size} px cannot be halved so often in {network}")
         self.body = PlannedNetwork(plan)
         self.classifier = nn.Sequential(nn.ReLU(), _conv(FEATURES), nn.Conv2d(FEATURES, classes, 1))
         self.assessment = SelfAssessment(classes)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from .site_network import GROUPS
+from .site_network import GROUPS, WIDEST
 
-DEPTH = 4  # resolution levels; sides of slices are multiples of 2 ** (DEPTH - 1)
 OWN_TENSOR = re.compile(r"(?:^mixtures|^head|^widen\.\d+|\.conv|\.norms)\.([^.]+)\.")  # names a modality in a name
 SHARED, NORM_SPECIFIC, SEPARATE = SHARINGS = ("shared", "norm_specific", "separate")
 CONCAT, ADD = FUSION_MODES = ("concat", "add")
@@ -79,7 +79,9 @@ class ModalityUNet(nn.Module):
     Args:
         classes: channels of the logits.
         modalities: their names.
-        width: channels of the first level, a multiple of 4; each further level has twice as many.
+        width: channels of the first level, a multiple of 4; each further level has twice as many, up to 16 times the
+            first; the deepest has K.
+        depth: number n of resolution levels; a slice's side S is a multiple of 2 ** (n - 1), and s = S / 2 ** (n - 1).
         channels: of the slices of each modality, in the order of their names; empty for one each.
         encoder_sharing: what modalities share of the encoder, one of SHARINGS: "shared" is the published program,
             "separate" the published figure.
@@ -94,6 +96,7 @@ class ModalityUNet(nn.Module):
         modalities: Sequence[str],
         width: int,
         *,
+        depth: int,
         channels: Sequence[int] = (),
         encoder_sharing: str = NORM_SPECIFIC,
         decoder_sharing: str = NORM_SPECIFIC,
@@ -105,7 +108,7 @@ class ModalityUNet(nn.Module):
         separate = encoder_sharing == SEPARATE
         unequal = counts if min(counts.values()) < most and not separate else {}
         self.mixtures = nn.ModuleDict({name: nn.Conv2d(count, most, 1, bias=False) for name, count in unequal.items()})
-        widths = [width * 2**level for level in range(DEPTH)]
+        widths = [min(width * 2**level, WIDEST * width) for level in range(depth)]
         inputs = [counts if separate else most, *widths]
         self.down = nn.ModuleList(
             ModalityBlock(before, after, modalities, encoder_sharing)
@@ -126,11 +129,12 @@ class ModalityUNet(nn.Module):
             )
         own = {"own": decoder_sharing == SEPARATE}
         self.widen = nn.ModuleList(
-            _for_each(modalities, lambda _, count=count: nn.ConvTranspose2d(2 * count, 2 * count, 2, 2), **own)
-            for count in reversed(widths[:-1])
+            _for_each(modalities, lambda _, count=count: nn.ConvTranspose2d(count, count, 2, 2), **own)
+            for count in reversed(widths[1:])
         )
         self.up = nn.ModuleList(
-            ModalityBlock(3 * count, count, modalities, decoder_sharing) for count in reversed(widths[:-1])
+            ModalityBlock(above + below, above, modalities, decoder_sharing)
+            for above, below in reversed(list(pairwise(widths)))
         )
         self.head = _for_each(modalities, lambda _: nn.Conv2d(width, classes, 1), **own)
 
@@ -140,8 +144,8 @@ class ModalityUNet(nn.Module):
         return self.decode(self.fused(deep, deep, deep), skips, modality)[0]
 
     def encode(self, x: Tensor, modality: str) -> tuple[list[Tensor], Tensor]:
-        """Slices (B, channels, S, S) to the features of the upper levels, (B, width 2^n, S / 2^n, S / 2^n) for n = 0 to
-        2, and the deepest features (B, 8 width, S / 8, S / 8)."""
+        """Slices (B, channels, S, S) to the features of the upper levels, fine to coarse,
+        each (B, channels, S / 2^l, S / 2^l), and the deepest features (B, K, s, s)."""
         x = self.mixtures[modality](x) if self.mixtures else x
         skips = []
         for level, block in enumerate(self.down):
@@ -153,11 +157,11 @@ class ModalityUNet(nn.Module):
         """Input of a modality's decoder: its own deepest features, joined with the fused features of both modalities.
 
         Args:
-            own: (B, 8 width, S / 8, S / 8), deepest features of the modality to decode.
+            own: (B, K, s, s), deepest features of the modality to decode.
             first: deepest features of the first modality, of the same shape.
             second: deepest features of the second modality, of the same shape.
 
-        Returns: (B, 8 width, S / 8, S / 8). Raises: ValueError for features of unequal shape.
+        Returns: (B, K, s, s). Raises: ValueError for features of unequal shape.
         """
         shapes = [tuple(features.shape) for features in (own, first, second)]
         if len(set(shapes)) > 1:
@@ -167,7 +171,7 @@ class ModalityUNet(nn.Module):
         return fused + own if self.conversion is None else self.conversion(torch.cat([fused, own], 1))
 
     def decode(self, deep: Tensor, skips: list[Tensor], modality: str) -> tuple[Tensor, Tensor]:
-        """Fused features `deep` (B, 8 width, S / 8, S / 8) and the features of the upper levels to logits.
+        """Fused features `deep` (B, K, s, s) and the features of the upper levels to logits.
 
         Returns: logits (B, classes, S, S), and the last features (B, width, S, S).
         """

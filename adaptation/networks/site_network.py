@@ -1,17 +1,22 @@
-"""The U-Net that sites train together, with the channel selection and the auxiliary heads of FedICRA."""
+"""The U-Net that sites train together, as deep as its slices need, with FedICRA's channel selection and heads."""
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import BasicUNet
+from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
-LEVELS = 5
-SIDE_MULTIPLE = 2 ** (LEVELS - 1)  # sides of slices are multiples of it
+SMALLEST_MAP = 4  # pixels per side of the deepest level, as nnU-Net plans it (Isensee et al. 2021)
+MIN_LEVELS, MAX_LEVELS = 3, 6
+WIDEST = 16  # channels of the deepest levels, as a multiple of the first level's
+SIDE_MULTIPLE = 16  # sides of slices are multiples of it
 GROUPS = 4  # of group norm; widths are multiples of it
+ACTIVATION = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})  # MONAI's own
 NORMS = {"batch": "batch", "group": ("group", {"num_groups": GROUPS})}
 REDUCTION = 16  # factor by which a channel selection reduces its channels inside
 
@@ -54,13 +59,23 @@ class Encoded(NamedTuple):
     entering: Tensor | None
 
 
-class SiteUNet(BasicUNet):
-    """MONAI's U-Net of five levels, for slices with a side that is a multiple of 16.
+def levels_for(size: int) -> int:
+    """Number of resolution levels of networks for slices of `size` pixels per side: as many as leave SMALLEST_MAP
+    pixels per side, and as the side can be halved."""
+    levels = min(MAX_LEVELS, max(MIN_LEVELS, int(math.log2(size / SMALLEST_MAP)) + 1))
+    while levels > MIN_LEVELS and size % 2 ** (levels - 1):
+        levels -= 1
+    return levels
+
+
+class SiteUNet(nn.Module):
+    """A U-Net of MONAI's blocks (`BasicUNet`) with any number of levels.
 
     Args:
         outputs: channels of the logits.
         channels: of the slices.
-        width: channels of the first level; each further level has twice as many.
+        depth: number of resolution levels, at least 3; a slice's side is a multiple of 2 ** (depth - 1).
+        width: channels of the first level; each further level has twice as many, up to 16 times the first.
         norm: "batch" or "group".
         dropout: probability after every convolution.
         sites: number of sites that channel selections distinguish; 0 builds no channel selection.
@@ -76,6 +91,7 @@ class SiteUNet(BasicUNet):
         outputs: int,
         *,
         width: int,
+        depth: int,
         channels: int = 1,
         norm: str = "batch",
         dropout: float = 0.0,
@@ -83,18 +99,20 @@ class SiteUNet(BasicUNet):
         selections: int = 1,
         embedding: int = 0,
     ) -> None:
-        widths = tuple(width * 2**level for level in range(LEVELS))
-        super().__init__(
-            spatial_dims=2,
-            in_channels=channels,
-            out_channels=outputs,
-            features=(*widths, width),
-            norm=NORMS[norm],
-            dropout=dropout,
-            upsample="nontrainable",
-        )
+        super().__init__()
+        self.depth = depth
+        widths = [min(width * 2**level, WIDEST * width) for level in range(depth)]
+        options = {"act": ACTIVATION, "norm": NORMS[norm], "bias": True, "dropout": dropout}
+        self.conv_0 = TwoConv(2, channels, widths[0], **options)
+        for level, (before, after) in enumerate(pairwise(widths), 1):
+            self.add_module(f"down_{level}", Down(2, before, after, **options))
+        for level in reversed(range(1, depth)):
+            below, after = widths[level], widths[level - 1]
+            up = UpCat(2, below, after, after, **options, upsample="nontrainable", halves=level > 1)
+            self.add_module(f"upcat_{level}", up)
+        self.final_conv = nn.Conv2d(width, outputs, 1)
         self.sites, self.site = sites, 0
-        chosen = range(LEVELS - selections, LEVELS) if sites else ()
+        chosen = range(depth - selections, depth) if sites else ()
         self.selections = nn.ModuleDict({str(level): ChannelSelection(widths[level], sites) for level in chosen})
         decoded = (widths[2], widths[1], width) if embedding else ()  # at 1/4, 1/2 and full resolution
         self.heads = nn.ModuleList(_head(channels, embedding, outputs) for channels in decoded)
@@ -111,8 +129,8 @@ class SiteUNet(BasicUNet):
             site: index of the site whose channels are selected; None takes the attribute `site`.
         """
         heatmap, entering, features = None, None, []
-        for level, layer in enumerate((self.conv_0, self.down_1, self.down_2, self.down_3, self.down_4)):
-            x = layer(x)
+        for level in range(self.depth):
+            x = getattr(self, f"down_{level}")(x) if level else self.conv_0(x)
             if str(level) in self.selections:
                 entering, heatmap = x, self._heatmap(x, self.site if site is None else site, str(level))
                 x = x * heatmap + x
@@ -129,10 +147,10 @@ class SiteUNet(BasicUNet):
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
         """Features of `encode` to decoder features (B, C, S / n, S / n) with n = 4, 2 and 1."""
-        x0, x1, x2, x3, x4 = features
-        u3 = self.upcat_3(self.upcat_4(x4, x3), x2)
-        u2 = self.upcat_2(u3, x1)
-        return [u3, u2, self.upcat_1(u2, x0)]
+        decoded = [features[-1]]
+        for level in reversed(range(1, self.depth)):
+            decoded.append(getattr(self, f"upcat_{level}")(decoded[-1], features[level - 1]))
+        return decoded[-3:]
 
     def embeddings(self, decoded: list[Tensor]) -> list[Tensor]:
         """Outputs of the auxiliary heads on the features of `decode`, each resized to (B, outputs, S, S)."""

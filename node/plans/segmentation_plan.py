@@ -270,6 +270,7 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
             card = SegmenterCard(
                 classes=self.config.classes,
                 network=FEDERATED,
+                single_objects=self.config.single_objects,
                 federated=FederatedDesign(method=self.config, context=context, weights=which),
                 training=TrainingFacts(
                     domain=store.domain,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ...adaptation.methods.round_schedule import body_updates
 from ...errors import FedFactoryError
 from .arguments import shown
 from .policy import Policy
@@ -199,9 +200,15 @@ def _of_batch_and_updates(policy: Policy, request: RoundRequest) -> Iterator[str
 
 def _of_fedicra(policy: Policy, config: Mapping) -> Iterator[str]:
     """In FedICRA, only the last updates of a round train everything but the output layer."""
-    body = _table_in(config, "options").get("body_updates")
-    if body is not None and not (body == 0 or body >= policy.least_updates):
-        yield f"model_args.config.options.body_updates is {body}; it must be 0 or at least {policy.least_updates}"
+    share, updates = _table_in(config, "options").get("body_share"), config.get("updates")
+    if type(updates) is not int or type(share) not in (int, float) or not 0 <= share <= 1:
+        return  # by default most updates train the body; what is no share and no number is refused elsewhere
+    body = body_updates(updates, share)
+    if 0 < body < policy.least_updates:
+        yield (
+            f"model_args.config.options.body_share is {share}, {body} of {updates} updates; they must be 0 or at least "
+            f"{policy.least_updates}"
+        )
 
 
 def _table_in(values: Mapping, name: str) -> Mapping:

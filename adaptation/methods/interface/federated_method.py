@@ -26,6 +26,7 @@ from ...engine.segmenter_config import first_guess_contrast
 from ...labels.boxes import line_numbers
 from ...labels.candidate_labels import SiteSlices, candidate_masks
 from ..catalogue import MethodDescription
+from ..round_schedule import decayed_rate
 from .method_config import COLOURS, MethodConfig
 from .site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
@@ -46,7 +47,7 @@ class FederatedMethod(ABC):
         has_average: whether the aggregated model is a segmenter.
         config: shared settings.
         options: the method's own settings, an instance of `Options`.
-        rate: learning rate.
+        rate: learning rate of the first update, see `rate_after`.
         augmentation: random position, shape, appearance and, for a first guess, contrast of slices.
         public: the public slices at the researcher, for methods that need them.
     """
@@ -209,6 +210,11 @@ class FederatedMethod(ABC):
     def seeded_round(self, site_round: SiteRound) -> AbstractContextManager:
         """Random numbers of a round that neither depend on earlier draws nor disturb later ones."""
         return seeded(seed_of(*self.seed_numbers(site_round)))
+
+    def rate_after(self, number: int, update: int) -> float:
+        """Learning rate of an update, counted from 0, in round `number`, counted from 1, see `decayed_rate`."""
+        updates = self.config.updates
+        return decayed_rate(self.rate, done=(number - 1) * updates + update, total=self.config.rounds * updates)
 
     def check_loss(self, loss: Tensor, number: int) -> None:
         """Raises: TrainingError if the loss, a scalar, of round `number` is NaN or infinite."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from ....errors import ConfigError
 from ...choices import ROTATION
 from ...labels.candidate_labels import check_classes
-from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
+from ...networks.site_network import GROUPS, MIN_LEVELS, NORMS, SIDE_MULTIPLE, levels_for
 from .option_checks import check_at_least, check_channels, check_choice, check_number, check_positive
 
 PRIVATE_METHODS = ("fedavg", "fedprox", "fedbn")  # which train with differential privacy
@@ -30,12 +30,16 @@ class MethodConfig:
         updates: optimizer steps of a site in a round.
         batch_size: slices in an update.
         width: channels of the network's first level.
+        depth: number of the network's resolution levels; None has as many as the slices' size asks for.
         norm: normalisation, "group", or "batch" as FedAvg, FedBN and FedICRA were published with; FedMix and gaze
             supervision always use "group".
-        learning_rate: of all optimizers; None takes the method's default.
+        learning_rate: of all optimizers in the first update, from where it falls to 0 over all rounds; None takes the
+            method's default.
         mirror: whether the augmentation flips slices.
         rotation: largest random angle of the augmentation, radians.
         first_guess: whether slices have random contrast, so that the segmenter works at sites of other contrast too.
+        single_objects: labels of the structures of which segmenters keep the largest connected object only; 0 stands
+            for all structures together. The researcher sets them from what sites with dense labels announce.
         seed: of the initial weights and of public slices' views; at a site, with its secret, also of what it draws.
         dp_epsilon: differential privacy per training patient that all rounds together may cost at a site; None trains
             without. See `fedfactory.adaptation.privacy.private_updates`.
@@ -54,11 +58,13 @@ class MethodConfig:
     updates: int = 20
     batch_size: int = 12
     width: int = 16
+    depth: int | None = None
     norm: str = "group"
     learning_rate: float | None = None
     mirror: bool = True
     rotation: float = ROTATION
     first_guess: bool = False
+    single_objects: tuple[int, ...] = ()
     seed: int = 0
     dp_epsilon: float | None = None
     dp_delta: float | None = None
@@ -74,6 +80,13 @@ class MethodConfig:
             check_at_least(name, getattr(self, name), 1)
         if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
             raise ConfigError(f"size is {self.size}; choose a multiple of {SIDE_MULTIPLE} from {2 * SIDE_MULTIPLE}")
+        if self.depth is not None:
+            check_at_least("depth", self.depth, MIN_LEVELS)
+            if self.size % 2 ** (self.depth - 1):
+                raise ConfigError(f"depth is {self.depth}; slices of {self.size} px cannot be halved so often")
+        object.__setattr__(self, "single_objects", tuple(self.single_objects))  # JSON has lists, no tuples
+        if not set(self.single_objects) <= set(range(self.classes)):
+            raise ConfigError(f"single_objects is {self.single_objects}; choose labels below classes, {self.classes}")
         check_choice("norm", self.norm, NORMS)
         if self.width < GROUPS or self.width % GROUPS:
             raise ConfigError(f"width is {self.width}; choose a multiple of {GROUPS}")
@@ -83,6 +96,11 @@ class MethodConfig:
             self._check_privacy()
         elif self.dp_delta is not None:
             raise ConfigError(f"dp_delta is {self.dp_delta}; it must be left out without dp_epsilon")
+
+    @property
+    def levels(self) -> int:
+        """Number of the network's resolution levels."""
+        return self.depth or levels_for(self.size)
 
     @property
     def private(self) -> bool:
