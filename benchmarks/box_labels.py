@@ -32,7 +32,7 @@ from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
-from fedfactory.node.plans.site_slices import held_out_scores
+from fedfactory.node.site_data.held_out_scores import held_out_scores
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from torch import nn

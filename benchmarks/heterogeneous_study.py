@@ -41,7 +41,7 @@ from fedfactory.common.files import write_json
 from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.site_data.training_slices import site_slices
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from scipy import ndimage

@@ -33,7 +33,8 @@ from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.node.plans.private_round import secret_generator
-from fedfactory.node.plans.site_slices import held_out_scores, site_slices
+from fedfactory.node.site_data.held_out_scores import held_out_scores
+from fedfactory.node.site_data.training_slices import site_slices
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore

@@ -33,7 +33,7 @@ from fedfactory.adaptation.labels.weak_labels import CONVERTERS
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.common.files import write_json
-from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.site_data.training_slices import site_slices
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from simulated_methods import (

@@ -48,8 +48,8 @@ from fedfactory.generative.metrics.alarm import alarms
 from fedfactory.generative.metrics.quality import SiteQuality, site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.node.labelling import train_on_store
-from fedfactory.node.plans.site_slices import held_out_scores
 from fedfactory.node.site_adaptation import MIN_EXPLAINED_RATIO
+from fedfactory.node.site_data.held_out_scores import held_out_scores
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore

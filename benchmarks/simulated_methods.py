@@ -26,7 +26,7 @@ from fedfactory.common.files import write_json
 from fedfactory.imaging.cases import CaseFiles, find_cases
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
-from fedfactory.node.plans.site_slices import held_out_scores
+from fedfactory.node.site_data.held_out_scores import held_out_scores
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore

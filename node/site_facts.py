@@ -14,8 +14,8 @@ from ..common.json_text import parse_json
 from ..common.names import check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
+from .site_data.single_objects import single_objects_of
 from .store.prepare_config import LABEL_KINDS
-from .store.single_objects import single_objects_of
 from .store.slice_store import SliceStore
 
 INTRODUCTION = "fedfactory slice store "  # how the description of a registered store begins

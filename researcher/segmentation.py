@@ -23,8 +23,8 @@ from ..common.progress import track
 from ..common.tables import write_table
 from ..common.weights_file import write_weights
 from ..errors import CheckpointError, FederationError, UsageError
-from ..node.plans.site_slices import site_slices
 from ..node.site_choices import digest
+from ..node.site_data.training_slices import site_slices
 from ..node.site_facts import SiteFacts, read_facts
 from ..node.store.slice_store import SliceStore
 from .agreement import unusual_conventions

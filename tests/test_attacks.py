@@ -14,10 +14,10 @@ from attacking import answered_layouts, correlations, rebuilt_slice, smooth_anat
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_labels
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
-from fedfactory.node.plans.site_slices import held_out_scores
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.numbers import leaving_numbers
 from fedfactory.node.protection.site_secret import mixed_seed
+from fedfactory.node.site_data.held_out_scores import held_out_scores
 from fedfactory.node.store.slice_store import SliceStore
 from helpers import SITE_SECRET
 

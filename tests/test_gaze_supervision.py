@@ -25,7 +25,7 @@ from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
-from fedfactory.node.plans.site_slices import site_slices
+from fedfactory.node.site_data.training_slices import site_slices
 from fedfactory.node.store.gaze_maps import gaze_candidates, read_gaze
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig

@@ -28,8 +28,9 @@ from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.node.labelling import train_on_store
 from fedfactory.node.plans.segmentation_plan import SegmentationDataset
 from fedfactory.node.plans.site_settings import SiteSettings
-from fedfactory.node.plans.site_slices import held_out_scores, site_slices
 from fedfactory.node.site_choices import SiteChoices
+from fedfactory.node.site_data.held_out_scores import held_out_scores
+from fedfactory.node.site_data.training_slices import site_slices
 from fedfactory.node.site_facts import ModalityFacts, description_of, read_facts, store_facts
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig

@@ -20,11 +20,11 @@ from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..protection import guarded_round
 from ..protection.usual_generator import GeneratorRecord
 from ..site_adaptation import Adaptation, adapt_site
+from ..site_data.held_out_scores import held_out_scores
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
 from .leaving_quality import leaving_quality
-from .site_slices import held_out_scores
 
 SEGMENTERS_SUFFIX = ".segmenters"  # after the store's name: folder of the segmenters that the site keeps
 MAX_VOLUMES = 1000  # synthetic subjects that a site draws at the request of a researcher

@@ -24,7 +24,9 @@ def redact_errors(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except SAFE_ERRORS:
+        except SAFE_ERRORS as error:
+            if error.__cause__ is not None:
+                logger.error(f"fedfactory: {error.__cause__}")
             raise
         except Exception as error:
             logger.error(f"fedfactory: {traceback.format_exc()}")

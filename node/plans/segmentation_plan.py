@@ -26,12 +26,13 @@ from ...errors import FedFactoryError, NodeDataError, UsageError
 from ..fedbiomed_hooks import PersistentOptimizerPlan
 from ..protection import guarded_round
 from ..site_choices import SiteChoices, digest
+from ..site_data.held_out_scores import held_out_scores
+from ..site_data.training_slices import site_slices
 from ..store.slice_store import SliceStore
 from .adaptation_plan import SEGMENTERS_SUFFIX
 from .error_redaction import redact_errors
 from .private_round import PRIVATE_EXPERIMENT, PrivateRound
 from .site_settings import SiteSettings
-from .site_slices import held_out_scores, site_slices
 
 MAX_UPDATES = 10_000  # in a round
 SHOWN_NUMBERS = (

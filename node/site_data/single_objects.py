@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...adaptation.engine.object_rule import learn_single_objects
 from ...adaptation.labelled_slices import LabelledSlices
-from .slice_store import SliceStore
+from ..store.slice_store import SliceStore
 
 LEAST_PATIENTS = 2  # a rule of one patient would tell of that patient
 
