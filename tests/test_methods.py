@@ -168,7 +168,7 @@ def test_the_local_parameters_of_fedbn_are_those_of_normalisation_alone():
 
 def test_every_site_has_its_own_channel_selection():
     torch.manual_seed(0)
-    model = SiteUNet(3, width=4, depth=4, sites=3).eval()
+    model = SiteUNet(3, width=4, depth=5, sites=3).eval()
     x = torch.randn(2, 1, 32, 32)
     selections = [model.encode(x, index)[1] for index in range(3)]
     assert selections[0].shape == (2, 64, 1, 1)
@@ -182,7 +182,7 @@ def test_the_contrast_of_sites_with_equal_selections_is_zero_whatever_dropout_dr
     method = method_of("fedicra")
     model = method.build().train()
     with torch.no_grad():
-        model.selections["4"].site[0].weight[:, 1:] = model.selections["4"].site[0].weight[:, :1]  # all sites alike
+        model.selections["3"].site[0].weight[:, 1:] = model.selections["3"].site[0].weight[:, :1]  # all sites alike
     encoded = model.encode(torch.rand(4, 1, 32, 32), 0)
     assert float(method.contrast(model, encoded, site=0).detach()) == 0
     # And it is minus the mean squared distance of the heatmaps where they differ, without dropout.

@@ -182,7 +182,7 @@ class HSSF(PublicSliceMethod):
         number = int(before["round"])
         best = self._best_teachers(list(site_updates), sent, public=public, number=number)
         if self._server is None:
-            self._server = self.trainee_of(self.fresh_network(self.options.network))
+            self._server = self.trainee_of(self.fresh_network(self.options.network).to(self.device))
         self.set_rate(self._server, number)
         self._server.network.train()
         teacher = None if self.warming_up(number) else self._teacher_from(best)
@@ -254,13 +254,14 @@ class HSSF(PublicSliceMethod):
     ) -> None:
         """Fill `into` with the network's predictions of the views of a round and phase, and with their grades."""
         network.eval()
+        device = next(network.parameters()).device
         for epoch in range(self.options.public_epochs):
             for batch in self._exchanged_views(public, number, phase=phase, epoch=epoch):
-                margins = to_margins(network(batch.images.to(into.margins.device)), self.options.stride)
-                into.margins[epoch, batch.index] = margins
+                margins = to_margins(network(batch.images.to(device)), self.options.stride)
+                into.margins[epoch, batch.index] = margins.to(into.margins)
                 # Graded is what is distilled: the margins that travel, not the logits they come from.
                 logits, truth = from_margins(margins, self.config.size), batch.truth.to(margins.device)
-                into.grades[epoch, batch.index] = grades(logits, truth, self.options.grade).float()
+                into.grades[epoch, batch.index] = grades(logits, truth, self.options.grade).to(into.grades)
 
     def _exchanged_views(self, public: PublicSlices, number: int, *, phase: int, epoch: int) -> Iterator[PublicBatch]:
         batches = math.ceil(len(public.exchanged) / GRADING_BATCH)
