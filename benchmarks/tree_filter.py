@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedfactory.adaptation.losses.gated_crf import gated_crf
-from fedfactory.adaptation.losses.tree_energy import Forest, spanning_forest, tree_energy, tree_filter
+from fedfactory.adaptation.losses.spanning_trees import Forest, spanning_forest
+from fedfactory.adaptation.losses.tree_energy import tree_energy, tree_filter
 from fedfactory.common.files import write_json
 from measuring import machine
 from scipy.ndimage import gaussian_filter

@@ -17,7 +17,8 @@ from fedfactory.adaptation.labels.candidate_labels import (
 )
 from fedfactory.adaptation.losses.gated_crf import gated_crf
 from fedfactory.adaptation.losses.partial_losses import candidate_cross_entropy, partial_dice, partial_loss
-from fedfactory.adaptation.losses.tree_energy import spanning_forest, tree_energy, tree_filter
+from fedfactory.adaptation.losses.spanning_trees import forest_by_scipy, forest_by_whole_tensors, spanning_forest
+from fedfactory.adaptation.losses.tree_energy import tree_energy, tree_filter
 from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.imaging.slice_format import UNLABELLED
 from hypothesis import given, settings
@@ -193,6 +194,28 @@ def test_the_tree_filter_does_not_change_constant_maps_and_stays_in_range(height
     found = tree_filter(values, guide, spanning_forest(guide))
     torch.testing.assert_close(found[:, 1], values[:, 1])
     assert found[:, 0].min() >= values[:, 0].min() - 1e-9 and found[:, 0].max() <= values[:, 0].max() + 1e-9
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 6), (3, 2, 7, 1), (2, 3, 6, 5), (4, 2, 32, 32)])
+def test_both_ways_to_trees_find_the_same_trees(shape):
+    """Weights that are all different have one minimum spanning tree."""
+    guide = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, scipys = forest_by_whole_tensors(guide), forest_by_scipy(guide)
+    assert torch.equal(ours.parent, scipys.parent) and ours.depth == scipys.depth
+
+
+def test_equal_edges_give_a_spanning_tree_too():
+    guide = torch.randint(0, 2, (2, 1, 9, 11), generator=torch.Generator().manual_seed(0))
+    forest = forest_by_whole_tensors(guide)
+    number = torch.arange(2 * 9 * 11)
+    row, column = number % 99 // 11, number % 11
+    steps = (row - row[forest.parent]).abs() + (column - column[forest.parent]).abs()
+    assert torch.equal(steps == 0, number % 99 == 0) and steps.max() == 1  # only roots are their own parents
+    assert torch.equal(number // 99, forest.parent // 99)  # each image has its tree
+    lightest = forest_by_scipy(guide)
+    weights = [(guide.flatten()[found.parent] != guide.flatten()).sum() for found in (forest, lightest)]
+    assert weights[0] == weights[1]
+    assert forest_by_whole_tensors(torch.zeros(2, 1, 1, 1)).parent.tolist() == [0, 1]
 
 
 def test_the_tree_filter_has_the_right_gradients():

@@ -6,54 +6,13 @@ Song et al. 2019 (learnable tree filter), Liang et al. 2022 (tree energy loss), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import breadth_first_order, minimum_spanning_tree
 from torch import Tensor
 
+from .spanning_trees import Forest, spanning_forest
+
 SIGMA_IMAGE = 0.02  # divides squared differences of intensities in [0, 1], summed over the channels
-
-
-@dataclass(frozen=True)
-class Forest:
-    """Spanning trees of a batch of images, whose pixels are numbered through the batch.
-
-    Attributes:
-        parent: (B * H * W,) int64, parent of each pixel; a root is its own parent.
-        depth: of the deepest pixel, in edges.
-    """
-
-    parent: Tensor
-    depth: int
-
-
-def spanning_forest(guide: Tensor) -> Forest:
-    """Minimum spanning trees of the 4-connected grids of guides (B, K, H, W), with edge weights |f_i - f_j|^2 + 1.
-
-    No gradient flows: SciPy makes the trees on the CPU.
-    """
-    height, width = guide.shape[2:]
-    features = guide.detach().cpu().numpy().astype(np.float64)
-    number = np.arange(height * width).reshape(height, width)
-    ends = [
-        np.concatenate([a.ravel(), b.ravel()])
-        for a, b in ((number[:, :-1], number[:-1]), (number[:, 1:], number[1:]))
-    ]  # fmt: skip
-    parents, depth = [], 0
-    for image, guide_of_image in enumerate(features):
-        flat = guide_of_image.reshape(guide_of_image.shape[0], -1)
-        # + 1, because SciPy treats an edge of weight 0 as missing.
-        weight = np.square(flat[:, ends[0]] - flat[:, ends[1]]).sum(0) + 1
-        graph = coo_matrix((weight, ends), shape=(number.size, number.size)).tocsr()
-        order, before = breadth_first_order(minimum_spanning_tree(graph), 0, directed=False)
-        before[0] = 0
-        level = _levels(order, before)
-        depth = max(depth, int(level.max()))
-        parents.append(before.astype(np.int64) + image * number.size)
-    return Forest(torch.from_numpy(np.concatenate(parents)).to(guide.device), depth)
 
 
 def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float = 1.0) -> Tensor:
@@ -105,16 +64,6 @@ def tree_energy(
         filtered = tree_filter(filtered, guide, spanning_forest(guide))
     distance = (probabilities - filtered).abs().sum(1)
     return torch.where(unknown, distance, 0.0).sum() / unknown.sum().clamp(min=1)
-
-
-def _levels(order: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """(n,) number of edges to the root, by jumps, for a breadth-first order (n,) and parents (n,)."""
-    level = (before != np.arange(len(before))).astype(np.int64)
-    jump = before.astype(np.int64)
-    while (jump != order[0]).any():
-        level += level[jump]
-        jump = jump[jump]
-    return level
 
 
 def _jumps(step: Tensor, forest: Forest) -> list[tuple[Tensor, Tensor]]:
