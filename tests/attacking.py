@@ -23,6 +23,7 @@ ADAM_EPS = 1e-8
 SHARP = 60.0  # factor of logits: every pixel belongs to one class
 RATE = 1e-3
 GAIN = 1e-6  # of the image in the last features: gradients of the size of ADAM_EPS, whose updates tell their value
+DEPTH = 5  # levels, as a researcher may ask for: the deepest has two by two positions, which tell left from right
 U, V = 4, 5  # channels with column and row; the next four bend at the borders of a patch
 
 
@@ -46,7 +47,7 @@ class PixelDetectors:
     @torch.no_grad()
     def network(self, row: int, column: int) -> SiteUNet:
         """The network for the patch whose upper left pixel is given."""
-        net = SiteUNet(self.classes, width=16, depth=4, norm="group")
+        net = SiteUNet(self.classes, width=16, depth=DEPTH, norm="group")
         for module in net.modules():
             if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
                 module.weight.zero_()
@@ -304,6 +305,7 @@ def _settings(size: int, classes: int, *, batch_size: int, updates: int) -> Meth
         sites=1,
         rounds=1,
         width=16,
+        depth=DEPTH,
         updates=updates,
         batch_size=batch_size,
         learning_rate=RATE,

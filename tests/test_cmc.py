@@ -33,7 +33,7 @@ def cmc(**options):
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return ModalityUNet(3, BOTH, 4)
+    return ModalityUNet(3, BOTH, 4, depth=4)
 
 
 def slices(count=2, seed=0):
@@ -163,7 +163,7 @@ def test_channels_are_described_where_there_are_more_positions_than_channels(sid
 
 
 def test_the_term_of_channels_reads_features_whose_correlations_can_have_full_rank():
-    model = ModalityUNet(3, BOTH, 8)
+    model = ModalityUNet(3, BOTH, 8, depth=4)
     found = cmc().outputs(model, {"ct": slices(seed=1), "mri": slices(seed=2)})
     for _, _, features in found.values():
         assert features.shape == (2, 32, 8, 8)  # the deepest have 64 channels at 16 positions
@@ -215,7 +215,7 @@ def test_the_networks_of_modalities_are_averaged_apart_where_they_are_separate()
 
 def test_fused_features_are_added_or_mixed():
     torch.manual_seed(0)
-    added, mixed = (ModalityUNet(3, BOTH, 4, fusion_mode=mode) for mode in ("add", "concat"))
+    added, mixed = (ModalityUNet(3, BOTH, 4, depth=4, fusion_mode=mode) for mode in ("add", "concat"))
     own, other = torch.randn(2, 32, 4, 4), torch.randn(2, 32, 4, 4)
     fusion = added.fusion(torch.cat([own, other], 1))
     torch.testing.assert_close(added.fused(own, own, other), own + fusion)

@@ -209,7 +209,7 @@ def test_channel_selections_and_heads_are_trained_and_sent():
     before = copy.deepcopy(site_round.model.state_dict())
     method.train_round(site_round)
     after = site_round.model.state_dict()
-    for part in ("selections.4.site.0.weight", "selections.4.choose.2.weight"):
+    for part in ("selections.3.site.0.weight", "selections.3.choose.2.weight"):
         assert not torch.equal(before[part], after[part])
     assert method.local_parameters(site_round.model) == set()
 
@@ -236,14 +236,17 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
 
 
 def test_a_round_trains_the_output_layer_first_and_then_everything_else():
-    first = method_of("fedicra", updates=2)
-    site_round = site_round_of(first, site())
+    head, body = (
+        make_method(replace(method_of("fedicra", updates=2).config, options={**SMALL["fedicra"], "body_share": share}))
+        for share in (0.0, 1.0)
+    )
+    site_round = site_round_of(head, site())
     before = copy.deepcopy(site_round.model.state_dict())
-    make_method(replace(first.config, options={**SMALL["fedicra"], "body_share": 0.0})).train_round(site_round)
+    head.train_round(site_round)
     moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved == {"final_conv.weight", "final_conv.bias"}
-    site_round = site_round_of(first, site())
-    first.train_round(site_round)
+    site_round = site_round_of(body, site())
+    body.train_round(site_round)
     moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
     assert moved and not any(name.startswith("final_conv") for name in moved)
     assert all(value.requires_grad for value in site_round.model.parameters())
@@ -266,7 +269,7 @@ def test_adaptive_aggregation_starts_at_the_average_descends_and_persists():
     with method.seeded_round(again):
         numbers = method.adaptive_aggregation(again, data.labelled_indices)
     mixes = state.mix
-    layers = ["upcat_4", "upcat_3", "upcat_2", "upcat_1", "final_conv"]
+    layers = ["upcat_3", "upcat_2", "upcat_1", "final_conv"]
     assert set(numbers) == {"adopted", *(f"mix_{layer}" for layer in layers)}
     expected = torch.cat([mixes["final_conv.weight"].flatten(), mixes["final_conv.bias"].flatten()]).mean()
     assert numbers["mix_final_conv"] == pytest.approx(float(expected))
@@ -454,6 +457,7 @@ def test_a_pixel_is_background_where_no_structure_has_a_probability_above_one_ha
         ({"method": "fedprox", "options": {"mu": 1.0}}, "must be settings of fedprox"),
         ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "tree_weight is -1.0"),
         ({"method": "fedicra", "options": {"selections": 0}}, "channel selections"),
+        ({"method": "fedicra", "options": {"body_share": 1.5}}, "body_share is 1.5; choose from 0 to 1"),
         ({"method": "fedmix", "options": {"agreement": 2.0}}, "agreement is 2.0; choose from 0 to 1"),
         ({"method": "fedmix", "options": {"image_rule": "odd"}}, "image_rule"),
     ],

@@ -14,6 +14,7 @@ from connections import make_component
 from fedfactory.adaptation.engine.segmenter_config import ContrastMix, SegmenterConfig
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import METHODS, make_method
+from fedfactory.adaptation.network_names import SITE_NETWORKS
 from fedfactory.adaptation.networks.translator_network import EncoderConfig
 from fedfactory.adaptation.training.translator_training import TranslatorConfig
 from fedfactory.cli import main
@@ -136,6 +137,15 @@ def test_every_method_is_admitted_in_rounds_and_in_the_scoring_of_the_last_avera
     assert reasons(asked) == []
     scoring = replace(asked, model_args={**asked.model_args, "train": False})
     assert scoring.scores_only and reasons(scoring) == []
+
+
+@pytest.mark.parametrize("network", SITE_NETWORKS)
+def test_every_network_depth_and_single_object_that_a_researcher_can_ask_for_is_admitted(network):
+    own = {"method": "hssf", "size": 64, "options": {"network": network}}
+    for depth in (None, 3, 7):
+        assert reasons(segmentation(**own, depth=depth, single_objects=(0, 2))) == []
+    (refused,) = reasons(segmentation(method="hssf", options={"network": "unet-huge"}))
+    assert refused.startswith("model_args.config.options.network is 'unet-huge'; it must be")
 
 
 @pytest.mark.parametrize("adaptation", [Adaptation(), Adaptation(engine="translator", volumes=5, keep=3)])

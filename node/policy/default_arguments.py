@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ...adaptation.network_names import SITE_NETWORKS
+
 TEXT, ANYTHING = "<text>", "<anything>"  # limits: any text; any number, text, true, false or null
 YES_OR_NO: list[object] = [True, False]
 SEED: list[object] = [0, 2**63 - 1]
@@ -91,7 +93,7 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "window": [1, 101],
     "dilation": [1, 64],
     "temperature": [0, 100],
-    "network": ["unet", "dynunet", "segresnet"],
+    "network": list(SITE_NETWORKS),
     "public_slices": [0, 10**7],
     "public_epochs": [1, 1000],
     "warmup": SHARE,
