@@ -1,8 +1,8 @@
 """The tasks of the study of federated methods: real images of several sites, with weak labels made from dense ones.
 
 A task has sites with dense labels in slice stores. What a site of a run may use of its labels is derived from them
-here, for the training slices only: scribbles, points, blocks, boxes, the classes that an image shows, simulated fixations, or
-nothing. The test part of every site is scored against its dense labels.
+here, for the training slices only: scribbles, points, blocks, boxes, the classes that an image shows, simulated
+fixations, or nothing. The test part of every site is scored against its dense labels.
 """
 
 from __future__ import annotations
