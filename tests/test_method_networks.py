@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
+from fedfactory.adaptation.methods.interface.site_round import SiteContext
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.network_names import ARCHITECTURES, NETWORK_SIZES, SITE_NETWORKS, parts_of_site_network
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
@@ -60,11 +61,10 @@ def test_networks_are_as_deep_as_the_slices_can_be_halved_to_four_pixels(size, l
 @pytest.mark.parametrize("name", ["fedavg", "fedicra", "fedmix", "gaze", "lssl", "cmc"])
 def test_every_methods_network_runs_at_the_size_of_its_slices(name, size):
     method = method_of(name, size=size)
-    network = method.build().eval()
-    x = torch.rand(1, 1, size, size)
+    segmenter = method.segmenter(method.build(), SiteContext(modality="ct")).eval()
     with torch.no_grad():
-        logits = network(x, "ct") if name == "cmc" else network(x)
-    assert logits.shape[2:] == (size, size) and bool(logits.isfinite().all())
+        logits = segmenter(torch.rand(1, 1, size, size))
+    assert logits.shape == (1, 3, size, size) and bool(logits.isfinite().all())
 
 
 def test_the_depth_that_is_asked_for_reaches_every_network():
@@ -75,9 +75,8 @@ def test_the_depth_that_is_asked_for_reaches_every_network():
     assert (pair.first.depth, pair.second.depth) == (3, 3)
     assert len(method_of("cmc", depth=3).build().down) == 3 and len(method_of("cmc").build().down) == 4
     for name in ("hssf", "lssl"):
-        assert [
-            len(method_of(name, size=64, depth=depth).fresh_network("unet").body.plan.widths) for depth in (3, 4)
-        ] == [3, 4]
+        for depth in (3, 4):
+            assert len(method_of(name, size=64, depth=depth).fresh_network("unet").body.body.channels) == depth
 
 
 @pytest.mark.parametrize(
@@ -128,13 +127,18 @@ def test_networks_grow_with_the_size_in_their_names(architecture):
 
 def test_the_width_that_is_asked_for_reaches_networks_without_a_size_alone():
     narrow, wide = (method_of("hssf", width=width) for width in (8, 16))
+
+    def first_width(method, architecture: str) -> int:
+        """Channels that the first convolution gives out."""
+        layers = method.fresh_network(architecture).body.modules()
+        return next(layer.out_channels for layer in layers if isinstance(layer, torch.nn.Conv2d))
+
     for architecture in ARCHITECTURES:
-        assert wide.fresh_network(architecture).body.plan.widths[0] == 16
-        assert narrow.fresh_network(architecture).body.plan.widths[0] == 8
+        assert (first_width(narrow, architecture), first_width(wide, architecture)) == (8, 16)
         named = [weights_of(method.fresh_network(f"{architecture}-large")) for method in (narrow, wide)]
         assert named[0] == named[1] > weights_of(wide.fresh_network(architecture))
     # SegResNet normalises groups of eight channels.
-    assert method_of("hssf", width=4).fresh_network("segresnet").body.plan.widths[0] == 8
+    assert first_width(method_of("hssf", width=4), "segresnet") == 8
 
 
 def test_the_researchers_network_may_have_a_size():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def rates_of(method, number, *, private=None, data=None) -> list[float]:
 
 def test_the_rate_falls_from_the_first_to_zero_as_a_power_of_what_is_left():
     rates = [decayed_rate(0.2, done=done, total=40) for done in range(41)]
-    assert rates[0] == 0.2 and rates[40] == 0.0 and all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert rates[0] == 0.2 and rates[40] == 0.0 and all(a > b for a, b in pairwise(rates))
     for done in (1, 10, 39):
         assert rates[done] == pytest.approx(0.2 * math.exp(0.9 * math.log((40 - done) / 40)))
     assert rates[20] == pytest.approx(0.2 * 0.5358867)
@@ -134,4 +135,4 @@ def test_methods_of_public_slices_keep_half_a_cosine():
     for number in range(1, 5):
         method.set_rate(trainee, number)
         rates.append(trainee.optimizer.param_groups[0]["lr"])
-    assert rates[0] == method.rate and all(a > b for a, b in zip(rates, rates[1:], strict=False))
+    assert rates[0] == method.rate and all(a > b for a, b in pairwise(rates))
