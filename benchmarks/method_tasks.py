@@ -111,17 +111,29 @@ def training_slices(store: SliceStore, kind: str, classes: int, *, seed: int) ->
         presence = np.stack([[(label == value).any() for value in range(1, classes)] for label in labels])
         found = candidates_from_presence(presence, labels.shape[-1], classes)
     elif kind == "gaze":
-        graded = [
-            graded_labels(simulate_fixations(label > 0, rng), image, GazeConfig())
-            for image, label in zip(dense.images, labels, strict=True)
-        ]
-        found = candidates_of_all_structures(np.stack([pair[0] for pair in graded]), classes)
-        certainty = np.stack([pair[1] for pair in graded])
+        found, certainty = _labels_of_gaze(store, dense.images, labels, seed=seed)
+        found = candidates_of_all_structures(found, classes)
     elif kind == "box":
         found = np.stack([candidates_from_boxes(CONVERTERS[kind](label, rng), classes) for label in labels])
     else:
         found = candidates_from_labels(np.stack([CONVERTERS[kind](label, rng) for label in labels]), classes)
     return SiteSlices(dense.images, found, np.full(len(labels), kind), classes, dense.patients, certainty)
+
+
+def _labels_of_gaze(
+    store: SliceStore, images: np.ndarray, labels: np.ndarray, *, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates and certainty (N, S, S) of simulated fixations, with a site's default settings; computed once."""
+    file = store.path.with_name(f"{store.path.stem}_gaze_{seed}.npz")
+    if not file.is_file():
+        rng = np.random.default_rng(seed)
+        graded = [
+            graded_labels(simulate_fixations(label > 0, rng), image, GazeConfig())
+            for image, label in zip(images, labels, strict=True)
+        ]
+        np.savez_compressed(file, candidates=[pair[0] for pair in graded], certainty=[pair[1] for pair in graded])
+    with np.load(file) as found:
+        return found["candidates"], found["certainty"]
 
 
 def part(data: SiteSlices, chosen: np.ndarray) -> SiteSlices:

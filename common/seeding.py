@@ -16,6 +16,18 @@ def seed_of(*numbers: int) -> int:
 
 
 @contextmanager
+def drawing_on(device: torch.device) -> Iterator[torch.Generator]:
+    """The global generator of a device, which `torch.manual_seed` seeds too. Tensors that are made inside, random ones
+    and others, are on this device."""
+    if device.type != "cuda":
+        yield torch.default_generator
+        return
+    torch.cuda.init()
+    with device:
+        yield torch.cuda.default_generators[device.index or 0]
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed Python's, numpy's and PyTorch's global generators inside, and restore them afterwards.
 

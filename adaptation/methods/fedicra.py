@@ -43,10 +43,10 @@ class FedICRAOptions(BoxOptions):
     Attributes:
         tree_weight: weight of the tree energy.
         crf_weight: weight of the gated CRF.
-        dice_weight: weight of the partial Dice loss.
+        dice_weight: weight of the partial Dice loss, which the other methods have too; published: 0.
         contrast_weight: weight alpha of the site-contrastive term.
         selections: number of deepest encoder levels that select channels by site.
-        embedding: channels within the auxiliary heads of the tree energy.
+        embedding: channels within the auxiliary heads of the tree energy; published: 512.
         body_share: share of a round's updates, the last ones, which train everything but the output layer; the updates
             before train the output layer only. Published: the last 3 of 10.
         adaptive: whether sites mix the higher layers of their own model and of the average element by element.
@@ -55,10 +55,10 @@ class FedICRAOptions(BoxOptions):
 
     tree_weight: float = 0.1
     crf_weight: float = 0.1
-    dice_weight: float = 0.0
+    dice_weight: float = 1.0
     contrast_weight: float = 1.0
     selections: int = 1
-    embedding: int = 512
+    embedding: int = 32
     body_share: float = 0.8
     adaptive: bool = True
     adaptive_from: int = 4
@@ -99,7 +99,7 @@ class FedICRA(WeightAveragingMethod):
     description = METHOD_CATALOGUE["fedicra"]
     Options = FedICRAOptions
     State = FedICRAState
-    default_rate = 1e-2
+    default_rate = 3e-3
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)

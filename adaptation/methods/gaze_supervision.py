@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ..engine.augmentation import augmented_slices
 from ..labels.candidate_labels import MAX_CERTAINTY, candidate_masks
 from ..networks.site_network import SiteUNet
 from ..networks.structure_logits import StructureLogits
@@ -134,14 +133,9 @@ class GazeSupervision(WeightAveragingMethod):
         images = torch.from_numpy(data.images[chosen].astype(np.float32))
         candidates = data.candidates[chosen].astype(np.int64)
         graded = np.full(candidates.shape, MAX_CERTAINTY // 2) if data.certainty is None else data.certainty[chosen]
-        images, labels = augmented_slices(
-            images,
-            torch.from_numpy(np.stack([candidates, graded.astype(np.int64)], 1)),
-            self.augmentation_of(images),
-            rng=torch.default_generator,
-        )
-        labels = labels.to(site_round.device)
-        return images.to(site_round.device), candidate_masks(labels[:, 0], self.config.classes), labels[:, 1:]
+        maps = torch.from_numpy(np.stack([candidates, graded.astype(np.int64)], 1))
+        images, labels = self.varied(images, maps, self.augmentation_of(images), device=site_round.device)
+        return images, candidate_masks(labels[:, 0], self.config.classes), labels[:, 1:]
 
     def loss(
         self,

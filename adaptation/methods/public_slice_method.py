@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ...common.seeding import seed_of, seeded
 from ...errors import NodeDataError
-from ..engine.augmentation import augmented_slices
 from ..engine.random_appearance import UNCHANGED
 from ..labels.candidate_labels import SiteSlices
 from ..losses.hssf_losses import (
@@ -50,7 +49,7 @@ class PublicSliceOptions:
     Attributes:
         network: of the researcher, and of sites that have not chosen any, see `SITE_NETWORKS`.
         public_slices: number of public slices; the researcher sets it.
-        public_epochs: passes over the public slices in a round.
+        public_epochs: passes over the public slices in a round; published: 4.
         held_out: share of the public slices that nobody is fitted to: on these the assessor is tested and, in HSSF,
             teachers are compared and distilled; 0 takes all slices for everything, as published.
         strong_share: share of the fitted public slices that are shown in a strong view, so that network and assessor
@@ -71,7 +70,7 @@ class PublicSliceOptions:
 
     network: str = "unet"
     public_slices: int = 0
-    public_epochs: int = 4
+    public_epochs: int = 1
     held_out: float = 0.25
     strong_share: float = 0.5
     warmup: float = 0.1
@@ -391,6 +390,5 @@ class PublicSliceMethod(FederatedMethod):
         site_round.data.require_channels(self.config.channels)
         images = torch.from_numpy(site_round.data.images[chosen].astype(np.float32))
         placed = replace(self.augmentation, appearance=UNCHANGED)
-        weak, _ = augmented_slices(images, torch.zeros_like(images[:, :1]), placed, rng=torch.default_generator)
-        strong = self.strong.of(weak, rng=torch.default_generator)
-        return weak.to(site_round.device), strong.to(site_round.device)
+        weak, _ = self.varied(images, torch.zeros_like(images[:, :1]), placed, device=site_round.device)
+        return weak, self.strong.of(weak, rng=torch.default_generator)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ....common.seeding import seed_of, seeded
+from ....common.seeding import drawing_on, seed_of, seeded
 from ....errors import ConfigError, TrainingError
 from ...engine.augmentation import Augmentation, augmented_slices, restyled_slices
 from ...engine.random_windows import WindowVariation
@@ -155,7 +155,7 @@ class FederatedMethod(ABC):
     def augmented(self, data: SiteSlices, chosen: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
         """Augmented slices (B, channels, S, S) in [-1, 1] and candidates (B, classes, S, S), see `candidate_masks`.
 
-        Draws from PyTorch's global generator.
+        Draws from PyTorch's global generator of the device.
         """
         return self._augmented_with_lines(data, chosen, device)[:2]
 
@@ -175,15 +175,25 @@ class FederatedMethod(ABC):
         boxed = torch.from_numpy(data.kinds[chosen] == "box")
         if boxed.any():  # rows and columns move with the slice, as its labels do
             maps = torch.cat([maps, line_numbers(images.shape[-1]) * boxed[:, None, None, None]], 1)
-        images, maps = augmented_slices(images, maps, self.augmentation_of(images), rng=torch.default_generator)
-        maps = maps.to(device)
+        images, maps = self.varied(images, maps, self.augmentation_of(images), device=device)
         allowed = candidate_masks(maps[:, 0], self.config.classes)
         lines = maps[:, 1:] if boxed.any() else torch.zeros_like(maps).expand(-1, 2, -1, -1)
-        return images.to(device), allowed, lines
+        return images, allowed, lines
+
+    def varied(
+        self, images: Tensor, maps: Tensor, augmentation: Augmentation, *, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """`augmented_slices` of images (B, channels, S, S) and maps (B, L, S, S), computed on `device`; random contrast
+        is computed on the CPU, image by image."""
+        computed_on = device if augmentation.contrast is None else torch.device("cpu")
+        with drawing_on(computed_on) as rng:
+            images, maps = augmented_slices(images.to(computed_on), maps.to(computed_on), augmentation, rng=rng)
+        return images.to(device), maps.to(device)
 
     def restyled(self, images: Tensor) -> Tensor:
-        """Slices (B, channels, S, S) in [-1, 1] with another appearance; draws from PyTorch's global generator."""
-        return restyled_slices(images.cpu(), self.augmentation_of(images), rng=torch.default_generator).to(images)
+        """Slices (B, channels, S, S) in [-1, 1] with another appearance, drawn from their device's global generator."""
+        with drawing_on(images.device) as rng:
+            return restyled_slices(images, self.augmentation_of(images), rng=rng)
 
     def augmentation_of(self, images: Tensor) -> Augmentation:
         """The augmentation of slices (B, channels, S, S), which are colour pictures only if they have three channels: a
