@@ -161,9 +161,9 @@ def main() -> None:
     parser.add_argument("--hearts", type=Path, help="site_a, site_b, site_c with train and test")
     parser.add_argument("--work", type=Path, required=True, help="folder for stores and finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--questions", nargs="+", help="in the order in which they are run; default: all")
-    parser.add_argument("--names", nargs="+", default=None, help="rows; default: all of the questions")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="beginnings of the names of runs, such as fedicra_heart; in this order"
+    )
     parser.add_argument("--rounds", type=int, help="instead of the study's, to try something")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
@@ -188,19 +188,14 @@ def main() -> None:
 
 
 def run_all(arguments: argparse.Namespace) -> None:
-    """Run what is not finished, by question, the longest first; each writes its own file."""
+    """Run what is not finished, the longest first; each writes its own file."""
     began = time.monotonic()
-    questions = arguments.questions or list(dict.fromkeys(run.question for run in RUNS))
     wanted = [
         (run, seed)
-        for run in sorted(
-            RUNS, key=lambda run: (questions.index(run.question) if run.question in questions else 0, -run.cost)
-        )
+        for beginning in arguments.only
+        for run in sorted(RUNS, key=lambda run: -run.cost)
         for seed in arguments.seeds
-        if run.task in arguments.tasks
-        and (arguments.questions is None or run.question in arguments.questions)
-        and (arguments.names is None or run.name in arguments.names)
-        and not (arguments.work / f"{key_of(run, seed)}.json").is_file()
+        if key_of(run, seed).startswith(beginning) and not (arguments.work / f"{key_of(run, seed)}.json").is_file()
     ]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {}
