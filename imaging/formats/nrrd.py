@@ -49,7 +49,9 @@ def nrrd(path: Path) -> RawVolume:
     if fields["type"] not in TYPES:
         raise VolumeError(f"{path}: type is '{fields['type'][:40]}'; write the voxels as float or whole numbers")
     if fields["encoding"].lower() not in ENCODINGS:
-        raise VolumeError(f"{path}: encoding is '{fields['encoding'][:20]}'; write the file with raw, gzip or bzip2 voxels")
+        raise VolumeError(
+            f"{path}: encoding is '{fields['encoding'][:20]}'; write the file with raw, gzip or bzip2 voxels"
+        )
     dtype = np.dtype(TYPES[fields["type"]])
     if dtype.itemsize > 1:
         if fields.get("endian") not in ("little", "big"):

@@ -25,7 +25,7 @@ from .unpacking import IMAGE_BYTES, LABEL_BYTES, read_into, refuse_bomb, unpack_
 
 MAX_HEADER = 1 << 20  # bytes
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-# Bytes of voxels that each byte of a file may become. bzip2 packs runs a million times: `read` refuses what is too large.
+# Bytes of voxels for each byte of a file. bzip2 packs runs a million times: there `read` refuses what is too large.
 MAX_RATIOS = {"raw": 1, "gzip": MAX_GZIP_RATIO, "zlib": MAX_GZIP_RATIO, "bzip2": math.inf}
 AUTO_ZLIB = 47  # window bits with which zlib tells its own header from that of gzip
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "μm": 0.001, "micron": 0.001}
