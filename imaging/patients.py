@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from ..common.tables import read_table
 from ..errors import UsageError
@@ -44,6 +45,7 @@ CODES = tuple(
 )
 EARLY_BRATS, LATE_BRATS = re.compile(r"Bra[Tt][Ss]1\d_"), re.compile(r"Bra[Tt][Ss]20|BraTS-GLI")
 MANY, CASES_EACH = 6, 2.5  # from so many cases, with so many for each patient, on, the guess is called in question
+TABLE_ENDINGS = (".csv", ".tsv")
 PATIENT_COLUMNS = (("CASE", "PATIENT"), ("NAME", "GROUP"))  # of a table, the first pair that it has
 
 
@@ -104,6 +106,27 @@ def doubts(patients: Mapping[str, str]) -> list[str]:
             f"{names[-1]} are both '{patient}'; if that is wrong, give a --patient-pattern or a table (--patients)"
         )
     return texts
+
+
+def unused_tables(folder: Path, names: Iterable[str], *, used: Iterable[Path] = ()) -> list[str]:
+    """Files in a folder that `read_patient_table` reads and that name the patient of every case, sorted.
+
+    Args:
+        folder: of the data set; its subfolders are not searched.
+        names: of the cases.
+        used: files that are known to be something else, such as labels.
+    """
+    wanted, others = set(names), set(used)
+    tables = (path for path in sorted(folder.glob("*")) if path.suffix.lower() in TABLE_ENDINGS and path.is_file())
+    return [path.name for path in tables if path not in others and wanted <= _cases_of(path)] if wanted else []
+
+
+def _cases_of(path: Path) -> set[str]:
+    """The cases in a table of patients; none if it is another table."""
+    try:
+        return set(read_patient_table(path))
+    except UsageError:
+        return set()
 
 
 def read_patient_table(path: str | os.PathLike) -> dict[str, str]:

@@ -113,6 +113,23 @@ def test_two_pictures_of_one_name_are_a_problem(tmp_path):
     assert len(found.problems) == 2
 
 
+@pytest.mark.parametrize("folder", ["masks/", "masks/disc/", ""])
+def test_two_masks_of_one_name_are_a_problem(tmp_path, folder):
+    images = "images/" if folder else ""
+    make(tmp_path, f"{images}a.jpg", f"{images}b.jpg", f"{folder}b_mask.png", f"{folder}b_mask_1.png")
+    make(tmp_path, f"{folder}a_mask.png", f"{folder}A_mask.tif")
+    found = find(tmp_path)
+    assert [(case.name, len(case.labels)) for case in found.cases] == [("b", 2)]
+    assert "have the same name; keep one of them" in found.problems["a"]
+
+
+def test_two_masks_of_one_name_in_the_folder_of_a_subject_are_a_problem(tmp_path):
+    make(tmp_path, "a/image/x.png", "a/label/m.png", "a/label/m.gif", "b/image/x.png", "b/label/m.png")
+    found = find(tmp_path)
+    assert [case.name for case in found.cases] == ["b"]
+    assert "have the same name; keep one of them" in found.problems["a"]
+
+
 def test_masks_may_lie_in_a_folder_among_the_pictures(tmp_path):
     make(tmp_path, "a.jpg", "masks/a.png")
     assert pairs(find(tmp_path), tmp_path) == {"a": ("a.jpg", "masks/a.png")}

@@ -43,6 +43,25 @@ def waves(rows: int, columns: int) -> np.ndarray:
     return np.round((np.stack(shades, -1) + 0.5) * 255).astype(np.uint8)
 
 
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ("name,group\na,one\nb,one\nc,two\n", True),
+        ("CASE,PATIENT\na,one\nb,one\n", False),  # lacks a case, so it is of something else
+        ("name,age\na,7\nb,8\nc,9\n", False),
+    ],
+)
+def test_a_table_of_the_patients_beside_the_pictures_is_remarked_until_it_is_given(tmp_path, table, named):
+    site = picture_site(tmp_path / "site")
+    (site / "groups.csv").write_text(table)
+    made = prepare(site, tmp_path / "guessed", settings())
+    assert ("is not used; give it by --patients" in made.remarks.get("groups.csv", "")) == named
+    assert {case.patient for case in made.store.cases} == {"a", "b", "c"}
+    if named:
+        given = prepare(site, tmp_path / "given", settings(patients=read_patient_table(site / "groups.csv")))
+        assert not given.remarks and {case.patient for case in given.store.cases} == {"one", "two"}
+
+
 def write_jpeg(path: Path, pixels: np.ndarray, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=97, subsampling=0, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import struct
 import zlib
@@ -157,7 +158,11 @@ BYTES = voxels("u1").tobytes("F")
         ("a.nrrd", nrrd("space: LPS\nspace directions: (1,0,0) (0,1,0)") + BYTES, "must be 3 vectors"),
         ("a.nrrd", nrrd("space: LPS\nspace directions: none (0,1,0) (0,0,1)") + BYTES, "2 axes of space"),
         ("a.nrrd", nrrd(sizes="sizes: 9 9 99999999999") + BYTES, "claims"),
-        ("a.nrrd", nrrd(raw="encoding: hex") + BYTES, "raw or gzip"),
+        ("a.nrrd", nrrd(raw="encoding: hex") + BYTES, "raw, gzip or bzip2"),
+        ("a.nrrd", nrrd(raw="encoding: bzip2") + bz2.compress(BYTES)[:-9], "cannot be read"),
+        ("a.nrrd", nrrd(raw="encoding: bzip2") + BYTES, "cannot be read"),
+        ("a.nrrd", nrrd(raw="encoding: bz2") + bz2.compress(BYTES + b"more"), "its header claims 120"),
+        ("a.nrrd", nrrd(raw="encoding: bzip2", sizes="sizes: 900 900 900") + bz2.compress(bytes(900)), "claims"),
         ("a.nrrd", nrrd(raw="encoding: gzip") + gzip.compress(BYTES)[:-9], "cannot be read"),
         ("a.nrrd", nrrd(raw="encoding: gzip") + gzip.compress(BYTES + b"more"), "its header claims 120"),
         ("a.nrrd", nrrd(magic="NOPE0004") + BYTES, "is no NRRD file"),
@@ -175,6 +180,15 @@ def test_a_damaged_or_hostile_header_is_one_line(tmp_path, name, content, messag
         read_volume(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["bz2", "bzip2"])
+def test_voxels_packed_by_bzip2_are_those_of_the_raw_file(tmp_path, encoding):
+    (tmp_path / "raw.nrrd").write_bytes(nrrd() + BYTES)
+    (tmp_path / "packed.nrrd").write_bytes(nrrd(raw=f"encoding: {encoding}") + bz2.compress(BYTES))
+    raw, packed = read_volume(tmp_path / "raw.nrrd"), read_volume(tmp_path / "packed.nrrd")
+    np.testing.assert_array_equal(packed.data, raw.data)
+    np.testing.assert_array_equal(packed.affine, raw.affine)
 
 
 def test_packed_voxels_are_unpacked_no_further_than_the_header_announces(tmp_path, monkeypatch):

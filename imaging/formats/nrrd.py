@@ -24,7 +24,7 @@ NAMES_OF_TYPES = {
     "f8": "double",
 }
 TYPES = {name: code for code, names in NAMES_OF_TYPES.items() for name in names.split(", ")}
-ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip"}
+ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
 SAME_FIELD = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip"}
 RAS = ("right-anterior-superior", "ras")
 LPS = ("left-posterior-superior", "lps", "scanner-xyz", "")
@@ -49,7 +49,9 @@ def nrrd(path: Path) -> RawVolume:
     if fields["type"] not in TYPES:
         raise VolumeError(f"{path}: type is '{fields['type'][:40]}'; write the voxels as float or whole numbers")
     if fields["encoding"].lower() not in ENCODINGS:
-        raise VolumeError(f"{path}: encoding is '{fields['encoding'][:20]}'; write the file with raw or gzip voxels")
+        raise VolumeError(
+            f"{path}: encoding is '{fields['encoding'][:20]}'; write the file with raw, gzip or bzip2 voxels"
+        )
     dtype = np.dtype(TYPES[fields["type"]])
     if dtype.itemsize > 1:
         if fields.get("endian") not in ("little", "big"):

@@ -7,6 +7,7 @@ follows a header to any path and loads its parts while other threads read; the t
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import math
 import os
@@ -24,6 +25,8 @@ from .unpacking import IMAGE_BYTES, LABEL_BYTES, read_into, refuse_bomb, unpack_
 
 MAX_HEADER = 1 << 20  # bytes
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+# Bytes of voxels for each byte of a file. bzip2 packs runs a million times: there `read` refuses what is too large.
+MAX_RATIOS = {"raw": 1, "gzip": MAX_GZIP_RATIO, "zlib": MAX_GZIP_RATIO, "bzip2": math.inf}
 AUTO_ZLIB = 47  # window bits with which zlib tells its own header from that of gzip
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "µm": 0.001, "μm": 0.001, "micron": 0.001}
 
@@ -40,7 +43,7 @@ class RawVolume:
         affine: (4, 4), voxel index to millimetres (RAS+).
         data: file of the voxels, which may be the header's own.
         start: bytes before the first voxel; -1 if the voxels end the file.
-        encoding: "raw", "gzip" or "zlib".
+        encoding: "raw", "gzip", "zlib" or "bzip2".
     """
 
     path: Path
@@ -60,7 +63,7 @@ class RawVolume:
         if not os.path.isfile(self.data):
             raise VolumeError(f"{self.path}: its voxels are in {self.data.name}, which is not there; copy it too")
         held = self.data.stat().st_size - max(0, self.start)
-        if self.size > held * (1 if self.encoding == "raw" else MAX_GZIP_RATIO):
+        if self.size > held * MAX_RATIOS[self.encoding]:
             raise VolumeError(
                 f"{self.path}: its header claims {self.stored} voxels, more than the file can hold; copy it again"
             )
@@ -112,7 +115,7 @@ class RawVolume:
             return read_into(file, content)
         if self.encoding == "zlib":
             return unpack_into(file, zlib.decompressobj(AUTO_ZLIB), content)
-        with gzip.open(file) as unpacked:
+        with bz2.open(file) if self.encoding == "bzip2" else gzip.open(file) as unpacked:
             return read_into(unpacked, content) + len(unpacked.read(1))
 
 

@@ -81,10 +81,16 @@ def add_cases(groups: list[Group], found: Found) -> None:
 
 
 def label_problem(labels: list[LabelFile]) -> str | None:
-    """What is wrong with the labels of one picture: a table can be united with nothing; None if nothing is."""
+    """What is wrong with the labels of one picture; None if nothing is.
+
+    A table can be united with nothing, and two masks of one name are a mask and another version of it.
+    """
     if len(labels) > 1 and any(is_label_table(label.path) for label in labels):
         names = ", ".join(sorted(label.path.name for label in labels))
         return f"{labels[0].path.parent}: holds {names} for one picture; keep one table or masks"
+    for twins in _by_name((str(label.path.parent / stem(label.path)), label.path) for label in labels).values():
+        if len(twins) > 1:
+            return f"{' and '.join(map(str, twins))}: have the same name; keep one of them"
     return None
 
 

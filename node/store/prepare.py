@@ -30,6 +30,7 @@ from ...imaging.case_files import CaseFiles, Found, printable
 from ...imaging.cases import find_cases
 from ...imaging.class_names import refuse_other_names, united_names
 from ...imaging.formats.frames import choose_reading
+from ...imaging.patients import unused_tables
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_format import (
     WINDOW_BINS,
@@ -122,6 +123,11 @@ def prepare(source: str | Path, out: str | Path, config: PrepareConfig, *, worke
         config = config.for_pictures()
     found.number_classes(config.class_names)
     config = replace(config, class_names={**found.class_names, **config.class_names})
+    if config.patients is None and config.patient_pattern is None and os.path.isdir(source):
+        subjects = [case.subject or case.name for case in found.cases]
+        tables = unused_tables(Path(source), subjects, used=(path for case in found.cases for path in case.files))
+        text = "names a patient for each case, but is not used; give it by --patients, if that is what it is"
+        found.remarks.update({printable(name): text for name in tables})
     return prepare_cases(found, out, config, workers=workers, source=source)
 
 
