@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simulated_methods
 import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices, candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import boxes
@@ -35,11 +34,11 @@ from fedfactory.common.files import write_json
 from fedfactory.node.site_data.held_out_scores import held_out_scores
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
+from method_tasks import HEART_SIZE, make_heart_store, store_path
 from torch import nn
 
 CLASSES = 4
-SIZES = {"simulated": 32, "cardiac": 64}
-SIDE = 160.0  # mm that a cardiac slice spans
+SIZES = {"simulated": 32, "cardiac": HEART_SIZE}
 TRAIN, TEST = 60, 60  # simulated slices
 ROUND = 20  # updates
 SOFT = {"embedding": 32, "dice_weight": 1.0, "adaptive": False, "contrast_weight": 0.0}
@@ -172,9 +171,8 @@ def simulated_slices(count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
 
 def cardiac_task(folder: Path, work: Path) -> tuple[np.ndarray, np.ndarray, Callable[[nn.Module], dict[str, float]]]:
     """Training slices of the first cardiac site with their labels, and the score of a segmenter on its test cases."""
-    simulated_methods.SIZE, simulated_methods.SIDE = SIZES["cardiac"], SIDE
-    path = work / f"a_dense_{SIZES['cardiac']}.store"
-    simulated_methods.make_store(folder / "site_a", path, "a", label_key="label", label_kind="dense")
+    path = store_path(work, "heart", "a")
+    make_heart_store(folder / "site_a", path, "a")
     store = SliceStore(path)
     train = [case.span for case in store.cases if case.split == "train"]
 

@@ -9,7 +9,7 @@ from the defaults. Within a task all rows have the same number of rounds, of upd
 in an update; `dense, half as long` shows whether the ceiling still rises. Test patients choose nothing: settings are
 the defaults of the package, or those of the row. Scores are Dice per case on the images' own grid, means over classes,
 of the site's own model for methods that personalise, of the average otherwise. Differences are paired per patient;
-their intervals come from a bootstrap over patients and seeds. Finished runs in --work are not repeated.
+their intervals come from a bootstrap over patients and seeds. Finished runs in --work, and in the file --out, are not repeated.
 """
 
 from __future__ import annotations
@@ -173,10 +173,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.pictures and arguments.hearts:
         make_stores(arguments.pictures, arguments.hearts, arguments.work)
+    before = json.loads(arguments.out.read_text())["runs"] if arguments.out and arguments.out.is_file() else []
+    known = {row["key"]: row for row in before}
     if not arguments.gather:
-        run_all(arguments)
-    rows = read_rows(arguments.work)
-    content = {"machine": rows[0]["machine"] if rows else machine("cpu"), **summary(rows)}
+        run_all(arguments, finished=set(known))
+    rows = list((known | {row["key"]: row for row in read_rows(arguments.work)}).values())
+    content = {"machine": rows[0]["machine"] if rows else machine("cpu"), **summary(rows), "runs": rows}
     for row in content["rows"]:
         print("{question:8s} {task:7s} {name:26s} {dice:.3f} {seeds} seeds  {by_site}".format(**row))
     for row in content["differences"]:
@@ -187,15 +189,17 @@ def main() -> None:
         write_json(arguments.out, content)
 
 
-def run_all(arguments: argparse.Namespace) -> None:
-    """Run what is not finished, the longest first; each writes its own file."""
+def run_all(arguments: argparse.Namespace, finished: set[str]) -> None:
+    """Run what is not `finished`, by key, and has no file, the longest first; each writes its own file."""
     began = time.monotonic()
     wanted = [
         (run, seed)
         for beginning in arguments.only
         for run in sorted(RUNS, key=lambda run: -run.cost)
         for seed in arguments.seeds
-        if key_of(run, seed).startswith(beginning) and not (arguments.work / f"{key_of(run, seed)}.json").is_file()
+        if key_of(run, seed).startswith(beginning)
+        and key_of(run, seed) not in finished
+        and not (arguments.work / f"{key_of(run, seed)}.json").is_file()
     ]
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {}
@@ -305,13 +309,14 @@ def cmc_sites(
 
 def read_rows(work: Path) -> list[dict[str, Any]]:
     """The finished runs."""
-    return [json.loads(path.read_text()) for path in sorted(work.glob("*.json"))]
+    return [{**json.loads(path.read_text()), "key": path.stem} for path in sorted(work.glob("*.json"))]
 
 
 # What is compared: question, row, rows against which it is compared.
 COMPARISONS = [
     ("dense", "fedavg", ("local", "fedavg, half as long")),
     ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
+    ("fedmix", "fedavg of all labels", ("dense site alone",)),
     ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, no refinement", "dense/fedavg")),
     ("hssf", "hssf", ("public slices alone", "local", "lssl", "hssf, no self-training", "hssf, assessor not asked")),
     ("cmc", "cmc", ("each modality alone", "cmc, no consistency", "cmc, no channels", "cmc, no classes")),
@@ -358,7 +363,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                     differences.append(
                         {"question": question, "task": task, "name": name, "against": other, **paired(ours, theirs)}
                     )
-    return {"rows": shown, "differences": differences}
+    tasks = {}
+    for row in rows:
+        config = row["config"]
+        facts = tasks.setdefault(
+            row["task"], {"size": config["size"], "rounds": 0, "updates": config["updates"], "sites": 0}
+        )
+        facts["rounds"], facts["sites"] = max(facts["rounds"], config["rounds"]), max(facts["sites"], config["sites"])
+    return {"tasks": tasks, "rows": shown, "differences": differences}
 
 
 def patient_scores(scores: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:

@@ -78,11 +78,11 @@ def make_stores(pictures: Path, hearts: Path, work: Path) -> None:
         for site in TASKS[task].sites:
             _make_picture_store(pictures / folder / site, store_path(work, task, site), site, TASKS[task])
     for site in TASKS["heart"].sites:
-        _make_heart_store(hearts / f"site_{site}", store_path(work, "heart", site), site)
+        make_heart_store(hearts / f"site_{site}", store_path(work, "heart", site), site)
     twin = work / "heart_a_inverted"
     if not twin.is_dir():
         make_twin(hearts / "site_a", twin)
-    _make_heart_store(twin, store_path(work, "heart", "a_inverted"), "a")
+    make_heart_store(twin, store_path(work, "heart", "a_inverted"), "a")
 
 
 def store_path(work: Path, task: str, site: str) -> Path:
@@ -197,7 +197,8 @@ def _groups(table: Path) -> Mapping[str, str]:
         return {row["name"]: row["group"] for row in csv.DictReader(file)}
 
 
-def _make_heart_store(folder: Path, store: Path, site: str) -> None:
+def make_heart_store(folder: Path, store: Path, site: str) -> None:
+    """Prepare a cardiac site, a folder with train and test, as a window on the heart, unless the store exists."""
     if (store / "store.json").is_file():
         return
     for split in ("train", "test"):

@@ -124,17 +124,6 @@ def engine(content: dict[str, Any]) -> list[str]:
     return table(["site", "method", "Dice", "by seed", "of the oracle", "95 % interval"], rows)
 
 
-def federated(content: dict[str, Any]) -> list[str]:
-    rows = []
-    for row in content["table"]:
-        dice = f"{number(row['dice'])} ({number(row['low'])} to {number(row['high'])})"
-        by_site = ", ".join(number(value, 2) for value in row["by_site"])
-        sent = f"{row['bytes_per_round'] / 1e6:.2f}" if "bytes_per_round" in row else ""
-        rows.append([row["study"], row["name"], row["which"], row["seeds"], dice, by_site, sent])
-    head = ["federation", "method", "model", "seeds", "Dice", "by site", "MB a round, each way"]
-    return table(head, rows)
-
-
 def networks(content: dict[str, Any]) -> list[str]:
     rows = [
         [name, row["seconds_to_target"], row["seconds"], number(row["dice"]), f"{row['volumes_per_second']:.3g}"]
@@ -227,8 +216,6 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "shared_anatomy_cardiac": ("Do labels carry over? Cardiac sites", shared_anatomy),
     "cardiac_study": ("Phase two on the cardiac sites", cardiac),
     "segmentation_engine": ("The segmentation engine", engine),
-    "segmentation_study": ("Federated segmentation with uneven labels", federated),
-    "heterogeneous_study": ("Other networks, other modalities", federated),
     "adaptation_cpu": ("Time to a segmenter", networks),
     "factory_step_cpu": ("A step of the published generator", steps),
     "generator_speed_cpu": ("Volumes by the published generator", volumes),

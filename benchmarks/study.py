@@ -76,10 +76,8 @@ STAGES = [
         50, data="cardiac", work="cardiac",
     ),
     Stage("cardiac_study", "cardiac_study", ["--seeds", "0", "1", "2"], 50, data="cardiac", work="cardiac"),
-    Stage("segmentation_study", "segmentation_study", [], 130, SHORT, data="cardiac", work="methods"),
     Stage("box_labels", "box_labels", ["--updates", "200"], 5, ["--seeds", "0", "--updates", "20"]),
     Stage("box_labels_cardiac", "box_labels", ["--updates", "240"], 30, data="cardiac_dealt", work="methods"),
-    Stage("heterogeneous_study", "heterogeneous_study", [], 130, SHORT, data="cardiac", work="methods"),
 ]  # fmt: skip
 
 

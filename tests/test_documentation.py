@@ -17,6 +17,7 @@ from fedfactory.cli import app
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import method_page  # noqa: E402
 import results_page  # noqa: E402
 
 sys.path.pop(0)
@@ -82,6 +83,11 @@ def test_every_method_has_its_row_of_what_leaves_a_site():
     assert all(f"`{name}`" in text for name in METHODS)
 
 
+def test_the_page_of_methods_is_that_of_the_study():
+    page = method_page.page(json.loads((RESULTS / "method_study.json").read_text(encoding="utf-8")))
+    assert (ROOT / "docs" / "methods-results.md").read_text(encoding="utf-8") == page
+
+
 def test_the_results_page_is_that_of_the_result_files():
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == results_page.page(RESULTS)
 
@@ -120,14 +126,6 @@ def claims() -> list[tuple[str, str]]:
         dice = [share(row[name], 2) for name in ("dice", "lowest", "highest")]
         target = "no limit" if row["target"] is None else f"{row['target']:g}"
         found.append(("segmentation.md", f"| {target} | {row['seeds']} | {dice[0]} ({dice[1]} to {dice[2]}) |"))
-    for row in result("segmentation_study")["table"]:
-        if row["which"] == "own":
-            dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
-            found.append(("segmentation.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
-    rows = result("heterogeneous_study")["table"]
-    for row in [row for row in rows if row["which"] == "own" or row["study"] == "cmc"]:
-        dice = f"{share(row['dice'])} ({share(row['low'], 2)} to {share(row['high'], 2)})"
-        found.append((f"{row['study']}.md", f"| {row['name']} | {row['seeds']} | {dice} |"))
     for name in ("shared_anatomy", "shared_anatomy_cardiac"):
         found += [("sharing.md", row) for row in results_page.shared_anatomy(result(name)) if row.startswith("| ")]
     content = result("cardiac_study")

@@ -1,0 +1,100 @@
+"""The page of the study of federated methods, from its JSON file.
+
+uv run python benchmarks/method_page.py --out docs/methods-results.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from results_page import number, table
+
+RESULT = Path(__file__).parent / "results" / "method_study.json"
+HEAD = """# Which method for which labels
+
+Written by `benchmarks/method_page.py` from `benchmarks/results/method_study.json`, which `benchmarks/method_study.py`
+wrote.
+
+Real images of several sites; weak labels are made from dense ones, for the training patients only. Within a task all
+rows have the same rounds, updates of a site, and slices in an update, and the settings are the defaults. Dice is the
+mean over classes, patients and sites on the images' own grid: of each site's own model for `local`, `fedbn`, `fedicra`
+and `hssf`, of the average otherwise. Differences are paired by patient and seed; brackets are 95 % intervals of a
+bootstrap over patients and seeds. The study is unfinished: the ceilings are missing, so nothing here says whether the
+runs are long enough, and a row below another one may be so because it learns more slowly.
+"""
+QUESTIONS: dict[str, tuple[str, str]] = {
+    "dense": ("Is training together better than alone, with dense labels everywhere?", ""),
+    "fedicra": (
+        "Each site has weak labels of another kind",
+        "Heart: scribbles at a, points at b (inverted contrast), boxes at c (blurred).",
+    ),
+    "fedmix": (
+        "Dense labels at one site; boxes, image labels and none at the others",
+        "Breast ultrasound: dense at BUSI, boxes at one scanner of BUS-BRA, image labels in Poland, none at another "
+        "scanner.",
+    ),
+    "hssf": ("No labels but public ones, and another network at each site", ""),
+    "cmc": (
+        "Two modalities, few labels",
+        "Heart: site a has bright blood and its misaligned, inverted twin, b inverted, c bright; three patients of each "
+        "have labels.",
+    ),
+    "gaze": ("Fixations instead of masks", "Fixations are simulated, with the default settings of `fedfactory gaze`."),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.write_text(page(json.loads(RESULT.read_text())), encoding="utf-8")
+
+
+def page(content: dict[str, Any]) -> str:
+    """The page in Markdown."""
+    lines = [HEAD]
+    lengths = "; ".join(
+        f"{task}: {facts['size']} px, {facts['rounds']} rounds of {facts['updates']} updates, {facts['sites']} sites"
+        for task, facts in content["tasks"].items()
+    )
+    lines.append(f"Trained on: {content['machine']['device']}. {lengths}.\n")
+    for question, (title, text) in QUESTIONS.items():
+        rows = [row for row in content["rows"] if row["question"] == question]
+        if not rows:
+            continue
+        lines += [f"## {title}\n", *([f"{text}\n"] if text else [])]
+        cells = [
+            [row["task"], row["name"], row["seeds"], number(row["dice"]),
+             ", ".join(f"{site} {number(value, 2)}" for site, value in row["by_site"].items())]
+            for row in sorted(rows, key=lambda row: (row["task"], -row["dice"]))
+        ]  # fmt: skip
+        lines += [*table(["task", "row", "seeds", "Dice", "by site"], cells), ""]
+        lines += [f"* {sentence(row)}" for row in content["differences"] if row["question"] == question]
+        lines.append("")
+    missing = [title for question, (title, _) in QUESTIONS.items() if not _asked(content, question)]
+    if missing:
+        lines += ["## Not measured yet\n", *(f"* {title}" for title in missing), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What a difference says."""
+    interval = f"{signed(row['mean'])} ({signed(row['low'])} to {signed(row['high'])})"
+    told = "is above" if row["low"] > 0 else "is below" if row["high"] < 0 else "cannot be told from"
+    return f"{row['task']}: **{row['name']}** {told} **{row['against']}**: {interval}, {row['patients']} patients."
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, without a leading zero."""
+    return ("+" if value > 0 else "-") + number(abs(value))
+
+
+def _asked(content: dict[str, Any], question: str) -> bool:
+    return any(row["question"] == question for row in content["rows"])
+
+
+if __name__ == "__main__":
+    main()
