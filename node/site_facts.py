@@ -11,7 +11,7 @@ from reprlib import repr as shortened
 from .. import __version__
 from ..adaptation.network_names import check_architecture, check_modality
 from ..common.json_text import parse_json
-from ..common.names import check_name
+from ..common.names import check_label, check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .store.prepare_config import LABEL_KINDS
@@ -22,6 +22,9 @@ CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all site
 INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 MAX_COUNT = 2**31
 MAX_TEXT_LENGTH = 200
+MAX_NAMES = 256  # of classes
+MAX_SPACING = 1000.0  # millimetres per pixel
+LABEL_VALUE = re.compile(r"[0-9]{1,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -67,6 +70,9 @@ class SiteFacts:
         slices: number of training slices.
         classes: number of label values including background; 0 without labels.
         label_kinds: kind of label to number of training slices.
+        patients: number of training patients; None if the site announced none.
+        spacing: millimetres per pixel; None if the site announced none.
+        class_names: name by label value, of the classes whose names the site announces.
         network: architecture that the site chose for itself; None leaves it to the researcher.
         public_digest: SHA-256 of the public slices that the site holds; None without any.
         modalities: name to facts, for a site that named the modality of its slices.
@@ -85,6 +91,9 @@ class SiteFacts:
     slices: int
     classes: int
     label_kinds: dict[str, int]
+    patients: int | None = None
+    spacing: float | None = None
+    class_names: dict[str, str] = field(default_factory=dict)
     network: str | None = None
     public_digest: str | None = None
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
@@ -110,6 +119,9 @@ class SiteFacts:
             colour=_yes_or_no(values, "colour"),
             **{name: _whole_number(values, name, least=0) for name in ("slices", "classes")},
             label_kinds=checked_label_kinds(values.get("label_kinds")),
+            patients=None if values.get("patients") is None else _whole_number(values, "patients", least=0),
+            spacing=_spacing(values.get("spacing")),
+            class_names=_class_names(values.get("class_names", {})),
             network=_network(values.get("network")),
             public_digest=checked_digest(values.get("public_digest")),
             modalities=_modalities(values.get("modalities")),
@@ -133,6 +145,9 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
         slices=len(store.slices("train")),
         classes=store.classes,
         label_kinds=store.label_kinds(),
+        patients=len({case.patient for case in store.cases if case.split == "train" and case.count}),
+        spacing=fmt.spacing,
+        class_names=_announced_names(store) if choices.announce_class_names else {},
         network=choices.network or None,
         public_digest=digest(SliceStore(choices.public)) if choices.public else None,
         modalities={
@@ -199,6 +214,28 @@ def _network(value: object) -> str | None:
         raise ConfigError(f"network is {shortened(value)}; it must be the name of an architecture")
     check_architecture(value)
     return value
+
+
+def _announced_names(store: SliceStore) -> dict[str, str]:
+    return {str(value): name for value, name in sorted(store.class_names.items()) if value < store.classes}
+
+
+def _class_names(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        raise ConfigError(f"class_names is {shortened(value)}; it must be a table of at most {MAX_NAMES} names")
+    for number, name in value.items():
+        if not isinstance(number, str) or not LABEL_VALUE.fullmatch(number):
+            raise ConfigError(f"class_names has {shortened(number)}; it must have numbers from 0 to 255")
+        check_label(f"the name of class {number}", name)
+    return dict(value)
+
+
+def _spacing(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SPACING:
+        raise ConfigError(f"spacing is {shortened(value)}; it must be a number above 0, at most {MAX_SPACING:g} mm")
+    return float(value)
 
 
 def _modalities(value: object) -> dict[str, ModalityFacts]:
