@@ -169,7 +169,7 @@ class HSSF(PublicSliceMethod):
         """Weights and optimizer of the researcher's network; empty before its first training."""
         if self._server is None:
             return {}
-        return {"weights": self._server.network.state_dict(), "optimizer": self._server.optimizer.state_dict()}
+        return {"weights": dict(self._server.network.state_dict()), "optimizer": self._server.optimizer.state_dict()}
 
     def load_server_state(self, state: Mapping[str, Any]) -> None:
         network = self.fresh_network(self.options.network)
