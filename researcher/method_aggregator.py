@@ -107,4 +107,4 @@ class MethodAverage(Aggregator):
         site_updates = {self.sites.index(node): SiteUpdate.from_dict(replies[node]["optimizer_args"]) for node in nodes}
         state, shares = self.method.aggregate(site_updates, lambda site: model_params[self.sites[site]].load(), before)
         self.shares = {self.sites[site]: share for site, share in shares.items()}
-        return state
+        return dict(state)  # the framework writes plain dictionaries alone into a breakpoint

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,6 +87,17 @@ def average_of(method, **more):
     from fedfactory.researcher.method_aggregator import MethodAverage
 
     return MethodAverage(method, ["n1", "n2"], {"n1": {"none": 3}, "n2": {"box": 3}}, **more)
+
+
+def test_what_a_breakpoint_holds_of_an_average_is_a_plain_dictionary():
+    """HSSF gives a module's ordered one, which the framework cannot write."""
+    from fedbiomed.common.serializer import Serializer
+
+    given = OrderedDict(w=torch.ones(2))
+    average = average_of(SimpleNamespace(aggregate=lambda *_: (given, {0: 1.0})))
+    replies = {"n1": {"optimizer_args": {"samples": 3, "loss": 0.5}}}
+    found = average.aggregate({"n1": None}, {}, training_replies=replies, global_model={})
+    assert Serializer.loads(Serializer.dumps(found))["w"].tolist() == [1.0, 1.0]
 
 
 def resumed(average, folder):

@@ -139,7 +139,7 @@ def runs(approved, tmp_path_factory):
         approve = {name: approved.site_command("approve", str(path), "--yes") for name, path in approved.nodes.items()}
         approved.run_together("approve-methods", approve)
         (out / "go").touch()
-        assert driver.wait(300) == -signal.SIGKILL, (out / "log").read_text()
+        assert driver.wait(400) == -signal.SIGKILL, (out / "log").read_text()
         ended = subprocess.run(
             [sys.executable, "-c", RESUMER, *words],
             check=False,
