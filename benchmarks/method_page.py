@@ -39,8 +39,8 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "hssf": ("No labels but public ones, and another network at each site", ""),
     "cmc": (
         "Two modalities, few labels",
-        "Heart: site a has bright blood and its misaligned, inverted twin, b inverted, c bright; three patients of each "
-        "have labels.",
+        "Heart: site a has bright blood and its misaligned, inverted twin, b inverted, c bright; three patients "
+        "of each have labels.",
     ),
     "gaze": ("Fixations instead of masks", "Fixations are simulated, with the default settings of `fedfactory gaze`."),
 }  # fmt: skip

@@ -9,7 +9,8 @@ from the defaults. Within a task all rows have the same number of rounds, of upd
 in an update; `dense, half as long` shows whether the ceiling still rises. Test patients choose nothing: settings are
 the defaults of the package, or those of the row. Scores are Dice per case on the images' own grid, means over classes,
 of the site's own model for methods that personalise, of the average otherwise. Differences are paired per patient;
-their intervals come from a bootstrap over patients and seeds. Finished runs in --work, and in the file --out, are not repeated.
+their intervals come from a bootstrap over patients and seeds. Finished runs in --work, and in the
+file --out, are not repeated.
 """
 
 from __future__ import annotations

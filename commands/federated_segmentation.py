@@ -39,6 +39,7 @@ from .options import (
     more_than,
     radians,
 )
+from .sites import sites
 from .terminal import Commands, console, key_and_value, quiet_framework
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 commands = Commands()
+commands.command("sites")(sites)
 
 
 @commands.command()
@@ -66,7 +68,10 @@ def train_segmenter(
     method: Annotated[str, typer.Option(help="Name of the method, see `fedfactory methods`.")],
     researcher: Researcher,
     tag: Tag,
-    out: Annotated[Path, typer.Option(help="New folder for scores, history and the averaged weights.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="New folder for scores, history and averaged weights, or with --resume that of the run."),
+    ],
     rounds: Rounds = 60,
     updates_per_round: UpdatesPerRound = 10,
     min_nodes: MinNodes = None,
@@ -109,9 +114,18 @@ def train_segmenter(
         typer.Option(callback=more_than(0), help="Largest norm of a patient's gradient, with --dp-epsilon; default 1."),
     ] = None,
     public: Annotated[Path | None, typer.Option(help="For hssf and lssl: slice store that all sites have too.")] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Number of label values, background included; only if some sites lack the last structures."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out; all else must be as it began.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
-    """Train segmenters at the sites by a federated method.
+    """Train segmenters at the sites by a federated method; `fedfactory sites` shows which methods fit.
 
     Size of the slices and number of classes are those of the sites' stores.
     """
@@ -126,15 +140,18 @@ def train_segmenter(
         tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,
         round_timeout=round_timeout,
     )  # fmt: skip
-    refuse_existing(out)
+    if not resume:
+        refuse_existing(out)
 
     from ..researcher.segmentation import train_method  # only now: slow to import
 
     quiet_framework()
+    number = {} if classes is None else {"classes": classes}
     result = train_method(
         method, out, researcher=researcher, nodes=nodes, rounds=rounds, updates=updates_per_round,
         batch_size=batch_size, width=width, depth=depth, learning_rate=learning_rate, norm=norm, mirror=mirror,
-        rotation=math.radians(rotation), first_guess=first_guess, options=options, public=public, seed=seed, **privacy,
+        rotation=math.radians(rotation), first_guess=first_guess, options=options, public=public, seed=seed,
+        resume=resume, **number, **privacy,
     )  # fmt: skip
     print_scores(result)
     console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")

@@ -47,6 +47,9 @@ def site_add(
     other: Annotated[
         list[str] | None, typer.Option(help="For cmc: MODALITY=STORE, a further store of this site; may be repeated.")
     ] = None,
+    class_names: Annotated[
+        bool, typer.Option("--class-names/--no-class-names", help="Announce the names of the store's classes.")
+    ] = True,
 ) -> None:
     """Register a slice store with a Fed-BioMed node, which must run approved plans only.
 
@@ -67,10 +70,13 @@ def site_add(
     from ..node.site_check import proxy_in_the_way  # only now: slow to import
     from ..node.site_choices import SiteChoices
     from ..node.sites import add_store
+    from ..node.store.slice_store import SliceStore
 
     quiet_framework()
     shared = "" if public is None else str(public.resolve())
-    choices = SiteChoices(network=network, public=shared, modality=modality, others=others)
+    choices = SiteChoices(
+        network=network, public=shared, modality=modality, others=others, announce_class_names=class_names
+    )
     is_new = not policy_file(node_dir).exists()
     was_open = add_store(node_dir, store, tag, choices=choices)
     if was_open:
@@ -79,6 +85,9 @@ def site_add(
             markup=False,
         )
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
+    if class_names and (names := SliceStore(store).class_names):
+        listed = ", ".join(names.values())
+        console.print(f"{node_dir}: announces the names of its classes ({listed}); --no-class-names keeps them")
     if is_new:
         console.print(f"{policy_file(node_dir)}: the default policy; read it before the node starts", markup=False)
     if proxy := proxy_in_the_way(node_dir):

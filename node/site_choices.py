@@ -25,12 +25,14 @@ class SiteChoices:
         public: folder of the slice store that the researcher and all sites have.
         modality: of the store's slices.
         others: modality to folder of a further store of this site.
+        announce_class_names: whether researchers see the names of the store's classes.
     """
 
     network: str = ""
     public: str = ""
     modality: str = ""
     others: dict[str, str] = field(default_factory=dict)
+    announce_class_names: bool = True
 
     def stores(self, store: SliceStore) -> dict[str, SliceStore]:
         """Modality to store; empty if the modality was not chosen. Raises: UsageError or StoreError."""

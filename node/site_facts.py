@@ -11,7 +11,7 @@ from reprlib import repr as shortened
 from .. import __version__
 from ..adaptation.network_names import check_modality, parts_of_site_network
 from ..common.json_text import parse_json
-from ..common.names import check_name
+from ..common.names import check_label, check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .site_data.single_objects import single_objects_of
@@ -23,6 +23,9 @@ CONVENTIONS = ("plane", "crop", "compatibility", "intensities")  # that all site
 INTENSITIES = "standardised per volume, 0.1 to 99.9 % of the site"
 MAX_COUNT = 2**31
 MAX_TEXT_LENGTH = 200
+MAX_NAMES = 256  # of classes
+MAX_SPACING = 1000.0  # millimetres per pixel
+LABEL_VALUE = re.compile(r"[0-9]{1,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -68,6 +71,9 @@ class SiteFacts:
         slices: number of training slices.
         classes: number of label values including background; 0 without labels.
         label_kinds: kind of label to number of training slices.
+        patients: number of training patients; None if the site announced none.
+        spacing: millimetres per pixel; None if the site announced none.
+        class_names: name by label value, of the classes whose names the site announces.
         network: that the site chose for itself; None leaves it to the researcher.
         public_digest: SHA-256 of the public slices that the site holds; None without any.
         single_objects: labels of the structures that are one connected object in the training volumes, see
@@ -88,6 +94,9 @@ class SiteFacts:
     slices: int
     classes: int
     label_kinds: dict[str, int]
+    patients: int | None = None
+    spacing: float | None = None
+    class_names: dict[str, str] = field(default_factory=dict)
     network: str | None = None
     public_digest: str | None = None
     single_objects: tuple[int, ...] | None = None
@@ -114,6 +123,9 @@ class SiteFacts:
             colour=_yes_or_no(values, "colour"),
             **{name: _whole_number(values, name, least=0) for name in ("slices", "classes")},
             label_kinds=checked_label_kinds(values.get("label_kinds")),
+            patients=None if values.get("patients") is None else _whole_number(values, "patients", least=0),
+            spacing=_spacing(values.get("spacing")),
+            class_names=_class_names(values.get("class_names", {})),
             network=_network(values.get("network")),
             public_digest=checked_digest(values.get("public_digest")),
             single_objects=_single_objects(values.get("single_objects")),
@@ -138,6 +150,9 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
         slices=len(store.slices("train")),
         classes=store.classes,
         label_kinds=store.label_kinds(),
+        patients=len({case.patient for case in store.cases if case.split == "train" and case.count}),
+        spacing=fmt.spacing,
+        class_names=_announced_names(store) if choices.announce_class_names else {},
         network=choices.network or None,
         public_digest=digest(SliceStore(choices.public)) if choices.public else None,
         single_objects=single_objects_of(store),
@@ -213,6 +228,28 @@ def _single_objects(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, (list, tuple)) or not all(type(label) is int and 0 <= label <= 254 for label in value):
         raise ConfigError(f"single_objects is {shortened(value)}; it must be a list of labels from 0 to 254")
     return tuple(value)
+
+
+def _announced_names(store: SliceStore) -> dict[str, str]:
+    return {str(value): name for value, name in sorted(store.class_names.items()) if value < store.classes}
+
+
+def _class_names(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_NAMES:
+        raise ConfigError(f"class_names is {shortened(value)}; it must be a table of at most {MAX_NAMES} names")
+    for number, name in value.items():
+        if not isinstance(number, str) or not LABEL_VALUE.fullmatch(number):
+            raise ConfigError(f"class_names has {shortened(number)}; it must have numbers from 0 to 255")
+        check_label(f"the name of class {number}", name)
+    return dict(value)
+
+
+def _spacing(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_SPACING:
+        raise ConfigError(f"spacing is {shortened(value)}; it must be a number above 0, at most {MAX_SPACING:g} mm")
+    return float(value)
 
 
 def _modalities(value: object) -> dict[str, ModalityFacts]:

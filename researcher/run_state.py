@@ -133,7 +133,7 @@ class RunState:
         self.round_done, self.site_updates = number, site_updates
         self.seconds.append(round(seconds, 3))
         self.events = list(experiment.strategy().events)
-        self.breakpoint = str(Path(experiment.experimentation_path()) / f"breakpoint_{number - 1:04d}")
+        self.breakpoint = breakpoint_of(experiment)
         for update in site_updates.values():
             curves = {name: value for name, value in update.numbers.items() if name.startswith(CURVES)}
             self.history[update.domain].append({"round": number, **curves})
@@ -208,3 +208,8 @@ class RunState:
             "shared_anatomy": [SharedAnatomy(**measured) for measured in values["shared_anatomy"]],
         }
         return cls(**{name: value for name, value in values.items() if name != "made_by"} | known)
+
+
+def breakpoint_of(experiment: Experiment) -> str:
+    """The folder of the framework's breakpoint of the round that an experiment has just finished."""
+    return str(Path(experiment.experimentation_path()) / f"breakpoint_{experiment.round_current() - 1:04d}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..adaptation.methods.catalogue import MethodDescription, describe
+from ..adaptation.methods.catalogue import describe
 from ..adaptation.methods.interface.federated_method import FederatedMethod
 from ..adaptation.methods.interface.method_config import MethodConfig
 from ..adaptation.methods.interface.site_round import SiteContext
@@ -22,16 +22,17 @@ from ..common.json_text import read_json
 from ..common.progress import track
 from ..common.tables import write_table
 from ..common.weights_file import write_weights
-from ..errors import CheckpointError, FederationError, UsageError
+from ..errors import CheckpointError, UsageError
 from ..node.site_choices import digest
 from ..node.site_data.training_slices import site_slices
-from ..node.site_facts import SiteFacts, read_facts
+from ..node.site_facts import SiteFacts
 from ..node.store.slice_store import SliceStore
-from .agreement import unusual_conventions
 from .experiment import (
     descriptions_of,
     guarded,
+    load_experiment,
     make_experiment,
+    prune,
     request_approval,
     run_round,
     use_researcher,
@@ -40,6 +41,9 @@ from .experiment import (
 from .node_selection import NodeSelection
 from .private_runs import privacy_of, require_dense_labels, required_entries
 from .round_records import ReceivedUpdate
+from .run_state import breakpoint_of
+from .segmenting.run_progress import RunProgress, require_same_run, require_same_stores
+from .segmenting.site_agreement import agreed_config, agreed_facts, require_labels
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -60,12 +64,14 @@ class SegmentationResult:
             those of one round.
         history: per round, node id to the site's update, with the site's `share` in the average.
         seconds: duration of all rounds.
+        run: what is needed to resume the run; None for a result that no run goes on from.
     """
 
     config: MethodConfig
     sites: dict[str, ReceivedUpdate]
     history: list[dict[str, ReceivedUpdate]] = field(default_factory=list)
     seconds: float = 0.0
+    run: RunProgress | None = None
 
     def add_round(self, site_updates: Mapping[str, ReceivedUpdate], *, trained: bool) -> None:
         """Add a round.
@@ -91,7 +97,13 @@ class SegmentationResult:
             "sites": {node: site.to_dict() for node, site in self.sites.items()},
             "history": [{node: update.to_dict() for node, update in round_.items()} for round_ in self.history],
             "seconds": round(self.seconds, 1),
+            "run": self.run.to_dict() if self.run is not None else None,
         }
+
+    def save(self, out: Path) -> None:
+        """Write the JSON file of the result into the folder of a run."""
+        make_folder(out)
+        write_json(out / RESULTS, self.to_dict())
 
     @classmethod
     def load(cls, out: Path) -> SegmentationResult:
@@ -103,7 +115,8 @@ class SegmentationResult:
                 {node: ReceivedUpdate.from_dict(row) for node, row in round_.items()} for round_ in values["history"]
             ]
             sites = {node: ReceivedUpdate.from_dict(row) for node, row in values["sites"].items()}
-            return cls(MethodConfig.from_dict(values["config"]), sites, rounds, values["seconds"])
+            run = RunProgress.from_dict(values["run"]) if values.get("run") else None
+            return cls(MethodConfig.from_dict(values["config"]), sites, rounds, values["seconds"], run)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise CheckpointError(f"{path}: not readable ({error}); choose a run of this version") from None
 
@@ -116,6 +129,7 @@ def train_method(
     nodes: NodeSelection,
     rounds: int,
     public: str | Path | None = None,
+    resume: bool = False,
     report_round: Callable[[int, dict[str, ReceivedUpdate]], None] | None = None,
     **settings: Any,
 ) -> SegmentationResult:
@@ -126,168 +140,100 @@ def train_method(
 
     Args:
         method: name of the method, see `fedfactory methods`.
-        out: new folder.
+        out: new folder, or with `resume` that of an interrupted run.
         researcher: folder of the Fed-BioMed researcher component.
         nodes: which nodes take part; `min_nodes` is 1 by default.
         rounds: how often the sites' weights are averaged.
         public: folder of the slice store that all sites have too, for methods that need one.
+        resume: whether to go on after the last finished round of the run in `out`. All other arguments must be those
+            with which it began; nodes of the run may be missing.
         report_round: called after every round with its number, counted from 1, and node id to the site's update.
         settings: further settings of `MethodConfig`.
 
     Returns: scores and history.
-    Raises: UsageError, ConfigError, FederationError, see `run_round`.
+    Raises: UsageError, ConfigError, FederationError, see `run_round`; UsageError if there is nothing to resume.
     """
     out = Path(out)
-    refuse_existing(out)
+    interrupted = interrupted_run(out) if resume else None
+    if interrupted is None:
+        refuse_existing(out)
     use_researcher(researcher)
     min_nodes = nodes.min_nodes or 1
     wait_for_nodes(min_nodes, nodes.node_timeout, nodes.tag)
-    facts = agreed_facts(descriptions_of(nodes.tag))
-    shared = SliceStore(public) if public is not None else None
+    descriptions, shared = descriptions_of(nodes.tag), SliceStore(public) if public is not None else None
     description = describe(method)
-    config = agreed_config(description, facts, shared, rounds=rounds, **settings)
+    facts = agreed_facts(descriptions) if interrupted is None else interrupted.run.facts
     require_labels(description, facts)
+    config = agreed_config(description, facts, shared, rounds=rounds, **settings)
     if config.private:
         require_dense_labels(facts)
-    federated_method = make_method(config)
-    experiment = method_experiment(federated_method, tag=nodes.tag, facts=facts, public=shared, min_nodes=min_nodes)
+    progress = RunProgress(
+        tag=nodes.tag, min_nodes=min_nodes, facts=facts, public_digest=digest(shared) if shared is not None else None
+    )
+    if interrupted is None:
+        sites = {node: ReceivedUpdate(node_name=node, domain=facts[node].domain) for node in sorted(facts)}
+        result = SegmentationResult(config, sites, run=progress)
+    else:
+        result = interrupted
+        require_same_run(out, (result.run, result.config), (progress, config))
+        require_same_stores(out, result.run, descriptions)
+    experiment = _experiment_of(result, public=shared)
     request_approval(experiment, nodes.approval_timeout)
-    sites = {node: ReceivedUpdate(node_name=node, domain=facts[node].domain) for node in sorted(facts)}
-    result, began = SegmentationResult(config, sites), time.monotonic()
-    for number in track(range(1, rounds + 1 + federated_method.has_average), f"training by {method}"):
-        if number > rounds:  # no site has scored the last average yet
-            change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
-            guarded(change, "the last average could not be scored")
-        received, shares = run_round(experiment, nodes.round_timeout), experiment.aggregator().shares
-        site_updates = {n: update.with_numbers({"share": shares.get(n, 0.0)}) for n, update in received.items()}
-        result.add_round(site_updates, trained=number <= rounds)
-        if report_round is not None:
-            report_round(number, site_updates)
-    result.seconds = time.monotonic() - began
+    result.save(out)
+    _run_rounds(result, experiment, out, round_timeout=nodes.round_timeout, report_round=report_round)
     _write(result, experiment, out, public=shared)
     return result
 
 
-def agreed_facts(descriptions: dict[str, str]) -> dict[str, SiteFacts]:
-    """What the sites announced about their stores, if they agree.
+def interrupted_run(out: Path) -> SegmentationResult:
+    """The run in a folder that can be resumed.
 
-    Args:
-        descriptions: node id to the text under which its data are registered (`fedfactory site add`).
-
-    Returns: node id to the site's facts.
-    Raises: FederationError if a description is not readable, or if the stores differ in version, image size or
-        conventions.
+    Raises: UsageError if there is no run or if it is finished, CheckpointError if its file is damaged.
     """
-    read = {node: read_facts(text) for node, text in descriptions.items()}
-    if unreadable := sorted(node for node, site in read.items() if site is None):
-        raise FederationError(
-            f"{', '.join(unreadable)}: not registered by this version; run `fedfactory site add` there again"
-        )
-    facts = {node: site for node, site in read.items() if site is not None}
-    if len({site.size for site in facts.values()}) > 1:
-        listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
-        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
-    if len({(site.channels, site.colour) for site in facts.values()}) > 1:
-        listed = ", ".join(
-            f"{node}: {'colour' if site.colour else f'{site.channels} channels'}"
-            for node, site in sorted(facts.items())
-        )
-        raise FederationError(f"sites do not agree on the channels of slices ({listed}); prepare all alike")
-    other = {node: site.version for node, site in facts.items() if site.version != __version__}
-    if other:
-        listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))
-        raise FederationError(f"other fedfactory versions than {__version__} ({listed}); use the same at all sites")
-    if unusual := unusual_conventions(facts):
-        listed = "; ".join(f"{node}: {text}" for node, text in unusual.items())
-        raise FederationError(f"sites do not agree: {listed}; prepare all stores with the same settings")
-    return facts
+    if not (out / RESULTS).is_file():
+        raise UsageError(f"{out}: no run to resume ({RESULTS} is missing); choose the folder of an interrupted run")
+    result = SegmentationResult.load(out)
+    if result.run is None or result.run.finished:
+        raise UsageError(f"{out}: all {result.config.rounds} rounds are done, nothing to resume; start a new run")
+    return result
 
 
-def agreed_config(
-    method: MethodDescription, facts: dict[str, SiteFacts], public: SliceStore | None, **settings: Any
-) -> MethodConfig:
-    """The configuration of a method, completed by what follows from the stores: size, channels, classes, modalities,
-    single objects.
-
-    Args:
-        method: description of the method.
-        facts: node id to the site's facts.
-        public: slice store that all sites have too; None without one.
-        settings: further settings of `MethodConfig`.
-
-    Raises: ConfigError, see `MethodConfig`; UsageError or FederationError if sites lack what the method needs.
-    """
-    options = dict(settings.pop("options", {}))
-    classes = [site.classes for site in facts.values()]
-    first = next(iter(facts.values()))
-    if method.needs_public:
-        _require_public(method.name, facts, public, first)
-        options["public_slices"] = len(public.slices("train"))
-        classes.append(public.classes)
-    elif public is not None:
-        raise UsageError(f"public is {public.path}; leave it out, since {method.name} uses no public slices")
-    if method.needs_modalities:
-        options["modalities"] = _agreed_modalities(method.name, facts)
-        classes += [modality.classes for site in facts.values() for modality in site.modalities.values()]
-    sites = {
-        "classes": max(2, *classes),
-        "size": first.size,
-        "channels": first.channels,
-        "colour": first.colour,
-        "sites": len(facts),
-        "single_objects": _agreed_single_objects(facts),
-    }
-    return MethodConfig(method=method.name, **sites, options=options, **settings)
+def _experiment_of(result: SegmentationResult, *, public: SliceStore | None) -> Experiment:
+    """The experiment of a run, as its last finished round left it."""
+    config, run = result.config, result.run
+    if run.breakpoint is None:
+        method = make_method(config)
+        return method_experiment(method, tag=run.tag, facts=run.facts, public=public, min_nodes=run.min_nodes)
+    experiment = load_experiment(run.breakpoint, config.rounds + 1)
+    if public is not None:
+        experiment.aggregator().method.public = site_slices(public, config.classes)
+    return experiment
 
 
-def _agreed_single_objects(facts: dict[str, SiteFacts]) -> tuple[int, ...]:
-    """Labels of the structures that are one connected object at every site whose labels tell."""
-    told = [set(site.single_objects) for site in facts.values() if site.single_objects is not None]
-    return tuple(sorted(set.intersection(*told))) if told else ()
-
-
-def _require_public(method: str, facts: dict[str, SiteFacts], public: SliceStore | None, of_sites: SiteFacts) -> None:
-    if public is None:
-        raise UsageError(f"public is None; {method} needs labelled slices that all sites have registered too")
-    for name in ("size", "channels", "colour"):
-        ours, theirs = getattr(public.format, name), getattr(of_sites, name)
-        if ours != theirs:
-            raise UsageError(f"{public.path}: {name} of the public slices is {ours}; it must be the sites', {theirs}")
-    if set(public.label_kinds()) != {"dense"}:
-        raise UsageError(f"{public.path}: public slices need dense labels; choose a store where all have them")
-    expected = digest(public)
-    if lacking := sorted(node for node, known in facts.items() if known.public_digest != expected):
-        nodes = ", ".join(lacking)
-        raise FederationError(f"{nodes}: other or no public slices; run `fedfactory site add --public STORE` there")
-
-
-def _agreed_modalities(method: str, facts: dict[str, SiteFacts]) -> list[str]:
-    if lacking := sorted(node for node, known in facts.items() if not known.modalities):
-        nodes = ", ".join(lacking)
-        raise FederationError(f"{nodes}: no modality registered; run `fedfactory site add --modality NAME` there")
-    names = sorted({name for known in facts.values() for name in known.modalities})
-    if len(names) < 2:
-        raise UsageError(f"{method} needs two modalities; all sites have {names[0]} only")
-    return names
-
-
-def require_labels(method: MethodDescription, facts: dict[str, SiteFacts]) -> None:
-    """Make sure that the sites have the labels that a method needs.
-
-    Args:
-        method: description of the method.
-        facts: node id to the site's facts.
-
-    Raises: UsageError if no site has them.
-    """
-    parts = [part for site in facts.values() for part in (site, *site.modalities.values())]
-    held = {kind for part in parts for kind in part.label_kinds}
-    if method.needs_public:
-        return
-    if not held - {"none"}:
-        raise UsageError(f"0 of {len(facts)} sites have labels; {method.name} needs labels at one site or more")
-    if method.needs_dense and "dense" not in held:
-        raise UsageError(f"0 of {len(facts)} sites have dense labels; {method.name} needs at least one")
+def _run_rounds(
+    result: SegmentationResult,
+    experiment: Experiment,
+    out: Path,
+    *,
+    round_timeout: float | None,
+    report_round: Callable[[int, dict[str, ReceivedUpdate]], None] | None,
+) -> None:
+    """Run the rounds that are left; after each of them the run can be resumed."""
+    config, run, began = result.config, result.run, time.monotonic() - result.seconds
+    last = config.rounds + experiment.aggregator().method.has_average
+    for number in track(range(len(result.history) + 1, last + 1), f"training by {config.method}"):
+        if number > config.rounds:  # no site has scored the last average yet
+            change = partial(experiment.set_model_args, {"config": config.to_dict(), "train": False}, keep_weights=True)
+            guarded(change, "the last average could not be scored")
+        received, shares = run_round(experiment, round_timeout), experiment.aggregator().shares
+        site_updates = {n: update.with_numbers({"share": shares.get(n, 0.0)}) for n, update in received.items()}
+        result.add_round(site_updates, trained=number <= config.rounds)
+        result.seconds = time.monotonic() - began
+        run.breakpoint = breakpoint_of(experiment)
+        result.save(out)
+        prune(experiment, keep=run.breakpoint)
+        if report_round is not None:
+            report_round(number, site_updates)
 
 
 def method_experiment(
@@ -335,6 +281,7 @@ def method_experiment(
         aggregator=average,
         round_limit=config.rounds + 1,
         retain_full_history=False,
+        save_breakpoints=True,
         tensorboard=True,
     )
 
@@ -385,7 +332,6 @@ def _kinds_of(site: ReceivedUpdate) -> str:
 
 def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, public: SliceStore | None) -> None:
     """Write weights of the average, the researcher's own segmenter if the method makes one, scores and history."""
-    make_folder(out)
     method = experiment.aggregator().method
     weights = experiment.training_plan().model().state_dict()
     local = experiment.training_plan().local_params or ()
@@ -405,7 +351,8 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
         )
         Segmenter(method.server, public.format, server_card).save(out / SERVER)
     write_table(out / TABLE, score_headings(result), score_table(result))
-    write_json(out / RESULTS, result.to_dict())
+    result.run.finished, result.run.breakpoint = True, None
+    result.save(out)
 
 
 def _shown(value: float | None) -> str:

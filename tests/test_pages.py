@@ -274,7 +274,7 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     for case in list((town.folder / "drawn").iterdir()):
         case.rename(case.with_name(f"test-{case.name}"))
     town.put_aside("store", "run")
-    methods, train, *prepared, private = shell_lines("docs/segmentation.md")
+    methods, sites, train, *prepared, private = shell_lines("docs/segmentation.md")
     assert "fedicra" in town.type(methods)
     for line in prepared:
         town.type(line)
@@ -284,6 +284,8 @@ def test_labels_of_two_kinds_and_a_method_for_them(town):
     )  # fedmix needs a site with dense labels
     town.type("fedfactory site add node-a --store store --tag hearts")
     town.type("fedfactory site add node-b --store drawn.store --tag hearts")
+    shown = town.type(sites)  # fails if the sites do not agree
+    assert re.search(r"fedmix +│ yes", shown) and re.search(r"gaze +│ no", shown)
     town.approved(train, "node-a", "node-b", shows='method_name = "fedmix"')
     assert "fedmix" in (town.folder / "run" / "results.json").read_text()
     town.put_aside("run")

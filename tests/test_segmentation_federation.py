@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,13 +13,16 @@ import pytest
 from fedbiomed.common.serializer import Serializer
 from fedfactory.adaptation.inference import segment
 from fedfactory.adaptation.labels.weak_labels import weaken
-from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter import KIND, Segmenter
+from fedfactory.common.weights_file import read_weights
+from fedfactory.errors import UsageError
 from fedfactory.imaging.slice_format import UNLABELLED
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
+from fedfactory.researcher.segmentation import interrupted_run
 from helpers import PATIENT, SITES, ball_volume
 
 MIXED = "mixed-labels"
@@ -68,6 +72,28 @@ for name in names:
     first = count[0]
     train_method(name, folder / name, options=options.get(name, {}), **settings, **needs[name])
     (folder / f"{name}.replies").write_text(json.dumps([first + 1, count[0]]))
+from fedfactory.researcher.segmenting.survey import ask_sites
+(folder / "sites.json").write_text(json.dumps(ask_sites(researcher, nodes).to_dict()))
+import os, signal
+killed = lambda number, updates: os.kill(os.getpid(), signal.SIGKILL)
+train_method("hssf", folder / "killed", options=options["hssf"], **settings, **needs["hssf"], report_round=killed)
+"""
+# Another process goes on with the run that was killed after its first round, once it asks with the right settings.
+RESUMER = """
+import json, sys
+from pathlib import Path
+from fedfactory.errors import UsageError
+from fedfactory.researcher.node_selection import NodeSelection
+from fedfactory.researcher.segmentation import train_method
+folder, researcher, tag, options = Path(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+settings = {"researcher": researcher, "nodes": NodeSelection(tag=tag, min_nodes=3), "updates": 3, "batch_size": 4}
+settings |= {"options": options["hssf"], "rounds": json.loads(sys.argv[5])["hssf"], "public": sys.argv[6]}
+try:
+    train_method("hssf", folder / "killed", **settings, width=8, resume=True)
+    sys.exit("resumed with another width")
+except UsageError as error:
+    assert "(width 8 in place of 4)" in str(error), error
+train_method("hssf", folder / "killed", **settings, width=4, resume=True)
 """
 
 
@@ -113,7 +139,16 @@ def runs(approved, tmp_path_factory):
         approve = {name: approved.site_command("approve", str(path), "--yes") for name, path in approved.nodes.items()}
         approved.run_together("approve-methods", approve)
         (out / "go").touch()
-        assert driver.wait(300) == 0, (out / "log").read_text()
+        assert driver.wait(400) == -signal.SIGKILL, (out / "log").read_text()
+        ended = subprocess.run(
+            [sys.executable, "-c", RESUMER, *words],
+            check=False,
+            stdout=log,
+            stderr=log,
+            env=approved._environment(),
+            timeout=200,
+        )
+        assert ended.returncode == 0, (out / "log").read_text()
     return out
 
 
@@ -155,6 +190,30 @@ def test_a_site_sends_what_the_approved_plan_allows_and_nothing_private(name, ru
     for reply in replies:
         for private in (PATIENT.encode(), b".store", str(runs).encode(), b"case0", b"mix.", b"own.final"):
             assert private not in reply
+
+
+def test_a_run_whose_researcher_was_killed_goes_on_to_the_same_networks(runs):
+    """The networks of the sites, of the researcher, and its optimizer are those that the first round left: any new
+    beginning gives other weights. Both runs have the same seed."""
+    resumed, whole = (json.loads((runs / name / "results.json").read_text()) for name in ("killed", "hssf"))
+    assert len(resumed["history"]) == RUN["hssf"] and resumed["run"]["finished"]
+    for node, site in whole["sites"].items():
+        for number in ("loss", "own_dice", "distilled"):
+            assert resumed["sites"][node][number] == pytest.approx(site[number], abs=1e-3), number
+    ours, theirs = (read_weights(runs / name / "server.safetensors", kind=KIND)[0] for name in ("killed", "hssf"))
+    assert max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in ours) < 1e-6
+    with pytest.raises(UsageError, match="nothing to resume"):
+        interrupted_run(runs / "killed")
+
+
+def test_a_survey_of_real_nodes_shows_their_labels_and_the_methods_that_fit(runs):
+    found = json.loads((runs / "sites.json").read_text())
+    assert found["agree"] and found["situation"] == "modalities"
+    sites = {next(iter(site["label_kinds"])): site for site in found["sites"].values()}
+    assert {kind: site["network"] for kind, site in sites.items()} == {KINDS[n]: NETWORKS[n] for n in KINDS}
+    assert all((site["patients"], site["slices"], site["size"]) == (3, 18, 32) for site in sites.values())
+    fits = {method["name"]: method["fits"] for method in found["methods"]}
+    assert not fits.pop("gaze") and all(fits.values()) and next(iter(fits)) == "cmc"
 
 
 def test_a_site_keeps_its_own_segmenter_and_can_use_it(runs):

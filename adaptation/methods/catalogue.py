@@ -21,6 +21,7 @@ class MethodDescription:
         needs_public: whether the researcher and all sites must hold the same labelled public slices.
         needs_modalities: whether every site must name the modality of its slices.
         needs_dense: whether at least one site must have dense labels.
+        needs_fixations: whether at least one site must have fixations.
     """
 
     name: str
@@ -32,6 +33,7 @@ class MethodDescription:
     needs_public: bool = False
     needs_modalities: bool = False
     needs_dense: bool = False
+    needs_fixations: bool = False
 
 
 METHOD_CATALOGUE: dict[str, MethodDescription] = {
@@ -81,9 +83,10 @@ METHOD_CATALOGUE: dict[str, MethodDescription] = {
             name="gaze",
             summary="eye fixations or masks; one global model",
             choose="readers look at scans and nobody draws masks; there is one target structure",
-            needs="fixations or masks at some site",
+            needs="fixations at one site; others may have masks",
             leaves="all weights of the networks of all levels; losses, counts and scores",
             stays="images, labels, fixations and the settings with which a site reads them, optimizer states",
+            needs_fixations=True,
         ),
         MethodDescription(
             name="hssf",

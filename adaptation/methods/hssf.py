@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +164,17 @@ class HSSF(PublicSliceMethod):
     def server(self) -> nn.Module | None:
         """The researcher's network; None before its first training."""
         return self._server.network if self._server else None
+
+    def server_state(self) -> dict[str, Any]:
+        """Weights and optimizer of the researcher's network; empty before its first training."""
+        if self._server is None:
+            return {}
+        return {"weights": dict(self._server.network.state_dict()), "optimizer": self._server.optimizer.state_dict()}
+
+    def load_server_state(self, state: Mapping[str, Any]) -> None:
+        network = self.fresh_network(self.options.network)
+        network.load_state_dict(state["weights"])
+        self._server = self.trainee_of(network, state["optimizer"])
 
     def aggregate(
         self,

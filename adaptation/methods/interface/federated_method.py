@@ -142,6 +142,16 @@ class FederatedMethod(ABC):
         """A segmenter that the researcher trains, for methods with such a network."""
         return None
 
+    def server_state(self) -> dict[str, Any]:
+        """What the method keeps at the researcher between rounds, besides the tensors that travel: tensors, numbers,
+        text, and dictionaries of these. With it an interrupted run goes on; empty for methods that keep nothing."""
+        return {}
+
+    def load_server_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `server_state` gave; nothing of methods that keep nothing."""
+        if state:
+            raise NotImplementedError(f"{self.description.name} keeps nothing at the researcher")
+
     # Tools of the methods
 
     def batch(self, site_round: SiteRound, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
