@@ -41,7 +41,7 @@ SUPERVISED = {"local", "fedavg", "fedprox", "fedbn", "fedicra"}
     [
         ({"a": "dense", "b": "dense"}, SUPERVISED | {"fedmix"}, "fedavg"),
         ({"a": "dense", "b": "box", "c": "none"}, SUPERVISED | {"fedmix"}, "fedmix"),
-        ({"a": "scribble", "b": "box"}, SUPERVISED, "fedicra"),
+        ({"a": "scribble", "b": "box"}, SUPERVISED, "fedbn"),
         ({"a": "gaze", "b": "none"}, SUPERVISED | {"gaze"}, "gaze"),
         ({"a": "none", "b": "none"}, set(), None),
     ],

@@ -33,7 +33,7 @@ SITUATIONS: dict[str, Situation] = {
         methods=("gaze", "fedavg", "fedbn", "fedprox", "local"),
     ),
     "modalities": Situation(
-        says="The sites have two modalities or more. One network for each, in federations of their own, was better so far.",
+        says="The sites have two modalities or more. So far, a federation for each was better than one for all.",
         methods=("cmc", "fedbn", "fedicra", "fedavg", "fedprox", "local"),
     ),
     "dense": Situation(
