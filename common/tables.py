@@ -20,6 +20,7 @@ MAX_ROWS = 1 << 20  # as many as a spreadsheet holds
 MAX_COLUMNS = 4096
 MAX_LINE = 1 << 20  # characters
 HEAD_BYTES = 1 << 16  # enough for the first line, when only that is wanted
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how .xlsx and .ods, and .xls, begin
 SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas"}
 NAMED_SEPARATOR = re.compile(r'"?sep=([;\t,])"?\s*', re.IGNORECASE)  # a first line that is for Excel alone
 FORMULA = re.compile(r"'*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # how a cell begins that a spreadsheet may run
@@ -166,6 +167,8 @@ def read_table(path: str | os.PathLike, known: Iterable[str] = ()) -> Table:
         raise UsageError(
             f"{path}: cannot be read as a table (over {MAX_BYTES >> 20} MiB); split it, or leave columns out"
         )
+    if content.startswith(WORKBOOKS):
+        raise UsageError(f"{path}: is the workbook of a spreadsheet; save it as 'CSV UTF-8' (Excel)")
     try:
         text = content.decode(encoding_of(content))
     except UnicodeError as error:

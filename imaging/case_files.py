@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unicodedata import normalize
 
 from ..common.fault_log import unforeseen
 from ..common.names import as_file_name
@@ -15,6 +16,8 @@ from .class_names import numbers_of
 
 UNREAD = "looks like"  # how the reasons in `Found.passed_over` begin of what may be labels that nobody could place
 ARCHIVE_EXTRAS = ("__MACOSX",)  # folders that macOS adds to archives; they mirror the others
+# Folders of operating systems and storages, which hold nothing of the user's, or what he deleted.
+SYSTEM_FOLDERS = ("$RECYCLE.BIN", "System Volume Information", "lost+found", "@eaDir", "#recycle", "#snapshot")
 TABLES = (".csv", ".tsv")
 TEXT = ".txt"  # may be a table, or notes
 TABLE_COLUMNS = ("LABEL", "CURRENT_FIX_X")  # one of them is in every table of labels
@@ -183,8 +186,8 @@ def file_name(case: str) -> str:
 
 
 def printable(name: str) -> str:
-    """The name with everything that could break a line or an encoding written as an escape."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    """The name with everything that could break a line or an encoding written as an escape, and composed (NFC)."""
+    text = normalize("NFC", os.fsencode(name).decode("utf-8", "backslashreplace"))
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 

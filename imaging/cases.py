@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..common.fault_log import faults_named
 from ..errors import UsageError
+from .accounting.account import with_voxels
 from .accounting.clashes import set_apart
+from .accounting.recognised import MUST_CHANGE, UNREAD_IMAGE, what_it_is
 from .archive.finding import (
     Choice,
     join_parts,
@@ -30,8 +33,7 @@ from .case_files import (
     printable,
     problem_text,
 )
-from .formats.kinds import voxel_file
-from .layouts.folders import entries, folders, folders_below, only_volume, volumes, volumes_of
+from .layouts.folders import entries, entries_of_any, folders, folders_below, only_volume, volumes, volumes_of
 from .layouts.known import find_known
 from .layouts.label_names import is_label_name
 from .layouts.nnunet import find_nnunet, is_nnunet
@@ -42,6 +44,7 @@ from .pictures.finding import find_picture_cases
 from .volume_files import case_name, is_volume
 
 CHANNEL_DIGITS = 4  # nnU-Net names channels case_0000.nii.gz, case_0001.nii.gz, ...
+WORKBOOKS = (".xlsx", ".xls", ".ods")
 DEEPEST = 5  # levels of folders that are searched for a hint where the data may be
 
 
@@ -100,28 +103,27 @@ def find_cases(
             "dataset.json, NIfTI, NRRD or MetaImage files, folders of DICOM files, or pictures in images/"
             + _deeper(source)
         )
-    found.cases = sorted(map(_with_voxels, found.cases), key=lambda case: case.name)
+    found.cases = sorted(map(with_voxels, found.cases), key=lambda case: case.name)
     used = {path for case in found.cases for path in case.files}
     found.passed_over = {path: text for path, text in found.passed_over.items() if path not in used}
     return found
 
 
-def _with_voxels(case: CaseFiles) -> CaseFiles:
-    """The case with the files of voxels that belong to headers of NRRD and MetaImage."""
-    files = [file for file in case.channels if isinstance(file, Path)] + [label.path for label in case.labels]
-    files += [case.mask] if case.mask is not None else []
-    voxels = [data for file in files if (data := voxel_file(file)) is not None]
-    return replace(case, voxels=tuple(voxels)) if voxels else case
-
-
 def _deeper(source: Path) -> str:
-    """Where volumes lie deeper than they are looked for, as the end of a message; "" if nowhere."""
+    """What may be meant, as the end of a message: other modality folders, volumes that lie deeper, or other files."""
+    shared = Counter(inner.name for subject in folders(source) for inner in folders(subject) if volumes_of(inner))
+    if several := sorted(printable(name) for name, count in shared.items() if count > 1):
+        return f"; its subjects have the folders {', '.join(several[:8])}: choose by --image-key and --label-key"
     for folder in folders_below(source, DEEPEST):
         if folder != source and (is_nnunet(folder) or volumes_of(folder)):
             top = folder if is_nnunet(folder) else folder.parent
             return (
                 f"; volumes lie deeper, in {folder.relative_to(source)}: give {source.name}/{top.relative_to(source)}"
             )
+    for folder in folders_below(source, DEEPEST):
+        for path in filter(os.path.isfile, entries_of_any(folder)):
+            if (what := what_it_is(str(path))) in (*MUST_CHANGE.values(), UNREAD_IMAGE):
+                return f"; {printable(str(path.relative_to(source)))} is {what}"
     return ""
 
 
@@ -219,7 +221,7 @@ def find_images(
             found.problems |= part.problems
             found.remarks |= part.remarks
             found.passed_over |= part.passed_over
-    images = map(_with_voxels, _image_files(files, channels, fill_missing=fill_missing))
+    images = map(with_voxels, _image_files(files, channels, fill_missing=fill_missing))
     found.cases = [*images, *found.cases]
     names = [file_name(case.name) for case in found.cases]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -294,6 +296,8 @@ def _only_label(folder: Path, found: Found) -> tuple[LabelFile, ...]:
     if not files and content.passed_over:
         path, phrase = next(iter(content.passed_over.items()))
         raise Unusable(f"{folder}: {path.name} is {phrase}, which holds no labels; give a SEG, an RTSTRUCT or NIfTI")
+    if not files and (books := [path for path in entries(folder) if path.suffix.lower() in WORKBOOKS]):
+        raise Unusable(f"{books[0]}: is the workbook of a spreadsheet; save it as 'CSV UTF-8' (Excel)")
     found.passed_over |= content.passed_over
     return tuple(LabelFile(path) for path in files)
 

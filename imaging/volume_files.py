@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from ..common.files import atomic_file
 from ..errors import UsageError, VolumeError
@@ -29,9 +31,9 @@ def is_volume(path: Path) -> bool:
 
 
 def case_name(path: Path) -> str:
-    """File name without the ending of a volume."""
+    """File name without the ending of a volume, composed: macOS writes an umlaut as two characters, others as one."""
     ending = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
-    return path.name[: len(path.name) - len(ending)]
+    return normalize("NFC", path.name[: len(path.name) - len(ending)])
 
 
 def read_volume(
@@ -69,9 +71,16 @@ def read_volume(
             data, affine, geometry = _voxels(path, reading.frame, integer=integer)
     except VolumeError:
         raise
+    except HeaderDataError as error:
+        raise VolumeError(f"{path}: its header cannot be right ({_first_line(error)}); repair the header") from None
     except Exception as error:  # nibabel raises many types for damaged files, all with one meaning here
         kind = "NIfTI" if path.name.lower().endswith(NIFTI) else "NRRD or MetaImage"
         raise VolumeError(f"{path}: cannot be read as {kind} ({_first_line(error)}); copy it again") from None
+    if integer and data.dtype.kind == "f" and not (known := np.isfinite(data)).all():
+        raise VolumeError(
+            f"{path}: {int(known.size - known.sum())} voxels are NaN or infinite; labels must be whole numbers, so "
+            "write 0 there if they are background"
+        )
     volume = _finite(path, Volume(data, affine, geometry), "refuse" if integer else reading.nan)
     if not integer:
         return volume

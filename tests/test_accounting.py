@@ -381,6 +381,119 @@ def test_evaluate_says_which_files_it_did_not_score(tmp_path):
     assert fates(found["references"]) == {"b.nii.gz": "passed over: a reference without a prediction"}
 
 
+def detached(folder: Path, name: str, *, label: bool = False) -> Path:
+    """A MetaImage header with its voxels in a file beside it."""
+    voxels = np.random.default_rng(0).integers(0, 9, SHAPE).astype("<i2")
+    voxels[2:6, 2:6] += 50
+    voxels = (voxels > 30).astype("<i2") if label else voxels
+    put(folder / f"{name}.raw", voxels.tobytes(order="F"))
+    sides = " ".join(map(str, SHAPE))
+    header = (
+        f"NDims = 3\nDimSize = {sides}\nElementSpacing = 1 1 1\nElementType = MET_SHORT\nElementDataFile = {name}.raw\n"
+    )
+    return put(folder / f"{name}.mhd", header)
+
+
+def test_files_of_voxels_are_used_as_their_headers_are(tmp_path):
+    """As in PROMISE12: Case00.mhd and Case00_segmentation.mhd, each with a file .raw."""
+    for number in range(2):
+        detached(tmp_path / "in", f"Case0{number}")
+        detached(tmp_path / "in", f"Case0{number}_segmentation", label=True)
+    made = prepare(tmp_path / "in", tmp_path / "out", CONFIG)
+    assert made.accounting.summary() == "8 entries: 8 used (4 files of voxels, 2 images, 2 labels)"
+    put(tmp_path / "in" / "Case00.mhd", "damaged")
+    put(tmp_path / "in" / "other.raw")
+    accounting = prepare(tmp_path / "in", tmp_path / "again", CONFIG).accounting
+    assert fates(accounting)["other.raw"] == "not read: a file of a kind that is not read"
+    assert counts(accounting) == {"used": 4, "left out": 3, "passed over": 0, "not read": 2}
+    predicted = evaluate(tmp_path / "in" / "Case01_segmentation.mhd", tmp_path / "in" / "Case01_segmentation.mhd")
+    assert counts(predicted.entries["predictions"])["used"] == 1
+    for part in ("a", "b"):
+        detached(tmp_path / part, "Case01", label=True)
+    assert counts(evaluate(tmp_path / "a", tmp_path / "b").entries["references"])["used"] == 2
+
+
+def test_weakened_copies_say_what_they_lack(tmp_path, capsys):
+    source = site(tmp_path / "in", cases=3)
+    shutil.rmtree(source / "case1" / "label")
+    put(source / "odd.xyz")
+    with pytest.raises(SystemExit) as ended:
+        main(["weaken-labels", str(source), "--out", str(tmp_path / "out"), "--kind", "box"])
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6 entries: 4 used (2 images, 2 labels), 1 passed over, 1 not read"
+    assert "passed over (1): an image without labels, which is not copied: case1/image/scan.nii.gz" in lines
+    assert "not read (1): a file of a kind that is not read: odd.xyz" in lines
+
+
+def test_images_that_failed_are_left_out_of_the_accounting_of_images(tmp_path):
+    source, single, other = site(tmp_path / "in"), image_at(tmp_path / "single.nii"), image_at(tmp_path / "other.nii")
+    given_ = [source, single, other]
+    failed = {"case1": "nothing is found", "other": "damaged"}
+    found = account_for_images(given_, find_images(given_), image_keys=("image",), failed=failed)
+    assert counts(found) == {"used": 2, "left out": 2, "passed over": 2, "not read": 0}
+    assert fates(found)["other.nii"] == "left out: of case other, which cannot be used"
+
+
+@pytest.mark.parametrize("folder", ["$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"])
+def test_folders_of_the_system_are_no_subjects(tmp_path, folder):
+    image_at(site(tmp_path) / folder / "image" / "deleted.nii.gz")
+    found = find_cases(tmp_path)
+    assert [case.name for case in found.cases] == ["case0", "case1"] and not found.without_image
+    assert fates(account_for(tmp_path, found)) == {
+        folder: "passed over: a folder of the operating system or the storage"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("case9.zip", "an archive, which must be unpacked"),
+        ("case0/image/study.tar.gz", "an archive, which must be unpacked"),
+        ("case9/image/scan.nii.gz.part", "a download that has not ended"),
+        ("case9/label/mask.nii.gz.crdownload", "a download that has not ended"),
+        ("case9/image/IM0001.dcm.gz", "an archive, which must be unpacked"),
+    ],
+)
+def test_what_must_be_unpacked_or_fetched_again_is_named_wherever_it_lies(tmp_path, name, reason):
+    put(site(tmp_path) / name)
+    assert fates(account_for(tmp_path, find_cases(tmp_path)))[name] == f"not read: {reason}"
+
+
+def test_names_are_composed_before_they_are_compared(tmp_path):
+    """macOS writes an umlaut as a letter and its dots; both look alike, so nobody would understand a refusal."""
+    apart, composed = "fa\u0308ll", "f\u00e4ll"
+    images = (f"{apart}_0000.nii.gz", "b_0000.nii.gz")
+    found = find_cases(nnunet(tmp_path / "nn", f"{composed}.nii.gz", "b.nii.gz", images=images))
+    assert [(case.name, len(case.labels)) for case in found.cases] == [("b", 1), (composed, 1)]
+    for name, label in ((f"{apart}.nii", False), (f"{composed}_seg.nii", True)):
+        image_at(tmp_path / "flat" / name, label=label)
+    (case,) = find_cases(tmp_path / "flat").cases
+    assert (case.name, len(case.labels)) == (composed, 1)
+    image_at(tmp_path / "pred" / f"{apart}.nii", label=True)
+    image_at(tmp_path / "ref" / composed / "label" / "l.nii", label=True)
+    assert {score.case for score in evaluate(tmp_path / "pred", tmp_path / "ref").scores} == {composed}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            ["1/T2/a.nii", "1/Ground/a.nii", "2/T2/a.nii", "2/Ground/a.nii"],
+            "have the folders Ground, T2: choose by --im",
+        ),
+        (["c1/image/v.hdr", "c1/image/v.img"], "c1/image/v.hdr is an image of a kind that is not read"),
+        (["a.zip", "b.zip"], "a.zip is an archive, which must be unpacked"),
+        (["x/y/z/a.nii"], "volumes lie deeper, in x/y/z: give"),
+    ],
+)
+def test_a_folder_in_which_no_case_is_found_is_looked_through_for_the_reason(tmp_path, files, words):
+    for name in files:
+        image_at(tmp_path / "in" / name)
+    with pytest.raises(UsageError, match=f"no case found.*{words}"):
+        find_cases(tmp_path / "in")
+
+
 def test_accountings_of_two_folders_are_added():
     first = Accounting(entries=1, groups=(EntryGroup(fate="not read", reason="r", count=1, names=("b",)),))
     second = Accounting(entries=2, groups=(EntryGroup(fate="not read", reason="r", count=2, names=("a", "c")),))

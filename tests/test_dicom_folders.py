@@ -630,3 +630,47 @@ def test_passed_over_files_are_never_used_ones(tmp_path):
     found = find_cases(tmp_path)
     assert isinstance(found, Found) and {case.name for case in found.cases} == {"s", "s/scan"}
     assert not found.passed_over
+
+
+# What ITK would read as something else, or not survive.
+
+
+@pytest.mark.parametrize("kind", ["PALETTE COLOR", "YBR_FULL", "FOO"])
+def test_numbers_that_stand_for_colours_are_refused(kind, tmp_path):
+    """GDCM throws a type that nothing catches at a palette that is missing, which would end the process."""
+
+    def last_alone(made, z):
+        made.PhotometricInterpretation = kind if z == SHAPE[2] - 1 else "MONOCHROME2"
+
+    write_series(tmp_path / "s", voxels(), change=last_alone)
+    assert "colour images" in reason_of(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("text", ["nan", "1e400", "one"])
+def test_a_scale_that_is_no_number_is_refused(name, text, tmp_path):
+    def change(made, z):
+        setattr(made, name, "1")
+        made[name]._value = text
+
+    write_series(tmp_path / "s", voxels(), change=change)
+    assert f"{name} of IM0001.dcm is '{text}'" in reason_of(tmp_path / "s")
+
+
+def test_pixels_of_which_the_header_does_not_know_are_named(tmp_path):
+    def change(made, z):
+        made.PixelData = made.PixelData * 3 if z == 1 else made.PixelData
+
+    write_series(tmp_path / "s", voxels(), change=change)
+    assert "IM0002.dcm, which has 180 bytes of pixels, 3 times the 60 of its header" in reason_of(tmp_path / "s")
+
+
+@pytest.mark.parametrize(("packing", "named"), [("4.90", "JPEG 2000"), ("4.50", "JPEG"), ("5", "RLE")])
+def test_packed_pixels_that_nobody_can_unpack_are_named(packing, named, tmp_path):
+    def change(made, z):
+        made.file_meta.TransferSyntaxUID = pydicom.uid.UID(f"1.2.840.10008.1.2.{packing}")
+        made.PixelData = pydicom.encaps.encapsulate([bytes(range(64))])
+        made["PixelData"].is_undefined_length = True
+
+    write_series(tmp_path / "s", voxels(), change=change)
+    assert f"its pixels are packed ({named}), and ITK does not unpack them" in reason_of(tmp_path / "s")

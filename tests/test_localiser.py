@@ -343,6 +343,8 @@ def test_locate_writes_a_table_that_prepare_and_segment_read(localiser, localise
     written = capsys.readouterr()
     assert "case0: (" in written.out and " ml" in written.out
     assert "not located: case2: " in written.err and "1 images could not be located" in written.err
+    numbers = "6 entries: 2 used (2 images), 1 of cases that are left out, 3 passed over"
+    assert written.out.splitlines()[0] == numbers
     found = read_centre_table(tmp_path / "c.csv")
     assert list(found.places) == ["case0", "case1"] and not found.in_voxels
     expected = locate([CaseFiles("case0", (tmp_path / "cases" / "case0" / "image" / "v.nii.gz",))], localiser)[0]

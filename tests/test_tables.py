@@ -173,8 +173,9 @@ def test_every_table_of_a_site_may_come_from_a_spreadsheet(tmp_path):
     seen = german(tmp_path / "d.CSV", "Slice,Label\n2,1\n")
     np.testing.assert_array_equal(read_presence(seen, grid()), [[1, 0], [1, 0], [1, 1], [1, 0]])
     text = "Current_Fix_X,Current_Fix_Y,Slice,Current_Fix_Duration\n0.5,0.25,2,200.5\n0.5,0.25,1,3\n"
-    (found,) = read_gaze(german(tmp_path / "e.csv", text), grid())
+    (found,), remarks = read_gaze(german(tmp_path / "e.csv", text), grid())
     assert found[0] == 2 and found[3] == 200.5
+    assert remarks == ("up to 50% of its fixations left out: shorter than 50 ms",)
 
 
 def test_a_missing_column_is_named_with_what_was_found(tmp_path):
@@ -240,6 +241,65 @@ def test_a_fixation_that_cannot_be_right_is_named_by_its_line(tmp_path):
         (tmp_path / "t.csv").write_text(heading + row)
         with pytest.raises(VolumeError, match="line 3: a fixation with a negative duration, or a place far outside"):
             read_gaze(tmp_path / "t.csv", grid())
+
+
+@pytest.mark.parametrize(
+    ("rows", "kept", "remarks"),
+    [
+        (["0.5,0.5,1,300"] * 9 + ["1.2,0.5,1,300"], 9, ["up to 10% of its fixations left out: outside the image"]),
+        (
+            ["0.5,0.5,1,300", "0.5,-0.1,1,300", "0.5,0.5,4,300"],
+            1,
+            ["most of its fixations left out: outside the image"],
+        ),
+        (["0.5,0.5,1,0.3", "0.5,0.5,2,0.2"], 0, ["all of its fixations left out: shorter than 50 ms"]),
+        (["0.5,0.5,0,300", "0.5,0.5,3,300"], 2, []),
+        (["1.01,0.5,0,300"], 0, ["all of its fixations left out: outside the image"]),
+        ([], 0, []),
+    ],
+)
+def test_fixations_that_are_left_out_are_told(rows, kept, remarks, tmp_path):
+    (tmp_path / "t.csv").write_text("\n".join(["CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION", *rows]))
+    found, told = read_gaze(tmp_path / "t.csv", grid())
+    assert (len(found), list(told)) == (kept, remarks)
+
+
+def test_fixations_beside_the_part_that_is_kept_are_told(tmp_path):
+    fmt = SliceFormat(size=4, spacing=1.0, z_bins=4, window=((-1.0, 1.0),))
+    part = SliceGrid((8, 8, 4), np.eye(4), box=((0, 4), (0, 4), (0, 4)), fmt=fmt)
+    (tmp_path / "t.csv").write_text(
+        "CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION\n0.2,0.2,1,300\n0.9,0.2,1,300\n"
+    )
+    found, told = read_gaze(tmp_path / "t.csv", part)
+    assert len(found) == 1
+    assert told == ("up to 50% of its fixations left out: outside the slices, which show a part of the image",)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("120,140,1,300", r"none of its 1 rows lies on the image: .* go from 120 to 140 and must be shares"),
+        ("0.5,0.5,9,300", r"SLICE goes from 9 to 9 and must be from 0 to 3"),
+        ("0.5,0.5,1.5,300", r"line 2: SLICE is 1.5; it must be a whole number"),
+    ],
+)
+def test_fixations_in_another_unit_are_refused(row, message, tmp_path):
+    (tmp_path / "t.csv").write_text("CURRENT_FIX_X,CURRENT_FIX_Y,SLICE,CURRENT_FIX_DURATION\n" + row)
+    with pytest.raises(VolumeError, match=message):
+        read_gaze(tmp_path / "t.csv", grid())
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\xd0\xcf\x11\xe0"])
+def test_a_workbook_is_called_one(start, tmp_path):
+    """Not a table that is not in UTF-8; and beside an image it is no file that can be passed over."""
+    (tmp_path / "t.csv").write_bytes(start + bytes(100))
+    with pytest.raises(UsageError, match="is the workbook of a spreadsheet; save it as 'CSV UTF-8'"):
+        read_table(tmp_path / "t.csv")
+    for part in ("image", "label"):
+        (tmp_path / "in" / "case1" / part).mkdir(parents=True)
+    (tmp_path / "in" / "case1" / "image" / "i.nii").touch()
+    (tmp_path / "in" / "case1" / "label" / "seen.xlsx").write_bytes(start)
+    assert "seen.xlsx: is the workbook of a spreadsheet" in find_cases(tmp_path / "in").problems["case1"]
 
 
 def test_a_table_of_tabs_and_notes_beside_it_are_told_apart_in_a_data_set(tmp_path):

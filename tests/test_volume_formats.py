@@ -468,3 +468,42 @@ def test_nan_in_labels_is_never_background(tmp_path):
     (tmp_path / "a.nii").write_bytes(nifti(data))
     with pytest.raises(VolumeError, match="NaN"):
         read_volume(tmp_path / "a.nii", integer=True, reading=Reading(nan="background"))
+
+
+# What lies in the place of a volume.
+
+WRONG = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "is a pointer of Git LFS"),
+    "page": (b"\xef\xbb\xbf\n<!DOCTYPE html><html>404</html>", "is a web page"),
+    "zip": (b"PK\x03\x04" + bytes(600), "is a ZIP archive; unpack it"),
+    "zeros": (bytes(4000), "holds zeros"),
+    "bzip2": (b"BZh91AY" + bytes(600), "packed by bzip2"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(600), "is a PNG picture"),
+    "DICOM": (bytes(128) + b"DICM" + b"\x02\0\0\0UL\4\0" * 100, "is a DICOM file; give the folder of its series"),
+    "pair": (
+        nib.Nifti1Pair(np.zeros((2, 2, 2), np.uint8), np.eye(4)).header.binaryblock + bytes(200),
+        "of a pair of files",
+    ),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(600), "is an HDF5 or MINC file"),
+}
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha"])
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_file_that_is_no_volume_is_called_what_it_is(kind, name, tmp_path):
+    content, words = WRONG[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(VolumeError, match=f"is no .* file; it .*{words}"):
+        read_volume(tmp_path / name)
+
+
+def test_a_file_that_is_packed_twice_is_called_so(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(gzip.compress(bytes(1000))))
+    with pytest.raises(VolumeError, match="is no NIfTI file; it is packed twice by gzip; unpack it once"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+def test_nan_in_labels_is_not_sent_to_an_option_that_does_not_help(tmp_path):
+    nib.save(nib.Nifti1Image(np.full((2, 2, 2), np.nan, np.float32), np.eye(4)), tmp_path / "l.nii")
+    with pytest.raises(VolumeError, match="8 voxels are NaN or infinite; labels must be whole numbers, so write 0"):
+        read_volume(tmp_path / "l.nii", integer=True)

@@ -6,8 +6,10 @@ Real annotators are less regular; if a data set has its own scribbles, as ACDC h
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from skimage.morphology import skeletonize
 from ...common.files import atomic_folder
 from ...common.progress import track
 from ...errors import UsageError, VolumeError
+from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.case_files import CaseFiles, file_name
 from ...imaging.cases import find_cases
 from ...imaging.formats.label_values import LabelValues, suggestion
@@ -32,6 +35,7 @@ from .boxes import boxes_of, is_inside
 POINT_RADIUS = 1.5  # pixels
 BLOCKS_PER_SLICE, BLOCK_SIDE = 3, 5  # squares, and their side in pixels
 BACKGROUND_DISTANCE = 4.0  # smallest distance of background scribbles from the structures, pixels
+UNLABELLED_IMAGE = "an image without labels, which is not copied"
 SCRIBBLE_LENGTH = 0.7  # share of a structure's skeleton that a scribble covers
 
 
@@ -158,6 +162,7 @@ def weaken_folder(
     values: LabelValues | None = None,
     colours: Mapping[int | tuple[int, int, int], int] | None = None,
     seed: int = 0,
+    tell: Callable[[Accounting], None] | None = None,
 ) -> int:
     """Write a copy of a data set with weak labels, for studies; cases without labels are left out.
 
@@ -170,6 +175,7 @@ def weaken_folder(
         values: class of each value in label maps of volumes; None takes the values for class numbers.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
+        tell: is told what became of every entry of the data set before the first case is copied.
 
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """
@@ -183,6 +189,12 @@ def weaken_folder(
     names = [file_name(case.name) for case in labelled]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{source}: two cases would be '{twice[0]}' in the copy; rename one of them")
+    if tell is not None:
+        without = {
+            os.path.abspath(path): UNLABELLED_IMAGE for case in found.cases if not case.labels for path in case.files
+        }
+        wanted = Wanted(image_keys=tuple(image_key.split(",")), label_key=label_key, other=without)
+        tell(account_for(source, replace(found, cases=labelled), wanted))
     with atomic_folder(out) as folder:
         for number, case in enumerate(track(labelled, f"making {kind} labels")):
             image = read_image(case.channels)

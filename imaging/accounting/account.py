@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..case_files import UNREAD, CaseFiles, Found, LabelFile, printable
+from ..formats.kinds import voxel_file
 from ..pictures.layout_names import LABEL_FOLDERS, LIKE_MASKS, plain, stem, without_mask_suffix
 from ..volume_files import SUFFIXES, case_name
 from .entries import Entry, entries_of
-from .recognised import passed_over, what_it_is
+from .recognised import MUST_CHANGE, passed_over, what_it_is
 
 Fate = Literal["used", "left out", "passed over", "not read"]
 FATES: tuple[Fate, ...] = ("used", "left out", "passed over", "not read")
@@ -28,7 +29,7 @@ class EntryGroup:
 
     Attributes:
         fate: one of FATES.
-        reason: a short phrase; of used ones what they are: "images", "labels" or "masks".
+        reason: a short phrase; of used ones what they are: "images", "labels", "masks" or "files of voxels".
         count: number of entries.
         names: their paths below the folder, printable and sorted; none of used ones, whose cases are known.
     """
@@ -127,25 +128,39 @@ def account_for(source: str | Path, found: Found, wanted: Wanted | None = None) 
     return _Folder(str(source), found, wanted or Wanted()).account()
 
 
-def account_for_images(paths: Sequence[str | Path], found: Found, *, image_keys: tuple[str, ...]) -> Accounting:
+def account_for_images(
+    paths: Sequence[str | Path],
+    found: Found,
+    *,
+    image_keys: tuple[str, ...],
+    failed: Mapping[str, str] | None = None,
+) -> Accounting:
     """What became of every entry of the folders, and of the files, that were given as images without labels.
 
     Args:
         paths: files and folders.
-        found: in all of them; every case can be used.
+        found: in all of them.
         image_keys: names of the modality folders that were read.
+        failed: by name of a case that was left out, the reason.
     """
+    failed = failed or {}
     given = sorted({os.path.abspath(path) for path in paths})
     folders = [path for path in given if os.path.isdir(path)]
     total = Accounting()
     for folder in folders:
         if not any(_is_below(folder, other) for other in folders if other != folder):
             inside = [case for case in found.cases if _is_below(os.path.abspath(case.files[0]), folder)]
-            wanted = Wanted(image_keys=image_keys, label_key=None)
+            wanted = Wanted(image_keys=image_keys, label_key=None, failed=failed)
             total += account_for(folder, replace(found, cases=inside), wanted)
     files = [path for path in given if path not in folders and not any(_is_below(path, other) for other in folders)]
-    group = EntryGroup(fate="used", reason="images", count=len(files))
-    return total + Accounting(entries=len(files), groups=(group,)) if files else total
+    without = {os.path.abspath(path): case.name for case in found.cases if case.name in failed for path in case.files}
+    for path in files:
+        group = EntryGroup(fate="used", reason="images", count=1)
+        if path in without:
+            reason = f"of case {without[path]}, which cannot be used"
+            group = EntryGroup(fate="left out", reason=reason, count=1, names=(printable(os.path.basename(path)),))
+        total += Accounting(entries=1, groups=(group,))
+    return total
 
 
 def account_for_labels(folder: str | Path, used: Mapping[str, Path], unused: Mapping[Path, str]) -> Accounting:
@@ -158,12 +173,20 @@ def account_for_labels(folder: str | Path, used: Mapping[str, Path], unused: Map
     """
     if not os.path.isdir(folder):
         return Accounting(entries=1, groups=(EntryGroup(fate="used", reason="labels", count=1),))
-    cases = [CaseFiles(case, (None,), (LabelFile(path),)) for case, path in used.items()]
+    cases = [with_voxels(CaseFiles(case, (None,), (LabelFile(path),))) for case, path in used.items()]
     beside = {Path(folder) / "contours": "pictures of the label maps"}
     for path in used.values():
         shown = {path.with_name(f"{case_name(path)}{ending}"): text for ending, text in SHOWN.items()}
         beside |= {other: text for other, text in shown.items() if other != path}
     return account_for(folder, Found(cases, passed_over={**beside, **unused}), Wanted(image_keys=()))
+
+
+def with_voxels(case: CaseFiles) -> CaseFiles:
+    """The case with the files of voxels that belong to headers of NRRD and MetaImage."""
+    files = [file for file in case.channels if isinstance(file, Path)] + [label.path for label in case.labels]
+    files += [case.mask] if case.mask is not None else []
+    voxels = [data for file in files if (data := voxel_file(file)) is not None]
+    return replace(case, voxels=tuple(voxels)) if voxels else case
 
 
 class _Folder:
@@ -193,8 +216,10 @@ class _Folder:
         elif case.name in self.wanted.failed:
             reason = f"of case {case.name}, which cannot be used"
         images = [path for image in case.channels if image for path in (image if isinstance(image, tuple) else [image])]
-        parts = (("images", images), ("labels", [file.path for file in case.labels]))
-        for role, paths in (*parts, ("masks", [case.mask] if case.mask is not None else [])):
+        masks = [case.mask] if case.mask is not None else []
+        labels = [file.path for file in case.labels]
+        parts = (("images", images), ("labels", labels), ("masks", masks), ("files of voxels", case.voxels))
+        for role, paths in parts:
             for path in map(os.path.abspath, paths):
                 if reason is None:
                     self.left_out.pop(path, None)
@@ -278,6 +303,8 @@ class _Folder:
             return "passed over", reason
         if fault := _fault(path):
             return "not read", fault
+        if what in MUST_CHANGE.values():
+            return "not read", what
         if (short := _without_channel(path)) and (os.path.dirname(path), short) in self.channels:
             return "passed over", "a channel that is not asked for"
         if parts[0] in TEST_PART:

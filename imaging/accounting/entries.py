@@ -7,7 +7,7 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ..case_files import ARCHIVE_EXTRAS, link_to_nothing
+from ..case_files import ARCHIVE_EXTRAS, SYSTEM_FOLDERS, link_to_nothing
 
 STORE_FILES = {"store.json", "format.json"}  # a folder with both is a slice store
 MAX_ENTRIES = 1_000_000  # somebody gave a whole disk
@@ -83,9 +83,15 @@ def _entry(child: os.DirEntry[str], *, needed: Collection[str], known: Mapping[s
         if child.is_symlink():
             return _link(child, needed=needed)
         if child.is_dir(follow_symlinks=False):
-            if path in needed or not (hidden or child.name in ARCHIVE_EXTRAS):
+            if path in needed:
                 return None
-            return Entry(path, passed_over="hidden" if hidden else "what macOS adds to archives")
+            if hidden:
+                return Entry(path, passed_over="hidden")
+            if child.name in ARCHIVE_EXTRAS:
+                return Entry(path, passed_over="what macOS adds to archives")
+            if child.name in SYSTEM_FOLDERS:
+                return Entry(path, passed_over="a folder of the operating system or the storage")
+            return None
         if child.is_file(follow_symlinks=False):
             return Entry(path, passed_over="hidden" if hidden else "")
         mode = child.stat(follow_symlinks=False).st_mode

@@ -22,6 +22,9 @@ PROGRAMS = (
     ".inf", ".lnk", ".app", ".msi",
 )  # fmt: skip
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz")
+UNFINISHED = (".part", ".partial", ".crdownload", ".download", ".filepart", ".opdownload", ".!ut")
+MUST_CHANGE = {ARCHIVES: "an archive, which must be unpacked", UNFINISHED: "a download that has not ended"}
+UNREAD_IMAGE = "an image of a kind that is not read"
 OTHER_IMAGES = (
     ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".mnc", ".mgz", ".mgh", ".par", ".rec", ".head", ".brik", ".vtk",
     ".npy", ".npz", ".mat", ".h5", ".hdf5", ".svs", ".czi",
@@ -56,9 +59,10 @@ def what_it_is(path: str) -> str:
     if low.endswith(MASK_ENDINGS):
         return "a picture"
     if low.endswith(OTHER_IMAGES):
-        return "an image of a kind that is not read"
-    if low.endswith(ARCHIVES):
-        return "an archive, which must be unpacked"
+        return UNREAD_IMAGE
+    for endings, what in MUST_CHANGE.items():
+        if low.endswith(endings):
+            return what
     if low.endswith((".dcm", ".ima")) or is_dicom(Path(path)):
         return "a DICOM file"
     return "a file of a kind that is not read"

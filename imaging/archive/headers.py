@@ -72,6 +72,7 @@ ELEMENTS = {
     0x00200037: ("ImageOrientationPatient", ""),
     0x00200100: ("TemporalPositionIdentifier", ""),
     0x00280002: ("SamplesPerPixel", "H"),
+    0x00280004: ("PhotometricInterpretation", ""),
     0x00280008: ("NumberOfFrames", ""),
     0x00280010: ("Rows", "H"),
     0x00280011: ("Columns", "H"),
@@ -216,8 +217,14 @@ def _pixel_fault(parsed: _Parsed, file: BinaryIO, size: int) -> str:
         return "is cut off in its pixels"
     if _claims_memory(parsed, file, place + length):
         return "claims more content after its pixels than it has"
-    short = values.get("SamplesPerPixel", "1") == "1" and expected > length
-    return f"has {length} bytes of pixels, fewer than the {expected} of its header" if short else ""
+    if values.get("SamplesPerPixel", "1") != "1" or not expected:
+        return ""
+    if expected > length:
+        return f"has {length} bytes of pixels, fewer than the {expected} of its header"
+    # A few bytes more are padding. Twice as many are frames, or wider numbers, of which the header does not know.
+    if length >= 2 * expected and length % expected < 2:
+        return f"has {length} bytes of pixels, {length // expected} times the {expected} of its header"
+    return ""
 
 
 def _claims_memory(parsed: _Parsed, file: BinaryIO, at: int) -> bool:

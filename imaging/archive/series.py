@@ -14,9 +14,19 @@ from ...errors import VolumeError
 from ..volumes import MAX_VOXELS, Volume
 from .folder_content import content_of
 from .headers import read_header
+from .optional_packages import plain_text
 from .series_checks import MAX_UNEVENNESS, refuse_unusable
 from .slices import Slice, frames_affine
 
+# Transfer syntaxes without compressed pixels, and names of the usual others.
+UNPACKED = ("", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+JPEG = "1.2.840.10008.1.2.4."
+PACKINGS = {
+    f"{JPEG}50": "JPEG", f"{JPEG}51": "JPEG", f"{JPEG}57": "lossless JPEG", f"{JPEG}70": "lossless JPEG",
+    f"{JPEG}80": "JPEG-LS", f"{JPEG}81": "JPEG-LS", f"{JPEG}90": "JPEG 2000", f"{JPEG}91": "JPEG 2000",
+    f"{JPEG}102": "MPEG-4 video", f"{JPEG}201": "HTJ2K", f"{JPEG}202": "HTJ2K", f"{JPEG}203": "HTJ2K",
+    "1.2.840.10008.1.2.5": "RLE", "1.2.840.10008.1.2.1.99": "deflate",
+}  # fmt: skip
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -53,7 +63,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     except VolumeError:
         raise
     except Exception as error:  # ITK raises RuntimeError with a page of text
-        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
+        raise _unreadable(where, error, slices) from None
     if data.shape[2] != len(slices):
         raise VolumeError(f"{where}: has {data.shape[2]} slices and {len(slices)} in its headers; export it again")
     if len(files) < len(slices):
@@ -82,7 +92,7 @@ def read_grid(files: Sequence[Path]) -> tuple[tuple[int, int, int], np.ndarray]:
     except VolumeError:
         raise
     except Exception as error:
-        raise VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again") from None
+        raise _unreadable(where, error, placed) from None
 
 
 def _checked(files: Sequence[Path]) -> list[Slice]:
@@ -156,6 +166,17 @@ def _unevenness(image: Any) -> float:
     dictionary = image.GetMetaDataDictionary()
     key = "ITK_non_uniform_sampling_deviation"
     return float(dictionary[key]) if dictionary.HasKey(key) else 0.0
+
+
+def _unreadable(where: Path, error: Exception, slices: Sequence[Slice]) -> VolumeError:
+    """The error of a series that ITK does not read."""
+    packing = slices[0].header.values.get("TransferSyntax", "")
+    if packing not in UNPACKED:
+        return VolumeError(
+            f"{where}: its pixels are packed ({plain_text(PACKINGS.get(packing, packing))[:64]}), and ITK does not "
+            "unpack them: they are damaged, or of a kind that it does not know; export the series uncompressed"
+        )
+    return VolumeError(f"{where}: cannot be read as a DICOM series ({_reason(error)}); copy it again")
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from .slices import Slice, slices_of, stacks_of
 MAX_UNEVENNESS = 0.05  # of the gaps between slices, as a share of the spacing
 SAME_PLACE = 0.01  # distance of slices that lie at one place, as a share of the usual gap
 LEAST_DISTANCE = 1e-3  # millimetres; what is less is rounding
+GREY = ("MONOCHROME1", "MONOCHROME2", "")  # how the numbers of pixels are to be shown; some files do not say
 SHOWN = 4  # values of an element that a message names
 # What slices at one place may differ in, in the order in which it is asked: the element, and what there are several of.
 DIFFERENCES = (
@@ -51,8 +52,9 @@ def refuse_unusable(headers: Sequence[Header]) -> list[Slice]:
     for header in headers:
         if header.fault:
             raise VolumeError(f"{where}: {header.path.name} {header.fault}; copy or export it again")
-    if any(header.number("SamplesPerPixel", 1) != 1 for header in headers):
+    if any(map(_is_colour, headers)):  # GDCM ends the whole process at a palette that is missing
         raise VolumeError(f"{where}: colour images, expected one grey value per pixel")
+    _refuse_odd_scale(where, headers)
     if several := _several_patients(headers):
         raise VolumeError(f"{where}: {several}")
     slices = slices_of(headers)
@@ -105,6 +107,28 @@ def different_stacks(stacks: Sequence[Sequence[Slice]]) -> str:
         odd = stacks[-1][0].header.path.name
         text = f"the {count} images of the series have different sizes ({kinds} pixels), such as {odd}"
     return f"{text}; give the images of one volume, or choose with --series largest"
+
+
+def _is_colour(header: Header) -> bool:
+    """Whether a header is that of a colour image, or of one whose numbers stand for colours."""
+    kind = header.values.get("PhotometricInterpretation", "")
+    return header.number("SamplesPerPixel", 1) != 1 or kind not in GREY
+
+
+def _refuse_odd_scale(where: Path, headers: Sequence[Header]) -> None:
+    """Raises: VolumeError for a scale that is no number: ITK would read such pixels unscaled."""
+    for header in headers:
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            text = header.values.get(name, "")
+            try:
+                known = not text or np.isfinite(float(text))
+            except ValueError:
+                known = False
+            if not known:
+                raise VolumeError(
+                    f"{where}: {name} of {header.path.name} is '{plain_text(text)[:20]}'; it must be a number, export "
+                    "the original images"
+                )
 
 
 def _several_patients(headers: Sequence[Header]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import VolumeError
+from .content import LEAST, what_instead
 from .raw_volume import MILLIMETRES, RawVolume, affine_of, beside, numbers, read_start, whole_numbers
 
 TYPES = {
@@ -69,7 +70,9 @@ def _fields(path: Path, start: bytes) -> tuple[dict[str, str], int]:
         line = start[place : end if end >= 0 else len(start)]
         name, sign, value = line.decode("latin-1").partition("=")
         if not sign or len(name) > 80:
-            raise VolumeError(f"{path}: is no MetaImage file, or its header is damaged; copy it again")
+            instead = "" if fields else what_instead(start[:LEAST])
+            found = f"; it {instead}" if instead else ", or its header is damaged; copy it again"
+            raise VolumeError(f"{path}: is no MetaImage file{found}")
         fields[name.strip()] = value.strip()
         place = end + 1
         if end < 0 and LAST not in fields:

@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from ...errors import VolumeError
 from ..nifti.geometry import MILLIMETRES, SPATIAL_UNITS, NiftiGeometry
 from ..volumes import MAX_VOXELS
+from .content import what_instead
 from .unpacking import IMAGE_BYTES, LABEL_BYTES, read_into, refuse_bomb
 
 GZIP = b"\x1f\x8b"
@@ -204,7 +205,8 @@ def _header(path: Path, file: BinaryIO) -> tuple[bytes, nib.Nifti1Header, NiftiL
     kinds = (nib.Nifti1Image, nib.Nifti2Image)
     kind = next((kind.header_class for kind in kinds if _is_single_file(start, kind.header_class)), None)
     if kind is None:
-        raise VolumeError(f"{path}: is no NIfTI file; give a single-file NIfTI-1 or NIfTI-2 image")
+        found = f"it {instead}" if (instead := what_instead(start)) else "give a single-file NIfTI-1 or NIfTI-2 image"
+        raise VolumeError(f"{path}: is no NIfTI file; {found}")
     header = kind(start[: kind.sizeof_hdr], check=False)
     return start, header, _checked_layout(path, header, packed=not isinstance(file, io.BufferedReader))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import VolumeError
+from .content import LEAST, what_instead
 from .raw_volume import MILLIMETRES, RawVolume, affine_of, beside, numbers, read_start, whole_numbers
 
 MAGIC = b"NRRD000"
@@ -78,7 +79,8 @@ def nrrd(path: Path) -> RawVolume:
 def _fields(path: Path, start: bytes) -> tuple[dict[str, str], set[str], int]:
     """The header's fields by name, the names of its keys, and the number of its bytes, the empty line included."""
     if not start.startswith(MAGIC):
-        raise VolumeError(f"{path}: is no NRRD file; write it as NIfTI, NRRD or MetaImage")
+        found = f"it {instead}" if (instead := what_instead(start[:LEAST])) else "write it as NIfTI, NRRD or MetaImage"
+        raise VolumeError(f"{path}: is no NRRD file; {found}")
     fields: dict[str, str] = {}
     keys: set[str] = set()
     place = start.find(b"\n") + 1

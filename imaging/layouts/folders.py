@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..case_files import ARCHIVE_EXTRAS, Unusable, entries
+from ..case_files import ARCHIVE_EXTRAS, SYSTEM_FOLDERS, Unusable, entries
 from ..volume_files import is_volume
 
-SKIPPED = (".", *ARCHIVE_EXTRAS)  # beginnings of the names of folders that hold no data
+SKIPPED = (".", *ARCHIVE_EXTRAS, *SYSTEM_FOLDERS)  # beginnings of the names of folders that hold no data
 
 
 def folders(folder: Path) -> list[Path]:
@@ -60,7 +60,12 @@ def folders_below(source: Path, depth: int) -> Iterator[Path]:
 
 def volumes_of(folder: Path) -> list[Path]:
     """As `volumes`; nothing of a folder that cannot be read."""
+    return [path for path in entries_of_any(folder) if is_volume(path)]
+
+
+def entries_of_any(folder: Path) -> list[Path]:
+    """As `entries`; nothing of a folder that cannot be read."""
     try:
-        return volumes(folder)
+        return entries(folder)
     except Unusable:
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from unicodedata import normalize
 
 # Names are compared in lower case, with blanks and hyphens as underscores.
 IMAGE_FOLDERS = ("image", "images", "img", "imgs", "original", "originals", "original_images", "pictures", "photos")
@@ -49,8 +50,8 @@ def is_label_folder(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """Name of a file without its ending."""
-    return path.name[: -len(path.suffix)] if path.suffix else path.name
+    """Name of a file without its ending, composed as `case_name` is."""
+    return normalize("NFC", path.name[: -len(path.suffix)] if path.suffix else path.name)
 
 
 def without_mask_suffix(name: str, label_key: str | None = None) -> str:

@@ -196,8 +196,8 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
     labels = presence = gaze = reference = None
     facts = LabelFacts()
     if case.labels and config.label_kind == "gaze":
-        gaze = read_gaze(case.labels[0].path, grid)
-        facts = LabelFacts(marks=len(gaze) > 0)
+        gaze, remarks = read_gaze(case.labels[0].path, grid)
+        facts = LabelFacts(marks=len(gaze) > 0, remarks=remarks)
     elif case.labels and config.label_kind == "image" and is_label_table(case.labels[0].path):
         presence = read_presence(case.labels[0].path, grid, config.label_values)
         facts = LabelFacts(highest_label=presence.shape[1] - 1, marks=presence.shape[1] > 1)

@@ -16,6 +16,7 @@ from ...imaging.slice_grid import SliceGrid
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 SHORTEST_FIXATION = 50.0  # milliseconds; shorter rows of the table are no fixations
+ROUGHLY = (0.01, 0.1, 0.5)  # shares of the rows of a table
 LABEL = "LABEL"
 X, Y, SLICE, DURATION = "CURRENT_FIX_X", "CURRENT_FIX_Y", "SLICE", "CURRENT_FIX_DURATION"
 
@@ -63,7 +64,7 @@ def _classes_of(path: Path, numbers: np.ndarray, values: LabelValues) -> np.ndar
         raise VolumeError(f"{path}: {error}") from None
 
 
-def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
+def read_gaze(path: Path, grid: SliceGrid) -> tuple[np.ndarray, tuple[str, ...]]:
     """Fixations on the slices of a case.
 
     Args:
@@ -72,8 +73,9 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
             picture from left to right and from top to bottom, and SLICE is left out.
         grid: of the case's slices.
 
-    Returns: (m, 4) float32: slice, row, column, milliseconds.
-    Raises: UsageError if the file is no table; VolumeError for a table that cannot be used.
+    Returns: (m, 4) float32: slice, row, column, milliseconds; and what was left out, one remark for each reason.
+    Raises: UsageError if the file is no table; VolumeError for a table that cannot be used, or of which every row lies
+        far outside the image or in no slice of it.
     """
     if not is_label_table(path):
         raise UsageError(f"{path}: is no table, but label_kind is 'gaze'; give a table of fixations, .csv")
@@ -83,14 +85,43 @@ def read_gaze(path: Path, grid: SliceGrid) -> np.ndarray:
     if len(wrong := np.flatnonzero((rows[:, 3] < 0) | (abs(rows[:, :2]) > 1e6).any(axis=1))):
         where = f"{path}, line {lines[wrong[0]]}"
         raise VolumeError(f"{where}: a fixation with a negative duration, or a place far outside the image")
+    if len(wrong := np.flatnonzero(rows[:, 2] != np.round(rows[:, 2]))):
+        raise VolumeError(
+            f"{path}, line {lines[wrong[0]]}: {SLICE} is {rows[wrong[0], 2]:g}; it must be a whole number, from 0"
+        )
     shape = grid.stored_shape
     voxels = np.stack([rows[:, 0] * shape[0] - 0.5, rows[:, 1] * shape[1] - 0.5, rows[:, 2]], axis=1)
     places = grid.pixels_of(voxels)
     places[:, 0] = np.round(places[:, 0])
     last = np.array([grid.axes[2].count, grid.axes[0].count, grid.axes[1].count]) - 0.5
     on_image = (rows[:, :2] >= 0).all(axis=1) & (rows[:, :2] <= 1).all(axis=1)
-    usable = on_image & (places >= -0.5).all(axis=1) & (places <= last).all(axis=1) & (rows[:, 3] >= SHORTEST_FIXATION)
-    return np.concatenate([places, rows[:, 3:]], axis=1)[usable].astype(np.float32)
+    on_image &= (rows[:, 2] >= 0) & (rows[:, 2] <= shape[2] - 1)
+    low, high = (rows[:, :2].min(), rows[:, :2].max()) if len(rows) else (0.0, 0.0)
+    other_unit = low < -1 or high > 2 or not ((rows[:, 2] >= 0) & (rows[:, 2] <= shape[2] - 1)).any()
+    if len(rows) and not on_image.any() and other_unit:  # a reader may look beside the image, but not so far
+        raise VolumeError(
+            f"{path}: none of its {len(rows)} rows lies on the image: {X} and {Y} go from {low:g} to {high:g} and must "
+            f"be shares of the image, from 0 to 1; {SLICE} goes from {rows[:, 2].min():g} to {rows[:, 2].max():g} and "
+            f"must be from 0 to {shape[2] - 1}"
+        )
+    on_slices = (places >= -0.5).all(axis=1) & (places <= last).all(axis=1)
+    lasting = rows[:, 3] >= SHORTEST_FIXATION
+    left_out = {
+        "outside the image": ~on_image,
+        "outside the slices, which show a part of the image": on_image & ~on_slices,
+        f"shorter than {SHORTEST_FIXATION:g} ms": on_image & on_slices & ~lasting,
+    }
+    remarks = tuple(
+        f"{_share_in_words(rows)} of its fixations left out: {text}" for text, rows in left_out.items() if rows.any()
+    )
+    usable = on_image & on_slices & lasting
+    return np.concatenate([places, rows[:, 3:]], axis=1)[usable].astype(np.float32), remarks
+
+
+def _share_in_words(chosen: np.ndarray) -> str:
+    """How many rows (n,) are chosen, roughly, so that many cases have one remark together."""
+    share = float(chosen.mean())
+    return next((f"up to {most:.0%}" for most in ROUGHLY if share <= most), "all" if share == 1 else "most")
 
 
 def _read_table(path: Path, columns: tuple[str, ...], *, default: dict[str, float]) -> tuple[np.ndarray, list[int]]:
