@@ -60,6 +60,19 @@ def unchanged_umask() -> Iterator[None]:
     os.umask(mask)
 
 
+@pytest.fixture
+def synced(monkeypatch) -> list[int]:
+    """Inode numbers of the files and folders that this process waited for until they were on the disk, in order."""
+    waited, fsync = [], os.fsync
+
+    def note(handle: int) -> None:
+        waited.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return waited
+
+
 @pytest.fixture(scope="session")
 def config() -> FactoryConfig:
     return FactoryConfig(

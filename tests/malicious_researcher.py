@@ -3,7 +3,7 @@
 The sites must have approved FactoryPlan, and approve FedAvgPlan, for which this program asks.
 
 Usage: python malicious_researcher.py RESEARCHER TAG CONFIG PATIENTS SCORINGS
-PATIENTS: tag of the stores of 32 px whose labels are asked for.
+PATIENTS: tag of a store of 32 px whose labels are asked for.
 SCORINGS: how many requests to score weights are made, each in an experiment of its own.
 """
 

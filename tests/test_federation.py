@@ -27,7 +27,6 @@ from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.round_guard import REFUSED
 from fedfactory.node.site_check import check_site
-from fedfactory.node.sites import add_store, approve_plans
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.run_state import RunState
@@ -134,18 +133,16 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
 
 def test_real_nodes_refuse_a_malicious_researcher_and_write_down_why(approved, prepared_patients):
     """Requests outside the policy, a generator made to ask for grey values, and scores as an oracle for labels."""
-    scorings, patients = 2, "patients"
-    for name, path in approved.nodes.items():
-        store = shutil.copytree(prepared_patients, approved.folder / f"{PATIENT}_{name}_patients.store")
-        add_store(path, store, patients)
-        Policy(scorings_a_day=scorings).save(path)
+    scorings, patients, scored = 2, "patients", DOMAINS[0]  # one node is enough for the scores
+    store = shutil.copytree(prepared_patients, approved.folder / f"{PATIENT}_patients.store")
+    add = approved.site_command("add", str(approved.nodes[scored]), "--store", str(store), "--tag", patients)
+    approved.run_together("add-patients", {scored: add})
+    Policy(scorings_a_day=scorings).save(approved.nodes[scored])
     before = {name: len(list(Ledger(path).entries())) for name, path in approved.nodes.items()}
     script = [sys.executable, Path(__file__).with_name("malicious_researcher.py"), approved.researcher, TAG]
     script += [approved.folder / "config.json", patients, scorings + 1]
-    approved._launch("attack", {"researcher": [str(word) for word in script]})
-    for path in approved.nodes.values():
-        assert approve_plans(path, confirm=lambda name, source: True, wait=120) == ["FedAvgPlan"]
-    approved.wait_for("attack")
+    approve = approved.site_command("approve", str(approved.nodes[scored]), "--yes", "--wait", "120")
+    approved.run_together("attack", {"researcher": [str(word) for word in script], scored: approve})
     log = (approved.folder / "logs" / "attack-researcher.log").read_text()
     found = json.loads(log.rpartition("FOUND ")[2].splitlines()[0])
     assert len(found["refused"]) == 5
@@ -153,17 +150,20 @@ def test_real_nodes_refuse_a_malicious_researcher_and_write_down_why(approved, p
     assert list(found["quality"].values()) == 3 * [[]], found
     assert found["scores"][:scorings] == scorings * ["scored"], found
     assert REFUSED in found["scores"][scorings], found
+    Policy(least_patients_scored=1).save(approved.nodes[scored])  # as before
     for name, path in approved.nodes.items():
-        Policy(least_patients_scored=1).save(path)  # as before
         ledger = Ledger(path)
         assert ledger.verify().problem is None
         entries = list(ledger.entries())[before[name] :]
-        *refused, unscored = [entry.facts["reasons"] for entry in entries if entry.event == "refused"]
+        refused = [entry.facts["reasons"] for entry in entries if entry.event == "refused"]
+        if name == scored:
+            assert refused.pop() == [
+                f"scorings in the last 24 hours are {scorings}; another one must be within {scorings}"
+            ]
+            assert sum(entry.event == "scoring" for entry in entries) == scorings
         rounds = [entry.facts for entry in entries if entry.event == "round"]
         failed = [facts["failed"] for facts in rounds if "failed" in facts]
         assert len(refused) + len(failed) == len(found["refused"]), (refused, failed)
-        assert unscored == [f"scorings in the last 24 hours are {scorings}; another one must be within {scorings}"]
-        assert sum(entry.event == "scoring" for entry in entries) == scorings
         *_, honest, unusual = rounds
         assert not [name for facts in (honest, unusual) for name in facts["numbers"] if name.startswith("quality")]
         assert "quality (the generator is not the usual next one)" in unusual["withheld"]

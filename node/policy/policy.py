@@ -59,9 +59,9 @@ EXPLANATIONS = {
         "true or false: whether the framework's preprocessing of data sets may be asked for. No plan needs it."
     ),
     "most_epsilon": (
-        "Largest privacy budget (epsilon) that trainings with differential privacy may spend on a store, all experiments "
-        "and researchers together, for as long as the store is there; null for no limit. 10 allows one run with the "
-        "usual 8 and a short one after it. Trainings without differential privacy are not counted."
+        "Largest privacy budget (epsilon) that trainings with differential privacy may spend on a store, all "
+        "experiments and researchers together, for as long as the store is there; null for no limit. 10 allows a run "
+        "with the usual 8 and one with 4. Trainings without differential privacy are not counted."
     ),
     "arguments": (
         "Which arguments a researcher may set, and to what: two numbers are the lowest and the highest; otherwise the "
