@@ -30,6 +30,7 @@ from fedfactory.node.store.prepare_config import PrepareConfig
 
 TAG = "overhead"
 SIZE = 16  # pixels per side; small, so that a round is mostly communication
+APPROVAL_TIMEOUT = 300  # seconds; on a busy machine the processes begin slowly
 VARIANTS = ("ours", "ours_half", "published")
 
 
@@ -67,7 +68,10 @@ def main() -> None:
             command += ["--million", str(arguments.million), "--nodes", str(arguments.nodes)]
             child = subprocess.Popen([*command, "--rounds", str(arguments.rounds)], env=federation._environment())
             approve = {
-                n: federation.site_command("approve", str(federation.nodes[n]), "--yes", "--wait", "90") for n in names
+                n: federation.site_command(
+                    "approve", str(federation.nodes[n]), "--yes", "--wait", str(APPROVAL_TIMEOUT)
+                )
+                for n in names
             }
             if variant != "ours_half":  # the plan is that of "ours"
                 federation.run_together(f"approve-{variant}", approve)
@@ -117,7 +121,7 @@ def run_rounds(arguments: argparse.Namespace) -> None:
     )
 
     use_researcher(arguments.folder / "researcher")
-    wait_for_nodes(arguments.nodes, 60, TAG)
+    wait_for_nodes(arguments.nodes, APPROVAL_TIMEOUT, TAG)
     from measuring import peak_resident_mib
 
     config = configuration(tuple(f"site{k}" for k in range(arguments.nodes)), arguments.million)
@@ -142,7 +146,7 @@ def run_rounds(arguments: argparse.Namespace) -> None:
             config, tag=TAG, rounds=arguments.rounds, updates_per_round=1, transport=transport
         )
         run_next_round = lambda: run_round(experiment)  # noqa: E731
-    request_approval(experiment, 120)
+    request_approval(experiment, APPROVAL_TIMEOUT)
     seconds = []
     for number in range(arguments.rounds):
         started = time.monotonic()

@@ -125,6 +125,25 @@ def store(site, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def prepared_store(tmp_path_factory):
+    """What `store` gives, prepared once."""
+    from fedfactory.node.store.prepare import prepare
+    from fedfactory.node.store.prepare_config import PrepareConfig
+
+    folder = tmp_path_factory.mktemp("prepared")
+    write_site(folder / "site")
+    return prepare(folder / "site", folder / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store.path
+
+
+@pytest.fixture
+def copied_store(prepared_store, tmp_path):
+    """A copy of `prepared_store`, for tests that need no volumes: preparing takes half a second."""
+    from fedfactory.node.store.slice_store import SliceStore
+
+    return SliceStore(shutil.copytree(prepared_store, tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
 def prepared_patients(tmp_path_factory):
     """A store of 32 px with three training and two test patients; one of the test patients lacks the second class."""
     from fedfactory.imaging.volume_files import write_volume
