@@ -226,10 +226,8 @@ def attacks(content: dict[str, Any]) -> list[str]:
     for way in ("unprotected", "protected"):
         dice = content["honest_dice"][way]
         rows.append([f"an honest fedavg: {way}", "Dice", f"{number(np.mean(dice))} ({_listed(dice, 3)})"])
-    settings = (
-        f"{content['slices']} slices; fedavg of two sites with {content['rounds']} rounds of {content['updates']}"
-    )
-    seeds = f"{settings} updates, seeds {_seeds(content['seeds'])}; {content['seconds']:.0f} s."
+    study = f"fedavg of two sites, {content['rounds']} rounds of {content['updates']} updates"
+    seeds = f"{content['slices']} slices; {study}, seeds {_seeds(content['seeds'])}."
     return [*table(["attack", "measured", "value"], rows), "", seeds]
 
 
