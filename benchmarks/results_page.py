@@ -201,6 +201,25 @@ def rounds(content: dict[str, Any]) -> list[str]:
     return table(head, rows)
 
 
+def attacks(content: dict[str, Any]) -> list[str]:
+    """What each attack learns, by the way of protection, and the Dice of an honest study."""
+    rows = [[f"labels by scores, one day: {way}", "share of right pixels", number(value)]
+            for way, value in content["labels"].items()]  # fmt: skip
+    for way, row in content["layouts"].items():
+        what = f"correlation with the mean slices, {row['answers']} answers"
+        rows.append([f"grey values by the layout number, one day: {way}", what, number(row["correlation"])])
+    for way, row in content["pixels"].items():
+        beside = ", ".join(number(row[key]) for key in ("attacked_beside_mean", "others"))
+        what = "correlation with the attacked slice; without the mean slice, and by chance"
+        rows.append([f"pixels in averaged weights: {way}", what, f"{number(row['attacked'])}; {beside}"])
+    for way in ("unprotected", "protected"):
+        dice = content["honest_dice"][way]
+        rows.append([f"an honest fedavg: {way}", "Dice", f"{number(np.mean(dice))} ({_listed(dice, 3)})"])
+    study = f"fedavg of two sites, {content['rounds']} rounds of {content['updates']} updates"
+    seeds = f"{content['slices']} slices; {study}, seeds {_seeds(content['seeds'])}."
+    return [*table(["attack", "measured", "value"], rows), "", seeds]
+
+
 def sites(content: dict[str, Any]) -> list[str]:
     rows = [
         [row["sites"], f"{row['streaming']['seconds']:.1f}", row["streaming"]["mib_above_start"],
@@ -226,6 +245,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
     "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
     "many_sites": ("Averaging many sites", sites),
+    "attacks": ("What attacks on a site learn", attacks),
 }
 
 

@@ -49,13 +49,23 @@ def open_for_writing(path: Path) -> BinaryIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666 & ~_taken), "wb")
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk, so that a power cut cannot undo it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
-def atomic_file(path: str | os.PathLike, suffix: str | None = None) -> Iterator[Path]:
+def atomic_file(path: str | os.PathLike, suffix: str | None = None, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any error it is removed.
 
     Args:
         path: final file; its folder is created if necessary.
         suffix: ending of the temporary name, for writers that choose a format by it (default: that of `path`).
+        durable: whether to wait until the file and its name are on the disk.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -66,7 +76,11 @@ def atomic_file(path: str | os.PathLike, suffix: str | None = None) -> Iterator[
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~_taken)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -133,8 +147,9 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def write_json(path: str | os.PathLike, content: object, *, compact: bool = False) -> None:
-    """Write `content` as JSON, atomically: readable, or compact, which takes a fraction of the time."""
+def write_json(path: str | os.PathLike, content: object, *, compact: bool = False, durable: bool = False) -> None:
+    """Write `content` as JSON, atomically: readable, or compact, which takes a fraction of the time; `durable` waits
+    until it is on the disk."""
     text = json.dumps(content, indent=None if compact else 2, ensure_ascii=False)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, durable=durable) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

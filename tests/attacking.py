@@ -13,10 +13,14 @@ from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteRound
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.networks.site_network import SiteUNet
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.generative.metrics.quality import layout_agreement
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.numbers import leaving_numbers
 from fedfactory.node.protection.usual_generator import GeneratorRecord
+from fedfactory.node.site_data.held_out_scores import held_out_scores
+from fedfactory.node.store.slice_store import SliceStore
 from torch import Tensor, nn
 
 ADAM_EPS = 1e-8
@@ -206,18 +210,75 @@ def rebuilt_slice(
     return found
 
 
-def correlations(found: np.ndarray, images: np.ndarray, region: tuple[int, int]) -> np.ndarray:
+def correlations(
+    found: np.ndarray, images: np.ndarray, region: tuple[int, int], *, of: np.ndarray | None = None
+) -> np.ndarray:
     """Correlation of what was found (side, side) with each slice (N, 1, S, S) of the site, both without the mean slice.
 
     The mean of all slices, which any federation gives away, is taken out of both by linear regression.
+
+    Args:
+        found: grey values of the region.
+        images: slices of the site.
+        region: first and last + 1 row and column.
+        of: other slices, such as moved ones, to be correlated in place of the site's.
     """
     low, high = region
-    slices = images[:, 0, low:high, low:high].reshape(len(images), -1).astype(float)
-    mean = slices.mean(0)
-    rest = found.ravel()
+    mean = images[:, 0, low:high, low:high].mean(0).ravel().astype(float)
+    slices = (images if of is None else of)[:, 0, low:high, low:high]
     basis = np.stack([mean, np.ones_like(mean)], 1)
-    rest = rest - basis @ np.linalg.lstsq(basis, rest, rcond=None)[0]
-    return np.array([np.corrcoef(rest, own - mean)[0, 1] for own in slices])
+
+    def rest(values: np.ndarray) -> np.ndarray:
+        values = values.ravel().astype(float)
+        return values - basis @ np.linalg.lstsq(basis, values, rcond=None)[0]
+
+    return np.array([np.corrcoef(rest(found), rest(own))[0, 1] for own in slices])
+
+
+class _Painter(nn.Module):
+    """A "segmenter" that marks one pixel of one slice, which it knows by its grey values."""
+
+    def __init__(self, image: np.ndarray, row: int, column: int) -> None:
+        super().__init__()
+        self.image, self.row, self.column = torch.from_numpy(image), row, column
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.zeros(len(x), 3, *x.shape[2:])
+        logits[:, 0] = 50.0
+        for number, image in enumerate(x):
+            if torch.equal(image, self.image):
+                logits[number, 1, self.row, self.column] = 100.0
+        return logits
+
+
+def guessed_labels(store: SliceStore, policy: Policy | None, *, among: int | None = None) -> float:
+    """Share of pixels of a test slice whose label scoring rounds of one day tell, the mean of pixels with and without.
+
+    What is not answered is guessed, which is right for half of either kind.
+
+    Args:
+        store: of the site, with test cases.
+        policy: of the site; None: no protection.
+        among: number of pixels with and without the label, drawn at random, that are asked for; None: all.
+    """
+    case = next(case for case in store.cases if case.has_reference)
+    number = case.first + case.count // 2
+    image, truth = store.images[number].astype(np.float32), store.labels[number] == 1
+    card, rng = SegmenterCard(classes=3, network="federated"), np.random.default_rng(0)
+    kinds = [rng.permutation(np.argwhere(truth == kind))[:among] for kind in (True, False)]
+    answers = sum(map(len, kinds)) if policy is None else policy.scorings_a_day + policy.scores_a_day
+    right = {True: 0.5 * len(kinds[0]), False: 0.5 * len(kinds[1])}
+    for pixel in rng.permutation(np.concatenate(kinds))[:answers]:
+        painter = Segmenter(_Painter(image, *pixel), store.format, card)
+        if policy is None:
+            values = held_out_scores(store, painter)
+        else:
+            values = held_out_scores(store, painter, least_patients=policy.least_patients_scored)
+            kept, _ = leaving_numbers({f"global_{name}": value for name, value in values.items()}, policy)
+            values = {name.removeprefix("global_"): value for name, value in kept.items()}
+        held = bool(truth[tuple(pixel)])
+        right[held] += ((values["dice_1"] > 0) == held) - 0.5
+    return (right[True] / len(kinds[0]) + right[False] / len(kinds[1])) / 2
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,19 @@ def unchanged_umask() -> Iterator[None]:
     os.umask(mask)
 
 
+@pytest.fixture
+def synced(monkeypatch) -> list[int]:
+    """Inode numbers of the files and folders that this process waited for until they were on the disk, in order."""
+    waited, fsync = [], os.fsync
+
+    def note(handle: int) -> None:
+        waited.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return waited
+
+
 @pytest.fixture(scope="session")
 def config() -> FactoryConfig:
     return FactoryConfig(
@@ -109,6 +122,25 @@ def store(site, tmp_path):
     from fedfactory.node.store.prepare_config import PrepareConfig
 
     return prepare(site, tmp_path / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store
+
+
+@pytest.fixture(scope="session")
+def prepared_store(tmp_path_factory):
+    """What `store` gives, prepared once."""
+    from fedfactory.node.store.prepare import prepare
+    from fedfactory.node.store.prepare_config import PrepareConfig
+
+    folder = tmp_path_factory.mktemp("prepared")
+    write_site(folder / "site")
+    return prepare(folder / "site", folder / "store", PrepareConfig(domain="bright", size=16, z_bins=4)).store.path
+
+
+@pytest.fixture
+def copied_store(prepared_store, tmp_path):
+    """A copy of `prepared_store`, for tests that need no volumes: preparing takes half a second."""
+    from fedfactory.node.store.slice_store import SliceStore
+
+    return SliceStore(shutil.copytree(prepared_store, tmp_path / "store"))
 
 
 @pytest.fixture(scope="session")

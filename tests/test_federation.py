@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import FactoryConfig, load_factory
 from fedfactory.node.fedbiomed_hooks import open_node
 from fedfactory.node.ledger.ledger import Ledger
+from fedfactory.node.policy.policy import Policy
+from fedfactory.node.protection.round_guard import REFUSED
 from fedfactory.node.site_check import check_site
 from fedfactory.node.store.embedding import embed_store
 from fedfactory.node.store.slice_store import SliceStore
@@ -128,23 +131,43 @@ def test_published_networks_train_with_guidance_and_a_refinement_stage(approved,
     assert kept["augmentation"]["calls"] == 11
 
 
-def test_real_nodes_refuse_a_malicious_researcher_and_write_down_why(approved):
+def test_real_nodes_refuse_a_malicious_researcher_and_write_down_why(approved, prepared_patients):
+    """Requests outside the policy, a generator made to ask for grey values, and scores as an oracle for labels."""
+    scorings, patients, scored = 2, "patients", DOMAINS[0]  # one node is enough for the scores
+    store = shutil.copytree(prepared_patients, approved.folder / f"{PATIENT}_patients.store")
+    add = approved.site_command("add", str(approved.nodes[scored]), "--store", str(store), "--tag", patients)
+    approved.run_together("add-patients", {scored: add})
+    Policy(scorings_a_day=scorings).save(approved.nodes[scored])
     before = {name: len(list(Ledger(path).entries())) for name, path in approved.nodes.items()}
     script = [sys.executable, Path(__file__).with_name("malicious_researcher.py"), approved.researcher, TAG]
-    script.append(approved.folder / "config.json")
-    approved.run_together("attack", {"researcher": [str(word) for word in script]})
+    script += [approved.folder / "config.json", patients, scorings + 1]
+    approve = approved.site_command("approve", str(approved.nodes[scored]), "--yes", "--wait", "120")
+    approved.run_together("attack", {"researcher": [str(word) for word in script], scored: approve})
     log = (approved.folder / "logs" / "attack-researcher.log").read_text()
     found = json.loads(log.rpartition("FOUND ")[2].splitlines()[0])
-    assert len(found) == 5
-    assert "it ran" not in found.values(), found
+    assert len(found["refused"]) == 5
+    assert "it ran" not in found["refused"].values(), found
+    assert list(found["quality"].values()) == 3 * [[]], found
+    assert found["scores"][:scorings] == scorings * ["scored"], found
+    assert REFUSED in found["scores"][scorings], found
+    Policy(least_patients_scored=1).save(approved.nodes[scored])  # as before
     for name, path in approved.nodes.items():
         ledger = Ledger(path)
         assert ledger.verify().problem is None
         entries = list(ledger.entries())[before[name] :]
         refused = [entry.facts["reasons"] for entry in entries if entry.event == "refused"]
-        failed = [entry.facts["failed"] for entry in entries if entry.event == "round"]
-        assert len(refused) + len(failed) == len(found), (refused, failed)
-        assert all(not entry.facts.get("tensors") for entry in entries)
+        if name == scored:
+            assert refused.pop() == [
+                f"scorings in the last 24 hours are {scorings}; another one must be within {scorings}"
+            ]
+            assert sum(entry.event == "scoring" for entry in entries) == scorings
+        rounds = [entry.facts for entry in entries if entry.event == "round"]
+        failed = [facts["failed"] for facts in rounds if "failed" in facts]
+        assert len(refused) + len(failed) == len(found["refused"]), (refused, failed)
+        *_, honest, unusual = rounds
+        assert not [name for facts in (honest, unusual) for name in facts["numbers"] if name.startswith("quality")]
+        assert "quality (the generator is not the usual next one)" in unusual["withheld"]
+        assert all(not facts["tensors"] for facts in rounds[:-2])
         words = " ".join(str(entry.facts) for entry in entries)
         assert all(word in words for word in ("batch_size", "test_ratio", "latent_dim", "only this site", "encoding"))
 

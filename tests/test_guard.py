@@ -21,6 +21,11 @@ REFUSED = "this site's policy refuses the request"
 
 
 @pytest.fixture
+def store(copied_store):
+    return copied_store
+
+
+@pytest.fixture
 def node(tmp_path, store) -> GuardedNode:
     return GuardedNode(tmp_path / "node", store.path)
 

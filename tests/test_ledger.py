@@ -286,6 +286,15 @@ def test_a_full_disk_leaves_no_half_entry(tmp_path, monkeypatch):
     assert ledger.verify() == LedgerCheck(entries=3, problem=None, line=None, last=ledger.verify().last)
 
 
+def test_an_entry_is_on_the_disk_before_it_counts_and_a_new_ledger_with_its_names(tmp_path, synced):
+    ledger = Ledger(tmp_path)
+    ledger.append("round")
+    own = [ledger.path.stat().st_ino, ledger.head.stat().st_ino]
+    assert synced == [*own, ledger.path.parent.stat().st_ino]
+    ledger.append("round")
+    assert synced[3:] == own
+
+
 def test_the_ledger_is_not_written_through_a_link(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.path.parent.mkdir()

@@ -30,6 +30,11 @@ def guard():
 
 
 @pytest.fixture
+def store(copied_store):
+    return copied_store
+
+
+@pytest.fixture
 def make_plan(config):
     """A plan as a node sets it up at the beginning of a round."""
     from fedbiomed.common.training_args import TrainingArgs
@@ -215,6 +220,7 @@ def test_scores_leave_rounded_and_of_enough_patients_only(patients):
         report = node_round(plan, arguments, patients).report
     assert "own_dice_2" not in report
     assert report["own_dice"] == report["own_dice_1"]  # nothing follows about the class that is left out
+    plan, arguments = segmentation(updates=2, batch_size=4)
     with guarded(least_patients_scored=3):
         report = node_round(plan, arguments, patients).report
     assert not [name for name in report if "dice" in name or "hd95" in name]

@@ -492,16 +492,19 @@ def test_a_node_without_a_policy_is_told_how_to_get_one(node):
 
 
 def test_what_allows_more_than_the_default_is_named():
-    weaker = {"least_batch": 1, "rounds_a_day": 9999, "allow_preprocessing": True}
+    weaker = {"least_batch": 1, "rounds_a_day": 9999, "allow_preprocessing": True, "most_epsilon": None}
     table = default_arguments()
     table |= {"model_args.config.size": [16, 4096], "model_args.path": [TEXT], "model_args.config.width": [4, 64]}
     del table["model_args.seed"]
     found = Policy(**weaker, arguments=table).unusual()
     assert [sentence.split(" ")[0] for sentence in found] == [
-        "least_batch", "rounds_a_day", "allow_preprocessing", "arguments:", "arguments:", "arguments:"
+        "least_batch", "rounds_a_day", "most_epsilon", "allow_preprocessing", "arguments:", "arguments:", "arguments:"
     ]  # fmt: skip
-    assert "config.size" in found[3] and "model_args.path" in found[4] and "model_args.seed are not there" in found[5]
-    stricter = Policy(least_batch=8, rounds_a_day=5, scores_leave=False, require_secure_aggregation=True)
+    assert "config.size" in found[4] and "model_args.path" in found[5] and "model_args.seed are not there" in found[6]
+    assert Policy(most_epsilon=12).unusual() == ["most_epsilon is 12; the default, 10, allows less"]
+    stricter = Policy(
+        least_batch=8, rounds_a_day=5, scores_leave=False, require_secure_aggregation=True, most_epsilon=3
+    )
     assert stricter.unusual() == []
 
 

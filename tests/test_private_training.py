@@ -86,7 +86,8 @@ def reference_sum(model, batches, clip):
 
 @pytest.fixture
 def guard():
-    with guarded_round.begin(GuardedRound(policy=Policy(), secret=b"s" * 32)) as round_:
+    """A round of a site that limits single experiments alone."""
+    with guarded_round.begin(GuardedRound(policy=Policy(most_epsilon=None), secret=b"s" * 32)) as round_:
         yield round_
 
 
@@ -368,6 +369,13 @@ def test_a_round_beyond_a_limit_is_refused_before_it_is_noted(tmp_path):
     assert len(budget.rounds()) == 2
 
 
+def test_what_a_round_costs_is_on_the_disk_before_it_trains(tmp_path, synced):
+    """A power cut must not give the budget back: first the content of the file, then its name."""
+    budget = PrivacyBudget(tmp_path / "s.store")
+    budget.spend("a", (2.0, 0.5, 10), delta=1e-3, patients=100, limit=50.0, most=None)
+    assert synced == [budget.path.stat().st_ino, tmp_path.stat().st_ino]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"rounds": [{}]}', '{"rounds": [{"experiment": "a", "noise": -1.0, '
                                   '"rate": 0.5, "updates": 3}]}', '{"rounds": 3}'])  # fmt: skip
 def test_a_damaged_record_is_no_empty_record(tmp_path, text):
@@ -406,6 +414,18 @@ def test_a_store_budget_of_the_policy_holds_over_experiments(tmp_path):
         with pytest.raises(NodeDataError, match="privacy budget of this site's store"):
             for _ in range(5):
                 PrivateRound(CONFIG, tmp_path / "s", slices_of_patients(), {}).begin()
+
+
+def test_the_default_policy_gives_a_store_one_usual_run_and_no_second_one_however_often_it_is_begun(tmp_path):
+    config, kept, budget = replace(CONFIG, rounds=10), {}, PrivacyBudget(tmp_path / "s")
+    with guarded_round.begin(GuardedRound(policy=Policy(), secret=b"s" * 32)) as guard:
+        for _ in range(config.rounds):
+            PrivateRound(config, tmp_path / "s", slices_of_patients(), kept).begin()
+        with pytest.raises(NodeDataError, match="privacy budget of this site's store"):
+            for _ in range(config.rounds):
+                PrivateRound(config, tmp_path / "s", slices_of_patients(), {}).begin()
+    assert config.rounds < len(budget.rounds()) < 1.5 * config.rounds
+    assert guard.private["epsilon_store"] <= Policy().most_epsilon
 
 
 def test_no_private_round_runs_on_a_node_that_nothing_guards(tmp_path):

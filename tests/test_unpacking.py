@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from fedfactory.errors import VolumeError
+from fedfactory.imaging.archive.folder_content import content_of
 from fedfactory.imaging.archive.headers import coded_size, read_header
 from fedfactory.imaging.formats.unpacking import MAX_RATIO, read_into, refuse_bomb, unpack_into, unpacks_beyond
 from fedfactory.imaging.volume_files import read_volume
@@ -45,6 +46,7 @@ SERIES = (
     "from fedfactory.imaging.archive.series import find_series, read_series\nfrom fedfactory.errors import VolumeError",
     "found = find_series(path)\n    read_series(next(iter(found.values()), tuple(path.iterdir())))",
 )
+ALL_FILES = (SERIES[0], "read_series(tuple(sorted(path.iterdir())))")
 CHECKPOINT = (
     "from fedfactory.generative.original_checkpoint import import_checkpoint",
     "import_checkpoint(path)",
@@ -259,7 +261,11 @@ def test_a_small_series_takes_less_than_two_gigabytes(tmp_path, tilted):  # noqa
     for name, more in (("deflated", 256 << 20), ("sound", 0)):
         write_dicom(tmp_path / name, tilted)
         deflated(min((tmp_path / name).iterdir()), more)
-    assert outcome(tmp_path / "deflated", SERIES).startswith("refused: ")
+    # The damaged file is told and left out, and the slices beside it still make a volume; asked for, it is refused.
+    (fault,) = content_of(list((tmp_path / "deflated").iterdir())).damaged.values()
+    assert "is deflated and unpacks to more than" in fault
+    assert outcome(tmp_path / "deflated", SERIES) == "read"
+    assert outcome(tmp_path / "deflated", ALL_FILES).startswith("refused: ")
     assert outcome(tmp_path / "sound", SERIES) == "read"
     for rows in (None, 23_000, 60_000):
         folder = tmp_path / f"code{rows}"

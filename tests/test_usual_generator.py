@@ -78,15 +78,23 @@ def test_quality_leaves_for_enough_patients_and_within_the_quota(patients, confi
     generator = make_generator(replace(config, image_size=32, channels=(8, 8, 8)))
     weights = dict(generator.named_parameters())
     record = GeneratorRecord().after_round(weights, moved(weights, 1.0), SITE_SECRET, answered=False)
-    with guarded():
+    with guarded() as guard:
         found = leaving_quality(store, generator, record, domain=0)
         assert set(found) == {"distance", "layout", "contrast"}
-        assert leaving_quality(store, generator, GeneratorRecord(), domain=0) == {}
-    guards = [guarded(least_patients=4), guarded(quality_leaves=False)]
-    guards.append(begin(GuardedRound(policy=Policy(), secret=SITE_SECRET, qualities_left=False)))
-    for guard in guards:
-        with guard:
-            assert leaving_quality(store, generator, record, domain=0) == {}
+        assert leaving_quality(store, generator, replace(record, rounds=0), domain=0) == {}
+        assert guard.held_back == []  # it was not due
+    used_up = begin(GuardedRound(policy=Policy(), secret=SITE_SECRET, qualities_left=False))
+    far = replace(record, changed=record.changed / 1000)
+    for context, known, reason in (
+        (guarded(), GeneratorRecord(), "this site has sent no generator yet"),
+        (guarded(), far, "the generator is not the usual next one"),
+        (guarded(least_patients=4), record, "too few patients or height bins"),
+        (guarded(quality_leaves=False), record, "the site's policy keeps it"),
+        (used_up, record, "as many as the policy allows have left in 24 hours"),
+    ):
+        with context as guard:
+            assert leaving_quality(store, generator, known, domain=0) == {}
+            assert guard.held_back == [f"quality ({reason})"]
 
 
 def test_height_bins_of_too_few_patients_are_left_out(patients):

@@ -26,7 +26,7 @@ Facts of each event, beside number, time and hashes:
 | `tensors` | list of [name, shape, dtype, bytes] |
 | `bytes` | of all tensors |
 | `numbers` | name to the value that left |
-| `withheld` | list of names of what did not leave |
+| `withheld` | list of names of what did not leave, with the reason if the plan itself left it out |
 | `epsilon`, `epsilon_budget` | what the store has spent and may spend, all experiments together; null if not counted |
 
 A kill or a power cut can leave half a line at the end. The next entry is then `mended`, on a new line: `after` is the
@@ -53,7 +53,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...common.files import make_folder
+from ...common.files import make_folder, sync
 from ...errors import ConfigError, StoreError
 from .ledger_check import MAX_GAP, MENDED, UNREADABLE, LedgerCheck, check_lines
 from .ledger_entry import GENESIS, MAX_LINE, Entry, plain, read_entry, write_entry
@@ -164,6 +164,8 @@ class Ledger:
             raise StoreError(f"{self.path}: the disk is full; free some space, nothing leaves without an entry")
         os.fsync(handle)
         self._write_head(entry)
+        if not size:  # the files are new: their names must be on the disk too
+            sync(self.path.parent)
         return entry
 
     def _read_head(self) -> tuple[int, str]:

@@ -34,19 +34,36 @@ def leaving_quality(
         encoding: (encoding_dim,), the site's mean embedding, or None.
 
     Returns: empty if the policy keeps the numbers, today's quota is used up, too few patients or height bins with
-        enough patients are there, or the generator is not the usual next one, see `GeneratorRecord`.
+        enough patients are there, the generator is not the usual next one, or the last answer was a few rounds ago, see
+        `GeneratorRecord`. For all but the last the site's ledger gets a line.
     """
     guard = guarded_round.current()
-    if not (guard.policy.quality_leaves and guard.qualities_left):
-        return {}
     chosen = comparable_slices(store, guard.policy.least_patients)
-    # Buffers hold fixed noise, which does not travel: parameters only.
-    if not len(chosen) or not record.answers(dict(generator.named_parameters()), guard.secret):
+    if reason := _why_held_back(generator, record, enough=bool(len(chosen))):
+        guard.held_back.append(f"quality ({reason})")
+        return {}
+    if not record.is_due:
         return {}
     chosen = chosen[:: -(-len(chosen) // MAX_SLICES)]
     real = torch.from_numpy(store.images[chosen].astype(np.float32))
     z_bin = torch.from_numpy(store.z_bin[chosen])
     return site_quality(generator, real, z_bin, domain=domain, encoding=encoding).to_dict()
+
+
+def _why_held_back(generator: Generator, record: GeneratorRecord, *, enough: bool) -> str:
+    """Why no number about the generator leaves, whenever it is asked for; empty if one may."""
+    guard = guarded_round.current()
+    if not guard.policy.quality_leaves:
+        return "the site's policy keeps it"
+    if not guard.qualities_left:
+        return "as many as the policy allows have left in 24 hours"
+    if not enough:
+        return "too few patients or height bins"
+    if not record.sketch:
+        return "this site has sent no generator yet"
+    # Buffers hold fixed noise, which does not travel: parameters only.
+    is_usual = record.is_usual(dict(generator.named_parameters()), guard.secret)
+    return "" if is_usual else "the generator is not the usual next one"
 
 
 def comparable_slices(store: SliceStore, least_patients: int) -> np.ndarray:

@@ -256,11 +256,20 @@ class SegmentationTrainingPlan(PersistentOptimizerPlan):
         device, training = next(iter(model.state_dict().values())).device, model.training
         segmenters = self._make_segmenters(site, which, state)
         self._write_segmenters(segmenters, which)
-        guard = guarded_round.current()
-        leave = self._private is None and guard.policy.scores_leave and guard.scores_left
-        scores = self._score(segmenters) if leave else {}
+        if reason := self._why_no_scores():
+            guarded_round.current().held_back.append(f"{which} scores ({reason})")
+        scores = {} if reason else self._score(segmenters)
         model.to(device).train(training)  # segmenters, which may share its layers, are on the CPU in evaluation mode
         return scores
+
+    def _why_no_scores(self) -> str:
+        """Why no score leaves in this round, for the site's ledger; empty if scores may."""
+        guard = guarded_round.current()
+        if self._private is not None:
+            return "differential privacy"
+        if not guard.policy.scores_leave:
+            return "the site's policy keeps them"
+        return "" if guard.scores_left else "as many as the policy allows have left in 24 hours"
 
     def _make_segmenters(self, site: int, which: str, state: MethodState | None) -> dict[str, Segmenter]:
         """Modality to segmenter on the CPU; only "" where the method does not distinguish modalities."""

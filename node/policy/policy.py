@@ -59,8 +59,9 @@ EXPLANATIONS = {
         "true or false: whether the framework's preprocessing of data sets may be asked for. No plan needs it."
     ),
     "most_epsilon": (
-        "Largest privacy budget (epsilon) of a store, all experiments together, or null for no limit. It counts for "
-        "trainings with differential privacy."
+        "Largest privacy budget (epsilon) that trainings with differential privacy may spend on a store, all "
+        "experiments and researchers together, for as long as the store is there; null for no limit. 10 allows a run "
+        "with the usual 8 and one with 4. Trainings without differential privacy are not counted."
     ),
     "arguments": (
         "Which arguments a researcher may set, and to what: two numbers are the lowest and the highest; otherwise the "
@@ -116,7 +117,7 @@ class Policy:
     require_secure_aggregation: bool = False
     allow_federated_analytics: bool = False
     allow_preprocessing: bool = False
-    most_epsilon: float | None = None
+    most_epsilon: float | None = 10.0
     arguments: dict[str, Any] = field(default_factory=default_arguments)
 
     def __post_init__(self) -> None:
@@ -193,6 +194,9 @@ class Policy:
             own, default = getattr(self, name), getattr(usual, name)
             if own < default if name in STRICTER_HIGH else own > default:
                 found.append(f"{name} is {own}; the default, {default}, allows less")
+        if self.most_epsilon is None or self.most_epsilon > usual.most_epsilon:
+            own = "null" if self.most_epsilon is None else f"{self.most_epsilon:g}"
+            found.append(f"most_epsilon is {own}; the default, {usual.most_epsilon:g}, allows less")
         for name in PERMISSIONS:
             if getattr(self, name) and not getattr(usual, name):
                 found.append(f"{name} is true; the default, false, allows less")

@@ -21,6 +21,7 @@ class GuardedRound:
         qualities_left: whether the node's quota allows numbers about synthetic slices in this round.
         tensors: name to shape of the tensors that the plan declared to send.
         private: facts of the plan for the site's ledger that do not leave the site, such as the epsilon spent.
+        held_back: what the plan left out of its report, with the reason, for the site's ledger.
     """
 
     policy: Policy
@@ -29,6 +30,7 @@ class GuardedRound:
     qualities_left: bool = True
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     private: dict[str, object] = field(default_factory=dict)
+    held_back: list[str] = field(default_factory=list)
 
     def declare(self, tensors: Mapping[str, tuple[int, ...]]) -> None:
         """Say which tensors may leave; the gate holds the reply against it."""

@@ -95,7 +95,8 @@ class PrivacyBudget:
     def spend(
         self, experiment: str, cost: Mechanism, *, delta: float, patients: int, limit: float, most: float | None
     ) -> Spent:
-        """Note a round that is about to train, so that a process that dies in it has counted it.
+        """Note a round that is about to train, and wait until that is on the disk: neither a process that dies in the
+        round nor a power cut gives the budget back.
 
         Args:
             experiment: name that the site gave to the experiment.
@@ -121,7 +122,7 @@ class PrivacyBudget:
                 )
             if most is not None and spent.epsilon_store > most * (1 + ROUNDING):
                 raise NodeDataError("this round would exceed the privacy budget of this site's store")
-            write_json(self.path, {"rounds": [asdict(row) for row in rounds]}, compact=True)
+            write_json(self.path, {"rounds": [asdict(row) for row in rounds]}, compact=True, durable=True)
         return spent
 
     @contextmanager

@@ -160,7 +160,7 @@ class SiteGuard:
             "tensors": [list(tensor) for tensor in passed.tensors],
             "bytes": passed.size,
             "numbers": passed.numbers,
-            "withheld": passed.withheld,
+            "withheld": [*passed.withheld, *round_.held_back],
             "quality": any(name.startswith("quality_") for name in passed.numbers),
             "scores": any(part in name for name in passed.numbers for part in SCORES),
             **round_.private,

@@ -63,10 +63,18 @@ class GeneratorRecord:
         sent = torch.tensor(self.sketch, dtype=torch.float64)
         return float((sketch_of(weights, secret) - sent).norm()) / self.changed
 
+    def is_usual(self, weights: Mapping[str, Tensor], secret: bytes) -> bool:
+        """Whether the received generator lies as near to the one that was sent last as averages of sites do."""
+        return self.ratio(weights, secret) <= MAX_RATIO
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough rounds lie between the last answer and this one."""
+        return self.rounds is None or self.rounds >= INTERVAL
+
     def answers(self, weights: Mapping[str, Tensor], secret: bytes) -> bool:
         """Whether a number about the slices of the received generator may leave."""
-        is_due = self.rounds is None or self.rounds >= INTERVAL
-        return is_due and self.ratio(weights, secret) <= MAX_RATIO
+        return self.is_due and self.is_usual(weights, secret)
 
     def after_round(
         self, received: Mapping[str, Tensor], sent: Mapping[str, Tensor], secret: bytes, *, answered: bool
