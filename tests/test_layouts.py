@@ -439,3 +439,19 @@ def test_labels_of_a_medical_folder_in_a_folder_of_another_name_are_named(tmp_pa
 def test_folders_of_isic(tmp_path, images, masks):
     make(tmp_path, f"{images}/ISIC_0000000.jpg", f"{masks}/ISIC_0000000_segmentation.png", f"{images}/ATTRIBUTION.txt")
     assert len(find_cases(tmp_path).cases[0].labels) == 1
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["case_0/imaging.nii.gz", "case_0/segmentation.nii.gz", "case_1/imaging.nii.gz", "case_1/segmentation.nii.gz"],
+        ["a_image.nii.gz", "a_seg.nii.gz", "b_image.nii.gz", "b_seg.nii.gz"],
+        ["images/a_img.nii.gz", "labels/a.nii.gz", "images/b_img.nii.gz", "labels/b.nii.gz"],
+        ["p/scan.nii.gz", "p/drawn_seg.nii.gz"],
+    ],
+)
+def test_an_image_has_one_name_whether_its_labels_are_asked_for_or_not(tmp_path, files):
+    """Tables of centres and label maps of `segment` are found by the names that `prepare` gives."""
+    make(tmp_path, *files)
+    named = [case.name for case in find_cases(tmp_path).cases if case.labels]
+    assert named and named == [case.name for case in find_images([tmp_path]).cases]

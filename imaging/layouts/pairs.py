@@ -64,10 +64,14 @@ def add_folder(folder: Path, prefix: str, wanted: Wanted, found: Found) -> None:
     elif there is not None and not images:
         there = None
     matched = _match(folder, images, labels, wanted=wanted, found=found, prefix=prefix)
+    of_labels = (
+        matched.keys() if wanted.label_key is not None else _beside_labels(images, labels, wanted, prefix=prefix)
+    )
     for name, channels in _channels(images, wanted, found):
         paths = [path for path in channels.values() if path is not None]
         own = list(dict.fromkeys(label for path in paths for label in matched.get(path, [])))
-        case = _case_name(folder, name, paths, prefix=prefix, labelled=bool(own))
+        labelled = any(path in of_labels for path in paths)
+        case = _case_name(folder, name, paths, prefix=prefix, labelled=labelled)
         try:
             refuse_missing(folder / name, channels, fill_missing=wanted.fill_missing)
             if len(own) > 1:
@@ -150,6 +154,13 @@ def _match(
                 )
                 matched[image] = chosen
     return matched
+
+
+def _beside_labels(images: list[Path], labels: list[Path], wanted: Wanted, *, prefix: str) -> set[Path]:
+    """The images that have label maps, where these are not asked for: an image has one name for every command."""
+    only = images if prefix and len(labels) == len(images) == 1 else []
+    fitting = (_of_same_name(label, images, wanted) or _of_beginning(label, images) or only for label in labels)
+    return {image for found in fitting for image in found}
 
 
 def _of_same_name(label: Path, images: list[Path], wanted: Wanted) -> list[Path]:
