@@ -103,7 +103,9 @@ class SiteFacts:
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """As JSON gives it back: with lists, no tuples."""
+        single = None if self.single_objects is None else list(self.single_objects)
+        return {**asdict(self), "single_objects": single}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> SiteFacts:
