@@ -6,7 +6,7 @@ Every kill is a SIGKILL of one of three real nodes or of the researcher, after a
 so that it occurs during updates, uploads and pauses. A node is started again before the next kill, the researcher's run
 is resumed. After each kill of a node its ledger is verified as it stands, and at the end all ledgers; no node may keep
 more than two states. The JSON file has the rounds, the events, and the seconds of rounds with and without a lost node.
-There are 12 rounds per kill, of about 4 seconds each on two CPU cores. No data are needed. It exits with 1 if the run
+There are 6 rounds per kill, of about 6 seconds each on two CPU cores. No data are needed. It exits with 1 if the run
 did not finish or a ledger is not whole.
 """
 
@@ -60,7 +60,7 @@ def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Ra
     stores = make_stores(folder, list(NODES))
     # With these sizes a round takes a few seconds, of which updates, upload and averaging each take a fair share.
     config = FactoryConfig.preset(
-        "tiny", NODES, image_size=64, z_bins=4, head="image", start_size=4, channels=(128,) * 5, batch_size=1
+        "tiny", NODES, image_size=64, z_bins=4, head="image", start_size=4, channels=(128,) * 5, batch_size=2
     )
     write_json(folder / "config.json", config.to_dict())
     federation.wait_for("create")
@@ -68,7 +68,7 @@ def run(federation: LocalFederation, folder: Path, *, kills: int, rng: random.Ra
            for n in NODES}  # fmt: skip
     federation.run_together("add", add)
     federation.start_nodes()
-    rounds = 12 * kills
+    rounds = 6 * kills + 6
     words = [
         "train", "--researcher", federation.researcher, "--out", folder / "run", "--tag", TAG, "--config",
         folder / "config.json", "--rounds", rounds, "--updates-per-round", UPDATES, "--min-nodes", 2,
