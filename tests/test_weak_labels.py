@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-from fedfactory.adaptation.labels.boxes import boxes_of
+from fedfactory.adaptation.labels.boxes import boxes_of, certain_core
 from fedfactory.adaptation.labels.candidate_labels import candidates_from_boxes, candidates_from_labels
 from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, weaken_folder
 from fedfactory.cli import app
@@ -52,8 +52,10 @@ def test_candidate_labels_of_boxes_contain_the_true_class(seed, margin):
     candidates, truth = candidates_from_boxes(weak, 4).astype(int), candidates_from_labels(labels, 4).astype(int)
     excluded = (candidates & truth) == 0
     # The true class is excluded only in the middle of a box, where the structure of the box is assumed.
-    assert excluded.mean() < 0.02
     drawn = boxes_of(weak, 4)
+    cores = np.any([certain_core(value, drawn, labels.shape) for value in drawn], axis=0)
+    assert not (excluded & ~cores).any()
+    assert excluded.mean() < 0.035  # the most in 10,000 seeds with a margin of 4 is .032
     for value, box in boxes_of(labels, 4).items():
         for side, wide in zip(box, drawn[value], strict=True):  # no box hides a side of another one
             assert wide.start <= side.start and side.stop <= wide.stop
