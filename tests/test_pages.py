@@ -48,6 +48,7 @@ SMALLER = (
     (r"--preset small", "--preset tiny"),
     (r"^(fedfactory prepare (?!.*--(size|like)).*)", r"\1 --size 32"),
     (r"--rounds \d+", "--rounds 1"),
+    (r"--nodes-per-round 2", "--nodes-per-round 3"),  # a pair drawn for a single round may leave out the third site
     (r"--updates-per-round \d+", ""),
     (r"^(fedfactory train(?:-segmenter)? .*)", r"\1 --updates-per-round 2"),
     (r"^(fedfactory train(?:-segmenter)? (?!.*--approval-timeout).*)", r"\1 --approval-timeout 400"),
