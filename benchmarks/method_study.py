@@ -10,7 +10,7 @@ in an update; `dense, half as long` shows whether the ceiling still rises. Test 
 the defaults of the package, or those of the row. Scores are Dice per case on the images' own grid, means over classes,
 of the site's own model for methods that personalise, of the average otherwise. Differences are paired per patient;
 their intervals come from a bootstrap over patients and seeds. Finished runs in --work, and in the
-file --out, are not repeated.
+file of runs beside --out, are not repeated.
 """
 
 from __future__ import annotations
@@ -170,16 +170,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no further run after this time")
     parser.add_argument("--gather", action="store_true", help="report the finished runs only, start none")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file; the runs are beside it, as _runs.json")
     arguments = parser.parse_args()
     if arguments.pictures and arguments.hearts:
         make_stores(arguments.pictures, arguments.hearts, arguments.work)
-    before = json.loads(arguments.out.read_text())["runs"] if arguments.out and arguments.out.is_file() else []
-    known = {row["key"]: row for row in before}
+    runs_file = arguments.out.with_stem(f"{arguments.out.stem}_runs") if arguments.out else None
+    known = json.loads(runs_file.read_text()) if runs_file and runs_file.is_file() else {}
     if not arguments.gather:
         run_all(arguments, finished=set(known))
-    rows = list((known | {row["key"]: row for row in read_rows(arguments.work)}).values())
-    content = {"machine": rows[0]["machine"] if rows else machine("cpu"), **summary(rows), "runs": rows}
+    runs = known | read_runs(arguments.work)
+    rows = list(runs.values())
+    content = {"machine": rows[0]["machine"] if rows else machine("cpu"), **summary(rows)}
     for row in content["rows"]:
         print("{question:8s} {task:7s} {name:26s} {dice:.3f} {seeds} seeds  {by_site}".format(**row))
     for row in content["differences"]:
@@ -188,6 +189,7 @@ def main() -> None:
         )
     if arguments.out:
         write_json(arguments.out, content)
+        write_json(runs_file, runs, compact=True)
 
 
 def run_all(arguments: argparse.Namespace, finished: set[str]) -> None:
@@ -202,15 +204,18 @@ def run_all(arguments: argparse.Namespace, finished: set[str]) -> None:
         and key_of(run, seed) not in finished
         and not (arguments.work / f"{key_of(run, seed)}.json").is_file()
     ]
+    waiting = iter(wanted)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         jobs = {}
-        waiting = iter(wanted)
-        for run, seed in waiting:
-            jobs[pool.submit(run_one, arguments.work, run, seed, arguments.device, arguments.rounds)] = key_of(
-                run, seed
-            )
-            if len(jobs) == arguments.jobs:
-                break
+
+        def begin_next() -> None:
+            in_time = time.monotonic() - began < 60 * arguments.minutes
+            if in_time and (following := next(waiting, None)) is not None:
+                future = pool.submit(run_one, arguments.work, *following, arguments.device, arguments.rounds)
+                jobs[future] = key_of(*following)
+
+        for _ in range(arguments.jobs):
+            begin_next()
         while jobs:
             done = next(as_completed(jobs))
             name = jobs.pop(done)
@@ -218,10 +223,7 @@ def run_all(arguments: argparse.Namespace, finished: set[str]) -> None:
                 print(f"{time.monotonic() - began:6.0f} s  {name}: {done.result()}", flush=True)
             except Exception as error:  # one failed run must not take the others with it
                 print(f"{time.monotonic() - began:6.0f} s  {name} FAILED: {error!r}", flush=True)
-            if time.monotonic() - began < 60 * arguments.minutes and (following := next(waiting, None)) is not None:
-                run, seed = following
-                future = pool.submit(run_one, arguments.work, run, seed, arguments.device, arguments.rounds)
-                jobs[future] = key_of(run, seed)
+            begin_next()
 
 
 def run_one(work: Path, run: Run, seed: int, device: str, rounds: int | None) -> float:
@@ -241,14 +243,15 @@ def run_one(work: Path, run: Run, seed: int, device: str, rounds: int | None) ->
     method = make_method(MethodConfig(sites=len(sites), **config_values))
     method.public = public
     result = run_federation(method, sites, device=device, which=run.which)
+    patients = patient_scores([{**score, "site": names[score["site"]]} for score in result["scores"]])
     row = {
         "question": run.question, "task": run.task, "name": run.name, "seed": seed, "which": run.which,
         "method": run.method, "labels": list(run.labels), "config": method.config.to_dict(), "sites": names,
-        "scores": [{**score, "site": names[score["site"]]} for score in result["scores"]], "seconds": result["seconds"],
+        "scores": [[*patient, round(dice, 4)] for patient, dice in patients.items()], "seconds": result["seconds"],
         "bytes_per_round": result["bytes_per_round"], "last": result["history"][-1], "machine": machine(device),
     }  # fmt: skip
     write_json(work / f"{key_of(run, seed)}.json", row)
-    return round(float(np.mean([score["dice"] for score in result["scores"] if score["dice"] is not None])), 4)
+    return round(float(np.mean(list(patients.values()))), 4)
 
 
 def plain_sites(
@@ -308,9 +311,9 @@ def cmc_sites(
     return sites, names, None
 
 
-def read_rows(work: Path) -> list[dict[str, Any]]:
-    """The finished runs."""
-    return [{**json.loads(path.read_text()), "key": path.stem} for path in sorted(work.glob("*.json"))]
+def read_runs(work: Path) -> dict[str, dict[str, Any]]:
+    """The finished runs by key."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
 
 
 # What is compared: question, row, rows against which it is compared.
@@ -335,7 +338,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             row["task"],
             "each modality alone" if row["name"].endswith(" alone") and row["question"] == "cmc" else row["name"],
         )
-        table.setdefault(cell, {}).setdefault(row["seed"], {}).update(patient_scores(row["scores"]))
+        table.setdefault(cell, {}).setdefault(row["seed"], {}).update(
+            {tuple(patient): dice for *patient, dice in row["scores"]}
+        )
         facts.setdefault(cell, {}).update(
             {name: row[name] for name in ("method", "labels", "which", "bytes_per_round")}
         )

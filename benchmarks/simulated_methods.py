@@ -15,6 +15,7 @@ import torch
 from fedfactory.adaptation.labels.candidate_labels import SiteSlices
 from fedfactory.adaptation.methods.interface.federated_method import FederatedMethod
 from fedfactory.adaptation.methods.interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
+from fedfactory.adaptation.methods.public_slice_method import PublicSliceMethod
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FEDERATED, SegmenterCard
 from fedfactory.node.site_data.held_out_scores import case_scores
@@ -56,7 +57,9 @@ def run_federation(
         "seconds" of all rounds, and "bytes_per_round" that a site sends.
     """
     torch.set_num_threads(1)
-    method.device = torch.device(device)
+    if device != "cpu" and isinstance(method, PublicSliceMethod):  # the researcher's network is to be there too
+        untrained = method.untrained
+        method.untrained = lambda network: untrained(network).to(device)
     models = [method.build().to(device) for _ in sites]
     optimizers = [method.optimizers(model) for model in models]
     states = [method.new_state() for _ in sites]
@@ -91,7 +94,7 @@ def run_federation(
     if which == "average":
         for model in models:
             model.load_state_dict(shared, strict=False)
-    scores = _scores(method, sites, models, states=states if which == "own" else None)
+    scores = _scores(method, sites, models, states=states if which == "own" else None, device=device)
     return {"scores": scores, "history": history, "seconds": round(seconds, 1), "bytes_per_round": num_bytes}
 
 
@@ -101,7 +104,12 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _scores(
-    method: FederatedMethod, sites: list[SimulatedSite], models: list, *, states: list[MethodState] | None
+    method: FederatedMethod,
+    sites: list[SimulatedSite],
+    models: list,
+    *,
+    states: list[MethodState] | None,
+    device: str,
 ) -> list[dict[str, Any]]:
     """Mean Dice over classes of every test case: of the sites' own models if `states` are given, of the average
     otherwise; None where no class is defined."""
@@ -113,7 +121,7 @@ def _scores(
             card = SegmenterCard(
                 classes=method.config.classes, network=FEDERATED, single_objects=method.config.single_objects
             )
-            segmenter = Segmenter(network.to(method.device), store.format, card)
+            segmenter = Segmenter(network.to(device), store.format, card)
             by_case: dict[tuple[str, str], list[float]] = {}
             for score in case_scores(store, segmenter):
                 by_case.setdefault((score.patient, score.case), []).append(score.dice)

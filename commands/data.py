@@ -35,10 +35,9 @@ from .options import (
     more_than,
     one_of,
 )
-from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting, print_unused
 
 if TYPE_CHECKING:
-    from ..imaging.accounting.account import Accounting
     from ..node.store.prepare import Preparation
 
 commands = Commands()
@@ -305,16 +304,10 @@ def weaken_labels(
     values = label_values_of(label_values)
     count = weaken_folder(
         source, out, kind, image_key=image_key, label_key=label_key, values=values, colours=colours, seed=seed,
-        tell=_tell,
+        tell=print_unused,
     )  # fmt: skip
     unlabelled = "" if kind == "box" else " --unlabelled-value 255"
     console.print(f"{count} cases; next: fedfactory prepare {out} --label-kind {kind}{unlabelled} ...")
-
-
-def _tell(accounting: Accounting) -> None:
-    """Print what became of the entries of a data set, if not all of it was used."""
-    if accounting.count("used") < accounting.entries:
-        print_accounting(accounting)
 
 
 def _print_preparation(out: Path, result: Preparation) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..errors import UsageError, VolumeError
 from .options import Frames, ImageKey, Memory, Minutes, Nan, Seed, Series, Updates
-from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_unused
 
 commands = Commands()
 
@@ -64,9 +64,7 @@ def locate(
     choose_reading(found, frames=frames, nan=nan or finder.segmenter.format.nan)
     places, failed = run(found.cases, finder)
     failed = {**found.problems, **failed}
-    accounting = account_for_images(images, found, image_keys=tuple(image_key.split(",")), failed=failed)
-    if accounting.count("used") < accounting.entries:
-        print_accounting(accounting)
+    print_unused(account_for_images(images, found, image_keys=tuple(image_key.split(",")), failed=failed))
     for name, place in places.items():
         x, y, z = place.centre
         console.print(f"{name}: ({x:g}, {y:g}, {z:g}) mm, {place.millilitres:.3g} ml", markup=False)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -51,10 +52,7 @@ from .options import (
     one_of,
     radians,
 )
-from .terminal import SOME_FAILED, Commands, console, errors, fail, print_accounting, print_alarms, require_one_of
-
-if TYPE_CHECKING:
-    from ..imaging.accounting.account import Accounting
+from .terminal import SOME_FAILED, Commands, console, errors, fail, print_alarms, print_unused, require_one_of
 
 commands = Commands()
 
@@ -384,14 +382,9 @@ def segment(
     )
     chosen = {"image_key": image_key, "fill_missing": missing_channels == "fill", "series": series}
     given = {**chosen, "frames": frames, "nan": nan, "centres": source, "device": device}
-    for path in run(images, model, out, outputs=outputs, tell=_tell, **given):
+    tell = partial(print_unused, on=errors)  # standard output is the written files'
+    for path in run(images, model, out, outputs=outputs, tell=tell, **given):
         console.print(str(path), markup=False)
-
-
-def _tell(accounting: Accounting) -> None:
-    """Print what became of the images' folders, if not all of it was used; standard output is the written files'."""
-    if accounting.count("used") < accounting.entries:
-        print_accounting(accounting, on=errors)
 
 
 @commands.command()
@@ -440,8 +433,7 @@ def evaluate(
     for text in class_lines(found.scores, names):
         console.print(text, markup=False)
     for name, accounting in found.entries.items():
-        if accounting.count("used") < accounting.entries:
-            print_accounting(accounting, name=f"{name}: ")
+        print_unused(accounting, name=f"{name}: ")
     for warning in found.warnings:
         console.print(f"warning: {warning}", markup=False)
     if found.check is not None:

@@ -86,8 +86,8 @@ def site_add(
         )
     console.print(f"{node_dir}: offers {store} under tag '{tag}'")
     if class_names and (names := SliceStore(store).class_names):
-        listed = ", ".join(names.values())
-        console.print(f"{node_dir}: announces the names of its classes ({listed}); --no-class-names keeps them")
+        shown = ", ".join(names.values())
+        console.print(f"{node_dir}: announces the names of its classes ({shown}); --no-class-names keeps them")
     if is_new:
         console.print(f"{policy_file(node_dir)}: the default policy; read it before the node starts", markup=False)
     if proxy := proxy_in_the_way(node_dir):

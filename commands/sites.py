@@ -60,11 +60,7 @@ def _print_survey(survey: Survey) -> None:
     for node in survey.unreadable:
         console.print(f"problem: {node} must run `fedfactory site add` again", style="bold red")
     for found in survey.disagreements:
-        listed = ", ".join(f"{node}: {value}" for node, value in found.values.items())
-        console.print(
-            f"problem: {found.setting} differs ({listed}); unlike the others: {', '.join(found.sites)}",
-            style="bold red",
-        )
+        console.print(f"problem: {found.text}", style="bold red")
     for remark in survey.remarks:
         console.print(f"remark: {remark}", style="yellow")
     if not survey.sites:

@@ -159,6 +159,12 @@ def quiet_framework() -> None:
     logger.setLevel("ERROR")
 
 
+def print_unused(accounting: Accounting, *, name: str = "", on: Console | None = None) -> None:
+    """`print_accounting`, if not all entries of the folder were used."""
+    if accounting.count("used") < accounting.entries:
+        print_accounting(accounting, name=name, on=on)
+
+
 def print_accounting(
     accounting: Accounting, *, name: str = "", apart_from: Iterable[str] = (), on: Console | None = None
 ) -> None:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fedfactory.adaptation.engine.training_plan import halvable_levels
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteContext
 from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.adaptation.network_names import ARCHITECTURES, NETWORK_SIZES, SITE_NETWORKS, parts_of_site_network
 from fedfactory.adaptation.networks.assessed_network import AssessedNetwork
-from fedfactory.adaptation.networks.site_network import NORMS, SiteUNet, levels_for
+from fedfactory.adaptation.networks.site_network import NORMS, SiteUNet
 from fedfactory.errors import ConfigError
 from helpers import CONFIG, SMALL, method_of
 from monai.networks.nets import BasicUNet
@@ -50,7 +51,7 @@ def test_other_depths_have_as_many_levels_and_no_level_is_wider_than_sixteen_tim
 
 @pytest.mark.parametrize(("size", "levels"), [(32, 4), (48, 4), (64, 5), (96, 5), (112, 5), (128, 6), (512, 6)])
 def test_networks_are_as_deep_as_the_slices_can_be_halved_to_four_pixels(size, levels):
-    assert levels_for(size) == levels == replace(CONFIG, size=size).levels
+    assert halvable_levels(size) == levels == replace(CONFIG, size=size).levels
     side = size // 2 ** (levels - 1)
     assert size % 2 ** (levels - 1) == 0
     assert side < 8 or levels == 6  # one level more would have fewer than four pixels, or be the seventh
@@ -86,7 +87,7 @@ def test_the_depth_that_is_asked_for_reaches_every_network():
         ({"size": 112, "depth": 6}, "depth is 6; slices of 112 px cannot be halved so often"),
         ({"depth": 2}, "depth is 2; it must be at least 3"),
         ({"method": "fedicra", "depth": 3, "options": {"selections": 4}}, "selections is 4; the network has 3 levels"),
-        ({"method": "fedicra", "options": {"selections": 7}}, "selections is 7; choose from 0 to 6"),
+        ({"method": "fedicra", "options": {"selections": 7}}, "selections is 7; the network has 4 levels"),
     ],
 )
 def test_a_depth_that_the_slices_cannot_have_is_refused(settings, message):

@@ -145,10 +145,10 @@ def test_sites_must_agree_on_the_size_and_be_registered_with_their_kinds():
     without_label_kinds = json.dumps({k: v for k, v in site_facts().to_dict().items() if k != "label_kinds"})
     assert set(agreed_facts({"n1": good, "n2": good})) == {"n1", "n2"}
     for other, message in [
-        (description_of(site_facts(size=64)), "n2: 64 px"),
+        (description_of(site_facts(size=64)), r"size differs \(n1: 32, n2: 64\)"),
         (without_label_kinds, "n2: not registered by this version"),
-        (description_of(site_facts(plane="coronal")), "n2: plane is coronal"),
-        (description_of(site_facts(version="0.0")), "other fedfactory versions"),
+        (description_of(site_facts(plane="coronal")), r"plane differs \(n1: axial, n2: coronal\)"),
+        (description_of(site_facts(version="0.0")), r"version differs \(n1: .*, n2: 0.0\), unlike the others: n2;"),
         ("something else", "n2: not registered by this version"),
     ]:
         with pytest.raises(FederationError, match=message):

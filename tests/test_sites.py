@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from fedfactory.adaptation.methods.catalogue import METHOD_CATALOGUE, describe
@@ -13,8 +14,13 @@ from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.numbers import leaving_numbers
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import ModalityFacts, SiteFacts, description_of, read_facts, store_facts
-from fedfactory.researcher.segmenting.site_agreement import agreed_config, misfit_of, require_agreement
-from fedfactory.researcher.segmenting.survey import disagreements_of, fits_of, remarks_on, survey_of
+from fedfactory.researcher.segmenting.site_agreement import (
+    agreed_config,
+    disagreements_of,
+    misfit_of,
+    require_agreement,
+)
+from fedfactory.researcher.segmenting.survey import fits_of, remarks_on, survey_of
 from helpers import site_facts
 
 DIGEST = "0" * 63 + "1"
@@ -104,8 +110,9 @@ def test_a_setting_that_differs_is_named_with_its_site_and_ends_a_training(setti
     sites = {"a": site_facts(), "b": site_facts(**{setting: value}), "c": site_facts()}
     (found,) = disagreements_of(sites)
     assert (found.setting, found.sites) == (setting, ["b"])
+    assert f"b: {value}" in found.text and found.text.endswith("unlike the others: b")
     assert found.values["b"] == str(value) and found.values["a"] == found.values["c"] != str(value)
-    with pytest.raises(FederationError, match="b: "):
+    with pytest.raises(FederationError, match=re.escape(found.text)):
         require_agreement(sites)
 
 

@@ -167,6 +167,19 @@ class TrainingPlan:
         return read_record(cls, values)
 
 
+def levels_for(side: float) -> int:
+    """Number of resolution levels for maps of `side` pixels: as many as leave SMALLEST_MAP, within the limits."""
+    return min(MAX_LEVELS, max(MIN_LEVELS, int(math.log2(side / SMALLEST_MAP)) + 1))
+
+
+def halvable_levels(side: int) -> int:
+    """`levels_for` a network that sees whole slices, whose side must be halved without a remainder."""
+    levels = levels_for(side)
+    while levels > MIN_LEVELS and side % 2 ** (levels - 1):
+        levels -= 1
+    return levels
+
+
 def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: bool = False) -> TrainingPlan:
     """The plan for these data.
 
@@ -193,7 +206,7 @@ def plan_training(facts: DataFacts, config: SegmenterConfig, *, fast_bfloat16: b
     fold = 2 if wanted >= FOLDED_FROM else 1
     halves_slices = config.network == "segresnet3d"  # at every level
     deepest = HALVINGS + 1 if halves_slices else MAX_LEVELS
-    levels = min(config.depth or max(MIN_LEVELS, int(math.log2(wanted / fold / SMALLEST_MAP)) + 1), deepest)
+    levels = min(config.depth or levels_for(wanted / fold), deepest)
     first = config.width or FIRST_WIDTH[config.network_size]
     largest = min(MAX_WIDTH, first * 2 ** max(1, levels - 2))
     if config.network.startswith("segresnet"):  # doubles its channels at every level

@@ -175,7 +175,7 @@ def weaken_folder(
         values: class of each value in label maps of volumes; None takes the values for class numbers.
         colours: label of each colour or grey level of a picture's masks, see `read_mask`.
         seed: of everything random.
-        tell: is told what became of every entry of the data set before the first case is copied.
+        tell: called with what becomes of every entry of the data set, before the first case is copied.
 
     Returns: number of cases. Raises: UsageError or VolumeError; then nothing is written.
     """

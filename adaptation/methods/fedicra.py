@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ..losses.gated_crf import RADIUS, SIGMA_PLACE, gated_crf
 from ..losses.partial_losses import candidate_cross_entropy, partial_dice, uncertain
 from ..losses.tree_energy import tree_energy
-from ..networks.site_network import MAX_LEVELS, Encoded, SiteUNet
+from ..networks.site_network import Encoded, SiteUNet
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.box_options import BoxOptions, box_loss
@@ -69,9 +69,8 @@ class FedICRAOptions(BoxOptions):
             check_at_least(name, getattr(self, name), 0)
         check_fraction("body_share", self.body_share)
         check_at_least("embedding", self.embedding, 1)
+        check_at_least("selections", self.selections, 0)
         check_at_least("adaptive_from", self.adaptive_from, 2)
-        if not 0 <= self.selections <= MAX_LEVELS:
-            raise ConfigError(f"selections is {self.selections}; choose from 0 to {MAX_LEVELS}")
         if self.contrast_weight and not self.selections:
             raise ConfigError(
                 f"contrast_weight is {self.contrast_weight}; it must be 0 without channel selections (selections is 0)"

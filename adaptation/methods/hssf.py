@@ -193,7 +193,7 @@ class HSSF(PublicSliceMethod):
         number = int(before["round"])
         best = self._best_teachers(list(site_updates), sent, public=public, number=number)
         if self._server is None:
-            self._server = self.trainee_of(self.fresh_network(self.options.network).to(self.device))
+            self._server = self.trainee_of(self.fresh_network(self.options.network))
         self.set_rate(self._server, number)
         self._server.network.train()
         teacher = None if self.warming_up(number) else self._teacher_from(best)

@@ -12,7 +12,7 @@ from ...errors import ConfigError
 from ..engine.planned_network import PlannedNetwork
 from ..engine.random_appearance import standardised
 from ..engine.segmenter_config import SegmenterConfig
-from ..engine.training_plan import FIRST_WIDTH, NORM_GROUPS, DataFacts, plan_training
+from ..engine.training_plan import FIRST_WIDTH, FOLDED_FROM, NORM_GROUPS, DataFacts, halvable_levels, plan_training
 from ..network_names import parts_of_site_network
 
 FEATURES = 16  # channels of the features that segmentation and self-assessment share
@@ -77,13 +77,10 @@ class AssessedNetwork(nn.Module):
         if architecture == "segresnet":
             width = NORM_GROUPS * math.ceil(width / NORM_GROUPS)
         facts = DataFacts(size=size, extent=None, classes=FEATURES, channels=channels, colour=colour)
-        plan = plan_training(facts, SegmenterConfig(network=architecture, width=width, depth=depth))
-        while (
-            depth is None and size % plan.side_multiple
-        ):  # the network sees whole slices, which fewer levels can halve
-            plan = plan_training(facts, SegmenterConfig(network=architecture, width=width, depth=len(plan.widths) - 1))
+        levels = depth or halvable_levels(size // 2 if size >= FOLDED_FROM else size)
+        plan = plan_training(facts, SegmenterConfig(network=architecture, width=width, depth=levels))
         if size % plan.side_multiple:
-            raise ConfigError(f"depth is {depth}; slices of {size} px cannot be halved so often in {network}")
+            raise ConfigError(f"depth is {levels}; slices of {size} px cannot be halved so often in {network}")
         self.body = PlannedNetwork(plan)
         self.classifier = nn.Sequential(nn.ReLU(), _conv(FEATURES), nn.Conv2d(FEATURES, classes, 1))
         self.assessment = SelfAssessment(classes)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .site_network import GROUPS, WIDEST
+from .site_network import GROUPS, widths_of
 
 OWN_TENSOR = re.compile(r"(?:^mixtures|^head|^widen\.\d+|\.conv|\.norms)\.([^.]+)\.")  # names a modality in a name
 SHARED, NORM_SPECIFIC, SEPARATE = SHARINGS = ("shared", "norm_specific", "separate")
@@ -108,7 +108,7 @@ class ModalityUNet(nn.Module):
         separate = encoder_sharing == SEPARATE
         unequal = counts if min(counts.values()) < most and not separate else {}
         self.mixtures = nn.ModuleDict({name: nn.Conv2d(count, most, 1, bias=False) for name, count in unequal.items()})
-        widths = [min(width * 2**level, WIDEST * width) for level in range(depth)]
+        widths = widths_of(width, depth)
         inputs = [counts if separate else most, *widths]
         self.down = nn.ModuleList(
             ModalityBlock(before, after, modalities, encoder_sharing)

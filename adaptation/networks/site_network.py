@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,8 +10,6 @@ import torch.nn.functional as F
 from monai.networks.nets.basic_unet import Down, TwoConv, UpCat
 from torch import Tensor, nn
 
-SMALLEST_MAP = 4  # pixels per side of the deepest level, as nnU-Net plans it (Isensee et al. 2021)
-MIN_LEVELS, MAX_LEVELS = 3, 6
 WIDEST = 16  # channels of the deepest levels, as a multiple of the first level's
 SIDE_MULTIPLE = 16  # sides of slices are multiples of it
 GROUPS = 4  # of group norm; widths are multiples of it
@@ -59,13 +56,10 @@ class Encoded(NamedTuple):
     entering: Tensor | None
 
 
-def levels_for(size: int) -> int:
-    """Number of resolution levels of networks for slices of `size` pixels per side: as many as leave SMALLEST_MAP
-    pixels per side, and as the side can be halved."""
-    levels = min(MAX_LEVELS, max(MIN_LEVELS, int(math.log2(size / SMALLEST_MAP)) + 1))
-    while levels > MIN_LEVELS and size % 2 ** (levels - 1):
-        levels -= 1
-    return levels
+def widths_of(width: int, depth: int) -> list[int]:
+    """Channels of `depth` levels, fine to coarse: each has twice as many as the one before, up to WIDEST times the
+    first."""
+    return [min(width * 2**level, WIDEST * width) for level in range(depth)]
 
 
 class SiteUNet(nn.Module):
@@ -101,7 +95,7 @@ class SiteUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.depth = depth
-        widths = [min(width * 2**level, WIDEST * width) for level in range(depth)]
+        widths = widths_of(width, depth)
         options = {"act": ACTIVATION, "norm": NORMS[norm], "bias": True, "dropout": dropout}
         self.conv_0 = TwoConv(2, channels, widths[0], **options)
         for level, (before, after) in enumerate(pairwise(widths), 1):

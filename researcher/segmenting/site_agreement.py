@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ... import __version__
@@ -10,12 +11,33 @@ from ...adaptation.methods.catalogue import MethodDescription
 from ...adaptation.methods.interface.method_config import MethodConfig
 from ...errors import FederationError, UsageError
 from ...node.site_choices import digest
-from ...node.site_facts import ModalityFacts, SiteFacts, read_facts
+from ...node.site_facts import CONVENTIONS, ModalityFacts, SiteFacts, read_facts
 from ...node.store.slice_store import SliceStore
-from ..agreement import unusual_conventions
 from .site_labels import held_labels, label_numbers
 
+SHARED_SETTINGS = ("version", "size", "channels", "colour", *CONVENTIONS)  # in which stores must not differ
 NOT_READABLE = "not registered by this version; run `fedfactory site add` there again"
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A setting in which the sites' stores differ, so that nothing can be trained.
+
+    Attributes:
+        setting: its name in `SiteFacts`.
+        values: node id to the site's value.
+        sites: ids of the nodes whose value is not that of most sites, or of another version than the researcher's.
+    """
+
+    setting: str
+    values: dict[str, str]
+    sites: list[str]
+
+    @property
+    def text(self) -> str:
+        """All values, and whose is unlike the others."""
+        listed = ", ".join(f"{node}: {value}" for node, value in self.values.items())
+        return f"{self.setting} differs ({listed}), unlike the others: {', '.join(self.sites)}"
 
 
 def agreed_facts(descriptions: Mapping[str, str]) -> dict[str, SiteFacts]:
@@ -42,22 +64,27 @@ def require_agreement(facts: Mapping[str, SiteFacts]) -> None:
     Args:
         facts: node id to the site's facts.
     """
-    if len({site.size for site in facts.values()}) > 1:
-        listed = ", ".join(f"{node}: {site.size} px" for node, site in sorted(facts.items()))
-        raise FederationError(f"sites do not agree on the size of slices ({listed}); prepare all with the same size")
-    if len({(site.channels, site.colour) for site in facts.values()}) > 1:
-        listed = ", ".join(
-            f"{node}: {'colour' if site.colour else f'{site.channels} channels'}"
-            for node, site in sorted(facts.items())
+    if found := disagreements_of(facts):
+        texts = "; ".join(disagreement.text for disagreement in found)
+        raise FederationError(
+            f"sites do not agree: {texts}; prepare all stores with the same settings and the same version"
         )
-        raise FederationError(f"sites do not agree on the channels of slices ({listed}); prepare all alike")
-    other = {node: site.version for node, site in facts.items() if site.version != __version__}
-    if other:
-        listed = ", ".join(f"{node}: {version}" for node, version in sorted(other.items()))
-        raise FederationError(f"other fedfactory versions than {__version__} ({listed}); use the same at all sites")
-    if unusual := unusual_conventions(facts):
-        listed = "; ".join(f"{node}: {text}" for node, text in unusual.items())
-        raise FederationError(f"sites do not agree: {listed}; prepare all stores with the same settings")
+
+
+def disagreements_of(facts: Mapping[str, SiteFacts]) -> list[Disagreement]:
+    """The settings in which the stores must not differ, and do.
+
+    Args:
+        facts: node id to the site's facts.
+    """
+    found = []
+    for setting in SHARED_SETTINGS:
+        values = {node: getattr(site, setting) for node, site in sorted(facts.items())}
+        counted = list(values.values())
+        usual = __version__ if setting == "version" else max(sorted(set(counted)), key=counted.count, default=None)
+        if odd := [node for node, value in values.items() if value != usual]:
+            found.append(Disagreement(setting, {node: _shown(value) for node, value in values.items()}, odd))
+    return found
 
 
 def agreed_config(
@@ -96,9 +123,9 @@ def agreed_config(
 
 
 def agreed_single_objects(facts: Mapping[str, SiteFacts]) -> tuple[int, ...]:
-    """Labels of the structures that are one connected object at every site whose labels tell."""
-    told = [set(site.single_objects) for site in facts.values() if site.single_objects is not None]
-    return tuple(sorted(set.intersection(*told))) if told else ()
+    """Labels of the structures that are one connected object at every site that announces such."""
+    known = [set(site.single_objects) for site in facts.values() if site.single_objects is not None]
+    return tuple(sorted(set.intersection(*known))) if known else ()
 
 
 def misfit_of(method: MethodDescription, facts: Mapping[str, SiteFacts]) -> str | None:
@@ -217,3 +244,7 @@ def _require_public(
     if set(public.label_kinds()) != {"dense"}:
         raise UsageError(f"{public.path}: public slices need dense labels; choose a store where all have them")
     require_common_public_slices(facts, digest(public))
+
+
+def _shown(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -9,29 +9,13 @@ from pathlib import Path
 from ... import __version__
 from ...adaptation.methods.catalogue import METHOD_CATALOGUE
 from ...adaptation.methods.recommendation import SITUATIONS, in_order, situation_of
-from ...node.site_facts import CONVENTIONS, SiteFacts, read_facts
+from ...node.site_facts import SiteFacts, read_facts
 from ..experiment import descriptions_of, use_researcher, wait_for_nodes
 from ..node_selection import NodeSelection
-from .site_agreement import misfit_of
+from .site_agreement import Disagreement, disagreements_of, misfit_of
 from .site_labels import held_labels
 
-SHARED_SETTINGS = ("version", "size", "channels", "colour", *CONVENTIONS)  # in which stores must not differ
 SPACING_RATIO = 1.5  # of millimetres per pixel, from which structures look smaller or larger at another site
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """A setting in which the sites' stores differ, so that nothing can be trained.
-
-    Attributes:
-        setting: its name in `SiteFacts`.
-        values: node id to the site's value.
-        sites: ids of the nodes whose value is not that of most sites, or of another version than the researcher's.
-    """
-
-    setting: str
-    values: dict[str, str]
-    sites: list[str]
 
 
 @dataclass(frozen=True)
@@ -127,22 +111,6 @@ def fits_of(facts: Mapping[str, SiteFacts]) -> list[MethodFit]:
     ]
 
 
-def disagreements_of(facts: Mapping[str, SiteFacts]) -> list[Disagreement]:
-    """The settings in which the stores must not differ, and do; see `require_agreement`, which ends a training.
-
-    Args:
-        facts: node id to the site's facts.
-    """
-    found = []
-    for setting in SHARED_SETTINGS:
-        values = {node: getattr(site, setting) for node, site in facts.items()}
-        counted = list(values.values())
-        usual = __version__ if setting == "version" else max(sorted(set(counted)), key=counted.count, default=None)
-        if odd := [node for node, value in values.items() if value != usual]:
-            found.append(Disagreement(setting, {node: _shown(value) for node, value in values.items()}, odd))
-    return found
-
-
 def remarks_on(facts: Mapping[str, SiteFacts]) -> list[str]:
     """What differs between sites, or is missing at one, without preventing a training; one sentence each.
 
@@ -177,7 +145,3 @@ def _names(facts: Mapping[str, SiteFacts]) -> dict[str, dict[str, str]]:
 def _situation(facts: Mapping[str, SiteFacts]) -> str:
     modalities = {name for site in facts.values() for name in site.modalities}
     return situation_of([held_labels({node: site}) for node, site in facts.items()], modalities)
-
-
-def _shown(value: object) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

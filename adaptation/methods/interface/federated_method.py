@@ -49,7 +49,6 @@ class FederatedMethod(ABC):
         options: the method's own settings, an instance of `Options`.
         rate: learning rate of the first update, see `rate_after`.
         augmentation: random position, shape, appearance and, for a first guess, contrast of slices.
-        device: of networks that the researcher trains, for methods with such a network.
         public: the public slices at the researcher, for methods that need them.
     """
 
@@ -58,7 +57,6 @@ class FederatedMethod(ABC):
     State: ClassVar[type[MethodState]] = MethodState
     default_rate: ClassVar[float] = 1e-3
     has_average: ClassVar[bool] = True
-    device: torch.device = torch.device("cpu")
     public: SiteSlices | None = None
 
     def __init__(self, config: MethodConfig) -> None:

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 
 from ....errors import ConfigError
 from ...choices import ROTATION
+from ...engine.training_plan import MIN_LEVELS, halvable_levels
 from ...labels.candidate_labels import check_classes
-from ...networks.site_network import GROUPS, MIN_LEVELS, NORMS, SIDE_MULTIPLE, levels_for
+from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
 from .option_checks import check_at_least, check_channels, check_choice, check_number, check_positive
 
 PRIVATE_METHODS = ("fedavg", "fedprox", "fedbn")  # which train with differential privacy
@@ -100,7 +101,7 @@ class MethodConfig:
     @property
     def levels(self) -> int:
         """Number of the network's resolution levels."""
-        return self.depth or levels_for(self.size)
+        return self.depth or halvable_levels(self.size)
 
     @property
     def private(self) -> bool:
