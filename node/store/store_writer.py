@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
 from ...common.json_text import parse_json
@@ -160,7 +160,7 @@ class CutCase:
         )
         arrays = {kind: np.ascontiguousarray(array) for kind, array in tensors.items()}
         unfinished = self.path.with_suffix(".part")  # one run at a time works in this folder
-        unfinished.write_bytes(save(arrays, {"facts": json.dumps(write_record(facts))}))
+        save_file(arrays, unfinished, {"facts": json.dumps(write_record(facts))})
         os.replace(unfinished, self.path)
         self.facts = facts  # so that they need not be read again
 
@@ -257,10 +257,13 @@ class StoreArrays:
     def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
         """Write the arrays (n, ...) of a case; pixels without labels become unlabelled."""
         for kind, file in self.files.items():
-            filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
-            if kind in values:
-                filled[..., : values[kind].shape[-1]] = values[kind]  # `presence` may have met more classes since
-            file.write(case.first, filled)
+            given, shape = values.get(kind), (case.count, *file.shape[1:])
+            if given is None or given.shape != shape:
+                filled = np.full(shape, FILL[kind], DTYPES[kind])
+                if given is not None:
+                    filled[..., : given.shape[-1]] = given  # `presence` has met more classes since
+                given = filled
+            file.write(case.first, given.astype(DTYPES[kind], copy=False))
         if "gaze" in values:
             self.lists["gaze"][case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
         if "references" in values:
