@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ... import __version__
 from ...common.fault_log import unforeseen
-from ...common.memory import keep_freed_memory
+from ...common.memory import keep_freed_memory, nothing_old_collected
 from ...common.progress import track
+from ...common.threads import one_thread_each
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.archive.pseudonyms import Pseudonyms
@@ -151,7 +151,7 @@ def prepare_cases(
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     keep_freed_memory()
-    with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
+    with working_folder(out) as work, one_thread_each(), nothing_old_collected():
         return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found, Path(source))
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
+from ...common.files import make_folder, open_for_writing, refuse_existing, sync, write_json
 from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
@@ -308,7 +309,6 @@ class _ArrayFile:
             left, place = left[written:], place + written
 
     def close(self) -> None:
-        os.fsync(self.file.fileno())
         self.file.close()
 
 
@@ -319,7 +319,11 @@ def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
     write_json(staged / INDEX, content, compact=True)  # hundreds of numbers for each case
     write_json(staged / FORMAT_FILE, {name: content[name] for name in ("made_by", "domain", "format")})
     store = SliceStore(staged, index=index)
-    write_quality_page(store, staged / QUALITY_PAGE)
+    with ThreadPoolExecutor(1) as pool:  # the disk works while the page is drawn
+        on_disk = [pool.submit(sync, staged / name) for name in index.arrays.values()]
+        write_quality_page(store, staged / QUALITY_PAGE)
+        for written in on_disk:
+            written.result()
     for name in OF_EARLIER_SLICES:
         (out / name).unlink(missing_ok=True)
     for name in (*index.arrays.values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
