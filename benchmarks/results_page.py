@@ -191,6 +191,20 @@ def pictures(content: dict[str, Any]) -> list[str]:
     return [*table(["way", "pictures per second", "ratio", "peak MiB"], rows), "", fewer]
 
 
+def versions(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [f"{name} ({content['commits'][name]})", *(f"{row[key]:.1f}" for key in ("seconds", "processor_seconds")),
+         f"{row['peak_mib']:.0f}"]
+        for name, row in content["versions"].items()
+    ]  # fmt: skip
+    ratios = content["ratios"]
+    text = (
+        f"{content['cases']} cases: {ratios['seconds']:.2f} times as fast, {ratios['processor_seconds']:.2f} times by "
+        "processor time (medians of the pairs)."
+    )
+    return [*table(["version (commit)", "seconds", "processor seconds", "peak MiB"], rows), "", text]
+
+
 def rounds(content: dict[str, Any]) -> list[str]:
     keys = ("seconds_beside_training", "mib_to_each_site", "mib_from_each_site", "researcher_peak_mib")
     rows = [
@@ -242,6 +256,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "tree_filter_cpu": ("Tree filter, one core", trees),
     "prepare_cpu": ("Preparing", preparing),
     "prepare_pictures_cpu": ("Preparing pictures", pictures),
+    "prepare_versions": ("Preparing, beside an earlier version", versions),
     "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
     "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
     "many_sites": ("Averaging many sites", sites),

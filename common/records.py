@@ -40,6 +40,8 @@ def read_record(kind: type[Record], values: object, *, extra: str = "refuse") ->
 
 def write_record(record: object) -> Any:
     """JSON-able copy of a record, the inverse of `read_record`; tuples become lists."""
+    if type(record) in PLAIN:  # most parts of most records
+        return record
     if hasattr(record, "to_dict"):
         return record.to_dict()
     if is_dataclass(record):

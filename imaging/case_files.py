@@ -212,7 +212,7 @@ def link_to_nothing(path: str | os.PathLike[str]) -> str | None:
 def entries(folder: Path) -> list[Path]:
     """Entries of a folder, sorted; none of no folder. Raises: Unusable if it cannot be read, or leads nowhere."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(folder.iterdir(), key=lambda path: path.name)  # paths themselves take ten times as long
     except (FileNotFoundError, NotADirectoryError):
         if (reason := link_to_nothing(folder)) is not None:
             raise Unusable(f"{folder}: is {reason}; connect the share or repair the link") from None

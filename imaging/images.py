@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ..errors import VolumeError
 from .cropping import crop_box, refuse_centre_in_air
 from .nifti.geometry import NiftiGeometry
-from .slice_format import SliceFormat, mean_and_deviation
+from .slice_format import SliceFormat, count_bytes, mean_and_deviation
 from .slice_grid import SliceGrid
 from .volumes import Volume, corner_distance, grid_tolerance, in_plane, turned_affine
 
@@ -58,7 +59,7 @@ class Intensities:
 
         Raises: as `of`.
         """
-        counts = np.bincount(values.ravel(order="K"), minlength=256)
+        counts = count_bytes(values)
         found = np.flatnonzero(counts)
         levels, counts = found.astype(np.float32) / np.float32(255), counts[found]
         low, high = float(levels[0]), float(levels[-1])
@@ -297,21 +298,30 @@ def _pairs(image: Volume, other: Volume) -> Iterator[tuple[Volume, Volume]]:
 
 def histogram(values: np.ndarray, low: float, high: float) -> list[int]:
     """How many values of an array of any shape lie in each of 64 equal bins from low to high."""
-    bins = histogram_bins(values.ravel(order="K"), low, high)
-    return np.bincount(bins, minlength=HISTOGRAM_BINS).tolist()
+    return count_bytes(histogram_bins(values, low, high))[:HISTOGRAM_BINS].tolist()
 
 
 def histogram_bins(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """The bin of each value, 0 to 63 as uint8, see `histogram`."""
-    scaled = (values - np.float32(low)) * np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
-    return np.clip(scaled, 0, HISTOGRAM_BINS - 1).astype(np.uint8)
+    scaled = values - np.float32(low)
+    scaled *= np.float32(HISTOGRAM_BINS / max(high - low, 1e-30))
+    return np.clip(scaled, 0, HISTOGRAM_BINS - 1, out=scaled).astype(np.uint8)
 
 
 def digest_of_array(array: np.ndarray) -> str:
     """SHA-256 over shape and values."""
     digest = hashlib.sha256(str(array.shape).encode())
-    digest.update(np.ascontiguousarray(array).data)
+    digest.update(_row_major(array).data)
     return digest.hexdigest()
+
+
+def _row_major(array: np.ndarray) -> np.ndarray:
+    """`np.ascontiguousarray`, in half the time for voxels (X, Y, Z) that lie in the order of a NIfTI file."""
+    if array.ndim != 3 or array.flags.c_contiguous or not array.flags.f_contiguous:
+        return np.ascontiguousarray(array)
+    x, y, z = array.shape
+    columns = cv2.transpose(array.T.reshape(z, y * x)).reshape(y, x, z)
+    return np.ascontiguousarray(columns.swapaxes(0, 1))
 
 
 def channel_ends(values: np.ndarray, pick: np.ufunc) -> tuple[float, ...]:

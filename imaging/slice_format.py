@@ -127,7 +127,8 @@ class SliceFormat:
         scaled -= low
         scaled *= 2 / (high - low)
         scaled -= 1
-        return np.nan_to_num(scaled, copy=False, nan=BACKGROUND)
+        np.copyto(scaled, BACKGROUND, where=np.isnan(scaled))
+        return scaled
 
     def unscale(self, scaled: np.ndarray) -> np.ndarray:
         """Values (n, channels, ...) in [-1, 1] back to standardised intensities, float32."""
@@ -170,7 +171,20 @@ def count_intensities(values: np.ndarray, low: float, high: float) -> np.ndarray
     # numpy's own histogram is three times slower here: it corrects every value for the rounding of its bin.
     inside = values[(values >= low) & (values <= high)]
     scaled = (inside - np.float32(low)) * np.float32(WINDOW_BINS / (high - low))
-    return np.bincount(np.minimum(scaled, WINDOW_BINS - 1).astype(np.uint16), minlength=WINDOW_BINS)
+    return count_bytes(np.minimum(scaled, WINDOW_BINS - 1).astype(np.uint8))
+
+
+def count_bytes(values: np.ndarray) -> np.ndarray:
+    """How often each value occurs in a uint8 array of any shape, (256,) int64.
+
+    Two values are counted at once, as a number of 16 bits, which takes half the time.
+    """
+    flat = values.ravel(order="K")
+    pairs = np.bincount(flat[: len(flat) // 2 * 2].view(np.uint16), minlength=1 << 16).reshape(256, 256)
+    counts = pairs.sum(axis=0) + pairs.sum(axis=1)
+    if len(flat) % 2:
+        counts[flat[-1]] += 1
+    return counts
 
 
 def intensity_window(low: float, high: float, counts: np.ndarray) -> tuple[float, float]:

@@ -7,6 +7,7 @@ interpolation of unit impulses; applying them is matrix multiplication, many tim
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from .volumes import Volume, orientation, turned_affine, turned_back, turned_pos
 BLUR = 0.42  # standard deviation of the blur before coarser sampling, as a share of the new pixel
 EDGE = 0.5 + 1e-6  # a voxel reaches half a voxel beyond its centre
 NEGLIGIBLE = 1e-8  # weights below it are rounding; without them equal grids copy values exactly
+BAND = 32  # samples that are computed by one product, from the few voxels that have a weight in them
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ class SliceGrid:
                 result[target][part >= 0.5] = value
                 continue
             better = part > best[target]
-            result[target][better], best[target][better] = value, part[better]
+            np.copyto(result[target], value, where=better)
+            np.copyto(best[target], part, where=better)
             rest[target] -= part
         if not self.fmt.published:
             result[rest >= best] = 0
@@ -194,7 +197,8 @@ class SliceGrid:
                 continue
             part = self._apply(np.moveaxis(data == value, 2, 0).astype(np.float32), weights)
             better = part > best
-            result[better], best[better] = value, part[better]
+            np.copyto(result, value, where=better)
+            np.copyto(best, part, where=better)
         return self._only_inside(result, UNLABELLED)
 
     def labels_to_volume(self, probabilities: np.ndarray) -> np.ndarray:
@@ -208,7 +212,8 @@ class SliceGrid:
         for value in range(probabilities.shape[1]):
             candidate = np.moveaxis(self._apply(probabilities[:, value], weights), 0, 2)
             better = candidate > best
-            kept[better], best[better] = value, candidate[better]
+            np.copyto(kept, value, where=better)
+            np.copyto(best, candidate, where=better)
         kept[~self._covered()] = 0
         return self._stored(kept, 0)
 
@@ -289,19 +294,35 @@ class SliceGrid:
         return (target[2], target[0], target[1]), shares
 
     def _apply(self, planes: np.ndarray, weights: list[np.ndarray]) -> np.ndarray:
-        """(slices, rows, columns) float32 of (z, x, y) by the weights of rows, columns and slices."""
+        """(slices, rows, columns) float32 of (z, x, y) by the weights of rows, columns and slices.
+
+        The axis whose voxels lie next to each other in memory comes first: no copy in another order is needed.
+        """
         rows, columns, places = weights
-        planes = np.ascontiguousarray(planes)
+        turned = abs(planes.strides[1]) < abs(planes.strides[2])
+        first, second = (rows, columns) if turned else (columns, rows)
+        planes = np.ascontiguousarray(planes.swapaxes(1, 2) if turned else planes)
         if not self.axes[2].is_copy:
             planes = np.tensordot(places, planes, axes=(1, 0))
-        return np.matmul(rows, planes @ columns.T)
+        half = np.empty((*planes.shape[:2], len(first)), np.float32)
+        flat, flat_half = (array.reshape(-1, array.shape[2]) for array in (planes, half))
+        for samples, voxels in _bands(first):
+            np.matmul(flat[:, voxels], first[samples, voxels].T, out=flat_half[:, samples])
+        slices = np.empty((len(half), len(rows), len(columns)), np.float32)
+        for samples, voxels in _bands(second):
+            if turned:
+                np.matmul(half[:, voxels].swapaxes(1, 2), second[samples, voxels].T, out=slices[:, :, samples])
+            else:
+                np.matmul(second[samples, voxels], half[:, voxels], out=slices[:, samples])
+        return slices
 
     def _only_inside(self, slices: np.ndarray, outside: float) -> np.ndarray:
-        """Slices (slices, rows, columns) with `outside` in pixels that lie in no kept voxel."""
+        """The given slices (slices, rows, columns), changed: `outside` in pixels that lie in no kept voxel."""
         rows, columns, places = (axis.inside for axis in self.axes)
-        result = np.full_like(slices, outside)
-        result[places, rows, columns] = slices[places, rows, columns]
-        return result
+        for axis, inside in enumerate((places, rows, columns)):
+            along = np.moveaxis(slices, axis, 0)
+            along[: inside.start], along[inside.stop :] = outside, outside
+        return slices
 
     def _covered(self) -> np.ndarray:
         """(X, Y, Z) bool: which kept voxels a slice covers."""
@@ -313,6 +334,14 @@ class SliceGrid:
         whole = np.full(self.shape, outside, dtype=kept.dtype)
         whole[tuple(slice(*ends) for ends in self.box)] = kept
         return turned_back(whole, self.affine, self.fmt.plane)
+
+
+def _bands(weights: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Samples of weights (count, n), at most `BAND` at a time, and the voxels outside of which they have no weight."""
+    for first in range(0, len(weights), BAND):
+        touched = np.flatnonzero(weights[first : first + BAND].any(axis=0))
+        voxels = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
+        yield slice(first, min(first + BAND, len(weights))), voxels
 
 
 def _objects(data: np.ndarray) -> list[tuple[int, tuple[slice, ...]]]:

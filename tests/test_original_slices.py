@@ -33,6 +33,15 @@ def test_original_slices_become_a_store(tmp_path):
     assert store.z_bin[5:10].tolist() == [0, 0, 1, 2, 3]
 
 
+def test_references_of_original_slices_are_those_of_test_cases_alone(tmp_path):
+    write_slices(tmp_path / "s")
+    store = import_slices(tmp_path / "s", tmp_path / "out", PrepareConfig(domain="x", z_bins=4, test_share=0.4)).store
+    held_out = {case.first for case in store.cases if case.split == "test"}
+    assert held_out and len(held_out) < len(store.cases)
+    assert set(store.references[:, 0]) == held_out
+    store.verify()
+
+
 def test_pixels_of_weight_zero_are_unlabelled(tmp_path):
     weight = np.ones((16, 16, 1), bool)
     weight[3] = False

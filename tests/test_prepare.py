@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -11,8 +12,16 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
 from fedfactory.generative.config import FactoryConfig
+from fedfactory.imaging.images import digest_of_array
 from fedfactory.imaging.patients import patient_of
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat, count_intensities, intensity_window, z_bins_of
+from fedfactory.imaging.slice_format import (
+    UNLABELLED,
+    SliceFormat,
+    count_bytes,
+    count_intensities,
+    intensity_window,
+    z_bins_of,
+)
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.patient_split import split_patients
@@ -44,6 +53,28 @@ def test_intensities_are_counted_in_equal_bins_and_the_rest_is_left_out(position
     expected = np.bincount([k for k, _ in positions], minlength=256)
     np.testing.assert_array_equal(count_intensities(values, -5, 5), expected)
     np.testing.assert_array_equal(count_intensities(np.array([-5.0, 5.0]), -5, 5)[[0, 255]], [1, 1])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 255), max_size=60), st.sampled_from("CF"))
+def test_bytes_are_counted_in_pairs_and_the_odd_one_counts_too(values, order):
+    found = count_bytes(np.array(values, np.uint8))
+    np.testing.assert_array_equal(found, np.bincount(values, minlength=256))
+    square = np.array([values, values], np.uint8, order=order)
+    np.testing.assert_array_equal(count_bytes(square), 2 * found)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 7)] * 3), st.sampled_from(["u1", "u2", "f4", "f8"]), st.sampled_from("CF"), st.booleans()
+)
+def test_the_digest_of_voxels_does_not_depend_on_their_order_in_memory(shape, dtype, order, flipped):
+    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    stored = np.array(values, order=order)
+    if flipped:
+        stored = np.array(values[:, ::-1], order=order)[:, ::-1]
+    expected = hashlib.sha256(str(shape).encode() + values.tobytes()).hexdigest()
+    assert digest_of_array(stored) == expected
 
 
 @settings(max_examples=50, deadline=None)

@@ -46,6 +46,31 @@ def test_slices_do_not_depend_on_how_the_scanner_orders_its_axes(codes):
     np.testing.assert_array_equal(turned.label_slices(oriented(label, codes)), plain.label_slices(label))
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    codes=st.sampled_from(AXES),
+    shape=st.tuples(st.integers(40, 100), st.integers(40, 100), st.integers(4, 40)),
+    pixel=st.floats(0.6, 1.7),
+    order=st.sampled_from("CF"),
+    resample_slices=st.booleans(),
+)
+def test_products_of_bands_equal_those_of_whole_matrices(codes, shape, pixel, order, resample_slices):
+    """More samples than a band has, in every order of the voxels in memory; noise shows every weight."""
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    volume = oriented(Volume(noise, np.eye(4)), codes)
+    volume = Volume(np.array(volume.data, order=order), volume.affine)
+    fmt = slice_format(80, pixel, slice_spacing=1.3 if resample_slices else None)
+    grid = image_of(volume).grid(fmt)
+    rows, columns, places = (axis.forward(3, grid._blur(axis)) for axis in grid.axes)
+    kept = grid.kept(volume)
+    expected = np.einsum("kz,ix,jy,xyz->kij", places, rows, columns, kept, optimize=True).clip(kept.min(), kept.max())
+    found = grid.image_slices(volume)
+    inside = np.zeros(found.shape, bool)
+    inside[tuple(axis.inside for axis in (grid.axes[2], *grid.axes[:2]))] = True
+    np.testing.assert_array_equal(np.isfinite(found), inside)
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     codes=st.sampled_from(AXES),

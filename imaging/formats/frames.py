@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from ..case_files import (
     is_frame_number,
 )
 from .kinds import frames_of, marked_frames
+from .unpacking import DAMAGED
 
 
 def choose_reading(found: Found, *, frames: str | None, nan: str | None) -> None:
@@ -97,7 +97,7 @@ def _take_labels(cases: list[CaseFiles]) -> int:
             return 0
         try:
             marks.append(marked_frames(label.path))
-        except (VolumeError, OSError, EOFError, ValueError, zlib.error) as error:
+        except (VolumeError, OSError, EOFError, ValueError, *DAMAGED) as error:
             raise Unusable(f"{label.path}: cannot be read ({error}); copy it again") from None
     if not marks:
         return 0

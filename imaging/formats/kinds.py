@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from .nifti import marked_frames as nifti_marks
 from .nifti import nifti_layout
 from .nrrd import nrrd
 from .raw_volume import RawVolume
+from .unpacking import DAMAGED
 
 NIFTI = (".nii.gz", ".nii")
 HEADERS: dict[str, Callable[[Path], RawVolume]] = {".mha": meta_image, ".mhd": meta_image, ".nrrd": nrrd, ".nhdr": nrrd}
@@ -54,6 +54,6 @@ def frames_of(path: Path) -> int:
         if path.name.lower().endswith(NIFTI):
             return nifti_layout(path).frames if os.path.isfile(path) else 1
         header = text_header(path) if os.path.isfile(path) else None
-    except (VolumeError, OSError, EOFError, ValueError, zlib.error):
+    except (VolumeError, OSError, EOFError, ValueError, *DAMAGED):
         return 1
     return 1 if header is None else header.frames

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import HeaderDataError
 
@@ -165,8 +165,8 @@ def _scaled(stored: bytearray, image: nib.Nifti1Image, shape: tuple[int, ...], d
     """
     proxy = image.dataobj
     voxels = np.frombuffer(stored, proxy.dtype)
-    if (proxy.slope, proxy.inter) == (1, 0) and dtype in (None, proxy.dtype):
-        return voxels.reshape(shape, order="F")
+    if (proxy.slope, proxy.inter) == (1, 0):
+        return voxels.astype(proxy.dtype if dtype is None else dtype, copy=False).reshape(shape, order="F")
     whole: np.ndarray | None = None
     for first in range(0, voxels.size, PART):
         raw = voxels[first : first + PART]
@@ -187,7 +187,7 @@ def _opened(path: Path) -> BinaryIO:
     if not packed:
         return file
     file.close()
-    return gzip.open(path)
+    return igzip.open(path)
 
 
 def _skip(file: BinaryIO, count: int) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import zlib
 from typing import BinaryIO, Protocol
 
+from isal import isal_zlib
+
 from ...errors import VolumeError
 
 MAX_RATIO = 100  # bytes of an unpacked image for each byte of its file, where it is large
@@ -16,6 +18,7 @@ IMAGE_BYTES = 1 << 29  # of voxels, as they are worked on, that any file may bec
 LABEL_BYTES = 1 << 30  # 512 x 512 x 2048 of a label map
 PICTURE_BYTES = 384 << 20  # 100 million pixels of three colours and opacity
 BLOCK = 1 << 20  # bytes that are unpacked at once
+DAMAGED = (zlib.error, isal_zlib.error)  # what unpacking raises, beside errors of the system and EOFError
 
 
 class Readable(Protocol):

@@ -192,7 +192,8 @@ def read_content(path: str | os.PathLike) -> bytes:
         raise UsageError(f"{path}: no such file, or no regular file; give a picture")
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(size, MAX_BYTES) + 1)  # memory for as much is reserved first
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     if not content:

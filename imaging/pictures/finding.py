@@ -243,6 +243,6 @@ def _folders(folder: Path) -> list[Path]:
 def _entries(folder: Path) -> list[Path]:
     """Entries of a folder, sorted; nothing if there is no such folder."""
     try:
-        return sorted(folder.iterdir()) if os.path.isdir(folder) else []
+        return sorted(folder.iterdir(), key=lambda path: path.name) if os.path.isdir(folder) else []
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None

@@ -21,7 +21,7 @@ from ...imaging.images import Box, Image, ImageFacts, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
 from ...imaging.pictures.picture_image import is_picture_file
-from ...imaging.slice_format import UNLABELLED, SliceFormat
+from ...imaging.slice_format import UNLABELLED, SliceFormat, count_bytes
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
 from .label_tables import MAX_CLASSES, read_gaze, read_presence
@@ -106,7 +106,7 @@ class CaseSlices:
         presence: (n, C) uint8, 1 where a slice shows the class, for image-level labels; C is one more than the highest
             label of the case. Or None.
         gaze: (m, 4) float32: slice, row, column, milliseconds; or None.
-        reference: (r, 3) uint32 runs of the dense label map on the volume's own grid, see `to_runs`; or None.
+        reference: (r, 3) uint32 runs of a test case's dense label map on the volume's own grid, see `to_runs`; or None.
         height: millimetres along the slice axis.
         facts: what is known of the labels.
     """
@@ -185,8 +185,18 @@ def survey(case: CaseFiles, config: PrepareConfig) -> Survey:
     )
 
 
-def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, window_known: bool) -> CaseSlices:
+def cut(
+    case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, window_known: bool, held_out: bool
+) -> CaseSlices:
     """The slices of a case; standardised ones if the window of `fmt` is not known yet.
+
+    Args:
+        case: the files.
+        seen: what the survey found of them.
+        fmt: of the slices.
+        config: how slices are made.
+        window_known: whether the window of `fmt` is the site's.
+        held_out: whether it is a test case, which keeps the reference of its labels.
 
     Raises: VolumeError or UsageError naming the file of an unusable label, mask or table.
     """
@@ -211,7 +221,7 @@ def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfi
         voxel = abs(float(np.linalg.det(label.affine[:3, :3])))
         facts = label_facts(label.data, voxel=voxel, lost=_share_outside(grid, label), spacing=label.spacing)
         facts = replace(facts, names={str(k): name for k, name in found.names.items()}, remarks=found.remarks)
-        reference = to_runs(label.data) if config.label_kind == "dense" else None
+        reference = to_runs(label.data) if held_out and config.label_kind == "dense" else None
         if config.label_kind == "image":
             presence, labels = _presence(labels, facts.highest_label + 1), None
     return CaseSlices(
@@ -307,7 +317,7 @@ def label_facts(labels: np.ndarray, *, voxel: float, lost: float, spacing: np.nd
         lost: share of the annotated voxels that lie outside the slices.
         spacing: (3,) voxel size along the axes of a label map, millimetres; None where its border is not the image's.
     """
-    counts = np.bincount(labels.ravel(order="K"), minlength=2)[:UNLABELLED]
+    counts = count_bytes(labels)[:UNLABELLED]
     volumes = {str(k): float(n * voxel / 1000) for k, n in enumerate(counts) if k and n}
     highest = int(np.flatnonzero(counts)[-1]) if counts.any() else 0
     cut = {} if spacing is None else cut_labels(labels, spacing.tolist())

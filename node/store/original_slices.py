@@ -71,11 +71,13 @@ def import_slices(
             image=known,
         )
 
-    def cut(case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, **_: bool) -> CaseSlices:
+    def cut(
+        case: CaseFiles, seen: Survey, fmt: SliceFormat, *, config: PrepareConfig, held_out: bool, **_: bool
+    ) -> CaseSlices:
         data, labels = _read_case(case, config.size)
         voxel = float(np.prod(seen.spacing))
         facts = LabelFacts() if labels is None else label_facts(labels, voxel=voxel, lost=0.0)
-        reference = None if labels is None else to_runs(np.moveaxis(labels, 0, -1))
+        reference = to_runs(np.moveaxis(labels, 0, -1)) if held_out and labels is not None else None
         height = len(data) * slice_spacing
         return CaseSlices(
             standardised=data[:, None],

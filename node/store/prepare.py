@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from ... import __version__
 from ...common.fault_log import unforeseen
-from ...common.memory import keep_freed_memory
+from ...common.memory import keep_freed_memory, nothing_old_collected
 from ...common.progress import track
+from ...common.threads import one_thread_each
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.archive.pseudonyms import Pseudonyms
@@ -151,7 +151,7 @@ def prepare_cases(
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     keep_freed_memory()
-    with working_folder(out) as work, threadpool_limits(1):  # volumes are worked on in parallel, not their parts
+    with working_folder(out) as work, one_thread_each(), nothing_old_collected():
         return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found, Path(source))
 
 
@@ -199,7 +199,9 @@ class _Run:
         settings = self._settings(fmt) if fmt else {}
         parts = self._each(
             [case for case in fresh if case.name in seen],
-            lambda case: self._cut(case, seen[case.name], fmt, settings),
+            lambda case: self._cut(
+                case, seen[case.name], fmt, settings, held_out=split[seen[case.name].patient] == "test"
+            ),
             f"preparing {self.config.domain}",
         )
         accounting = self._account(source, everything)
@@ -309,12 +311,15 @@ class _Run:
             ranks={survey.patient: survey.header_digest or survey.patient for survey in seen.values()},
         )
 
-    def _cut(self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object]) -> CutCase:
+    def _cut(
+        self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object], *, held_out: bool
+    ) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        text = json.dumps([__version__, seen.digest, settings, seen.centre])
+        text = json.dumps([__version__, seen.digest, settings, seen.centre, held_out])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
-            part.write(self.cut(case, seen, fmt, config=self.config, window_known=self._window_known(fmt)))
+            known = self._window_known(fmt)
+            part.write(self.cut(case, seen, fmt, config=self.config, window_known=known, held_out=held_out))
         return part
 
     def _settings(self, fmt: SliceFormat) -> dict[str, object]:
@@ -375,8 +380,6 @@ class _Run:
                 seen, part = fresh[name]
                 values, clipped = part.scaled(fmt)
                 kind = self.config.label_kind if seen.labelled else "none"
-                if split[seen.patient] != "test":
-                    values.pop("references", None)
                 digest = checksum(values)
                 case = describe_case(
                     name,

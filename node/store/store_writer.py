@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
-from ...common.files import make_folder, open_for_writing, refuse_existing, write_json
+from ...common.files import make_folder, open_for_writing, refuse_existing, sync, write_json
 from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
@@ -160,7 +161,7 @@ class CutCase:
         )
         arrays = {kind: np.ascontiguousarray(array) for kind, array in tensors.items()}
         unfinished = self.path.with_suffix(".part")  # one run at a time works in this folder
-        unfinished.write_bytes(save(arrays, {"facts": json.dumps(write_record(facts))}))
+        save_file(arrays, unfinished, {"facts": json.dumps(write_record(facts))})
         os.replace(unfinished, self.path)
         self.facts = facts  # so that they need not be read again
 
@@ -257,10 +258,13 @@ class StoreArrays:
     def put(self, case: Case, values: dict[str, np.ndarray]) -> None:
         """Write the arrays (n, ...) of a case; pixels without labels become unlabelled."""
         for kind, file in self.files.items():
-            filled = np.full((case.count, *file.shape[1:]), FILL[kind], DTYPES[kind])
-            if kind in values:
-                filled[..., : values[kind].shape[-1]] = values[kind]  # `presence` may have met more classes since
-            file.write(case.first, filled)
+            given, shape = values.get(kind), (case.count, *file.shape[1:])
+            if given is None or given.shape != shape:
+                filled = np.full(shape, FILL[kind], DTYPES[kind])
+                if given is not None:
+                    filled[..., : given.shape[-1]] = given  # `presence` has met more classes since
+                given = filled
+            file.write(case.first, given.astype(DTYPES[kind], copy=False))
         if "gaze" in values:
             self.lists["gaze"][case.first] = values["gaze"] + np.array([case.first, 0, 0, 0], np.float32)
         if "references" in values:
@@ -305,7 +309,6 @@ class _ArrayFile:
             left, place = left[written:], place + written
 
     def close(self) -> None:
-        os.fsync(self.file.fileno())
         self.file.close()
 
 
@@ -316,7 +319,11 @@ def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
     write_json(staged / INDEX, content, compact=True)  # hundreds of numbers for each case
     write_json(staged / FORMAT_FILE, {name: content[name] for name in ("made_by", "domain", "format")})
     store = SliceStore(staged, index=index)
-    write_quality_page(store, staged / QUALITY_PAGE)
+    with ThreadPoolExecutor(1) as pool:  # the disk works while the page is drawn
+        on_disk = [pool.submit(sync, staged / name) for name in index.arrays.values()]
+        write_quality_page(store, staged / QUALITY_PAGE)
+        for written in on_disk:
+            written.result()
     for name in OF_EARLIER_SLICES:
         (out / name).unlink(missing_ok=True)
     for name in (*index.arrays.values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
