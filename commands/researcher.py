@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..common.files import refuse_existing
+from ..common.files import refuse_existing, require_file
 from ..common.json_text import read_json
 from ..errors import UsageError
 from ..generative.config import PRESETS, FactoryConfig
+from ..node.connection.component import RESEARCHER, require_component
 from ..node.plans.transport import TRANSPORTS
 from ..researcher.node_selection import WEIGHTINGS, Federation
 from .federated_segmentation import print_scores
@@ -114,6 +115,8 @@ def train(
             round_timeout=round_timeout, nodes_per_round=nodes_per_round, leave_out=leave_out, weighting=weighting,
             transport=transport, secagg=secagg,
         )  # fmt: skip
+    require_component(researcher, RESEARCHER)
+
     from ..researcher import training  # only now: slow to import
     from ..researcher.run_state import Stage
 
@@ -194,7 +197,11 @@ def status(experiment: Experiment) -> None:
 @commands.command()
 def export(experiment: Experiment, out: FactoryOut) -> None:
     """Write the trained factory as one file, with a JSON card."""
-    from ..researcher.training import export as run
+    from ..researcher.run_state import require_run
+
+    require_run(experiment)
+
+    from ..researcher.training import export as run  # only now: slow to import
 
     factory = run(experiment, out)
     console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts.rounds} rounds")
@@ -217,6 +224,8 @@ def import_checkpoint(
     names = tuple(name.strip() for name in domains.split(",")) if domains else ()
     if names:
         FactoryConfig(domains=names)  # refuses names that are empty or double before PyTorch is loaded
+
+    require_file(checkpoint, "give a checkpoint of the published program")
 
     from ..generative.original_checkpoint import import_checkpoint as run  # only now: slow to import
 

@@ -21,6 +21,7 @@ from fedbiomed.node.node import Node
 
 from ..common.files import restrict_access
 from ..errors import NodeDataError, UsageError
+from .connection.component import NODE, require_component
 from .protection import guarded_round
 from .protection.numbers import leaving_numbers
 from .protection.site_secret import mixed_seed
@@ -214,11 +215,7 @@ def open_node(root: str | Path) -> Node:
 
     Raises: UsageError if there is no node component, or if the process has opened another one.
     """
-    root = Path(root).resolve()
-    if not (root / "etc" / "config.ini").is_file():
-        raise UsageError(
-            f"{root}: no Fed-BioMed node here; use `fedbiomed component create -c node -p {root}` to make one"
-        )
+    root = require_component(root, NODE)
     global _opened  # noqa: PLW0603
     if _opened not in (None, root):
         raise UsageError(f"this process already works on node {_opened}; use one process per node")
