@@ -14,7 +14,7 @@ from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
 from ..imaging.class_names import check_names
-from ..imaging.formats.slice_choices import MAX_CHANNELS
+from ..imaging.slice_choices import MAX_CHANNELS
 from ..imaging.slice_format import UNLABELLED, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig

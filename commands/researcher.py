@@ -99,7 +99,10 @@ def train(
     ] = "samples",
     transport: Annotated[
         str,
-        typer.Option(callback=one_of(TRANSPORTS), help="float32, or float16 for half of the traffic from the sites."),
+        typer.Option(
+            callback=one_of(TRANSPORTS),
+            help="float32; float16 or int8 for a half or a quarter of the traffic from the sites.",
+        ),
     ] = "float32",
     secagg: Annotated[bool, typer.Option("--secagg", help="Sum the sites' weights under encryption.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,

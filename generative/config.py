@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 from ..common.names import check_name
 from ..errors import ConfigError
-from ..imaging.formats.slice_choices import COMPATIBILITY, MAX_CHANNELS
+from ..imaging.slice_choices import COMPATIBILITY, MAX_CHANNELS
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024

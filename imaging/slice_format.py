@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import ConfigError, VolumeError
 from .case_files import NAN
-from .formats.slice_choices import COMPATIBILITY, CONTENTS, CROPS, MAX_CHANNELS, PLANES
+from .slice_choices import COMPATIBILITY, CONTENTS, CROPS, MAX_CHANNELS, PLANES
 
 PICTURE_SIDE = 100.0  # millimetres that stand for the longer side of a picture
 

@@ -111,7 +111,7 @@ def factory_experiment(
         nodes_per_round: number of nodes that train in a round, drawn at random; None: all.
         min_nodes: answers without which a round does not count; at least 2 with `secagg`.
         weighting: "samples" or "uniform" (published), see `Federation`.
-        transport: "float32" or "float16", see `Federation`.
+        transport: "float32", "float16" or "int8", see `Federation`.
         secagg: whether the sites' weights are summed under encryption, see `Federation`.
         seed: seed of the initial weights and of every site's draws.
         experiment_options: further arguments of `Experiment`, such as `save_breakpoints=True`.

@@ -112,6 +112,8 @@ QUICK = [
     (["train", "--researcher", "x", "--out", "y", "--weighting", "odd"], 2, "--weighting is 'odd'; choose samples or"),
     (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a", "--secagg", "--transport",
       "float16"], 2, "--transport is 'float16'"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a", "--secagg", "--transport",
+      "int8"], 2, "--transport is 'int8'; with"),
     (["train-segmenter", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2,
      "--method is 'odd'; choose one of local, fedavg"),
     (["train", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2, "--method is 'odd'"),

@@ -15,8 +15,8 @@ from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
 from ...imaging.class_names import check_names
 from ...imaging.formats.label_values import LabelValues, parse_label_values
-from ...imaging.formats.slice_choices import COMPATIBILITY, CROPS, PLANES
 from ...imaging.patients import check_pattern
+from ...imaging.slice_choices import COMPATIBILITY, CROPS, PLANES
 from ...imaging.slice_format import SliceFormat
 from .patient_split import SPLITS
 
