@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,6 +93,20 @@ def test_tensors_that_stay_at_the_site_cannot_be_set_from_outside(make_plan, kin
         again.optimizers().load_state(state)
         with pytest.raises(NodeDataError, match="only this site"):
             begin_round(again, {**sent, **foreign}, kept)
+
+
+def test_a_state_is_emptied_once_it_is_loaded_since_the_framework_formats_what_is_left(make_plan):
+    from fedbiomed.node.round import Round
+
+    plan, later = make_plan("factory"), make_plan("factory")
+    plan.optimizers().extra = {"rounds": 3}
+    state = plan.optimizers().save_state()
+    later.optimizers().load_state(state, load_from_state=True)
+    assert later.optimizers().extra == {"rounds": 3}
+    assert f"{state}" == "{}"
+    source = inspect.getsource(Round._load_round_state)
+    first = source.index("load_state(optim_state, load_from_state=True)")
+    assert source.index("Optimizer loaded state {optim_state}") > first  # otherwise there is nothing to empty it for
 
 
 def test_arguments_of_privacy_without_effect_are_refused(make_plan):
