@@ -14,7 +14,8 @@ from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
 from ..imaging.class_names import check_names
-from ..imaging.slice_format import MAX_CHANNELS, UNLABELLED, SliceFormat
+from ..imaging.slice_choices import MAX_CHANNELS
+from ..imaging.slice_format import UNLABELLED, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
 from .labelled_factory import LabelledFactory

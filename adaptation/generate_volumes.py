@@ -14,7 +14,7 @@ from monai.transforms import KeepLargestConnectedComponent
 from torch import Tensor
 
 from .. import __version__
-from ..common.files import atomic_folder, refuse_existing, sha256_of, write_json
+from ..common.files import atomic_folder, refuse_existing, require_folder, sha256_of, write_json
 from ..common.progress import track
 from ..common.seeding import seed_of
 from ..errors import UsageError
@@ -281,8 +281,7 @@ def choose_factory(
 def find_factory_file(folder: str | Path) -> Path:
     """The only labelled factory in a folder, as the original program expects it. Raises UsageError otherwise."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder of a labelled factory")
+    require_folder(folder, "give the folder of a labelled factory")
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         raise UsageError(f"{folder}: holds {len(found)} .safetensors files, it must hold one labelled factory")

@@ -85,19 +85,25 @@ def main() -> None:
 
 def make_stores(folder: Path, names: list[str], size: int = 64) -> dict[str, Path]:
     """Paths of small slice stores of random images, by node; size: pixels per side."""
-    import nibabel as nib
-    import numpy as np
-
-    rng, stores = np.random.default_rng(0), {}
-    for name in names:
-        for case in range(2):
-            path = folder / "volumes" / name / f"case{case}" / "image"
-            path.mkdir(parents=True)
-            data = rng.normal(100, 10, (64, 64, 8)).astype(np.float32)
-            nib.save(nib.Nifti1Image(data, np.eye(4)), path / "v.nii.gz")
+    stores = {}
+    for seed, name in enumerate(names):
+        make_volumes(folder / "volumes" / name, seed)
         config = PrepareConfig(domain=name, size=size, z_bins=4, validation_share=0, test_share=0)
         stores[name] = prepare(folder / "volumes" / name, folder / f"{name}.store", config).store.path
     return stores
+
+
+def make_volumes(folder: Path, seed: int = 0) -> None:
+    """Write two small volumes of random intensities."""
+    import nibabel as nib
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    for case in range(2):
+        path = folder / f"case{case}" / "image"
+        path.mkdir(parents=True)
+        data = rng.normal(100, 10, (64, 64, 8)).astype(np.float32)
+        nib.save(nib.Nifti1Image(data, np.eye(4)), path / "v.nii.gz")
 
 
 def configuration(domains: tuple[str, ...], million: float) -> FactoryConfig:

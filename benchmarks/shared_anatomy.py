@@ -45,8 +45,9 @@ from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS, simulate_site
 from fedfactory.generative import FactoryConfig, TrainedFactory, load_factory
 from fedfactory.generative.metrics.alarm import alarms
-from fedfactory.generative.metrics.quality import SiteQuality, site_quality
+from fedfactory.generative.metrics.quality import site_quality
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
+from fedfactory.generative.metrics.site_quality import SiteQuality
 from fedfactory.node.labelling import train_on_store
 from fedfactory.node.site_adaptation import MIN_EXPLAINED_RATIO
 from fedfactory.node.site_data.held_out_scores import held_out_scores

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..adaptation.choices import REFINEMENTS, WEAK_LABEL_KINDS
+from ..common.files import require_file, require_folder
 from ..errors import ConfigError
+from ..node.store_index import require_store
 from .options import (
     Centres,
     Device,
@@ -195,6 +197,7 @@ def prepare(
         seed=seed,
     )
     config = config.like(like) if like else config
+    require_folder(source, "give a folder of cases")
 
     from ..node.store.prepare import NoUsableCase  # only now: slow to import
     from ..node.store.prepare import prepare as run
@@ -225,6 +228,8 @@ def import_slices(
     seed: Seed = 0,
 ) -> None:
     """Convert slices of the published program to a slice store, without executing anything in the pickled files."""
+    require_folder(source, "give a folder of slices of the published program")
+
     from ..node.store.prepare_config import PrepareConfig
 
     config = PrepareConfig(domain=domain, z_bins=z_bins, spacing=spacing, patient_pattern=patient_pattern, seed=seed)
@@ -243,6 +248,9 @@ def embed(
     device: Device = "cpu",
 ) -> None:
     """Compute a site's mean image embedding, for factories with guidance by CLIP. It stays at the site."""
+    require_store(store)
+    require_file(weights, "give the weights of the image encoder")
+
     from ..node.store.embedding import embed_store
 
     mean = embed_store(store, encoder=encoder, weights=weights, device=device)
@@ -269,6 +277,8 @@ def gaze(
     """Convert a site's eye fixations to candidate labels of its slices, for training. They stay at the site."""
     if not 0 < loose <= tight < 1:
         raise ConfigError(f"loose is {loose} and `tight` is {tight}; choose 0 < loose <= tight < 1")
+
+    require_store(store)
 
     from ..adaptation.labels.fixations import GazeConfig
     from ..node.store.gaze_maps import read_gaze
@@ -297,6 +307,8 @@ def weaken_labels(
     seed: Seed = 0,
 ) -> None:
     """Copy a data set and replace its dense labels by weaker ones, for studies."""
+    require_folder(source, "give a folder of cases")
+
     from ..adaptation.labels.weak_labels import weaken_folder
     from ..imaging.pictures.colour_table import read_colour_table
 

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
 from ..adaptation.methods.catalogue import METHOD_CATALOGUE, describe
-from ..common.files import refuse_existing, write_json
+from ..common.files import refuse_existing, require_weights, write_json
 from ..errors import UsageError
+from ..node.connection.component import RESEARCHER, require_component
+from ..node.store_index import require_store
 from ..researcher.node_selection import NodeSelection
 from .options import (
     ApprovalTimeout,
@@ -143,6 +145,9 @@ def train_segmenter(
     if not resume:
         refuse_existing(out)
 
+    require_component(researcher, RESEARCHER)
+    require_store(public)
+
     from ..researcher.segmentation import train_method  # only now: slow to import
 
     quiet_framework()
@@ -187,6 +192,9 @@ def adapt_remote(
     config = SegmenterConfig(
         network=network, network_size=network_size, updates=updates, rotation=radians(rotation), seed=seed
     )
+
+    require_weights(factory_file, "labelled factory")
+    require_component(researcher, RESEARCHER)
 
     from ..adaptation.training.translator_training import TranslatorConfig  # only now: slow to import
     from ..node.site_adaptation import Adaptation

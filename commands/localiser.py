@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from ..adaptation.engine.segmenter_config import SegmenterConfig
+from ..common.files import require_file_or_folder, require_weights
 from ..errors import UsageError, VolumeError
+from ..node.store_index import require_store
 from .options import Frames, ImageKey, Memory, Minutes, Nan, Seed, Series, Updates
 from .terminal import SOME_FAILED, Commands, console, errors, fail, print_unused
 
@@ -26,6 +28,8 @@ def train_localiser(
 ) -> None:
     """Train a localiser at a site with labels: it finds where the structures are in images of any contrast."""
     config = SegmenterConfig(updates=updates, minutes=minutes, memory=memory, seed=seed)
+
+    require_store(store)
 
     from ..node.labelling import train_localiser as run
 
@@ -51,6 +55,10 @@ def locate(
     """
     if out.exists():
         raise UsageError(f"{out}: exists, perhaps with corrections; choose another file")
+
+    require_weights(localiser, "labelled factory", "segmenter")
+    for path in images:
+        require_file_or_folder(path, "give images, or folders with images")
 
     from ..adaptation.localiser import load_localiser
     from ..adaptation.localiser import locate as run

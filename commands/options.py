@@ -14,6 +14,7 @@ import typer
 
 from ..adaptation.choices import ENGINES, NETWORK_SIZES, PRECISIONS
 from ..adaptation.network_names import NETWORKS
+from ..common.files import require_weights
 from ..errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ def centre_source(centres: Path | None, localiser: Path | None) -> CentreSource 
 
         return read_centre_table(centres)
     if localiser is not None:
+        require_weights(localiser, "labelled factory", "segmenter")
         from ..adaptation.localiser import load_localiser  # imports PyTorch, which no table needs
 
         return load_localiser(localiser)

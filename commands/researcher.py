@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from ..common.files import refuse_existing
+from ..common.files import refuse_existing, require_file
 from ..common.json_text import read_json
 from ..errors import UsageError
 from ..generative.config import PRESETS, FactoryConfig
+from ..node.connection.component import RESEARCHER, require_component
 from ..node.plans.transport import TRANSPORTS
 from ..researcher.node_selection import WEIGHTINGS, Federation
 from .federated_segmentation import print_scores
@@ -98,7 +99,10 @@ def train(
     ] = "samples",
     transport: Annotated[
         str,
-        typer.Option(callback=one_of(TRANSPORTS), help="float32, or float16 for half of the traffic from the sites."),
+        typer.Option(
+            callback=one_of(TRANSPORTS),
+            help="float32; float16 or int8 for a half or a quarter of the traffic from the sites.",
+        ),
     ] = "float32",
     secagg: Annotated[bool, typer.Option("--secagg", help="Sum the sites' weights under encryption.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
@@ -114,6 +118,8 @@ def train(
             round_timeout=round_timeout, nodes_per_round=nodes_per_round, leave_out=leave_out, weighting=weighting,
             transport=transport, secagg=secagg,
         )  # fmt: skip
+    require_component(researcher, RESEARCHER)
+
     from ..researcher import training  # only now: slow to import
     from ..researcher.run_state import Stage
 
@@ -194,7 +200,11 @@ def status(experiment: Experiment) -> None:
 @commands.command()
 def export(experiment: Experiment, out: FactoryOut) -> None:
     """Write the trained factory as one file, with a JSON card."""
-    from ..researcher.training import export as run
+    from ..researcher.run_state import require_run
+
+    require_run(experiment)
+
+    from ..researcher.training import export as run  # only now: slow to import
 
     factory = run(experiment, out)
     console.print(f"{out}: domains {', '.join(factory.config.domains)}, {factory.facts.rounds} rounds")
@@ -217,6 +227,8 @@ def import_checkpoint(
     names = tuple(name.strip() for name in domains.split(",")) if domains else ()
     if names:
         FactoryConfig(domains=names)  # refuses names that are empty or double before PyTorch is loaded
+
+    require_file(checkpoint, "give a checkpoint of the published program")
 
     from ..generative.original_checkpoint import import_checkpoint as run  # only now: slow to import
 

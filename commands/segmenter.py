@@ -12,8 +12,16 @@ import typer
 
 from ..adaptation.choices import LABELLINGS, LAYOUTS
 from ..adaptation.engine.segmenter_config import SegmenterConfig
-from ..common.files import refuse_existing, write_json
+from ..common.files import (
+    refuse_existing,
+    require_file,
+    require_file_or_folder,
+    require_folder,
+    require_weights,
+    write_json,
+)
 from ..errors import UsageError
+from ..node.store_index import require_store
 from .options import (
     BatchSize,
     Centres,
@@ -87,6 +95,9 @@ def plan(
         precision=precision,
     )  # fmt: skip
 
+    require_store(store)
+    require_weights(factory_file, "labelled factory")
+
     from ..node.segmenter_plans import plan_on_store
 
     made = plan_on_store(store, config, factory_file=factory_file, device=device)
@@ -138,6 +149,11 @@ def label(
         network_size=network_size, updates=updates, minutes=minutes, rotation=radians(rotation), memory=memory,
         seed=seed,
     )  # fmt: skip
+
+    require_weights(factory, "factory")
+    require_store(store)
+    for given in (first_guess, segmenter):
+        require_weights(given, "segmenter")
 
     from ..node.labelling import label_factory
 
@@ -205,6 +221,9 @@ def generate_volumes(
         raise UsageError(f"out is {out}; give a new folder")
     refuse_existing(out)
 
+    require_weights(factory, "labelled factory")
+    require_folder(ckpt_dir, "give the folder of a labelled factory")
+
     from ..adaptation.adapt import MANIFEST
     from ..adaptation.generate_volumes import Drawing, choose_factory
     from ..adaptation.generate_volumes import generate_volumes as run
@@ -248,6 +267,10 @@ def audit(
     if weights is not None and not encoder:
         raise UsageError(f"weights is '{weights}'; give their `encoder` too")
     refuse_existing(out)
+    require_weights(factory, "labelled factory")
+    require_store(store)
+    require_store(held_out)
+    require_file(weights, "give the weights of the image encoder")
 
     from ..generative.image_encoder import load_image_encoder
     from ..generative.metrics.quality import random_features
@@ -307,6 +330,10 @@ def adapt(
         learning_rate=learning_rate, batch_size=batch_size, rotation=radians(rotation), memory=memory,
         precision=precision, seed=seed,
     )  # fmt: skip
+
+    require_store(store)
+    require_weights(factory_file, "labelled factory")
+    require_folder(synthetic, "give a folder written by `fedfactory generate-volumes`")
 
     from ..adaptation.training.translator_training import TranslatorConfig
     from ..node.site_adaptation import Adaptation, adapt_site
@@ -368,6 +395,10 @@ def segment(
 ) -> None:
     """Write label maps of new images, on the images' own grid: NIfTI, or PNG for pictures."""
     refuse_existing(out)
+    for given in model:
+        require_weights(given, "segmenter")
+    for path in images:
+        require_file_or_folder(path, "give images, or folders with images")
     source = centre_source(centres, localiser)
 
     from ..adaptation.inference import Outputs
@@ -412,6 +443,9 @@ def evaluate(
     References without a prediction, those that are cut by the border of the image, and cases of a size unlike the
     others, get a warning.
     """
+    for given in (predictions, references):
+        require_file_or_folder(given, "give label maps")
+
     from ..adaptation.evaluation.evaluate import evaluate as run
     from ..adaptation.evaluation.summary import class_lines, mean_dice, mean_over_classes
     from ..imaging.class_names import parse_names

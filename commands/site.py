@@ -10,6 +10,8 @@ import typer
 from .. import __version__
 from ..adaptation.network_names import ARCHITECTURES, NETWORK_SIZES, SITE_NETWORKS, check_modality
 from ..errors import UsageError
+from ..node.connection.component import NODE, require_component
+from ..node.store_index import require_store
 from .options import NodeFolder, ProbeTimeout, Store, Tag, listed, one_of
 from .site_clean import site_clean
 from .site_ledger import site_ledger
@@ -66,6 +68,10 @@ def site_add(
     for name in filter(None, (modality, *others)):
         check_modality(name)
 
+    for path in (store, public, *others.values()):
+        require_store(path)
+    require_component(node_dir, NODE)
+
     from ..node.policy.policy import policy_file
     from ..node.site_check import proxy_in_the_way  # only now: slow to import
     from ..node.site_choices import SiteChoices
@@ -104,6 +110,8 @@ def site_approve(
     ] = False,
 ) -> None:
     """Show the source of the training plans that wait at a node, and approve them."""
+    require_component(node_dir, NODE)
+
     from ..node.protection.package_digest import digest_of_all, package_fingerprint
     from ..node.sites import approve_plans
 
@@ -135,6 +143,8 @@ def site_check(
 
     Nothing is changed. The exit code is 1 if there is a problem.
     """
+    require_component(node_dir, NODE)
+
     from ..node.site_check import check_site
 
     print_checks(check_site(node_dir, timeout=timeout))

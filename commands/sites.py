@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..node.connection.component import RESEARCHER, require_component
 from .options import NodeTimeout, Researcher, Tag
 from .terminal import console, quiet_framework
 
@@ -32,6 +33,8 @@ def sites(
     Nothing is trained and nothing is asked but the descriptions under which the sites registered their stores.
     The exit code is 1 if the sites do not agree.
     """
+    require_component(researcher, RESEARCHER)
+
     from ..researcher.node_selection import NodeSelection  # only now: slow to import
     from ..researcher.segmenting.survey import ask_sites
 

@@ -105,6 +105,29 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_file(path: str | os.PathLike | None, advice: str) -> None:
+    """Raises UsageError with the advice if there is no file at `path`. None passes: an option that was left out."""
+    if path is not None and not Path(path).is_file():
+        raise UsageError(f"{path}: no such file; {advice}")
+
+
+def require_folder(path: str | os.PathLike | None, advice: str) -> None:
+    """Raises UsageError with the advice if there is no folder at `path`. None passes."""
+    if path is not None and not Path(path).is_dir():
+        raise UsageError(f"{path}: no such folder; {advice}")
+
+
+def require_file_or_folder(path: str | os.PathLike, advice: str) -> None:
+    """Raises UsageError with the advice if there is nothing at `path`."""
+    if not Path(path).exists():
+        raise UsageError(f"{path}: no such file or folder; {advice}")
+
+
+def require_weights(path: str | os.PathLike | None, *kinds: str) -> None:
+    """Raises UsageError if there is no file at `path`; `kinds` are the kinds of files that would do. None passes."""
+    require_file(path, f"give a {' or '.join(kinds)} written by fedfactory")
+
+
 def refuse_existing(path: str | os.PathLike) -> None:
     """Raises UsageError if `path` is a file or a folder with something in it."""
     path = Path(path)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..errors import CheckpointError, UsageError
-from .files import atomic_file, write_json
+from ..errors import CheckpointError
+from .files import atomic_file, require_weights, write_json
 from .json_text import parse_json
 
 CARD = "fedfactory"  # the metadata entry that holds the card
@@ -63,8 +63,7 @@ def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
 
     path, kinds = Path(path), (kind,) if isinstance(kind, str) else kind
     wanted = " or ".join(kinds)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a {wanted} written by fedfactory")
+    require_weights(path, *kinds)
     try:
         with safe_open(path, framework="pt") as file:
             card = parse_json((file.metadata() or {}).get(CARD, "null"))

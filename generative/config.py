@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, fields
 
 from ..common.names import check_name
 from ..errors import ConfigError
-from ..imaging.slice_format import COMPATIBILITY
+from ..imaging.slice_choices import COMPATIBILITY, MAX_CHANNELS
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024
-MOST_CHANNELS = 8  # of an image, as in `imaging.slice_format`, which needs numpy
 HEADS = ("palette", "image")
 CONDITIONINGS = ("auto", "head", "mapping")
 DISCRIMINATORS = ("local", "shared")
@@ -140,8 +139,8 @@ class FactoryConfig:
             lowest = int(name in POSITIVE_INTEGERS)
             if not isinstance(getattr(self, name), int) or getattr(self, name) < lowest:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be a whole number from {lowest} up")
-        if self.image_channels > MOST_CHANNELS:
-            raise ConfigError(f"image_channels is {self.image_channels}; choose from 1 to {MOST_CHANNELS}")
+        if self.image_channels > MAX_CHANNELS:
+            raise ConfigError(f"image_channels is {self.image_channels}; choose from 1 to {MAX_CHANNELS}")
         if self.compatibility == "published" and self.image_channels != 1:
             raise ConfigError(
                 f"image_channels is {self.image_channels} and compatibility 'published'; the published program knows "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.files import require_file
 from ..common.weights_file import refuse_packed
 from ..errors import CheckpointError, UsageError
 
@@ -85,8 +86,7 @@ def load_image_encoder(name: str, weights: str | Path, *, device: str = "cpu") -
         the file would execute code.
     """
     path = Path(weights)
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; give the weights of the image encoder")
+    require_file(path, "give the weights of the image encoder")
     tower, side, mean, std = (_timm_tower if name.startswith(TIMM) else _clip_tower)(name)
     state = _read_state(path)
     if any(key.startswith(VISUAL) for key in state):

@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
+from ..common.files import require_file
 from ..common.weights_file import load_strictly, refuse_packed
 from ..errors import CheckpointError, ConfigError, UsageError
 from .config import PRESETS, FactoryConfig
@@ -86,8 +87,7 @@ def import_checkpoint(
 
 def _read(path: Path) -> dict[str, object]:
     """Content of a PyTorch file of plain containers and tensors."""
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; give a checkpoint of the published program")
+    require_file(path, "give a checkpoint of the published program")
     refuse_packed(path)
     try:
         # The older variant stores its command line in a Namespace, which only holds attributes.

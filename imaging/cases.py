@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.fault_log import faults_named
+from ..common.files import require_folder
 from ..errors import UsageError
 from .accounting.account import with_voxels
 from .accounting.clashes import set_apart
@@ -76,8 +77,7 @@ def find_cases(
     Raises: UsageError if the folder is missing or unreadable, or holds no case at all.
     """
     source = Path(source)
-    if not source.is_dir():
-        raise UsageError(f"{source}: no such folder; give a folder of cases")
+    require_folder(source, "give a folder of cases")
     keys = tuple(key.strip() for key in image_key.split(","))
     if not all(keys) or len(set(keys)) < len(keys):
         raise UsageError(f"image_key is '{image_key}'; give names of modalities, each once, separated by commas")

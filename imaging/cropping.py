@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ConfigError, VolumeError
+from .slice_choices import CROPS
 
-CROPS = ("air", "none")
 AIR_SHARE = 0.1  # a plane is air if no voxel in it reaches this share of the volume's bright end
 BRIGHT_SHARE = 0.99  # of the planes' maxima: one bright artefact must not set the scale
 PUBLISHED_BINS = 255

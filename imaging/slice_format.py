@@ -9,13 +9,8 @@ import numpy as np
 
 from ..errors import ConfigError, VolumeError
 from .case_files import NAN
-from .cropping import CROPS
+from .slice_choices import COMPATIBILITY, CONTENTS, CROPS, MAX_CHANNELS, PLANES
 
-PLANES = ("axial", "coronal", "sagittal", "acquired", "stored")  # see `fedfactory.imaging.volumes.orientation`
-
-CONTENTS = ("volumes", "pictures")
-COMPATIBILITY = ("none", "published")  # "published": do as the published program (RobustMedSeg) did, with its errors
-MAX_CHANNELS = 8
 PICTURE_SIDE = 100.0  # millimetres that stand for the longer side of a picture
 
 BACKGROUND = -1.0  # value of padding, the darkest of the [-1, 1] scale

@@ -21,6 +21,7 @@ from fedbiomed.node.node import Node
 
 from ..common.files import restrict_access
 from ..errors import NodeDataError, UsageError
+from .connection.component import NODE, require_component
 from .protection import guarded_round
 from .protection.numbers import leaving_numbers
 from .protection.site_secret import mixed_seed
@@ -64,10 +65,14 @@ class NamedOptimizers(BaseOptimizer):
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizer.items()}
         return {"optimizers": states, "extra": self.extra}
 
-    def load_state(self, optim_state: Mapping[str, Any], load_from_state: bool = False) -> NamedOptimizers:
+    def load_state(self, optim_state: dict[str, Any], load_from_state: bool = False) -> NamedOptimizers:
+        """Take over a state from `save_state`. The framework (`load_from_state`) gives it away: it is emptied."""
         for name, optimizer in self.optimizer.items():
             optimizer.load_state_dict(optim_state["optimizers"][name])
         self.extra = optim_state["extra"]
+        if load_from_state:
+            # The framework formats all its numbers for a line of its log that hardly any node shows: docs/upstream.
+            optim_state.clear()
         return self
 
 
@@ -214,11 +219,7 @@ def open_node(root: str | Path) -> Node:
 
     Raises: UsageError if there is no node component, or if the process has opened another one.
     """
-    root = Path(root).resolve()
-    if not (root / "etc" / "config.ini").is_file():
-        raise UsageError(
-            f"{root}: no Fed-BioMed node here; use `fedbiomed component create -c node -p {root}` to make one"
-        )
+    root = require_component(root, NODE)
     global _opened  # noqa: PLW0603
     if _opened not in (None, root):
         raise UsageError(f"this process already works on node {_opened}; use one process per node")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FederationError, FedFactoryError, QuorumError, UsageError
 from ..generative.config import FactoryConfig
+from ..node.connection.component import RESEARCHER, require_component
 from .connection_check import missing_nodes, server_problem
 from .node_selection import Federation
 from .round_records import ReceivedUpdate
@@ -36,11 +37,7 @@ def use_researcher(root: str | Path) -> None:
 
     Raises: UsageError if there is no such component, or if this process has opened another component.
     """
-    root = Path(root).resolve()
-    if not (root / "etc" / "config.ini").is_file():
-        raise UsageError(
-            f"{root}: no Fed-BioMed researcher here; make one with `fedbiomed component create -c researcher -p {root}`"
-        )
+    root = require_component(root, RESEARCHER)
     opened = os.environ.get(ROOT_VARIABLE)
     if "fedbiomed.researcher.config" in sys.modules and opened != str(root):
         raise UsageError(f"researcher is {root}, but this process has opened {opened}; use a new process")
@@ -114,7 +111,7 @@ def factory_experiment(
         nodes_per_round: number of nodes that train in a round, drawn at random; None: all.
         min_nodes: answers without which a round does not count; at least 2 with `secagg`.
         weighting: "samples" or "uniform" (published), see `Federation`.
-        transport: "float32" or "float16", see `Federation`.
+        transport: "float32", "float16" or "int8", see `Federation`.
         secagg: whether the sites' weights are summed under encryption, see `Federation`.
         seed: seed of the initial weights and of every site's draws.
         experiment_options: further arguments of `Experiment`, such as `save_breakpoints=True`.
@@ -163,11 +160,12 @@ def factory_experiment(
     return experiment
 
 
-def make_experiment(tag: str, **options: Any) -> Experiment:
+def make_experiment(tag: str, *, nodes: list[str] | None = None, **options: Any) -> Experiment:
     """A Fed-BioMed `Experiment` on the data with a tag.
 
     Args:
         tag: tag under which the sites registered their data.
+        nodes: ids of the nodes that take part, are asked for approval and receive anything; None: all with such data.
         options: further arguments of `Experiment`.
 
     Raises: FederationError if it cannot be set up or if no connected node offers such data.
@@ -176,7 +174,13 @@ def make_experiment(tag: str, **options: Any) -> Experiment:
     from fedbiomed.researcher.federated_workflows import Experiment
     from fedbiomed.researcher.requests import Requests
 
-    experiment = guarded(lambda: Experiment(tags=[tag], **options), "the experiment could not be set up")
+    def build() -> Experiment:
+        experiment = Experiment(tags=[tag], nodes=nodes, **options)
+        if nodes is not None:  # the framework looked for data before it knew the nodes, and would ask all for approval
+            experiment.set_training_data(None, from_tags=True)
+        return experiment
+
+    experiment = guarded(build, "the experiment could not be set up")
     if not experiment.filtered_federation_nodes():
         raise FederationError(
             f"no connected node offers data with tag '{tag}'; {missing_nodes(Requests(config), 1, tag, config.root)}"

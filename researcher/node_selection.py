@@ -57,7 +57,8 @@ class Federation(NodeSelection):
         nodes_per_round: nodes that train in a round, drawn at random; None: all.
         leave_out: whether to go on without sites whose stores differ from the others', instead of stopping.
         weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
-        transport: "float32", or "float16": sites send the change of their weights in half precision.
+        transport: "float32", or "float16" or "int8": sites send the change of their weights in half precision or eight
+            bits, see `node.plans.transport`.
         secagg: whether the sites' weights are summed under encryption, so that the researcher never sees the weights
             of a single site. Such sums need float32 and are weighted by samples.
 

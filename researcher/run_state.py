@@ -14,7 +14,7 @@ from ..errors import CheckpointError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
-from ..generative.metrics.quality import SiteQuality
+from ..generative.metrics.site_quality import SiteQuality
 from .node_selection import Federation
 from .round_records import ReceivedUpdate, RoundEvent
 
@@ -27,6 +27,14 @@ PAIR = " / "  # between the names of two domains
 CURVES = ("loss_", QUALITY, "augment_p", "images_per_second")  # prefixes of the numbers that are kept for every round
 MIN_ANSWERS = 2  # by default: a mean needs at least two sites
 RECENT_ROUNDS = 10  # rounds whose mean duration predicts the remaining time
+
+
+def require_run(out: Path) -> Path:
+    """The file with the state of the run in an experiment folder. Raises: UsageError if there is none."""
+    path = Path(out) / STATE
+    if not path.is_file():
+        raise UsageError(f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing)")
+    return path
 
 
 @dataclass(frozen=True)
@@ -188,9 +196,7 @@ class RunState:
 
         Raises: UsageError if there is no run, CheckpointError if its file is damaged.
         """
-        path = Path(out) / STATE
-        if not path.is_file():
-            raise UsageError(f"experiment is {out}; choose a folder that a training run wrote ({STATE} is missing)")
+        path = require_run(out)
         try:
             return cls._from_dict(read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:

@@ -75,7 +75,10 @@ def test_a_public_name_is_imported_at_its_first_use_and_an_unknown_name_is_refus
         room.no_such_name  # noqa: B018
 
 
-# Decided by the command line alone: (words, exit code, part of the output).
+MADE = str(Path(__file__).resolve())  # a file that is there
+
+# Decided by the command line and by what is there: (words, exit code, part of the output). What stands above the first
+# row that prepares is decided by the command line alone.
 QUICK = [
     (["--help"], 0, "train-segmenter"),
     (["methods"], 0, "fedicra"),
@@ -109,6 +112,8 @@ QUICK = [
     (["train", "--researcher", "x", "--out", "y", "--weighting", "odd"], 2, "--weighting is 'odd'; choose samples or"),
     (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a", "--secagg", "--transport",
       "float16"], 2, "--transport is 'float16'"),
+    (["train", "--researcher", "x", "--out", "y", "--tag", "abc", "--domains", "a", "--secagg", "--transport",
+      "int8"], 2, "--transport is 'int8'; with"),
     (["train-segmenter", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2,
      "--method is 'odd'; choose one of local, fedavg"),
     (["train", "--method", "odd", "--researcher", "x", "--tag", "abc", "--out", "y"], 2, "--method is 'odd'"),
@@ -133,8 +138,38 @@ QUICK = [
     (["plan", "--help"], 0, "--size-of-network"),
     (["plan", "x", "--size-of-network", "odd"], 2, "--size-of-network is 'odd'; choose small, standard or"),
     (["plan", "x", "--memory", 0], 2, "--memory is 0.0; choose a number above 0"),
+    # A file or folder that is not there.
+    (["prepare", "no", "--out", "y", "--domain", "a"], 2, "no: no such folder; give a folder of cases"),
+    (["import-slices", "no", "--out", "y", "--domain", "a"], 2, "no: no such folder"),
+    (["weaken-labels", "no", "--out", "y", "--kind", "box"], 2, "no: no such folder"),
+    (["embed", "no", "--encoder", "e", "--weights", "w"], 2, "no: no slice store here"),
+    (["gaze", "no"], 2, "no: no slice store here"),
+    (["plan", "no"], 2, "no: no slice store here"),
+    (["label", "--factory", "no", "--store", "x", "--out", "y"], 2, "no: no such file; give a factory"),
+    (["audit", "--factory", "no", "--store", "x", "--out", "y"], 2, "no: no such file; give a labelled factory"),
+    (["generate-volumes", "--factory", "no", "--domain", "a", "--out", "y"], 2, "no: no such file; give a labelled"),
+    (["generate-volumes", "--ckpt_dir", "no", "--domain", "a", "--out", "y"], 2, "no: no such folder"),
+    (["adapt", "--store", "no", "--factory", "f", "--out", "y"], 2, "no: no slice store here"),
+    (["segment", "no.nii", "--model", "no", "--out", "y"], 2, "no: no such file; give a segmenter"),
+    (["segment", "no.nii", "--model", MADE, "--out", "y"], 2, "no.nii: no such file or folder; give images"),
+    (["locate", "no.nii", "--localiser", "no", "--out", "y"], 2, "no: no such file; give a labelled factory or segm"),
+    (["evaluate", "no", "x", "--out", "y.csv"], 2, "no: no such file or folder; give label maps"),
+    (["train-localiser", "--store", "no", "--out", "y"], 2, "no: no slice store here"),
+    (["export", "no", "--out", "y"], 2, "experiment is no; choose a folder that a training run wrote"),
+    (["status", "no"], 2, "experiment is no; choose a folder that a training run wrote"),
+    (["import-checkpoint", "no", "--out", "y"], 2, "no: no such file; give a checkpoint"),
+    (["train", "--researcher", "no", "--out", "y", "--tag", "abc", "--domains", "a,b"], 2, "no Fed-BioMed researcher"),
+    (["train-segmenter", "--method", "fedavg", "--researcher", "no", "--tag", "abc", "--out", "y"], 2,
+     "no Fed-BioMed researcher here"),
+    (["adapt-remote", "--factory", MADE, "--researcher", "no", "--tag", "abc", "--out", "y"], 2,
+     "no Fed-BioMed researcher here"),
+    (["sites", "--researcher", "no", "--tag", "abc"], 2, "no Fed-BioMed researcher here"),
+    (["check", "no"], 2, "no Fed-BioMed researcher here"),
+    (["site", "add", "no", "--store", "no", "--tag", "abc"], 2, "no: no slice store here"),
+    *((["site", name, "no"], 2, "no Fed-BioMed node") for name in ("approve", "check", "clean", "ledger", "policy")),
 ]  # fmt: skip
-LARGE = ("torch", "monai", "fedbiomed", "scipy", "skimage", "matplotlib", "nibabel")
+LARGE = ("torch", "monai", "fedbiomed", "scipy", "skimage", "matplotlib", "nibabel", "pydicom", "cv2")
+FEW = ("numpy", "psutil")  # small enough for a command that uses them to decide what it was given
 DRIVER = """
 import contextlib, io, json, sys
 from fedfactory.cli import main
@@ -154,15 +189,49 @@ print(json.dumps(answers))
 """
 
 
-def test_help_and_errors_that_the_command_line_alone_decides_need_no_large_library(tmp_path):
+def test_help_mistyped_options_and_missing_files_need_no_large_library(tmp_path):
     """PyTorch and Fed-BioMed take ten seconds to import; a mistyped option should not wait for them."""
     words = json.dumps([[str(word) for word in words] for words, _, _ in QUICK])
-    command = [sys.executable, "-c", DRIVER, words, json.dumps(LARGE)]
+    command = [sys.executable, "-c", DRIVER, words, json.dumps([*LARGE, *FEW])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    prepared = False
     for (typed, code, part), (ended, text, imported) in zip(QUICK, json.loads(done.stdout), strict=True):
-        assert not imported, typed
+        assert set(imported) <= set(FEW), typed
         assert ended == code and part in text, (typed, text)
+        prepared |= typed[0] == "prepare" and "--help" not in typed
+        assert prepared or not imported, typed
     assert not list(tmp_path.iterdir())
+
+
+def test_local_commands_import_no_federation_and_preparing_no_pytorch(tmp_path):
+    """In each row all that a command imports is imported before it finds that a file is damaged."""
+    write_site(tmp_path / "site")
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    cut, store, damaged = "cut.safetensors", "site.store", "cut.safetensors: not a readable"
+    rows = [
+        (["prepare", "site", "--out", store, "--domain", "a", "--size", 16, "--z-bins", 4, "--workers", 1], 0, "added"),
+        (["weaken-labels", "site", "--out", "weak", "--kind", "box"], 0, "cases; next"),
+        (["evaluate", "site", "site", "--out", "scores.csv"], 0, "mean foreground Dice"),
+        (["gaze", store], 2, "no fixations"),
+        (["plan", store], 0, "network"),
+        (["label", "--factory", cut, "--store", store, "--out", "y"], 1, damaged),
+        (["audit", "--factory", cut, "--store", store, "--out", "y"], 1, damaged),
+        (["generate-volumes", "--factory", cut, "--domain", "a", "--out", "y"], 1, damaged),
+        (["adapt", "--store", store, "--factory", cut, "--out", "y"], 1, damaged),
+        (["segment", "site", "--model", cut, "--out", "y"], 1, damaged),
+        (["locate", "site", "--localiser", cut, "--out", "y"], 1, damaged),
+        (["embed", store, "--encoder", "RN50", "--weights", cut], 1, cut),
+        (["import-checkpoint", cut, "--out", "y"], 1, cut),
+        (["status", "site"], 2, "choose a folder that a training run wrote"),
+    ]
+    words = json.dumps([[str(word) for word in words] for words, _, _ in rows])
+    command = [sys.executable, "-c", DRIVER, words, json.dumps(["fedbiomed", "torch", "monai"])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    answers = json.loads(done.stdout)
+    for (typed, code, part), (ended, text, imported) in zip(rows, answers, strict=True):
+        assert ended == code and part in text, (typed, text)
+        assert "fedbiomed" not in imported, typed
+    assert answers[0][2] == []
 
 
 def test_the_names_that_commands_accept_are_those_of_the_tables_behind_them():
@@ -200,6 +269,8 @@ def test_the_former_train_method_runs_the_segmentation_and_names_its_new_command
         raise UsageError("reached")
 
     monkeypatch.setattr(segmentation, "train_method", reached)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "config.ini").write_text("")  # as far as the command line looks, a component
     words = ["--researcher", tmp_path, "--tag", "abc", "--rounds", 3, "--rotation", 180, "--option", "crf_weight=0.5"]
     former, moved = [], "fedfactory: `train --method` is now `fedfactory train-segmenter --method`"
     for begin in (
@@ -311,6 +382,9 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
     (tmp_path / "text" / "a" / "image").mkdir(parents=True)
     (tmp_path / "text" / "a" / "image" / "x.nii.gz").write_text("notes")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "like").mkdir()
+    (tmp_path / "like" / "store.json").write_text("{}")
+    (tmp_path / "no.nii").write_text("notes")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(labelled_file.read_bytes()[:1000])
     out = ["--out", tmp_path / "new"]
@@ -326,7 +400,7 @@ def test_bad_input_is_one_line_with_the_right_exit_code(tmp_path, capsys, labell
         ),
         (["generate-volumes", "--factory", cut, "--domain", "dark", *out], 1, "cut.safetensors: not a readable"),
         (["export", tmp_path / "empty", *out], 2, "choose a folder that a training run wrote"),
-        (["label", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 1, "expected a factory"),
+        (["label", "--factory", labelled_file, "--store", tmp_path / "like", *out], 1, "expected a factory"),
         (["adapt", "--factory", labelled_file, "--store", tmp_path / "empty", *out], 2, "no slice store"),
         (["plan", tmp_path / "empty", *out], 2, "no slice store"),
         (["segment", tmp_path / "no.nii", "--model", cut, *out], 1, "not a readable"),

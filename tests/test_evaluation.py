@@ -14,7 +14,7 @@ from fedfactory.adaptation.evaluation.scores import MEASURES, Score, score_case,
 from fedfactory.adaptation.evaluation.summary import class_means, mean_dice, mean_over_classes, summarise
 from fedfactory.cli import app
 from fedfactory.errors import StoreError, UsageError, VolumeError
-from fedfactory.imaging.case_sizes import CaseSize, cut_labels, in_plane_axes, outliers, size_warnings
+from fedfactory.imaging.accounting.case_sizes import CaseSize, cut_labels, in_plane_axes, outliers, size_warnings
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, UsageError, VolumeError
 from fedfactory.imaging.centre_table import CentreTable, read_centre_table
-from fedfactory.imaging.slice_format import PLANES, SliceFormat
+from fedfactory.imaging.slice_choices import PLANES
+from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.slice_grid import Axis, SliceGrid
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume, turned_positions

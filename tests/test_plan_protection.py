@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +95,20 @@ def test_tensors_that_stay_at_the_site_cannot_be_set_from_outside(make_plan, kin
             begin_round(again, {**sent, **foreign}, kept)
 
 
+def test_a_state_is_emptied_once_it_is_loaded_since_the_framework_formats_what_is_left(make_plan):
+    from fedbiomed.node.round import Round
+
+    plan, later = make_plan("factory"), make_plan("factory")
+    plan.optimizers().extra = {"rounds": 3}
+    state = plan.optimizers().save_state()
+    later.optimizers().load_state(state, load_from_state=True)
+    assert later.optimizers().extra == {"rounds": 3}
+    assert f"{state}" == "{}"
+    source = inspect.getsource(Round._load_round_state)
+    first = source.index("load_state(optim_state, load_from_state=True)")
+    assert source.index("Optimizer loaded state {optim_state}") > first  # otherwise there is nothing to empty it for
+
+
 def test_arguments_of_privacy_without_effect_are_refused(make_plan):
     privacy = {"type": "local", "sigma": 0.1, "clip": 1.0}
     with pytest.raises(NodeDataError, match="dp_args has no effect"):
@@ -142,10 +159,8 @@ def test_a_segmentation_declares_what_it_sends(patients, guard, method):
 
 
 @pytest.mark.parametrize("kind", ["local", "shared"])
-@pytest.mark.parametrize("transport", ["float32", "float16", "encrypted"])
+@pytest.mark.parametrize("transport", ["float32", "float16", "int8", "encrypted"])
 def test_a_factory_declares_what_it_sends(store, config, guard, kind, transport):
-    from dataclasses import replace
-
     from fedfactory.researcher.plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
 
     flatten = transport == "encrypted"
@@ -159,6 +174,45 @@ def test_a_factory_declares_what_it_sends(store, config, guard, kind, transport)
         assert guard.tensors == {name: tuple(tensor.shape) for name, tensor in reply.params.items()}
     assert any("discriminator." in name for name in guard.tensors) == (kind == "shared")
     assert all(name.startswith("change.") == (transport == "float16") for name in guard.tensors)
+    assert all(name.startswith(("levels.", "scale.")) == (transport == "int8") for name in guard.tensors)
+
+
+def test_what_eight_bits_leave_over_stays_at_the_site_and_is_sent_in_the_next_round(store, config, guard):
+    from fedfactory.node.plans.transport import restore
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan
+
+    def run(transport: str, before=None):
+        arguments = {"factory": config.to_dict(), "seed": 0, "transport": transport}
+        before = copy.deepcopy(before)  # optimizers change the tensors of a state that they have loaded
+        return node_round(FactoryPlan, arguments, store.path, start, before=before, share_persistent_buffers=False)
+
+    start = initial_generator(config)
+    first = run("int8")
+    second = run("int8", before=first)
+    assert "residual" not in run("float16", before=second).state["extra"]
+    for reply in (first, second):
+        left = reply.state["extra"]["residual"]
+        assert left.keys() == start.keys() and any(tensor.any() for tensor in left.values())
+        assert not any("residual" in name for name in reply.params)
+    # The same round from the same state without the residual sends something else: the difference is the residual.
+    extra = {name: value for name, value in first.state["extra"].items() if name != "residual"}
+    state = {**first.state, "extra": extra}
+    forgetful = run("int8", before=replace(first, state=state))
+    total = {}
+    for name, reply in (("kept", second), ("lost", forgetful)):
+        sent, left = restore(reply.params, start), reply.state["extra"]["residual"]
+        total[name] = {key: sent[key].double() + left[key].double() for key in sent}
+    for key, left in first.state["extra"]["residual"].items():
+        assert torch.allclose(total["kept"][key] - total["lost"][key], left.double(), atol=1e-5)
+
+
+def initial_generator(config) -> dict[str, torch.Tensor]:
+    """The weights from which every run of this seed begins, without those that stay at the sites."""
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan
+
+    plan = FactoryPlan()
+    factory = plan.init_model({"factory": config.to_dict(), "seed": 0})
+    return {name: p.detach().clone() for name, p in factory.named_parameters() if not plan.tag_parameters(name)}
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "factory"])

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fedfactory.errors import CheckpointError, ConfigError, FederationError, NodeDataError, UsageError
-from fedfactory.generative import make_generator
+from fedfactory.generative import FactoryConfig, make_generator
+from fedfactory.generative.factory import Factory
 from fedfactory.generative.factory_facts import SharedAnatomy
+from fedfactory.node.plans.eight_bits import num_scales
 from fedfactory.node.plans.error_redaction import redact_errors
-from fedfactory.node.plans.transport import CHANGE, pack, restore
+from fedfactory.node.plans.transport import CHANGE, LEVELS, SCALE, TRANSPORTS, pack, packed_shapes, restore
+from fedfactory.node.policy.default_arguments import default_arguments
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, ModalityFacts, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
@@ -289,7 +292,7 @@ def test_half_precision_changes_keep_their_error_bound(scale, seed):
     rng = torch.Generator().manual_seed(seed)
     before = {"w": torch.randn(64, generator=rng) * 3, "count": torch.tensor([5])}
     after = {"w": before["w"] + scale * torch.randn(64, generator=rng), "count": torch.tensor([9])}
-    sent = pack(after, before, "float16")
+    sent, _ = pack(after, before, "float16")
     assert sent[f"{CHANGE}w"].dtype == torch.float16
     back = restore(sent, before)
     change = (after["w"] - before["w"]).double()
@@ -299,9 +302,104 @@ def test_half_precision_changes_keep_their_error_bound(scale, seed):
     assert torch.equal(back["count"], after["count"])
 
 
+def test_the_default_policy_allows_every_transport():
+    assert default_arguments()["model_args.transport"] == list(TRANSPORTS)
+
+
 def test_full_precision_travels_as_it_is():
     weights = {"w": torch.randn(3)}
-    assert torch.equal(restore(pack(weights, weights, "float32"), weights)["w"], weights["w"])
+    assert torch.equal(restore(pack(weights, weights, "float32")[0], weights)["w"], weights["w"])
+
+
+SHAPES = st.sampled_from([(), (1,), (7,), (3, 2), (4, 64), (5, 3, 5, 5), (1, 200), (0, 4)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SHAPES, rounds=st.integers(1, 6), scale=st.floats(1e-30, 1e4), seed=st.integers(0, 99))
+def test_all_changes_in_eight_bits_sum_to_the_changes_made_up_to_the_last_residual(shape, rounds, scale, seed):
+    rng = torch.Generator().manual_seed(seed)
+    made, arrived, residual = torch.zeros(shape).double(), torch.zeros(shape).double(), {}
+    largest = 0.0
+    for _ in range(rounds):
+        before = {"w": torch.randn(shape, generator=rng)}
+        after = {"w": before["w"] + scale * torch.randn(shape, generator=rng)}
+        sent, residual = pack(after, before, "int8", residual)
+        change = (after["w"] - before["w"]).double()
+        made += change
+        arrived += restore(sent, {"w": torch.zeros(shape)})["w"].double()
+        largest = max(largest, float(change.abs().max()) if change.numel() else 0.0)
+    assert torch.allclose(arrived + residual["w"].double(), made, rtol=0, atol=1e-6 * rounds * largest)
+    # A residual is at most half a level of changes that include the residual before: 1/254 + 1/254^2 + ...
+    assert (residual["w"].abs() <= largest / 252 + 1e-37).all()
+
+
+def test_without_the_residual_small_changes_would_never_arrive():
+    """A weight that moves by a fifth of a level in every round, beside one that moves by 127 levels."""
+    before, after = {"w": torch.zeros(2)}, {"w": torch.tensor([127.0, 0.2])}
+    kept, arrived, forgetful = {}, 0.0, 0.0
+    for _ in range(10):
+        sent, kept = pack(after, before, "int8", kept)
+        arrived += float(restore(sent, before)["w"][1])
+        forgetful += float(restore(pack(after, before, "int8")[0], before)["w"][1])
+    assert forgetful == 0 and arrived == pytest.approx(2, abs=0.51)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99))
+def test_eight_bits_have_a_scale_for_each_row_and_are_declared_by_name_and_shape(shape, seed):
+    rng = torch.Generator().manual_seed(seed)
+    before = {"w": torch.zeros(shape), "count": torch.tensor([5])}
+    rows = 10.0 ** torch.arange(num_scales(shape)).double()  # of very different size, as layers' channels are
+    factor = (rows.reshape(-1, *[1] * (len(shape) - 1)) if len(rows) > 1 else rows[0]).float()
+    change = torch.randn(shape, generator=rng) * factor
+    sent, residual = pack({"w": change, "count": torch.tensor([9])}, before, "int8")
+    expected = {k: v for name, t in before.items() for k, v in packed_shapes(name, t, "int8").items()}
+    assert {name: tuple(tensor.shape) for name, tensor in sent.items()} == expected
+    assert sent[LEVELS + "w"].dtype == torch.int8 and sent[SCALE + "w"].dtype == torch.float32
+    back = restore(sent, before)
+    assert torch.equal(back["count"], torch.tensor([9])) and "count" not in residual
+    for row, was in zip(back["w"].reshape(len(rows), -1), change.reshape(len(rows), -1), strict=True):
+        if row.numel():
+            assert float((row - was).abs().max()) <= float(was.abs().max()) * (1 / 254 + 1e-6)
+
+
+def test_eight_bits_are_a_quarter_of_the_weights_and_less_than_an_eighth_of_what_was_published():
+    factory = Factory(FactoryConfig.preset("tiny", ("a", "b")))
+    generator = {name: p for name, p in factory.named_parameters() if name.startswith("generator.")}
+    sent, _ = pack(generator, generator, "int8")
+    size, full = (sum(t.nbytes for t in tensors.values()) for tensors in (sent, generator))
+    published = 2 * full + sum(p.nbytes for p in factory.discriminator.parameters())  # and the moving average
+    assert size < 0.27 * full and size < published / 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_change_that_is_not_finite_is_not_sent_in_eight_bits(value):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        pack({"w": torch.tensor([0.0, value])}, {"w": torch.zeros(2)}, "int8")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"levels.w": torch.zeros(4, dtype=torch.int8)},
+        {"scale.w": torch.zeros(1)},
+        {"w": torch.zeros(4), "scale.w": torch.zeros(1)},
+        {"levels.w": torch.zeros(4), "scale.w": torch.zeros(1)},
+        {"levels.w": torch.zeros(1, dtype=torch.int8), "scale.w": torch.zeros(1)},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.zeros(4)},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.zeros(1, dtype=torch.float64)},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.tensor([float("nan")])},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.tensor([float("inf")])},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.tensor([-1.0])},
+        {"levels.w": torch.zeros(4, dtype=torch.int8), "scale.w": torch.zeros(1), "w": torch.zeros(4)},
+        {"change.w": torch.zeros(4).half(), "w": torch.zeros(4)},
+        {"change.w": torch.zeros(1).half()},  # would be spread over all
+        {"levels.w": "text", "scale.w": torch.zeros(1)},
+    ],
+)
+def test_changes_that_nobody_can_have_packed_are_refused(sent):
+    with pytest.raises((ValueError, AttributeError)):
+        restore(sent, {"w": torch.zeros(4)})
 
 
 def test_the_collector_keeps_weights_on_disk_and_measures_the_change(tmp_path):

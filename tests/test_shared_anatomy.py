@@ -9,8 +9,9 @@ import pytest
 import torch
 from fedfactory.generative import FactoryConfig, make_generator
 from fedfactory.generative.metrics.alarm import alarms
-from fedfactory.generative.metrics.quality import SiteQuality, layout_agreement, site_quality
+from fedfactory.generative.metrics.quality import layout_agreement, site_quality
 from fedfactory.generative.metrics.shared_anatomy import GREY_LEVELS, grey_levels, mutual_information, shared_anatomy
+from fedfactory.generative.metrics.site_quality import SiteQuality
 from helpers import with_head
 
 GOOD = SiteQuality(distance=1.0, layout=0.9, contrast=1.0)

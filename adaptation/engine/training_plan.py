@@ -9,7 +9,7 @@ from typing import Any
 
 from ...common.records import read_record, record_to_dict
 from ...errors import ConfigError
-from ...imaging.slice_format import MAX_CHANNELS
+from ...imaging.slice_choices import MAX_CHANNELS
 from ..network_names import check_architecture, dimensions
 from .segmenter_config import SegmenterConfig
 

@@ -16,8 +16,8 @@ from ...common.progress import track
 from ...common.tables import write_table
 from ...errors import UsageError
 from ...imaging.accounting.account import Accounting, account_for_labels
+from ...imaging.accounting.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.case_files import printable
-from ...imaging.case_sizes import CaseSize, cut_labels, size_warnings
 from ...imaging.class_names import check_names
 from ...imaging.formats.label_values import LabelValues, suggestion
 from ...imaging.images import on_grid_of

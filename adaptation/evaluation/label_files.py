@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.fault_log import faults_named
+from ...common.files import require_file_or_folder
 from ...errors import UsageError
 from ...imaging.case_files import LabelFile, Unusable, entries
 from ...imaging.formats.label_values import LabelValues
@@ -75,8 +76,7 @@ def find_labels(source: Path, label_key: str = "label") -> dict[str, Path]:
     source = Path(source)
     if source.is_file():
         return {_labelled_case(source)[0]: source}
-    if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder; give label maps")
+    require_file_or_folder(source, "give label maps")
     try:
         found = _label_pictures(source) | _label_volumes(source)
         for subject in folders(source):

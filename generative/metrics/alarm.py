@@ -5,7 +5,7 @@ They were set on some runs of a study and evaluated on the others (`benchmarks/s
 
 from __future__ import annotations
 
-from .quality import SiteQuality
+from .site_quality import SiteQuality
 
 MIN_SHARED_ANATOMY = 0.33  # good runs had at least .38, runs whose labels did not carry over at most .30
 MAX_KERNEL_DISTANCE = 10.0  # detects gross failure only, since good and bad runs overlap up to 6

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..networks.generator import Generator
+from .site_quality import SiteQuality
 
 WIDTHS = (16, 32, 64, 64)  # random filters of every level; each level halves the side
 FEATURE_SEED = 20_240_706  # the features are the same in every run and for every site
@@ -18,26 +18,6 @@ MAX_SLICES, MAX_SIDE = 192, 64  # so many synthetic slices up to this side, fewe
 MIN_SLICES = 32
 MIN_COMMON_LAYOUT = 0.5  # agreement of two halves of real pictures, below which they have no layout to compare with
 AIR_LEVEL = -0.9  # on the [-1, 1] scale of slices; brighter pixels show tissue
-
-
-@dataclass(frozen=True)
-class SiteQuality:
-    """How the generator's slices of one domain compare with a site's real ones; numbers that may leave the site.
-
-    Attributes:
-        distance: see `kernel_distance`, with random features; 0 for equal distributions.
-        layout: see `layout_agreement`; 1 if tissue is bright and dark where it is in the site's patients. NaN for
-            pictures that do not even agree among themselves, because what they show may lie anywhere.
-        contrast: spread within the channels of a slice, synthetic over real; near 0 if the domain has collapsed.
-    """
-
-    distance: float
-    layout: float
-    contrast: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The three numbers by name."""
-        return asdict(self)
 
 
 @torch.no_grad()

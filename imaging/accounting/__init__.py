@@ -1,1 +1,1 @@
-"""What became of every entry of a folder: used, part of a case that was left out, passed over, or not read."""
+"""What became of every entry of a folder: used, left out with its case, passed over, or not read; unusual cases."""

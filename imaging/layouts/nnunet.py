@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import UsageError
 from ..case_files import Found, ImageFile, LabelFile, Unusable, printable
 from ..pictures.decoding import is_mask, is_picture
-from ..slice_format import MAX_CHANNELS
+from ..slice_choices import MAX_CHANNELS
 from ..volume_files import is_volume
 from .description import DESCRIPTION, Description, name_of, read_description
 from .folders import entries

@@ -67,6 +67,16 @@ class Component:
         return list(rows.values())
 
 
+def require_component(root: str | Path, kind: str) -> Path:
+    """The folder of a component as an absolute path. Raises: UsageError if there is none of any kind."""
+    root, wanted = Path(root).resolve(), kind.lower()
+    if not (root / CONFIG).is_file():
+        raise UsageError(
+            f"{root}: no Fed-BioMed {wanted} here; make one with `fedbiomed component create -c {wanted} -p {root}`"
+        )
+    return root
+
+
 def read_component(root: str | Path, kind: str, environment: Mapping[str, str] | None = None) -> Component:
     """Read a component's configuration, with the environment variables that override it, as Fed-BioMed does.
 
@@ -77,12 +87,8 @@ def read_component(root: str | Path, kind: str, environment: Mapping[str, str] |
 
     Raises: UsageError if there is none, if it is of the other kind, or if its configuration cannot be used.
     """
-    root, environment = Path(root).resolve(), os.environ if environment is None else environment
+    root, environment = require_component(root, kind), os.environ if environment is None else environment
     file, wanted = root / CONFIG, kind.lower()
-    if not file.is_file():
-        raise UsageError(
-            f"{root}: no Fed-BioMed {wanted} here; make one with `fedbiomed component create -c {wanted} -p {root}`"
-        )
     settings = configparser.ConfigParser(interpolation=None)
     try:
         settings.read_string(file.read_text(encoding="utf-8"))

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 MODULE = "fedbiomed.node.node_pm"  # what Fed-BioMed starts as a node's process
 FOLDER_FLAG = "--config"
 
@@ -31,6 +29,8 @@ class RunningNode:
 
 def running_nodes() -> list[RunningNode]:
     """Nodes of this machine, by process number. Those of other users cannot be seen and are not listed."""
+    import psutil  # only now: no command line needs it to be read
+
     found = []
     for process in psutil.process_iter():
         try:

@@ -21,7 +21,7 @@ from ..protection.usual_generator import GeneratorRecord
 from .error_redaction import redact_errors
 from .factory_dataset import SliceDataset
 from .leaving_quality import leaving_quality
-from .transport import pack, packed_name
+from .transport import pack, packed_shapes
 
 MAX_SEED = 2**31
 # Name to axis of parameters of which index d along that axis belongs to domain d: other sites have no gradient for it.
@@ -46,7 +46,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
 
     Shared with the researcher: the generator. It stays at the site, from round to round: the discriminator (which
     memorises patients most; unless the configuration shares it), both Adam states, augmentation strength, path-length
-    mean, update counter and random state.
+    mean, update counter, random state, and what eight bits left over of the weights' changes.
 
     model_args has these entries:
         factory: FactoryConfig as a dict.
@@ -147,7 +147,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
 
     @redact_errors
     def after_training_params(self, flatten: bool = False) -> dict[str, torch.Tensor] | list[float]:
-        """What leaves the site: tensors of the parameters' own shapes (weights, or their change in half precision), or
+        """What leaves the site: weights, or their change in half precision or eight bits (see `transport.pack`), or
         with `flatten` a list of numbers to be encrypted."""
         if self.node_id() is None or not hasattr(self, "_before"):  # at the researcher, or before any training
             return super().after_training_params(flatten)
@@ -157,7 +157,10 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             self._scale_domain_rows()
             self._require_encryptable_range()
             return super().after_training_params(flatten)
-        return pack(super().after_training_params(), self._before, self._transport)
+        sent, residual = pack(super().after_training_params(), self._before, self._transport, self._residual)
+        if residual:  # stays with the rest of the site's state, which the framework saves afterwards
+            self.optimizers().extra["residual"] = residual
+        return sent
 
     @property
     def _transport(self) -> str:
@@ -168,7 +171,11 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         shapes, weights = super().leaving_tensors(), self.model().state_dict()
         if flatten:
             return shapes
-        return {packed_name(name, weights[name], self._transport): shape for name, shape in shapes.items()}
+        return {
+            sent: shape
+            for name in shapes
+            for sent, shape in packed_shapes(name, weights[name], self._transport).items()
+        }
 
     def _scale_domain_rows(self) -> None:
         """Multiply this site's change of its domain's row by the factor by which the average will divide it.
@@ -199,6 +206,7 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         """Random state, trainer state and number of rounds after this site's last round."""
         rng = torch.Generator(device)
         kept = self.optimizers().extra
+        self._residual = kept.get("residual", {})
         if kept:
             rng.set_state(kept["random_state"])
             return rng, TrainerState.from_dict(kept["trainer"]), kept["rounds"]

@@ -213,7 +213,7 @@ def default_arguments() -> dict[str, list[object]]:
     """Dotted name of every argument of this package's plans to its limit, see `arguments.check_limit`."""
     table: dict[str, list[object]] = {
         "model_args.seed": SEED,
-        "model_args.transport": ["float32", "float16"],
+        "model_args.transport": ["float32", "float16", "int8"],
         "model_args.train": YES_OR_NO,
     }
     table |= {f"{group}.{name}": limit for group, (limits, _) in GROUPS.items() for name, limit in limits.items()}

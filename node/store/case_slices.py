@@ -12,9 +12,9 @@ import numpy as np
 
 from ...common.files import sha256_of
 from ...errors import UsageError, VolumeError
+from ...imaging.accounting.case_sizes import cut_labels
 from ...imaging.archive.series import patient_digest
 from ...imaging.case_files import CaseFiles, is_label_table
-from ...imaging.case_sizes import cut_labels
 from ...imaging.formats.label_values import suggestion
 from ...imaging.image_reader import read_image
 from ...imaging.images import Box, Image, ImageFacts, StoredSlices

@@ -14,10 +14,10 @@ from ...errors import ConfigError, StoreError, UsageError
 from ...imaging.case_files import NAN, check_reading
 from ...imaging.centre_table import CentreSource
 from ...imaging.class_names import check_names
-from ...imaging.cropping import CROPS
 from ...imaging.formats.label_values import LabelValues, parse_label_values
 from ...imaging.patients import check_pattern
-from ...imaging.slice_format import COMPATIBILITY, PLANES, SliceFormat
+from ...imaging.slice_choices import COMPATIBILITY, CROPS, PLANES
+from ...imaging.slice_format import SliceFormat
 from .patient_split import SPLITS
 
 LABEL_KINDS = ("dense", "scribble", "point", "box", "block", "image", "gaze", "none")

@@ -13,7 +13,7 @@ from ...common.json_text import read_json
 from ...common.names import check_label, check_name
 from ...common.progress import track
 from ...common.records import read_record, record_to_dict
-from ...errors import ConfigError, StoreError, UsageError
+from ...errors import ConfigError, StoreError
 from ...generative.config import FactoryConfig
 from ...imaging.accounting.account import Accounting
 from ...imaging.formats.label_values import parse_label_values
@@ -21,11 +21,11 @@ from ...imaging.images import Intensities
 from ...imaging.slice_format import SliceFormat
 from ...imaging.slice_grid import SliceGrid
 from ...imaging.volumes import Volume
+from ..store_index import INDEX, require_store
 from .patient_split import SPLITS
 from .prepare_config import LABEL_KINDS, SiteSettings
 from .reference_runs import from_runs
 
-INDEX = "store.json"
 FORMAT_VERSION = 5
 ARRAY_OF = {"image": "presence", "gaze": "gaze"}  # where labels of a kind lie; all others are label maps
 DTYPES = {"images": np.float16, "labels": np.uint8, "presence": np.uint8, "gaze": np.float32, "references": np.uint32}
@@ -235,10 +235,7 @@ class SliceStore:
 
     def read_index(self) -> StoreIndex:
         """The content of the index as it is on the disk now. Raises as the class."""
-        if not (self.path / INDEX).is_file():
-            raise UsageError(
-                f"{self.path}: no slice store here ({INDEX} is missing); make one with `fedfactory prepare`"
-            )
+        require_store(self.path)
         content = read_json(self.path / INDEX)
         if content["version"] != FORMAT_VERSION:
             raise StoreError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ...imaging.case_sizes import CaseSize, size_warnings
+from ...imaging.accounting.case_sizes import CaseSize, size_warnings
 from ...imaging.formats.label_values import suggestion
 from ...imaging.patients import doubts, patient_of
 from ...imaging.slice_format import SliceFormat

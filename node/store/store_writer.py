@@ -25,10 +25,11 @@ from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
 from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
+from ..store_index import INDEX
 from .case_slices import CaseSlices, LabelFacts, Survey
 from .prepare_config import FORMAT_FILE
 from .quality_page import QUALITY_PAGE, write_quality_page
-from .slice_store import DTYPES, INDEX, Case, CaseFacts, SliceStore, StoreIndex
+from .slice_store import DTYPES, Case, CaseFacts, SliceStore, StoreIndex
 
 WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")

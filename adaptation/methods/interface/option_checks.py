@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 
 from ....errors import ConfigError
-from ....imaging.slice_format import MAX_CHANNELS
+from ....imaging.slice_choices import MAX_CHANNELS
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
