@@ -456,6 +456,18 @@ def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
         RunState.load(tmp_path / "nowhere")
 
 
+def test_a_site_that_reports_part_of_the_quality_or_more_does_not_end_the_run(config):
+    state = RunState(config=config, federation=Federation(tag="tag"), stages=(Stage(3),), seed=1, save_every=10)
+    whole = {"quality_distance": 20.0, "quality_layout": 0.9, "quality_contrast": 0.9}
+    state.history["bright"] = [
+        {"round": 1, **whole, "quality_other": 1.0},
+        {"round": 2, "quality_layout": 0.1},
+        {"round": 3, "quality_other": 1.0},
+    ]
+    assert state.quality("bright") == {"distance": 20.0, "layout": 0.9, "contrast": 0.9}
+    assert state.quality("dark") == {} and len(state.alarms()) == 1
+
+
 def test_the_plan_that_is_approved_does_not_depend_on_hyper_parameters(config):
     """What is hashed is the source that travels; settings go beside it, in the model's and training arguments."""
     import inspect
