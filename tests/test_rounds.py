@@ -16,7 +16,7 @@ from fedfactory.node.plans.transport import CHANGE, pack, restore
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, ModalityFacts, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
-from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent
+from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent, SiteAnswers
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -444,6 +444,7 @@ def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
         config=config, federation=Federation(tag="tag", min_nodes=2), stages=stages, seed=1, save_every=10,
         seconds=[1.0, 3.0], round_done=2, events=[RoundEvent(round=2, node="b", kind="lost", reason="no reply")],
         shared_anatomy=[SharedAnatomy(round=2, pairs={"bright / dark": 0.5})],
+        answers={"a": SiteAnswers(node_name="alpha", domain="dark", rounds=(1, 2), num_bytes=16)},
         site_updates={"a": ReceivedUpdate(node_name="alpha", domain="dark", num_bytes=8, numbers={"loss": 0.5})},
     )  # fmt: skip
     state.save(tmp_path)

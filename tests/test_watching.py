@@ -604,13 +604,6 @@ def test_names_of_sites_break_out_of_nothing_in_a_browser(chromium, tmp_path):
         assert page.locator("img").count() == 1
 
 
-def test_all_of_the_page_is_in_the_wheel():
-    """The wheel takes what pyproject.toml lists; another test builds one."""
-    listed = (WEB.parents[2] / "pyproject.toml").read_text()
-    assert f'"fedfactory.{".".join(WEB.parent.relative_to(WEB.parents[2]).parts)}" = ["{WEB.name}/*"]' in listed
-    assert all(path.is_file() for path in WEB.iterdir())
-
-
 def test_the_server_waits_for_no_silent_browser(run):
     """A connection that asks nothing keeps nobody else waiting."""
     with serving(run) as server, socket.create_connection(server.server_address):
