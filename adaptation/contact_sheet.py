@@ -80,7 +80,10 @@ def write_sheet(path: Path, cases: Sequence[SheetCase], names: Mapping[int, str]
         table(
             ["class", f"median ({unit})", "lowest", "highest"],
             [
-                [class_name(label, names), *(_number(pick([case.volumes[label] for case in cases])) for pick in PICKS)]
+                [
+                    class_name(label, names),
+                    *(_number(pick([case.volumes[label] for case in cases]), unit) for pick in PICKS),
+                ]
                 for label in labels
             ],
         ),
@@ -98,7 +101,7 @@ def _card(case: SheetCase, scores: np.ndarray, labels: Sequence[int], names: Map
     odd = bool((np.abs(scores) > OUTLIER).any())
     title = f"{plain(case.name)}{' <b>unusual</b>' if odd else ''}"
     rows = [
-        [class_name(label, names), _number(case.volumes[label]), _score(score)]
+        [class_name(label, names), _number(case.volumes[label], unit), _score(score)]
         for label, score in zip(labels, scores, strict=True)
     ]
     image = pixels(case.picture, f"{case.name} with contours")
@@ -114,8 +117,8 @@ def _legend(labels: Sequence[int], names: Mapping[int, str]) -> str:
     )
 
 
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+def _number(value: float, unit: str) -> str:
+    return f"{value:.0f}" if unit == "px" or value >= 100 else f"{value:.2f}"
 
 
 def _score(score: float) -> str:

@@ -187,10 +187,10 @@ def _sheet_case(case: CaseFiles, labels: Volume, *, image: Image, segmenter: Seg
     """The case on the contact sheet."""
     counts = np.bincount(labels.data.ravel().astype(np.int64), minlength=segmenter.classes)
     if segmenter.format.pictures:
-        picture, unit = thumbnail(image.shown(), labels.data[..., 0], side=SIDE), 1.0
+        picture, unit = thumbnail(image.shown(), labels.data[..., 0], side=SIDE, width=2), 1.0
     else:
         shown = Volume(image.shown(), image.affine)
-        (picture,) = volume_thumbnails(shown, labels, plane=segmenter.format.plane, side=SIDE)
+        (picture,) = volume_thumbnails(shown, labels, plane=segmenter.format.plane, side=SIDE, width=2)
         unit = float(np.prod(labels.spacing)) / 1000  # millilitres in a voxel
     return SheetCase(case.name, picture, {k: float(counts[k] * unit) for k in range(1, segmenter.classes)})
 

@@ -168,17 +168,17 @@ def previews_of(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def missed_rounds(events: Iterable[RoundEvent], answers: Mapping[str, SiteAnswers]) -> list[Missed]:
+def missed_rounds(events: Iterable[RoundEvent], names: Mapping[str, str]) -> list[Missed]:
     """The events with those of rounds in a row put together, in the order of their first rounds.
 
     Args:
         events: sites that did not count in a round.
-        answers: node id to the node's answers, for its name.
+        names: node id to the name that is shown, where it is known.
     """
     found: list[Missed] = []
     newest: dict[str, int] = {}  # node id to its last entry in `found`
     for event in events:
-        name = _name(event.node, answers)
+        name = names.get(event.node) or _shown(event.node)
         entry = Missed(name, _shown(event.kind), _shown(event.reason, 300), event.round, event.round)
         if event.node in newest:
             before = found[newest[event.node]]
@@ -228,7 +228,7 @@ def _of_factory(folder: Path, state: RunState, path: Path) -> RunFacts:
         charts=[*charts, *_attendance(state.answers, state.events, state.round_done)],
         shared_anatomy={_shown(pair): score for pair, score in (pairs[-1][1] if pairs else {}).items()},
         alarms=[_shown(text, 300) for text in state.alarms()],
-        missed=missed_rounds(state.events, state.answers),
+        missed=missed_rounds(state.events, _names(state.answers)),
         previews=previews_of(folder),
     )
 
@@ -265,14 +265,16 @@ def _of_segmentation(folder: Path, result: SegmentationResult, path: Path) -> Ru
         sites=_sites(answers, result.events),
         numbers=TableFacts(score_headings(result), rows),
         note="epsilon is per training patient" if config.private else "HD95 is in mm, of pictures in pixels",
-        charts=[*_segmentation_charts(result.history), *_attendance(answers, result.events, len(result.history))],
-        missed=missed_rounds(result.events, answers),
+        charts=[
+            *_segmentation_charts(result.history, _names(answers)),
+            *_attendance(answers, result.events, len(result.history)),
+        ],
+        missed=missed_rounds(result.events, _names(answers)),
     )
 
 
-def _segmentation_charts(history: Sequence[Mapping[str, ReceivedUpdate]]) -> list[Chart]:
+def _segmentation_charts(history: Sequence[Mapping[str, ReceivedUpdate]], names: Mapping[str, str]) -> list[Chart]:
     """Charts with one series per node."""
-    names = _distinct({node: update.node_name for round_ in history for node, update in round_.items()})
     rows: dict[str, dict[int, Mapping[str, float]]] = {name: {} for name in names.values()}
     for number, updates in enumerate(history, start=1):
         for node, update in updates.items():
@@ -282,9 +284,9 @@ def _segmentation_charts(history: Sequence[Mapping[str, ReceivedUpdate]]) -> lis
     return _charts(rows)
 
 
-def _distinct(names: Mapping[str, str]) -> dict[str, str]:
-    """Node id to a name to show: with the id, if several nodes have the same name."""
-    shown = {node: _shown(name) for node, name in names.items()}
+def _names(answers: Mapping[str, SiteAnswers]) -> dict[str, str]:
+    """Node id to the name to show: with the id, if several nodes have the same name."""
+    shown = {node: _shown(known.node_name) for node, known in answers.items()}
     return {
         node: f"{name} ({_shown(node)})" if list(shown.values()).count(name) > 1 else name
         for node, name in shown.items()
@@ -346,13 +348,14 @@ def _missing(answers: Mapping[str, SiteAnswers], events: Iterable[RoundEvent]) -
 
 def _sites(answers: Mapping[str, SiteAnswers], events: Sequence[RoundEvent]) -> TableFacts:
     """A row for each node that answered or was missed."""
-    missing, rows = _missing(answers, events), []
+    missing, names, rows = _missing(answers, events), _names(answers), []
     for node in dict.fromkeys([*answers, *missing]):
         known = answers.get(node, SiteAnswers(node_name=node))
         last = str(known.rounds[-1]) if known.rounds else "never"
         missed = str(len(missing.get(node, ())))
         size = "" if known.num_bytes is None else decimal(known.num_bytes)
-        rows.append([_shown(known.node_name), _shown(known.domain), str(len(known.rounds)), last, missed, size])
+        name = names.get(node) or _shown(node)
+        rows.append([name, _shown(known.domain), str(len(known.rounds)), last, missed, size])
     return TableFacts(["site", "domain", "rounds counted", "last", "missed", "weights received"], rows)
 
 
@@ -369,10 +372,6 @@ def _newest(what: str, newest: Mapping[str, Mapping[str, float]]) -> TableFacts:
 
 def _title(name: str) -> str:
     return TITLES.get(name) or _shown(name.replace("_", " "))
-
-
-def _name(node: str, answers: Mapping[str, SiteAnswers]) -> str:
-    return _shown(answers[node].node_name if node in answers else node)
 
 
 def _shown(text: str, length: int = MAX_NAME) -> str:

@@ -94,24 +94,27 @@ class _Handler(BaseHTTPRequestHandler):
         if self._host() not in OWN_HOSTS:
             self._answer(HTTPStatus.FORBIDDEN, "only browsers of this machine are answered")
             return
-        secret, _, rest = self.path.removeprefix("/").partition("/")
-        if not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
+        secret, slash, rest = self.path.removeprefix("/").partition("/")
+        if not slash or not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
             self._answer(HTTPStatus.NOT_FOUND, "open the whole address that `fedfactory watch` printed")
             return
         try:
-            self._answer_known(rest)
-        except FedFactoryError as error:
+            found = self._found(rest)
+        except (FedFactoryError, OSError) as error:  # a damaged state, or a folder that was removed
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+            return
+        if found is None:
+            self._answer(HTTPStatus.NOT_FOUND, "there is nothing here")
+        else:
+            self._answer(HTTPStatus.OK, *found)
 
-    def _answer_known(self, rest: str) -> None:
+    def _found(self, rest: str) -> tuple[str | bytes, str] | None:
+        """Content and kind of what is at the part of an address behind the secret; None if nothing is."""
+        if rest in ("", "live"):
+            return served_page(self.server.facts(), whole=not rest), "text/html; charset=utf-8"
         preview = re.fullmatch(r"previews/(\d{1,9})\.png", rest, re.ASCII)
         path = previews_of(self.server.experiment).get(int(preview[1])) if preview else None
-        if path is not None:
-            self._answer(HTTPStatus.OK, path.read_bytes(), "image/png")
-        elif rest in ("", "live"):
-            self._answer(HTTPStatus.OK, served_page(self.server.facts(), whole=not rest), "text/html; charset=utf-8")
-        else:
-            self._answer(HTTPStatus.NOT_FOUND, "there is nothing here")
+        return (path.read_bytes(), "image/png") if path is not None else None
 
     def _host(self) -> str:
         """The name under which the browser asks, without the port."""

@@ -6,7 +6,7 @@
   const HEIGHT = 240;
   const place = document.getElementById("charts");
   const trouble = document.getElementById("trouble");
-  let drawn = []; // of {names, plot, figure}
+  let drawn = []; // of {names, plot, figure, observer}
 
   const setting = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const names = chart => JSON.stringify([chart.title, ...chart.series.map(([label]) => label)]);
@@ -38,13 +38,14 @@
     figure.append(caption, box);
     place.append(figure);
     const plot = new uPlot(options(chart, box.clientWidth), columns(chart), box);
-    new ResizeObserver(() => plot.setSize({width: box.clientWidth, height: HEIGHT})).observe(figure);
+    const observer = new ResizeObserver(() => plot.setSize({width: box.clientWidth, height: HEIGHT}));
+    observer.observe(figure);
     box.addEventListener("keydown", event => move(plot, event));
     for (const label of box.querySelectorAll(".u-series:not(:first-child) th")) {
       label.tabIndex = 0;
       label.addEventListener("keydown", event => { if (event.key === "Enter") label.click(); });
     }
-    drawn.push({names: names(chart), plot, figure});
+    drawn.push({names: names(chart), plot, figure, observer});
   }
 
   function move(plot, event) {
@@ -63,7 +64,7 @@
       charts.forEach((chart, k) => drawn[k].plot.setData(columns(chart)));
       return;
     }
-    drawn.forEach(({plot, figure}) => { plot.destroy(); figure.remove(); });
+    drawn.forEach(({plot, figure, observer}) => { observer.disconnect(); plot.destroy(); figure.remove(); });
     drawn = [];
     place.textContent = charts.length ? "" : "No round has finished yet.";
     charts.forEach(add);
