@@ -241,7 +241,7 @@ def _bars(result: DemoResult) -> Figure:
         ends = np.nan_to_num(np.abs([[row.low for row in rows], [row.high for row in rows]] - means))
         axis.bar(
             places, means, width * 0.92, yerr=ends, capsize=3, color=colour, hatch=hatch, edgecolor="white",
-            ecolor="black", label=method.replace("_", " "),
+            ecolor="black", label=ROW_NAMES[method].partition(":")[0],
         )  # fmt: skip
     axis.set(xticks=range(len(sites)), ylim=(0, 1), ylabel="mean foreground Dice")
     axis.set_xticklabels([f"{site}{' (labelled)' if site == sites[0] else ''}" for site in sites])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..segmentation import SegmentationResult
 
 MAX_NAME = 80  # characters of a name or a reason that came from elsewhere
-TITLES = {  # of charts and columns; other names are shown with spaces
+TITLES = {  # of charts; other names are shown with spaces
     "loss": "loss",
     "loss_discriminator": "loss of the discriminator",
     "loss_generator": "loss of the generator",
