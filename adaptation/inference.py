@@ -23,12 +23,13 @@ from ..imaging.formats.label_values import original_values
 from ..imaging.image_reader import read_image
 from ..imaging.images import Image
 from ..imaging.overlays import strip
-from ..imaging.pictures.contours import with_contours
+from ..imaging.pictures.contours import thumbnail, volume_thumbnails, with_contours
 from ..imaging.pictures.decoding import write_picture
 from ..imaging.slice_format import SliceFormat
 from ..imaging.slice_grid import SliceGrid
 from ..imaging.volume_files import write_volume
 from ..imaging.volumes import Volume
+from .contact_sheet import SHEET, SIDE, SheetCase, write_sheet
 from .evaluation.evaluate import PROBABILITIES
 from .segmenter import Segmenter
 
@@ -47,6 +48,7 @@ class Outputs:
         views: number of turned, mirrored or shifted views that are averaged; at most as many as the models have.
         original_values: whether label maps have the values of the labelled site's files in place of class numbers;
             probabilities, pictures and DICOM segmentations keep class numbers.
+        page: `cases.html`, all cases with the volume of each class, the unusual ones first, see `write_sheet`.
     """
 
     probabilities: bool = False
@@ -54,6 +56,7 @@ class Outputs:
     dicom_seg: bool = False
     views: int = 1
     original_values: bool = False
+    page: bool = False
 
 
 def segment(
@@ -116,6 +119,7 @@ def segment(
         tell(account_for_images(images, found, image_keys=tuple(image_key.split(","))))
     refuse_existing(out)
     places = _places(cases, centres, fmt) if centres is not None else {}
+    sheet: list[SheetCase] = []
     with atomic_folder(out) as folder:
         for case in track(cases, "segmenting"):
             image = read_image(case.channels, fmt=fmt, reading=case.reading)
@@ -127,9 +131,13 @@ def segment(
                 raise VolumeError(f"{case.name}: {error}") from None
             labels = image.volume(segmenters[0].tidied(grid.labels_to_volume(values)))
             _write(folder, case, labels, image=image, segmenter=segmenters[0], outputs=outputs)
+            if outputs.page:
+                sheet.append(_sheet_case(case, labels, image=image, segmenter=segmenters[0]))
             if outputs.probabilities:
                 whole = image.volume(np.moveaxis(grid.probabilities_to_volume(values), 0, 3))
                 write_volume(folder / f"{file_name(case.name)}{PROBABILITIES}.nii.gz", whole)
+        if outputs.page:
+            write_sheet(folder / SHEET, sheet, segmenters[0].card.names, unit="px" if fmt.pictures else "mL")
     ending = "png" if fmt.pictures else "nii.gz"
     return [Path(out) / f"{file_name(case.name)}.{ending}" for case in cases]
 
@@ -173,6 +181,18 @@ def _write(
             names=segmenter.card.names,
             algorithm=f"fedfactory {__version__}",
         )
+
+
+def _sheet_case(case: CaseFiles, labels: Volume, *, image: Image, segmenter: Segmenter) -> SheetCase:
+    """The case on the contact sheet."""
+    counts = np.bincount(labels.data.ravel().astype(np.int64), minlength=segmenter.classes)
+    if segmenter.format.pictures:
+        picture, unit = thumbnail(image.shown(), labels.data[..., 0], side=SIDE, width=2), 1.0
+    else:
+        shown = Volume(image.shown(), image.affine)
+        (picture,) = volume_thumbnails(shown, labels, plane=segmenter.format.plane, side=SIDE, width=2)
+        unit = float(np.prod(labels.spacing)) / 1000  # millilitres in a voxel
+    return SheetCase(case.name, picture, {k: float(counts[k] * unit) for k in range(1, segmenter.classes)})
 
 
 def slice_probabilities(

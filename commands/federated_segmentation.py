@@ -43,6 +43,7 @@ from .options import (
 )
 from .sites import sites
 from .terminal import Commands, console, key_and_value, quiet_framework
+from .watching import print_report
 
 if TYPE_CHECKING:
     from ..researcher.segmentation import SegmentationResult
@@ -159,6 +160,7 @@ def train_segmenter(
         resume=resume, **number, **privacy,
     )  # fmt: skip
     print_scores(result)
+    print_report(out)
     console.print(f"{out}: {rounds} rounds; the segmenters of every site are beside its store")
 
 

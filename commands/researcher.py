@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from ..common.files import refuse_existing, require_file
 from ..common.json_text import read_json
@@ -17,7 +16,6 @@ from ..generative.config import PRESETS, FactoryConfig
 from ..node.connection.component import RESEARCHER, require_component
 from ..node.plans.transport import TRANSPORTS
 from ..researcher.node_selection import WEIGHTINGS, Federation
-from .federated_segmentation import print_scores
 from .options import (
     ApprovalTimeout,
     FactoryOut,
@@ -34,13 +32,15 @@ from .options import (
     one_of,
 )
 from .terminal import Commands, console, print_alarms, print_checks, quiet_framework, require_one_of
+from .watching import print_report, report, status, watch
 
 if TYPE_CHECKING:
     from ..researcher.run_state import RunState
 
 commands = Commands()
+for command in (status, watch, report):
+    commands.command()(command)
 
-SEGMENTATION = "results.json"  # in the folder of `train-segmenter`
 Experiment = Annotated[Path, typer.Argument(help="Experiment folder that `fedfactory train` writes.")]
 
 
@@ -167,34 +167,8 @@ def _print_end(folder: Path) -> None:
     print_alarms(state.alarms())
     if state.events:
         console.print(f"{len(state.events)} times a site did not count in a round: fedfactory status {folder}")
+    print_report(folder)
     console.print(f"{folder}: {state.rounds} rounds; next: fedfactory export {folder} --out factory.safetensors")
-
-
-@commands.command()
-def status(experiment: Experiment) -> None:
-    """Show a run's progress, the sites' losses and the rounds without a site; of `train-segmenter` the table."""
-    from ..researcher.run_state import STATE, RunState
-
-    if not (experiment / STATE).is_file() and (experiment / SEGMENTATION).is_file():
-        from ..researcher.segmentation import SegmentationResult  # only now: slow to import
-
-        print_scores(SegmentationResult.load(experiment))
-        return
-
-    state = RunState.load(experiment)
-    left = f"about {state.seconds_left() / 60:.0f} min left" if state.round_done < state.rounds else "finished"
-    console.print(f"{experiment}: round {state.round_done} of {state.rounds}, {left}", markup=False)
-    terms = sorted({term for rows in state.history.values() for row in rows[-1:] for term in row if term != "round"})
-    table = Table("domain", "rounds", *(term.removeprefix("loss_").replace("_", " ") for term in terms))
-    for domain, rows in state.history.items():
-        last = rows[-1] if rows else {}
-        table.add_row(domain, str(len(rows)), *(f"{last[term]:.3g}" if term in last else "" for term in terms))
-    console.print(table)
-    for pair, score in (state.shared_anatomy[-1].pairs if state.shared_anatomy else {}).items():
-        console.print(f"anatomy shared by {pair}: {score:.2f} (0 is chance, 1 is all)", markup=False)
-    print_alarms(state.alarms())
-    for event in state.events:
-        console.print(f"round {event.round}: {event.node} {event.kind}: {event.reason}", markup=False)
 
 
 @commands.command()

@@ -380,6 +380,9 @@ def segment(
             help="Write the values of the labelled site's label maps (its --label-values) in place of class numbers.",
         ),
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--page", help="Write a page of all cases and the volume of each class, unusual ones first.")
+    ] = False,
     image_key: ImageKey = "image",
     missing_channels: MissingChannels = "refuse",
     series: Series = None,
@@ -410,6 +413,7 @@ def segment(
         dicom_seg=dicom_seg,
         views=views,
         original_values=original_values,
+        page=page,
     )
     chosen = {"image_key": image_key, "fill_missing": missing_channels == "fill", "series": series}
     given = {**chosen, "frames": frames, "nan": nan, "centres": source, "device": device}

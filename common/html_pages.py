@@ -26,6 +26,10 @@ img { max-width: 100%; min-width: 60% }
 .note { background: #fff6d8; padding: .6rem 1rem; border-left: 4px solid #d9a400 }
 .texts td, .texts th { text-align: left; vertical-align: top; overflow-wrap: anywhere }
 small { color: #666 }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem }
+.card { border: 1px solid #ccc; padding: .6rem; overflow-wrap: anywhere } .odd { border: 3px solid #d55e00 }
+.card p { margin: 0 0 .4rem } .card table { margin: .4rem 0; font-size: .85rem }
+.card td, .card th { padding: .1rem .4rem }
 @media print { body { max-width: none; margin: 0 } tr { break-inside: avoid } h2 { break-after: avoid } }
 """
 

@@ -165,7 +165,10 @@ def run_demo(
     result.files |= {f"segmenter {name}": paths["adapted"] for name, paths in models.items()}
     result.files["audit"] = out / "audit" / "audit.html"
     tests = {site.name: site.test for site in demo_sites}
-    write_report(result, factory, audited, labelled_file=labelled_file, tests=tests, synthetic=out / "synthetic")
+    write_report(
+        result, factory, audited, labelled_file=labelled_file, tests=tests, predictions=out / "predictions",
+        synthetic=out / "synthetic",
+    )  # fmt: skip
     facts = {"dice": dice, "seconds": round(seconds, 1), "seed": seed, "versions": result.versions}
     write_json(result.files["results"], facts)
     return result

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..adaptation.evaluation.summary import class_means, summarise
+from ..adaptation.evaluation.label_files import find_labels
+from ..adaptation.evaluation.scores import Score
+from ..adaptation.evaluation.summary import Summary, class_means, mean_over_classes, summarise
 from ..common.html_pages import new_figure, picture, plain, write_page
 from ..generative.factory_file import TrainedFactory
 from ..imaging.overlays import CLASS_COLOURS
+from ..imaging.pictures.contours import volume_thumbnails
 from ..imaging.volume_files import read_volume
 from ..imaging.volumes import Volume
 from .demo_result import DemoResult
@@ -22,7 +26,10 @@ if TYPE_CHECKING:
     from ..generative.metrics.fidelity import Estimate
     from ..node.audit_result import AuditResult
 
-COLOURS = ["#000000", *(CLASS_COLOURS[k] for k in (1, 2, 0))]  # background, then fluid in blue, grey and white matter
+COLOURS = ["#000000", *CLASS_COLOURS[:3]]  # background, then the classes as in all pictures of this package
+SIDE = 240  # pixels of a held-out slice
+BARS = {"no_adaptation": "#999999", "augmentation_only": "#e69f00", "adapted": "#0072b2", "oracle": "#009e73"}
+HATCHES = ("", "//", "", "..")  # so that neighbours differ without colours too
 ROW_NAMES = {
     "no_adaptation": "no adaptation: trained on the labelled site and applied without a change",
     "augmentation_only": "first guess: trained on the labelled site under random contrast, which needs no factory",
@@ -38,6 +45,7 @@ def write_report(
     *,
     labelled_file: Path,
     tests: dict[str, Path],
+    predictions: Path,
     synthetic: Path,
 ) -> None:
     """Write the report to `result.files["report"]`.
@@ -48,6 +56,7 @@ def write_report(
         audited: audit of the last site.
         labelled_file: file of the labelled factory.
         tests: site to the folder of its held-out subjects.
+        predictions: folder with SITE/METHOD, label maps of the held-out subjects.
         synthetic: folder with a folder of synthetic volumes for every site.
     """
     sites = list(result.dice)
@@ -60,7 +69,12 @@ def write_report(
         f"<p>{len(sites)} sites trained a generator together over {factory.facts.rounds} rounds; they exchanged only "
         f"weights of the generator. Site <b>{sites[0]}</b> has labels, the other sites have none. Seed {result.seed}, "
         f"{result.seconds:.0f} seconds.</p>",
+        "<h2>Held-out subjects of the unlabelled sites</h2>",
+        f"<p>Contours: {_legend()}. Shown are, for each site, the subjects with the best and the worst Dice after "
+        "adaptation, in the slice with most tissue, with the mean Dice of their classes.</p>",
+        picture(lambda: _held_out(result, tests, predictions), "held-out slices with contours, best and worst case"),
         "<h2>Dice on held-out subjects</h2>",
+        picture(lambda: _bars(result), "mean foreground Dice by site and method, with intervals"),
         _dice_table(result),
         f"<p>{_differences(result)}</p>",
         "<h2>Dice per class</h2>",
@@ -94,7 +108,7 @@ def _dice_table(result: DemoResult) -> str:
     for method, name in ROW_NAMES.items():
         cells = ""
         for site in sites:
-            row = next(row for row in summarise(result.scores[site][method]) if (row.measure, row.label) == ("dice", 0))
+            row = _mean_dice(result, site, method)
             cells += f"<td>{row.mean:.3f} <small>({row.low:.3f} to {row.high:.3f})</small></td>"
         rows += f"<tr><td>{name}</td>{cells}</tr>"
     return (
@@ -179,6 +193,67 @@ def _audit(audited: AuditResult) -> str:
 
 def _legend() -> str:
     return ", ".join(f'<span style="color:{COLOURS[k]}">&#9632;</span> {name}' for k, name in CLASSES.items())
+
+
+def _held_out(result: DemoResult, tests: dict[str, Path], predictions: Path) -> Figure:
+    """Two rows for each unlabelled site, its best and its worst subject: image, reference, not adapted, adapted."""
+    sites = list(result.dice)[1:]
+    shown = ("no_adaptation", "adapted")
+    figure, axes = new_figure(2 * len(sites), 4, size=(10.5, 5.4 * len(sites)))
+    for axis, title in zip(axes[0], ("image", "reference", *(name.replace("_", " ") for name in shown)), strict=True):
+        axis.set_title(title)
+    for number, site in enumerate(sites):
+        dice = {method: _case_dice(result.scores[site][method]) for method in shown}
+        reference = find_labels(tests[site])
+        found = {method: find_labels(predictions / site / method) for method in shown}
+        ranked = sorted(dice["adapted"], key=dice["adapted"].__getitem__)
+        for row, (which, case) in enumerate((("best", ranked[-1]), ("worst", ranked[0])), start=2 * number):
+            image = read_volume(next((reference[case].parents[1] / "image").glob("*.nii.gz")))
+            theirs = read_volume(reference[case], integer=True)
+            nothing = replace(theirs, data=np.zeros_like(theirs.data))
+            ours = [read_volume(found[method][case], integer=True) for method in shown]
+            with_reference = volume_thumbnails(image, theirs, nothing, *ours, plane="axial", side=SIDE, width=2)
+            order = (with_reference[1], with_reference[0], *with_reference[2:])
+            captions = ("", "", *(f"Dice {dice[method][case]:.3f}" for method in shown))
+            for axis, picture_, caption in zip(axes[row], order, captions, strict=True):
+                axis.imshow(picture_)
+                axis.set(xticks=[], yticks=[])
+                axis.set_xlabel(caption)
+            axes[row, 0].set_ylabel(f"{site}, {which} case")
+    return figure
+
+
+def _case_dice(scores: list[Score]) -> dict[str, float]:
+    """Case to the mean Dice of its classes."""
+    cases = dict.fromkeys(score.case for score in scores)
+    return {case: mean_over_classes([score for score in scores if score.case == case], "dice") for case in cases}
+
+
+def _bars(result: DemoResult) -> Figure:
+    """The table of mean foreground Dice as bars with their intervals, a group for each site."""
+    figure, ((axis,),) = new_figure(1, 1, size=(9, 3.6))
+    sites, width = list(result.dice), 0.8 / len(BARS)
+    for number, ((method, colour), hatch) in enumerate(zip(BARS.items(), HATCHES, strict=True)):
+        rows = [_mean_dice(result, site, method) for site in sites]
+        places = np.arange(len(sites)) + (number - (len(BARS) - 1) / 2) * width
+        means = np.array([row.mean for row in rows])
+        # Means lie within their intervals; with a single subject there is none.
+        ends = np.nan_to_num(np.abs([[row.low for row in rows], [row.high for row in rows]] - means))
+        axis.bar(
+            places, means, width * 0.92, yerr=ends, capsize=3, color=colour, hatch=hatch, edgecolor="white",
+            ecolor="black", label=ROW_NAMES[method].partition(":")[0],
+        )  # fmt: skip
+    axis.set(xticks=range(len(sites)), ylim=(0, 1), ylabel="mean foreground Dice")
+    axis.set_xticklabels([f"{site}{' (labelled)' if site == sites[0] else ''}" for site in sites])
+    axis.legend(ncols=len(BARS), loc="upper center", bbox_to_anchor=(0.5, 1.17), frameon=False)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    return figure
+
+
+def _mean_dice(result: DemoResult, site: str, method: str) -> Summary:
+    """The mean over classes with its interval."""
+    return next(row for row in summarise(result.scores[site][method]) if (row.measure, row.label) == ("dice", 0))
 
 
 def _real_and_synthetic(tests: dict[str, Path], synthetic: Path) -> Figure:

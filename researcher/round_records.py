@@ -81,3 +81,39 @@ class RoundEvent:
 
     def to_dict(self) -> dict[str, int | str]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteAnswers:
+    """The rounds in which a node's update counted.
+
+    Attributes:
+        node_name: name that the site's administrator gave to the node.
+        domain: domain of the site's images; empty if unknown.
+        rounds: their numbers, counted from 1, in rising order.
+        num_bytes: size of all weights that travelled from the node; None if none were seen, as with encrypted sums.
+    """
+
+    node_name: str
+    domain: str = ""
+    rounds: tuple[int, ...] = ()
+    num_bytes: int | None = None
+
+
+def add_answers(answers: dict[str, SiteAnswers], number: int, site_updates: Mapping[str, ReceivedUpdate]) -> None:
+    """Add a round to what is known of each node.
+
+    Args:
+        answers: node id to the node's answers, which are changed.
+        number: number of the round, counted from 1.
+        site_updates: node id to the site's update of that round.
+    """
+    for node, update in site_updates.items():
+        known = answers.get(node, SiteAnswers(node_name=update.node_name))
+        sizes = [size for size in (known.num_bytes, update.num_bytes) if size is not None]
+        answers[node] = SiteAnswers(
+            node_name=update.node_name,
+            domain=update.domain,
+            rounds=(*known.rounds, number),
+            num_bytes=sum(sizes) if sizes else None,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +16,13 @@ from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.site_quality import SiteQuality
 from .node_selection import Federation
-from .round_records import ReceivedUpdate, RoundEvent
+from .round_records import ReceivedUpdate, RoundEvent, SiteAnswers, add_answers
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
-CHECKPOINT, STATE = "checkpoint.safetensors", "experiment.json"
+# Names in a run's folder: the state of `train`, and the results of `train-segmenter`.
+CHECKPOINT, STATE, PREVIEWS, RESULTS = "checkpoint.safetensors", "experiment.json", "previews", "results.json"
 QUALITY = "quality_"  # prefix of the numbers of a `SiteQuality` in a site's update
 PAIR = " / "  # between the names of two domains
 CURVES = ("loss_", QUALITY, "augment_p", "images_per_second")  # prefixes of the numbers that are kept for every round
@@ -75,6 +76,7 @@ class RunState:
         events: sites that did not count in a round, and why.
         seconds: duration of every round in seconds.
         site_updates: node id to the site's update of the last round.
+        answers: node id to the rounds in which the node's update counted; of nodes that never answered there is none.
         shared_anatomy: one entry per checkpoint.
     """
 
@@ -89,6 +91,7 @@ class RunState:
     events: list[RoundEvent] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     site_updates: dict[str, ReceivedUpdate] = field(default_factory=dict)
+    answers: dict[str, SiteAnswers] = field(default_factory=dict)
     shared_anatomy: list[SharedAnatomy] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -142,6 +145,7 @@ class RunState:
         self.seconds.append(round(seconds, 3))
         self.events = list(experiment.strategy().events)
         self.breakpoint = breakpoint_of(experiment)
+        add_answers(self.answers, number, site_updates)
         for update in site_updates.values():
             curves = {name: value for name, value in update.numbers.items() if name.startswith(CURVES)}
             self.history[update.domain].append({"round": number, **curves})
@@ -167,10 +171,14 @@ class RunState:
         )
 
     def quality(self, domain: str) -> dict[str, float]:
-        """The newest `SiteQuality` that a site of the domain measured, as a dictionary; empty before the first."""
+        """The newest `SiteQuality` that a site of the domain measured, as a dictionary; empty before the first.
+
+        A site may report anything: a part of it is none, and further names with this prefix are left out.
+        """
+        names = [part.name for part in fields(SiteQuality)]
         for row in reversed(self.history[domain]):
-            found = {name.removeprefix(QUALITY): value for name, value in row.items() if name.startswith(QUALITY)}
-            if found:
+            found = {name: row[QUALITY + name] for name in names if QUALITY + name in row}
+            if len(found) == len(names):
                 return found
         return {}
 
@@ -211,6 +219,10 @@ class RunState:
             "stages": tuple(Stage(**stage) for stage in values["stages"]),
             "events": [RoundEvent(**event) for event in values["events"]],
             "site_updates": {node: ReceivedUpdate.from_dict(update) for node, update in updates},
+            "answers": {
+                node: SiteAnswers(**{**known, "rounds": tuple(known["rounds"])})
+                for node, known in values.get("answers", {}).items()
+            },
             "shared_anatomy": [SharedAnatomy(**measured) for measured in values["shared_anatomy"]],
         }
         return cls(**{name: value for name, value in values.items() if name != "made_by"} | known)

@@ -40,15 +40,15 @@ from .experiment import (
 )
 from .node_selection import NodeSelection
 from .private_runs import privacy_of, require_dense_labels, required_entries
-from .round_records import ReceivedUpdate
-from .run_state import breakpoint_of
+from .round_records import ReceivedUpdate, RoundEvent
+from .run_state import RESULTS, breakpoint_of
 from .segmenting.run_progress import RunProgress, require_same_run, require_same_stores
 from .segmenting.site_agreement import agreed_config, agreed_facts, require_labels
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
-RESULTS, TABLE, WEIGHTS, SERVER = "results.json", "scores.csv", "average.safetensors", "server.safetensors"
+TABLE, WEIGHTS, SERVER = "scores.csv", "average.safetensors", "server.safetensors"
 WEIGHTS_KIND = "federated segmenter"
 OWN, AVERAGE = "own_", "global_"  # prefixes of the scores of a site's own model and of the average
 LABELS = "slices_"  # prefix of the numbers of training slices by kind of label
@@ -65,6 +65,7 @@ class SegmentationResult:
         history: per round, node id to the site's update, with the site's `share` in the average.
         seconds: duration of all rounds.
         run: what is needed to resume the run; None for a result that no run goes on from.
+        events: sites that did not count in a round, and why.
     """
 
     config: MethodConfig
@@ -72,6 +73,7 @@ class SegmentationResult:
     history: list[dict[str, ReceivedUpdate]] = field(default_factory=list)
     seconds: float = 0.0
     run: RunProgress | None = None
+    events: list[RoundEvent] = field(default_factory=list)
 
     def add_round(self, site_updates: Mapping[str, ReceivedUpdate], *, trained: bool) -> None:
         """Add a round.
@@ -98,6 +100,7 @@ class SegmentationResult:
             "history": [{node: update.to_dict() for node, update in round_.items()} for round_ in self.history],
             "seconds": round(self.seconds, 1),
             "run": self.run.to_dict() if self.run is not None else None,
+            "events": [event.to_dict() for event in self.events],
         }
 
     def save(self, out: Path) -> None:
@@ -116,7 +119,8 @@ class SegmentationResult:
             ]
             sites = {node: ReceivedUpdate.from_dict(row) for node, row in values["sites"].items()}
             run = RunProgress.from_dict(values["run"]) if values.get("run") else None
-            return cls(MethodConfig.from_dict(values["config"]), sites, rounds, values["seconds"], run)
+            events = [RoundEvent(**event) for event in values.get("events", [])]
+            return cls(MethodConfig.from_dict(values["config"]), sites, rounds, values["seconds"], run, events)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise CheckpointError(f"{path}: not readable ({error}); choose a run of this version") from None
 
@@ -228,7 +232,7 @@ def _run_rounds(
         received, shares = run_round(experiment, round_timeout), experiment.aggregator().shares
         site_updates = {n: update.with_numbers({"share": shares.get(n, 0.0)}) for n, update in received.items()}
         result.add_round(site_updates, trained=number <= config.rounds)
-        result.seconds = time.monotonic() - began
+        result.seconds, result.events = time.monotonic() - began, list(experiment.strategy().events)
         run.breakpoint = breakpoint_of(experiment)
         result.save(out)
         prune(experiment, keep=run.breakpoint)

@@ -38,12 +38,11 @@ from .experiment import (
 )
 from .node_selection import Federation
 from .round_records import ReceivedUpdate
-from .run_state import CHECKPOINT, PAIR, RunState, Stage
+from .run_state import CHECKPOINT, PAIR, PREVIEWS, RunState, Stage
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
-PREVIEWS = "previews"
 PREVIEW_COLUMNS = 8
 RETRY_SECONDS = 2.0  # before a round with too few answers is repeated
 

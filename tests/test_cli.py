@@ -28,7 +28,7 @@ COMMANDS = [
     ["demo"], ["prepare"], ["import-slices"], ["embed"], ["gaze"], ["weaken-labels"], ["plan"], ["site", "add"],
     ["site", "approve"], ["train"], ["export"], ["import-checkpoint"], ["train-segmenter"], ["adapt-remote"], ["label"],
     ["generate-volumes"], ["audit"], ["adapt"], ["segment"], ["evaluate"], ["train-localiser"], ["locate"],
-    ["sites"],
+    ["sites"], ["status"], ["watch"], ["report"],
 ]  # fmt: skip
 
 

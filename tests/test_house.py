@@ -201,7 +201,9 @@ def test_a_module_in_any_folder_changes_the_fingerprint_that_administrators_appr
 def test_the_wheel_holds_all_modules_and_its_command_runs(tmp_path):
     """Built from a copy of the tree, and installed where the repository cannot be imported."""
     source, environment = tmp_path / "source", tmp_path / "environment"
-    for name in [*(path.relative_to(PACKAGE) for path in MODULES), "pyproject.toml", "README.md", "LICENSE"]:
+    web = sorted(path.relative_to(PACKAGE) for path in (PACKAGE / "researcher" / "watching" / "web").iterdir())
+    modules = [path.relative_to(PACKAGE) for path in MODULES]
+    for name in [*modules, *web, "pyproject.toml", "README.md", "LICENSE"]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PACKAGE / name, source / name)
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
@@ -214,7 +216,8 @@ def test_the_wheel_holds_all_modules_and_its_command_runs(tmp_path):
     # Dependencies come from the current environment; its .pth files are not read, because they add the repository.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     installed = {path.relative_to(packages / "fedfactory") for path in (packages / "fedfactory").rglob("*.py")}
-    assert installed == {path.relative_to(PACKAGE) for path in MODULES}
+    assert installed == set(modules)
+    assert web and all((packages / "fedfactory" / name).read_bytes() == (PACKAGE / name).read_bytes() for name in web)
 
     def run(*command) -> str:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

@@ -40,6 +40,7 @@ from test_documentation import COMMANDS, ROOT, commands_of
 pytestmark = pytest.mark.tutorial
 ELSEWHERE = {
     "fedfactory demo",  # eight minutes; tests/test_federation.py runs a smaller demo
+    "fedfactory watch experiment",  # serves until Ctrl-C; tests/test_watching.py looks at it
     "fedfactory site check node-c",  # a problem while no researcher listens; tests/test_connection.py
 }
 SMALLER = (

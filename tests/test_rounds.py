@@ -19,7 +19,7 @@ from fedfactory.node.policy.default_arguments import default_arguments
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, ModalityFacts, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
-from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent
+from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent, SiteAnswers
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -542,6 +542,7 @@ def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
         config=config, federation=Federation(tag="tag", min_nodes=2), stages=stages, seed=1, save_every=10,
         seconds=[1.0, 3.0], round_done=2, events=[RoundEvent(round=2, node="b", kind="lost", reason="no reply")],
         shared_anatomy=[SharedAnatomy(round=2, pairs={"bright / dark": 0.5})],
+        answers={"a": SiteAnswers(node_name="alpha", domain="dark", rounds=(1, 2), num_bytes=16)},
         site_updates={"a": ReceivedUpdate(node_name="alpha", domain="dark", num_bytes=8, numbers={"loss": 0.5})},
     )  # fmt: skip
     state.save(tmp_path)
@@ -552,6 +553,18 @@ def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
         RunState.load(tmp_path)
     with pytest.raises(UsageError, match="choose a folder that a training run wrote"):
         RunState.load(tmp_path / "nowhere")
+
+
+def test_a_site_that_reports_part_of_the_quality_or_more_does_not_end_the_run(config):
+    state = RunState(config=config, federation=Federation(tag="tag"), stages=(Stage(3),), seed=1, save_every=10)
+    whole = {"quality_distance": 20.0, "quality_layout": 0.9, "quality_contrast": 0.9}
+    state.history["bright"] = [
+        {"round": 1, **whole, "quality_other": 1.0},
+        {"round": 2, "quality_layout": 0.1},
+        {"round": 3, "quality_other": 1.0},
+    ]
+    assert state.quality("bright") == {"distance": 20.0, "layout": 0.9, "contrast": 0.9}
+    assert state.quality("dark") == {} and len(state.alarms()) == 1
 
 
 def test_the_plan_that_is_approved_does_not_depend_on_hyper_parameters(config):

@@ -207,4 +207,5 @@ def test_status_shows_progress_and_events(federation, reference):
     ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "round 6 of 6, finished" in text
+    assert "round 6 of 6, finished" in (federation.folder / "reference" / "report.html").read_text()
     assert re.search(r"bright +│ +6", text)
