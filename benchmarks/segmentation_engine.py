@@ -47,6 +47,7 @@ from hippocampus_sites import make_hippocampus_sites
 from measuring import machine
 
 UPDATES = 3500
+FIVE_MINUTES = 4500  # updates on windows of 64 px in five minutes of two cores that do nothing else
 # Shares and variation of the feasibility study: a fifth of the windows through random networks, strong appearance.
 RECIPE: dict[str, Any] = {"contrast": ContrastMix(curves=0.45), "appearance": "strong"}
 CARDIAC = PrepareConfig(domain="a", size=144, spacing=2.5, z_bins=6, crop="none", patient_pattern=r"patient\d+")
@@ -141,6 +142,11 @@ def jobs(seeds: list[int]) -> list[Job]:
             found += basic_jobs(task, targets, seed)
         for seed in seeds:
             found += longer_jobs(task, targets, seed)
+    five_minutes = Supervised(site="b", changes={"updates": FIVE_MINUTES})
+    for seed in seeds:
+        found.append(
+            Job(name="oracle b, five minutes", task="hippocampus", seed=seed, train=five_minutes, sites="b"),
+        )
     return found + ablation(seeds[0])
 
 
@@ -217,7 +223,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="runs whose names begin like this")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file; what it holds of runs that are not in --work stays")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     make_stores(arguments)
@@ -238,7 +244,8 @@ def main() -> None:
                 running.pop(done).key, {site: row["dice"] for site, row in done.result()["sites"].items()}, flush=True
             )
     if arguments.out:
-        write_json(arguments.out, summary(arguments.work, arguments.seeds))
+        known = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else None
+        write_json(arguments.out, with_known(summary(arguments.work, arguments.seeds), known))
 
 
 def run(work: Path, job: Job, device: str) -> dict[str, Any]:
@@ -359,6 +366,15 @@ def summary(work: Path, seeds: list[int]) -> dict[str, Any]:
         for key, row in rows.items()
     }
     return {"machine": machine("cpu"), "seeds": seeds, "methods": methods, "runs": slim}
+
+
+def with_known(content: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
+    """A summary and, of runs that it does not have, what an earlier one holds."""
+    if known is None:
+        return content
+    places = [*known["methods"], *(place for place in content["methods"] if place not in known["methods"])]
+    methods = {place: known["methods"].get(place, {}) | content["methods"].get(place, {}) for place in places}
+    return {**content, "methods": methods, "runs": known["runs"] | content["runs"]}
 
 
 def ratio(pairs: list[tuple[list[dict], list[dict]]]) -> tuple[float, tuple[float, float]]:
