@@ -108,6 +108,21 @@ def candidates_of_all_structures(candidates: np.ndarray, classes: int) -> np.nda
     return np.array([UNKNOWN, 1, target, target | 1], _dtype(classes))[candidates]
 
 
+def only_candidate(candidates: np.ndarray, classes: int) -> np.ndarray:
+    """The class of pixels that may have one class alone.
+
+    Args:
+        candidates: unsigned integers of any shape, bit c set where class c is allowed.
+        classes: number of classes, background included.
+
+    Returns: uint8 of the same shape, 255 where several classes are allowed or nothing is known.
+    """
+    found = np.full(candidates.shape, UNLABELLED, np.uint8)
+    for value in range(classes):
+        found[candidates == 1 << value] = value
+    return found
+
+
 def candidate_masks(candidates: Tensor, classes: int) -> Tensor:
     """Candidate labels (B, S, S) to booleans (B, classes, S, S): which classes a pixel may have, none if unknown."""
     bits = torch.arange(classes, device=candidates.device)[None, :, None, None]

@@ -19,6 +19,8 @@ FACTORY: dict[str, list[object]] = {
     "compatibility": ["none", "published"],
     "image_size": [8, 1024],
     "image_channels": [1, 8],
+    "classes": [0, 255],
+    "turn": SHARE,
     "z_bins": [1, 1000],
     "start_size": [4, 1024],
     "channels[]": [1, 1024],
