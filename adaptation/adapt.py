@@ -17,7 +17,7 @@ from ..imaging.class_names import check_names
 from ..imaging.slice_format import MAX_CHANNELS, UNLABELLED, SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
-from .labelled_factory import LabelledFactory
+from .labelled_factory import DrawingFactory
 from .labelled_slices import LabelledSlices, foreground_dice, parts_of, with_channels
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
@@ -122,7 +122,7 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
 
 
 def draw_slices(
-    factory: LabelledFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
+    factory: DrawingFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
 ) -> LabelledSlices:
     """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin; of pictures, one."""
     config = factory.factory.config

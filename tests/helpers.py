@@ -136,7 +136,7 @@ def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> 
         validated_on="nothing",
         labels_from=dict.fromkeys(factory.config.domains, "view"),
     )
-    return LabelledFactory(factory, [branch], untrained_segmenter(), card)
+    return LabelledFactory(factory, [branch], card, untrained_segmenter())
 
 
 def write_site(folder, cases=3, **options) -> None:

@@ -137,7 +137,7 @@ CARD: dict[str, list[object]] = {  # of a labelled factory, apart from the confi
     "spacing": [0, 1000],
     "height": [0, 100000],
     "facts.**": [ANYTHING],
-    "branches": [1, 20],
+    "branches": [0, 20],
     "localiser": [None],
     "classes": [2, 255],
     "labelled_domain": [TEXT],
