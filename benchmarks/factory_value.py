@@ -4,20 +4,20 @@
         --out benchmarks/results/factory_value.json
     uv run python benchmarks/factory_value.py --folder ../shared/data/cardiac_dealt --work quick --quick
 
-Three cardiac sites, of which the first has labels; the slices show 160 mm around the middle of the scan. The federation is
-simulated in a single process, with the nodes' trainer and the researcher's aggregator, and every variant makes equally
-many updates at every site:
+Three cardiac sites, of which the first has labels; the slices show 160 mm around the middle of the scan. The federation
+is simulated in a single process, with the nodes' trainer and the researcher's aggregator, and every variant makes
+equally many updates at every site:
 
     branch        a factory of images alone; the label branch is trained afterwards at the labelled site
     pairs         labels are drawn with the image; the labelled site's discriminator sees both
     pseudo_pairs  the same, and the other sites' discriminators see the first guess's labels of their own slices
 
-Discriminators of all three see turned slices, since these scans have no common orientation. Measured of each factory: the
-shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; and, for each
-unlabelled site, the Dice on its test patients of a segmenter that saw nothing but synthetic slices, and of the first guess
-trained further on the site's own slices with and without synthetic ones. All segmenters have the same network and number
-of updates, of which a first guess that is trained further has had half. Parts that are finished are not repeated. A grid
-of drawn slices with the contours of their labels is written for each variant.
+Discriminators of all three see turned slices, since these scans have no common orientation. Measured of each factory:
+the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; and,
+for each unlabelled site, the Dice on its test patients of a segmenter that saw nothing but synthetic slices, and of the
+first guess trained further on the site's own slices with and without synthetic ones. All segmenters have the same
+network and number of updates, of which a first guess that is trained further has had half. Finished parts are not
+repeated. A grid of drawn slices with the contours of their labels is written for each variant.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer, TrainedFactory, load_factory
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.generative.trainer import make_optimizers
-from fedfactory.imaging.overlays import shown_slice
-from fedfactory.imaging.pictures.contours import with_contours
+from fedfactory.imaging.pictures.contours import slice_with_contours
 from fedfactory.imaging.pictures.decoding import write_picture
 from fedfactory.node.labelling import train_on_store
 from fedfactory.node.site_data.training_slices import known_labels
@@ -69,7 +68,7 @@ FIELD = 160.0  # millimetres per side, around the middle of the scan
 WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
 ROUND = 10  # updates between two averagings
 TURN = 0.9
-COLUMNS, SHOWN_SIDE = 8, 128  # of a picture, and pixels per side of a slice in it
+COLUMNS = 8  # of a picture
 
 
 @dataclass(frozen=True)
@@ -262,18 +261,11 @@ def draw(labelled: LabelledFactory, path: Path, *, seed: int) -> None:
         for domain in range(len(DOMAINS)):
             made = generator.synthesise(generator.style_at(z, height, torch.full((COLUMNS,), domain)), noise)
             pairs = zip(made.image.numpy(), labelled.labels(made).numpy(), strict=True)
-            rows += [np.concatenate(row, axis=1) for row in zip(*(views(*pair) for pair in pairs), strict=True)]
+            rows += [
+                np.concatenate(row, axis=1)
+                for row in zip(*(slice_with_contours(*pair, picture=False) for pair in pairs), strict=True)
+            ]
     write_picture(path, np.concatenate(rows))
-
-
-def views(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A slice (1, S, S) in [-1, 1] enlarged, (side, side, 3) uint8: as it is, and with the contours of its label."""
-    times = -(-SHOWN_SIDE // len(label))
-    shown, label = (
-        part.repeat(times, axis=0).repeat(times, axis=1)
-        for part in ((255 * shown_slice(image, picture=False)).round().astype(np.uint8), np.rot90(label))
-    )
-    return shown, with_contours(shown, label)
 
 
 def step_times(size: int, repeats: int = 7) -> dict[str, float]:

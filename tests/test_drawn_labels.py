@@ -113,3 +113,20 @@ def test_a_card_that_contradicts_its_generator_is_refused(labelled, drawing, tmp
     content = made.to_dict() | {name: value}
     with pytest.raises((UsageError, CheckpointError), match=name):
         LabelledFactory.from_dict(content)
+
+
+def test_a_preview_shows_each_domain_without_and_with_the_contours_of_its_labels(drawing, trained, tmp_path):
+    from fedfactory.researcher.training import PREVIEW_COLUMNS, save_preview
+
+    plain = save_preview(trained.generator, tmp_path / "plain.png", 0)
+    assert plain.shape == (2 * 16, PREVIEW_COLUMNS * 16, 3)
+    shown = save_preview(drawing.generator, tmp_path / "drawn.png", 0)
+    side = shown.shape[0] // 4
+    assert side % 16 == 0
+    assert shown.shape == (4 * side, PREVIEW_COLUMNS * side, 3)
+    assert shown.min() >= 0 <= 1 >= shown.max()
+    images, contours = shown[:side], shown[side : 2 * side]
+    assert (images[..., 0] == images[..., 2]).all()  # grey
+    changed = (images != contours).any(axis=2)
+    assert 0 < changed.mean() < 0.5
+    assert (contours[changed][:, 0] != contours[changed][:, 2]).all()  # the colours of the classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from fedbiomed.common.dataset_types import DataReturnFormat
 from fedbiomed.common.exceptions import FedbiomedError
 from fedfactory.adaptation.labels.candidate_labels import UNKNOWN, candidates_from_boxes, only_candidate
-from fedfactory.errors import NodeDataError
+from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.imaging.slice_format import UNLABELLED
 from fedfactory.node.plans.factory_dataset import SliceDataset
 from fedfactory.node.site_data.training_slices import known_labels
@@ -125,6 +126,18 @@ def test_of_boxes_background_outside_and_the_core_are_known(copied_store):
     assert {0, UNLABELLED} <= set(np.unique(found).tolist())
 
 
+def test_of_image_level_labels_only_slices_without_any_structure_are_known(copied_store):
+    presence = np.zeros((len(copied_store), 3), np.uint8)
+    presence[:, 0] = 1
+    presence[::2, 2] = 1
+    copied_store.presence = presence
+    found = known_labels(of_kind(copied_store, "image"), 3)
+    empty = presence[copied_store.slices("train"), 2] == 0
+    assert (found[empty] == 0).all()
+    assert (found[~empty] == UNLABELLED).all()
+    assert 0 < empty.sum() < len(empty)
+
+
 def test_a_site_without_labels_knows_none(copied_store):
     found = known_labels(of_kind(copied_store, "none"), 3)
     assert len(found) == len(copied_store.slices("train"))
@@ -143,3 +156,16 @@ def test_a_dataset_gives_labels_only_to_a_factory_that_draws_them(copied_store, 
         assert set(dataset.get_item(1)) == names
     number = copied_store.slices("train")[1]
     assert np.array_equal(dataset.get_item(1)["labels"].numpy(), copied_store.labels[number])
+
+
+def test_the_command_hands_the_number_of_classes_and_the_turns_on(config, tmp_path):
+    from fedfactory.commands.researcher import _factory_config
+
+    chosen = {"classes": 4, "turn": 0.5, "z_bins": None}
+    made = _factory_config("a,b", "tiny", None, chosen)
+    assert (made.classes, made.turn, made.z_bins) == (4, 0.5, 12)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert _factory_config("", "tiny", tmp_path / "config.json", {"classes": 3}).classes == 3
+    with pytest.raises(ConfigError, match="discriminator is 'shared'"):
+        (tmp_path / "config.json").write_text(json.dumps({**config.to_dict(), "discriminator": "shared"}))
+        _factory_config("", "tiny", tmp_path / "config.json", {"classes": 3})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..overlays import COLOURS
+from ..overlays import COLOURS, LEAST_SIDE, shown_slice
 from ..slice_format import UNLABELLED
 
 SIDE_PER_WIDTH = 256  # pixels of the longer side for each pixel of a contour's width
@@ -29,3 +29,21 @@ def with_contours(picture: np.ndarray, labels: np.ndarray, *, width: int | None 
         colour = tuple(round(255 * float(share)) for share in COLOURS[(int(label) - 1) % len(COLOURS)])
         cv2.drawContours(shown, outlines, -1, colour, thickness)
     return shown
+
+
+def slice_with_contours(image: np.ndarray, label: np.ndarray, *, picture: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A slice as people are shown it, alone and with the contours of its label; small slices are enlarged.
+
+    Args:
+        image: (C, S, S) in [-1, 1], see `shown_slice`.
+        label: (S, S) integers.
+        picture: whether it is a picture and not a slice of a volume.
+
+    Returns: both (side, side, 3) uint8, side a multiple of S.
+    """
+    times = -(-LEAST_SIDE // len(label))
+    shown = (255 * shown_slice(image, picture=picture)).round().astype(np.uint8)
+    shown, label = (
+        part.repeat(times, axis=0).repeat(times, axis=1) for part in (shown, label if picture else np.rot90(label))
+    )
+    return shown, with_contours(shown, label)
