@@ -113,8 +113,8 @@ class DrawingFactory:
 
     Attributes:
         factory: the generator that draws.
-        branches: label branches, the best first; the mean of their probabilities gives the labels. None if the
-            generator draws labels itself.
+        branches: label branches, the best first; the mean of their probabilities gives the labels. Empty if
+            the generator draws labels itself.
         card: what is known of the labels.
     """
 

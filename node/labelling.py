@@ -132,30 +132,28 @@ def label_factory(
         )
     if factory.config.classes and (segmenter_file is not None or labelling != "synthesis"):
         raise UsageError(
-            f"{factory_file}: draws labels with its images, no label branch is trained; leave out `segmenter` and "
-            "`labelling`"
+            f"{factory_file}: draws labels with its images, no label branch is trained; leave out "
+            "segmenter_file and labelling"
         )
     config = config or SegmenterConfig()
     if not factory.config.mirror:  # a factory of organs with a left and a right
         config = replace(config, mirror=False)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
-    if not factory.config.classes:
-        teacher = teacher or train_on_store(store, replace(config, contrast=None))
     robust = guess or train_on_store(store, first_guess_config(config, colour=store.format.colour))
     if factory.config.classes:
         labelled = with_first_guess(factory, robust, domain=store.domain, seed=config.seed)
-        labelled.localiser = finder
-        labelled.save(out)
-        return labelled
-    real, held_out = (
-        (_binned_slices(store, "train"), _binned_slices(store, "validation"))
-        if labelling == "inversion"
-        else (None, None)
-    )
-    branch_config = LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed)
-    labelled = train_label_branch(
-        factory, teacher, robust, domain=store.domain, real=real, held_out=held_out, config=branch_config
-    )
+    else:
+        teacher = teacher or train_on_store(store, replace(config, contrast=None))
+        inverted = labelling == "inversion"
+        labelled = train_label_branch(
+            factory,
+            teacher,
+            robust,
+            domain=store.domain,
+            real=_binned_slices(store, "train") if inverted else None,
+            held_out=_binned_slices(store, "validation") if inverted else None,
+            config=LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed),
+        )
     labelled.localiser = finder
     labelled.save(out)
     return labelled

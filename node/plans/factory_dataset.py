@@ -61,7 +61,8 @@ class SliceDataset(CustomDataset):
         if not classes:
             self.labels = None
             return
-        if self.store.label_kind != "none" and self.store.classes != classes:
+        labelled = any(kind != "none" for kind in self.store.label_kinds())
+        if labelled and self.store.classes != classes:
             raise NodeDataError(
                 f"the labels of this site have {self.store.classes} classes, background included, and the factory "
                 f"draws {classes}; they must be equal"

@@ -13,6 +13,7 @@ from ...adaptation.labels.candidate_labels import (
     candidates_from_presence,
     candidates_of_all_structures,
     only_candidate,
+    refuse_other_labels,
 )
 from ...errors import NodeDataError, StoreError
 from ...imaging.slice_format import UNLABELLED
@@ -62,11 +63,7 @@ def known_labels(store: SliceStore, classes: int) -> np.ndarray:
             continue
         if case.label_kind in LABEL_MAPS:
             labels = np.asarray(store.labels[case.span])
-            annotated = labels[labels != UNLABELLED]
-            if annotated.size and int(annotated.max()) >= classes:
-                raise NodeDataError(
-                    f"the largest label is {int(annotated.max())}; it must be below {classes} (classes)"
-                )
+            refuse_other_labels(labels, classes)
         elif case.label_kind == "none":
             labels = np.full((case.count, size, size), UNLABELLED, np.uint8)
         else:
