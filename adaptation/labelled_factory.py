@@ -236,7 +236,12 @@ class LabelledFactory(DrawingFactory):
     @classmethod
     def load(cls, path: str | Path) -> LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
-        tensors, card = read_weights(path, kind=KIND)
+        tensors, card = read_weights(path, kind=(KIND, EXPORTED))
+        if card["kind"] == EXPORTED:
+            raise CheckpointError(
+                f"{path}: is a factory as it was exported, without a first guess; run `fedfactory label` at a site with "
+                "labels"
+            )
         try:
             sketched = sketch(lambda: cls.from_dict(card), tensors=len(tensors))
             for network, weights in sketched._with_weights(tensors):  # before memory is taken for what the card claims

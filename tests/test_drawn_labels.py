@@ -62,6 +62,11 @@ def test_volumes_are_drawn_without_a_label_branch_and_labels_are_the_soft_labels
     assert np.array_equal(labels, bright)  # one latent is one anatomy
 
 
+def test_an_exported_factory_is_sent_to_label_before_sites_adapt(drawing_file):
+    with pytest.raises(CheckpointError, match="run `fedfactory label`"):
+        LabelledFactory.load(drawing_file)
+
+
 def test_a_factory_of_images_alone_is_sent_to_label(trained, tmp_path):
     trained.save(tmp_path / "images.safetensors")
     with pytest.raises(UsageError, match="run `fedfactory label`"):
