@@ -239,8 +239,8 @@ class LabelledFactory(DrawingFactory):
         tensors, card = read_weights(path, kind=(KIND, EXPORTED))
         if card["kind"] == EXPORTED:
             raise CheckpointError(
-                f"{path}: is a factory as it was exported, without a first guess; run `fedfactory label` at a site with "
-                "labels"
+                f"{path}: is a factory as it was exported, without a first guess; run `fedfactory label` at a site "
+                "with labels"
             )
         try:
             sketched = sketch(lambda: cls.from_dict(card), tensors=len(tensors))
