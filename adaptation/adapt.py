@@ -14,11 +14,11 @@ from ..common.progress import track
 from ..errors import StoreError, UsageError, VolumeError
 from ..generative.synthesis import subject_heights
 from ..imaging.class_names import check_names
-from ..imaging.slice_choices import MAX_CHANNELS
-from ..imaging.slice_format import UNLABELLED, SliceFormat
+from ..imaging.slice_choices import MAX_CHANNELS, UNLABELLED
+from ..imaging.slice_format import SliceFormat
 from .engine.segmenter_config import SegmenterConfig
 from .engine.training_loop import LoopConfig
-from .labelled_factory import LabelledFactory
+from .labelled_factory import DrawingFactory
 from .labelled_slices import LabelledSlices, foreground_dice, parts_of, with_channels
 from .segmenter import Segmenter
 from .segmenter_card import TrainingFacts
@@ -123,7 +123,7 @@ def pseudo_label(images: np.ndarray, teacher: Segmenter, volume: np.ndarray | No
 
 
 def draw_slices(
-    factory: LabelledFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
+    factory: DrawingFactory, domain: str, *, volumes: int, seed: int, slices: int | None = None
 ) -> LabelledSlices:
     """Labelled slices of `volumes` synthetic subjects: `slices` of each, or two per height bin; of pictures, one."""
     config = factory.factory.config

@@ -22,7 +22,7 @@ from ..generative.factory_file import TrainedFactory
 from ..generative.image_encoder import read_embedding
 from ..generative.synthesis import between_latents, slice_heights, subject_heights
 from .adapt import MANIFEST
-from .labelled_factory import LabelledFactory
+from .labelled_factory import DrawingFactory
 from .volume_formats import WRITERS, SetFacts, SyntheticVolume, finish, refuse_unsuitable
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
@@ -101,7 +101,7 @@ def generate_volumes(
     """Write labelled synthetic subjects with a manifest and their latents.
 
     Args:
-        factory_file: labelled factory.
+        factory_file: labelled factory, or exported one that draws labels with its images.
         out: new folder; nothing is left there if anything fails.
         layout: "nifti" (pairs `<name>/{image,label}/<name>.nii.gz`), "nnunet", "images" (of pictures), "slices" or
             "legacy-slices" (pickled), see `volume_formats`.
@@ -121,7 +121,7 @@ def generate_volumes(
     numbers = range(drawing.volumes) if only is None else sorted(set(only))
     if not numbers or not 0 <= numbers[0] <= numbers[-1] < drawing.volumes:
         raise UsageError(f"only is {list(numbers)}; choose from the volumes 0 to {drawing.volumes - 1}")
-    labelled = LabelledFactory.load(factory_file)
+    labelled = DrawingFactory.load(factory_file)
     config, classes = labelled.factory.config, labelled.card.classes
     config.domain_index(drawing.domain)
     refuse_unsuitable(layout, pictures=config.pictures, channels=config.image_channels)
@@ -143,7 +143,7 @@ def generate_volumes(
         entries = list(track(made, f"generating volumes of {drawing.domain}", total=len(numbers)))
         facts = SetFacts(
             domain=drawing.domain, volumes=len(numbers), classes=classes, channels=config.image_channels,
-            names=labelled.robust.card.names,
+            names=labelled.class_names,
         )  # fmt: skip
         finish(folder, layout, facts)
         drawn = [latents.of(number, entry.attempt) for number, entry in zip(numbers, entries, strict=True)]
@@ -152,8 +152,8 @@ def generate_volumes(
             "made_by": f"fedfactory {__version__}",
             "factory_sha256": sha256_of(factory_file),
             "classes": classes,
-            "class_names": labelled.robust.card.class_names,
-            "original_values": labelled.robust.card.original_values,
+            "class_names": {str(value): name for value, name in labelled.class_names.items()},
+            "original_values": labelled.original_values,
             "channels": config.image_channels,
             "layout": layout,
             "latents": LATENTS,
@@ -201,7 +201,7 @@ class _Latents:
 
 
 def _draw(
-    labelled: LabelledFactory, latents: _Latents, number: int, *, heights: Tensor, encoding: Tensor | None
+    labelled: DrawingFactory, latents: _Latents, number: int, *, heights: Tensor, encoding: Tensor | None
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Images (N, C, S, S) float32 in [-1, 1], labels (N, S, S) uint8, and the number of the attempt that was kept.
 
@@ -261,7 +261,7 @@ def choose_factory(
     if (domain is None) == (label is None):
         raise UsageError(f"domain is {domain} and label is {label}; give exactly one of them")
     file = factory if factory is not None else find_factory_file(ckpt_dir)
-    labelled = LabelledFactory.load(file)
+    labelled = DrawingFactory.load(file)
     names = labelled.factory.config.domains
     if clip_mean is not None and not labelled.factory.config.encoding_dim:
         raise UsageError(
@@ -296,7 +296,7 @@ def _mean_embedding(path: Path, width: int) -> torch.Tensor:
     return mean
 
 
-def _move(labelled: LabelledFactory, device: str) -> None:
+def _move(labelled: DrawingFactory, device: str) -> None:
     try:
         labelled.to(device)
     except (RuntimeError, AssertionError) as error:

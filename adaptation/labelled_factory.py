@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, refus
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts
-from ..generative.factory_file import TrainedFactory
+from ..generative.factory_file import KIND as EXPORTED
+from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
 from ..generative.synthesis import synthesise_volume
@@ -74,6 +76,18 @@ class LabelledFactoryCard:
         return read_record(cls, values, extra="ignore")
 
 
+def drawn_labels_card(config: FactoryConfig) -> LabelledFactoryCard:
+    """The card of a factory that draws labels with its images, as it was exported: which sites had labels is not known.
+    Every slice has the labels that were drawn with it."""
+    return LabelledFactoryCard(
+        classes=config.classes,
+        labelled_domain="",
+        agreement=math.nan,
+        validated_on="nothing",
+        labels_from=dict.fromkeys(config.domains, "own"),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Networks:
     """The entries of a file from which the networks of a labelled factory are built; see `TrainedFactory`."""
@@ -87,28 +101,127 @@ class _Networks:
     localiser: dict[str, object] | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.branches <= MAX_BRANCHES:
+        if self.config.classes and self.branches:
+            raise ConfigError(f"branches is {self.branches}, but the generator draws labels itself; it must be 0")
+        if not self.config.classes and not 1 <= self.branches <= MAX_BRANCHES:
             raise ConfigError(f"branches is {self.branches}; it must be from 1 to {MAX_BRANCHES}")
 
 
 @dataclass
-class LabelledFactory:
-    """A factory that draws labelled slices.
+class DrawingFactory:
+    """A factory that draws slices with their labels.
 
     Attributes:
         factory: the generator that draws.
-        branches: label branches, the best first; the mean of their probabilities gives the labels.
-        robust: the labelled site's segmenter, trained with random contrasts; gives every site first labels of its own
-            images.
+        branches: label branches, the best first; the mean of their probabilities gives the labels. Empty if
+            the generator draws labels itself.
         card: what is known of the labels.
-        localiser: finds the place of the structures in whole images, see `Localiser`; None if there is none.
     """
 
     factory: TrainedFactory
     branches: list[LabelBranch]
-    robust: Segmenter
     card: LabelledFactoryCard
+
+    @classmethod
+    def load(cls, path: str | Path) -> DrawingFactory:
+        """A labelled factory, or an exported one that draws labels with its images.
+
+        Raises: UsageError if the file is missing or its factory draws images alone, CheckpointError if it is damaged or
+            of another kind.
+        """
+        _, card = read_weights(path, kind=(KIND, EXPORTED))
+        if card["kind"] == KIND:
+            return LabelledFactory.load(path)
+        factory = load_factory(path)
+        if not factory.config.classes:
+            raise UsageError(f"{path}: this factory draws images alone; run `fedfactory label` at a site with labels")
+        return DrawingFactory(factory, [], drawn_labels_card(factory.config))
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by label value, of the classes whose names are known."""
+        return {}
+
+    @property
+    def original_values(self) -> dict[str, int]:
+        """Values of the labelled site's files by label value, where they were not class numbers."""
+        return {}
+
+    def to(self, device: torch.device | str) -> DrawingFactory:
+        for network in (self.factory.generator, *self.branches):
+            network.to(device)
+        return self
+
+    @torch.no_grad()
+    def labels(self, synthesis: Synthesis) -> Tensor:
+        """(B, S, S) uint8: the labels drawn with the slices, or those of the branches' mean probabilities."""
+        if synthesis.labels is not None:
+            return synthesis.labels.argmax(dim=1).to(torch.uint8)
+        return BranchEnsemble(self.branches).labels(synthesis)
+
+    @torch.no_grad()
+    def draw_volume(
+        self,
+        domain: str,
+        heights: Tensor,
+        *,
+        seed: int,
+        z: Tensor | None = None,
+        encoding: Tensor | None = None,
+        truncation: float = 1.0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One synthetic subject: images (N, C, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
+
+        Raises: ConfigError for an unknown domain.
+
+        Args:
+            heights: (N,) in [0, z_bins - 1], see `subject_heights`.
+            seed: of the noise, and of the latent if none is given; the same arguments give the same volume.
+            z: (1, latent_dim), the subject's latent.
+            encoding: (encoding_dim,), the domain's mean embedding, or None.
+            truncation: see `synthesise_volume`.
+        """
+        config, labelled = self.factory.config, self.card.labelled_domain
+        if z is None:
+            z = torch.randn(1, config.latent_dim, generator=torch.Generator().manual_seed(seed))
+
+        def walk(shown: str) -> Iterator[Synthesis]:
+            rng = torch.Generator().manual_seed(seed + 1)  # the same noise in every view
+            given = encoding if shown == domain else None
+            options = {"rng": rng, "z": z, "encoding": given, "truncation": truncation}
+            return synthesise_volume(self.factory.generator, heights, domain=config.domain_index(shown), **options)
+
+        images, labels = [], []
+        # Where the domain enters at the palette alone, features are equal in all views. Drawn labels are the slice's.
+        alike = config.domain_enters == "head" or config.classes > 0
+        again = self.card.labels_from[domain] == "view" and domain != labelled and not alike
+        views = walk(labelled) if again else itertools.repeat(None)
+        for part, view in zip(walk(domain), views, strict=False):
+            images.append(part.image.clamp(-1, 1).cpu().numpy())
+            labels.append(self.labels(part if view is None else view).cpu().numpy())
+        return np.concatenate(images), np.concatenate(labels)
+
+
+@dataclass
+class LabelledFactory(DrawingFactory):
+    """A factory that draws labelled slices, with what a labelled site adds for the other sites.
+
+    Attributes:
+        robust: the labelled site's segmenter, trained with random contrasts; gives every site first labels of its own
+            images.
+        localiser: finds the place of the structures in whole images, see `Localiser`; None if there is none.
+    """
+
+    robust: Segmenter
     localiser: Segmenter | None = None
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        return self.robust.card.names
+
+    @property
+    def original_values(self) -> dict[str, int]:
+        return self.robust.card.original_values
 
     def save(self, path: str | Path) -> None:
         tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
@@ -123,7 +236,12 @@ class LabelledFactory:
     @classmethod
     def load(cls, path: str | Path) -> LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
-        tensors, card = read_weights(path, kind=KIND)
+        tensors, card = read_weights(path, kind=(KIND, EXPORTED))
+        if card["kind"] == EXPORTED:
+            raise CheckpointError(
+                f"{path}: is a factory as it was exported, without a first guess; run `fedfactory label` at a site "
+                "with labels"
+            )
         try:
             sketched = sketch(lambda: cls.from_dict(card), tensors=len(tensors))
             for network, weights in sketched._with_weights(tensors):  # before memory is taken for what the card claims
@@ -168,6 +286,8 @@ class LabelledFactory:
         try:
             card, parts = LabelledFactoryCard.from_dict(values), read_record(_Networks, values, extra="ignore")
             parts.config.domain_index(card.labelled_domain)
+            if parts.config.classes not in (0, card.classes):
+                raise ConfigError(f"classes is {card.classes}; the generator draws {parts.config.classes}")
             for domain in parts.config.domains:
                 if domain not in card.labels_from:
                     raise ConfigError(f"labels_from has no entry for domain '{domain}'; it must have one for each")
@@ -180,55 +300,4 @@ class LabelledFactory:
             localiser = None if parts.localiser is None else Segmenter.from_dict(parts.localiser)
         except (KeyError, UsageError, *IMPOSSIBLE) as error:
             raise UsageError(f"its card is not usable ({error})") from None
-        return cls(factory, branches, robust, card, localiser)
-
-    def to(self, device: torch.device | str) -> LabelledFactory:
-        for network in (self.factory.generator, *self.branches):
-            network.to(device)
-        return self
-
-    @torch.no_grad()
-    def labels(self, synthesis: Synthesis) -> Tensor:
-        """(B, S, S) uint8, by the mean of the branches' probabilities."""
-        return BranchEnsemble(self.branches).labels(synthesis)
-
-    @torch.no_grad()
-    def draw_volume(
-        self,
-        domain: str,
-        heights: Tensor,
-        *,
-        seed: int,
-        z: Tensor | None = None,
-        encoding: Tensor | None = None,
-        truncation: float = 1.0,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One synthetic subject: images (N, C, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
-
-        Raises: ConfigError for an unknown domain.
-
-        Args:
-            heights: (N,) in [0, z_bins - 1], see `subject_heights`.
-            seed: of the noise, and of the latent if none is given; the same arguments give the same volume.
-            z: (1, latent_dim), the subject's latent.
-            encoding: (encoding_dim,), the domain's mean embedding, or None.
-            truncation: see `synthesise_volume`.
-        """
-        config, labelled = self.factory.config, self.card.labelled_domain
-        if z is None:
-            z = torch.randn(1, config.latent_dim, generator=torch.Generator().manual_seed(seed))
-
-        def walk(shown: str) -> Iterator[Synthesis]:
-            rng = torch.Generator().manual_seed(seed + 1)  # the same noise in every view
-            given = encoding if shown == domain else None
-            options = {"rng": rng, "z": z, "encoding": given, "truncation": truncation}
-            return synthesise_volume(self.factory.generator, heights, domain=config.domain_index(shown), **options)
-
-        images, labels = [], []
-        # Where the domain enters at the palette alone, features are equal in all views.
-        again = self.card.labels_from[domain] == "view" and domain != labelled and config.domain_enters != "head"
-        views = walk(labelled) if again else itertools.repeat(None)
-        for part, view in zip(walk(domain), views, strict=False):
-            images.append(part.image.clamp(-1, 1).cpu().numpy())
-            labels.append(self.labels(part if view is None else view).cpu().numpy())
-        return np.concatenate(images), np.concatenate(labels)
+        return cls(factory, branches, card, robust, localiser)

@@ -30,6 +30,8 @@ class SimulatedFederation:
         persistent: whether sites keep optimizer moments, augmentation strength and counters between rounds.
         momentum: of the server (FedAvgM, Hsu et al. 2019); 0 is federated averaging.
         grey_rate: learning rate of the palette's grey levels, as a multiple of that of all other parameters.
+        labels: for a factory that draws labels, by domain the labels (N, S, S) of its training slices, 255 where they
+            are unknown; domains that are left out have none.
 
     Attributes:
         generator: the moving average of the shared generator, as the researcher has it.
@@ -44,6 +46,7 @@ class SimulatedFederation:
         persistent: bool = True,
         momentum: float = 0.0,
         grey_rate: float = 1.0,
+        labels: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if "FBM_RESEARCHER_COMPONENT_ROOT" not in os.environ:  # the framework opens a component when it is imported
             os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = (root := tempfile.mkdtemp())
@@ -51,6 +54,7 @@ class SimulatedFederation:
         from fedfactory.researcher.aggregator import FactoryAverage
 
         self.config, self.stores, self.persistent, self.grey_rate = config, dict(stores), persistent, grey_rate
+        self.labels = labels or {}
         torch.manual_seed(seed)
         start = Factory(config)
         self.sites = {domain: copy.deepcopy(start) for domain in self.stores}
@@ -93,9 +97,12 @@ class SimulatedFederation:
         trainer = FactoryTrainer(site, self.optimizers[domain], rng, state=self.states[domain])
         chosen = store.slices("train")
         for _ in range(updates):
-            batch = chosen[torch.randint(len(chosen), (self.config.batch_size,), generator=rng).numpy()]
+            place = torch.randint(len(chosen), (self.config.batch_size,), generator=rng).numpy()
+            batch = chosen[place]
             z_bin = torch.from_numpy(store.z_bin[batch])
-            trainer.train_step(slices_of(store, batch), z_bin, torch.full_like(z_bin, self.config.domain_index(domain)))
+            labels = torch.from_numpy(self.labels[domain][place]) if domain in self.labels else None
+            domains = torch.full_like(z_bin, self.config.domain_index(domain))
+            trainer.train_step(slices_of(store, batch), z_bin, domains, labels)
 
     def _optimizers(self, site: Factory) -> dict[str, torch.optim.Optimizer]:
         made = make_optimizers(site)

@@ -116,7 +116,7 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
         labels_from=dict.fromkeys(config.domains, "own"),
     )
     trained = TrainedFactory(generator=factory.generator, latest={}, spacing=1.0, height=145.0)
-    LabelledFactory(trained, branches, robust, card).save(folder / "labelled.safetensors")
+    LabelledFactory(trained, branches, card, robust).save(folder / "labelled.safetensors")
 
 
 def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:

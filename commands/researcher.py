@@ -76,6 +76,18 @@ def train(
     z_bins: Annotated[
         int | None, typer.Option(min=1, help="Number of height bins of the sites' slices: 1 for pictures.")
     ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Number of label values, background included, that the factory draws with the image; default: images "
+            "alone, whose labels `fedfactory label` adds.",
+        ),
+    ] = None,
+    turn: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the slices that discriminators see turned by any angle."),
+    ] = None,
     rounds: Rounds = 60,
     updates_per_round: UpdatesPerRound = 10,
     clip_weight: Annotated[
@@ -111,7 +123,10 @@ def train(
     """Train the factory with the nodes (phase one)."""
     if not resume:
         refuse_existing(out)
-        chosen = {"clip_weight": clip_weight, "image_channels": image_channels, "z_bins": z_bins}
+        chosen = {
+            "clip_weight": clip_weight, "image_channels": image_channels, "z_bins": z_bins, "classes": classes,
+            "turn": turn,
+        }  # fmt: skip
         factory = _factory_config(domains, preset, config, chosen)
         federation = Federation(
             tag=tag, min_nodes=min_nodes, node_timeout=node_timeout, approval_timeout=approval_timeout,

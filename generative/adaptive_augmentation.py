@@ -63,7 +63,9 @@ class AugmentationStrength:
             self.sign_sum, self.count = 0.0, 0
 
 
-def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = False) -> Tensor:
+def augment(
+    image: Tensor, p: float, rng: torch.Generator, *, published: bool = False, label_channels: int = 0
+) -> Tensor:
     """Augment slices, each by its own random transforms; differentiable twice with respect to the slices.
 
     Args:
@@ -71,6 +73,7 @@ def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = 
         p: probability of each transform, in [0, 1].
         rng: random generator on the slices' device.
         published: quarter turns by 0 and 270 degrees only, and a third of the intensity, as in the published program.
+        label_channels: number of the last channels that hold labels: they move with the image, and keep their values.
 
     Returns: (B, C, H, W).
     """
@@ -80,7 +83,9 @@ def augment(image: Tensor, p: float, rng: torch.Generator, *, published: bool = 
     gain, shift = draw_intensity(batch, p, rng)
     image = warp(image, inverse.to(image.dtype))
     gain, shift = gain.to(image.dtype)[:, None, None, None], shift.to(image.dtype)[:, None, None, None]
-    return image * (gain * PUBLISHED_GAIN if published else gain) + gain * shift
+    image, labels = image[:, : image.shape[1] - label_channels], image[:, image.shape[1] - label_channels :]
+    image = image * (gain * PUBLISHED_GAIN if published else gain) + gain * shift
+    return torch.cat([image, labels], dim=1) if label_channels else image
 
 
 def draw_inverse_matrices(

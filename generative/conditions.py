@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import FactoryConfig
 from .networks.generator import Generator, Style
+from .pairs import as_channels
 
 ENCODING_KEPT = 0.5  # share of updates that see the site's embedding; in the others the networks train without it
 
@@ -22,20 +23,26 @@ class Conditions:
         z_bin: (B,) integers, the height bins.
         domain: (B,) integers, the domain indices.
         encoding: (1, encoding_dim), the site's mean embedding, or None.
+        known: (B, 1, S, S), 1 where the site knows the label of the real slice, else 0; None without labels. Drawn
+            labels are shown to the discriminator at the same pixels.
     """
 
     z_bin: Tensor
     domain: Tensor
     encoding: Tensor | None
+    known: Tensor | None = None
 
     def first(self, count: int) -> Conditions:
         """The conditions of the first `count` slices."""
-        return Conditions(self.z_bin[:count], self.domain[:count], self.encoding)
+        known = None if self.known is None else self.known[:count]
+        return Conditions(self.z_bin[:count], self.domain[:count], self.encoding, known)
 
     def split(self, size: int) -> list[Conditions]:
         """The conditions cut into parts of `size` slices."""
-        cut = zip(self.z_bin.split(size), self.domain.split(size), strict=True)
-        return [Conditions(z_bin, domain, self.encoding) for z_bin, domain in cut]
+        z_bins, domains = self.z_bin.split(size), self.domain.split(size)
+        known = [None] * len(z_bins) if self.known is None else self.known.split(size)
+        cut = zip(z_bins, domains, known, strict=True)
+        return [Conditions(z_bin, domain, self.encoding, mask) for z_bin, domain, mask in cut]
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,12 @@ def draw_style(generator: Generator, conditions: Conditions, rng: torch.Generato
 
 
 def draw_slices(generator: Generator, conditions: Conditions, rng: torch.Generator) -> Tensor:
-    """Synthetic slices (B, C, S, S), about [-1, 1], with fresh latents and layer noise."""
+    """Synthetic slices (B, C + label_channels, S, S), about [-1, 1], with fresh latents and layer noise: images,
+    followed by their labels if the generator draws some."""
     style = draw_style(generator, conditions, rng)
     noise = generator.draw_noise(len(conditions.z_bin), rng)
-    return generator.synthesise(style, noise).image
+    made = generator.synthesise(style, noise)
+    return made.image if made.labels is None else torch.cat([made.image, as_channels(made.labels)], dim=1)
 
 
 def draw_encoding(encoding: Tensor | None, rng: torch.Generator) -> Tensor | None:
@@ -96,7 +105,8 @@ def draw_encoding(encoding: Tensor | None, rng: torch.Generator) -> Tensor | Non
 
 
 def jitter(real: Tensor, config: FactoryConfig, rng: torch.Generator) -> Tensor:
-    """Real slices (B, C, S, S) shifted by a few pixels and, where the organ allows it, mirrored left to right.
+    """Real slices (B, C, S, S), with or without their labels in further channels, shifted by a few pixels and, where
+    the organ allows it, mirrored left to right.
 
     Slices have the axis order of the slice store: dimension 2 of a volume's slice runs from left to right, dimension 3
     from back to front. A picture is stored as rows and columns: its dimension 3 runs from left to right.

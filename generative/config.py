@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, fields
 
 from ..common.names import check_name
 from ..errors import ConfigError
-from ..imaging.slice_choices import COMPATIBILITY, MAX_CHANNELS
+from ..imaging.slice_choices import COMPATIBILITY, MAX_CHANNELS, UNLABELLED
 
 SMALLEST_MAP = 4  # side of the discriminator's last feature map
 LARGEST_IMAGE = 1024
+MOST_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated
 HEADS = ("palette", "image")
 CONDITIONINGS = ("auto", "head", "mapping")
 DISCRIMINATORS = ("local", "shared")
@@ -81,6 +82,9 @@ class FactoryConfig:
     discriminator: str = "local"  # "local": every site has its own; "shared": averaged like the generator (published)
     image_size: int = 32  # pixels per side, a power of two times start_size
     image_channels: int = 1  # channels of an image: 3 for colour pictures, or one for each of several MRI sequences
+    # Palette head: label values, background included, that are drawn with the image; 0 draws images alone. The tissue
+    # maps are grouped by class, and each site's own discriminator sees images with their labels where these are known
+    classes: int = 0
     z_bins: int = 12  # number of slice heights a volume is divided into; 1 for pictures, which have no height
     start_size: int = 8  # side of the learned constant that the generator starts from
     channels: tuple[int, ...] = (48, 32, 16)  # generator widths, from start_size up to image_size
@@ -97,6 +101,7 @@ class FactoryConfig:
     path_every: int = 4  # updates from one path length step to the next
     path_batch_shrink: int = 2  # the path length step uses batch_size divided by this
     style_mixing: float = 0.0  # probability that a batch is generated from two latents
+    turn: float = 0.0  # share of the slices, real and drawn, that the discriminator sees turned by any angle
     augment: bool = False  # adaptive augmentation of all slices that the discriminator is given
     augment_p: float = 0.0  # its fixed strength in [0, 1]; 0 adapts the strength
     augment_target: float = 0.6  # adaptive: target of the mean sign of the scores of real slices
@@ -146,6 +151,7 @@ class FactoryConfig:
                 f"image_channels is {self.image_channels} and compatibility 'published'; the published program knows "
                 "one channel, choose compatibility 'none'"
             )
+        self._check_classes()
         if min(self.channels) < 1:
             raise ConfigError(f"channels are {list(self.channels)}; each must be at least 1")
         for name in ("learning_rate", "mapping_lr_multiplier"):
@@ -154,7 +160,7 @@ class FactoryConfig:
         for name in ("r1_gamma", "path_weight", "clip_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
-        for name in ("style_mixing", "augment_p", "augment_target", "texture"):
+        for name in ("style_mixing", "augment_p", "augment_target", "texture", "turn"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose from 0 to 1")
         if not 0 <= self.ema_decay < 1:
@@ -163,6 +169,30 @@ class FactoryConfig:
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:
             raise ConfigError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(choices)}")
+
+    def _check_classes(self) -> None:
+        if not isinstance(self.classes, int) or self.classes == 1 or not 0 <= self.classes <= MOST_CLASSES:
+            raise ConfigError(
+                f"classes is {self.classes}; it must be 0, for images without labels, or from 2 to {MOST_CLASSES}, "
+                "background included"
+            )
+        if not self.classes:
+            return
+        for name, needed, reason in (
+            ("head", "palette", "a label is a group of the palette's tissue maps"),
+            ("discriminator", "local", "one that sees a site's labels must stay at the site"),
+            ("compatibility", "none", "the published program knows no such labels"),
+        ):
+            if getattr(self, name) != needed:
+                raise ConfigError(
+                    f"classes is {self.classes} and {name} is '{getattr(self, name)}'; {reason}: choose '{needed}', or "
+                    "classes 0 and `fedfactory label` afterwards"
+                )
+
+    @property
+    def label_channels(self) -> int:
+        """Channels of the labels that the discriminator sees beside the image: one for each class but background."""
+        return max(0, self.classes - 1)
 
     @property
     def resolutions(self) -> tuple[int, ...]:

@@ -139,4 +139,4 @@ def synthesise_volume(
         style = subject.at(heights[chosen].to(device))
         parts = [layer[chosen.to(device)] if generator.grain else layer for layer in noise]
         made, kept = generator.synthesise(style, parts), min(size, len(heights) - start)
-        yield Synthesis(made.image[:kept], made.anatomy[:kept], [feature[:kept] for feature in made.features])
+        yield made.first(kept)

@@ -19,7 +19,9 @@ from .losses import (
     squared_angle,
 )
 from .networks.generator import Generator, Style
+from .pairs import label_channels, shown_labels
 from .trainer_state import StepLosses, TrainerState
+from .turning import turned
 
 ADAM_BETAS = (0.0, 0.99)
 
@@ -89,30 +91,47 @@ class FactoryTrainer:
         half = factory.precision == "float16"
         self.scalers = {name: torch.amp.GradScaler(rng.device.type, enabled=half) for name in optimizers}
 
-    def train_step(self, real: Tensor, z_bin: Tensor, domain: Tensor) -> StepLosses:
+    def train_step(self, real: Tensor, z_bin: Tensor, domain: Tensor, labels: Tensor | None = None) -> StepLosses:
         """One step of training.
 
         Args:
             real: (B, C, S, S) slices in [-1, 1], with the configuration's image_channels.
             z_bin: (B,) integers, the height bins.
             domain: (B,) integers, the domain indices.
+            labels: (B, S, S) integers below the configuration's classes, 255 where the label is unknown; None if no
+                label is known, and for a factory of images alone.
 
         Returns: the losses that this step computed.
-        Raises: TrainingError that names the term if a loss or its gradient is not finite, before its optimizer steps.
+        Raises: TrainingError for slices or labels that do not fit the configuration, and, naming the term, if a loss or
+            its gradient is not finite, before its optimizer steps.
         """
         channels, side = self.factory.config.image_channels, self.factory.config.image_size
         if real.shape[1:] != (channels, side, side):
             raise TrainingError(f"slices have shape {tuple(real.shape[1:])}, expected ({channels}, {side}, {side})")
-        real = jitter(real, self.factory.config, self.rng)
+        real, known = self._jittered(real, labels)
         # The embedding is used or left out for the whole step, in both networks alike.
-        conditions = Conditions(z_bin, domain, draw_encoding(self.encoding, self.rng))
+        conditions = Conditions(z_bin, domain, draw_encoding(self.encoding, self.rng), known)
         losses = (self._published_step if self.published else self._joint_step)(real, conditions)
         self.state.updates_done += 1
         return losses
 
     def generate(self, conditions: Conditions) -> Tensor:
-        """New slices (B, C, S, S), about [-1, 1], under the given conditions, with gradients."""
+        """New slices (B, C, S, S), about [-1, 1], under the given conditions, with gradients; C counts the channels of
+        the image and of the labels that are drawn with it, here and below."""
         return draw_slices(self.factory.generator, conditions, self.rng)
+
+    def _jittered(self, real: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Real slices with their label channels, moved at random, and which pixels have a known label."""
+        config = self.factory.config
+        if not config.classes:
+            if labels is not None:
+                raise TrainingError(
+                    "labels are given and classes is 0; leave them out, or choose the number of classes"
+                )
+            return jitter(real, config, self.rng), None
+        channels, known = label_channels(labels, classes=config.classes, like=real)
+        moved = jitter(torch.cat([real, channels, known], dim=1), config, self.rng)
+        return moved[:, :-1], moved[:, -1:]
 
     def _joint_step(self, real: Tensor, conditions: Conditions) -> StepLosses:
         """Update both networks on real (B, C, S, S).
@@ -176,8 +195,8 @@ class FactoryTrainer:
 
     def _backward_logistic(self, real: Tensor, fake: Tensor, conditions: Conditions, *, share: float) -> float:
         """Add the gradient of the discriminator's loss on slices (B, C, S, S), times `share`; returns loss * share."""
-        real_score = self._score(self._augment(real), conditions)
-        loss = discriminator_logistic(real_score, self._score(self._augment(fake), conditions))
+        real_score = self._score(self._shown(real, conditions), conditions)
+        loss = discriminator_logistic(real_score, self._score(self._shown(fake, conditions), conditions))
         self._backward("discriminator", "logistic loss", loss * share)
         config = self.factory.config
         if config.augment and not config.augment_p:
@@ -187,8 +206,10 @@ class FactoryTrainer:
     def _backward_r1(self, real: Tensor, conditions: Conditions, *, share: float) -> float:
         """Add the gradient of the R1 penalty on real (B, C, S, S), times `share`; returns penalty * share."""
         config = self.factory.config
-        real = real.detach().requires_grad_(True)
-        penalty = r1_penalty(self._score(self._augment(real), conditions), real).mean()
+        at = real.detach() if self._slope_before_augmentation else self._shown(real, conditions).detach()
+        at.requires_grad_(True)
+        shown = self._shown(at, conditions) if self._slope_before_augmentation else at
+        penalty = r1_penalty(self._score(shown, conditions), at).mean()
         # Computed in one update of r1_every, so weighted by r1_every: the same strength on average.
         self._backward("discriminator", "R1 penalty", config.r1_gamma / 2 * config.r1_every * penalty * share)
         return penalty.item() * share
@@ -204,7 +225,7 @@ class FactoryTrainer:
         Returns: loss * share and, if there is guidance, mean squared angle * share.
         """
         config, scaler = self.factory.config, self.scalers["generator"]
-        shown = self._augment(image := fake.detach().requires_grad_(True))
+        shown = self._shown(image := fake.detach().requires_grad_(True), conditions)
         self.factory.discriminator.requires_grad_(False)
         try:
             loss = generator_non_saturating(self._score(shown, conditions))
@@ -214,7 +235,8 @@ class FactoryTrainer:
         guidance, guided = None, config.clip_weight > 0 and (conditions.encoding is not None or self.encoding is None)
         (gradient,) = torch.autograd.grad(scaler.scale(loss * share), image, retain_graph=guided and self.published)
         if guided:
-            angle = squared_angle(self.guide.embed(shown if self.published else image), self.guide.mean).mean()
+            seen = shown if self.published else image[:, : config.image_channels]
+            angle = squared_angle(self.guide.embed(seen), self.guide.mean).mean()
             self._check("guidance", angle)
             (towards,) = torch.autograd.grad(scaler.scale(config.clip_weight * angle * share), image)
             if not scaler.is_enabled():
@@ -244,12 +266,25 @@ class FactoryTrainer:
         """New slices (B, C, S, S) without gradients."""
         return self.generate(conditions)
 
-    def _augment(self, image: Tensor) -> Tensor:
-        """Slices (B, C, S, S) as the discriminator is shown them."""
-        config = self.factory.config
+    def _shown(self, slices: Tensor, conditions: Conditions) -> Tensor:
+        """Slices (B, C, S, S) as the discriminator is shown them: image and labels are moved together, and the
+        intensities of the image alone are changed."""
+        config, count = self.factory.config, self.factory.config.image_channels
+        if conditions.known is not None:
+            labels = shown_labels(slices[:, count:], conditions.known, self.rng)
+            slices = torch.cat([slices[:, :count], labels], dim=1)
+        if config.turn:
+            slices = turned(slices, config.turn, self.rng)
         if not config.augment:
-            return image
-        return augment(image, config.augment_p or self.state.augmentation.p, self.rng, published=self.published)
+            return slices
+        p = config.augment_p or self.state.augmentation.p
+        return augment(slices, p, self.rng, published=self.published, label_channels=config.label_channels)
+
+    @property
+    def _slope_before_augmentation(self) -> bool:
+        """Whether R1 is the slope at real slices before they are augmented, as published, instead of at what is shown:
+        labels have a slope only where they are shown."""
+        return not (self.factory.config.classes or self.factory.config.turn)
 
     def _score(self, image: Tensor, conditions: Conditions) -> Tensor:
         """The discriminator's scores (B, 1) of slices (B, C, S, S)."""

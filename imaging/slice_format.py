@@ -12,9 +12,7 @@ from .case_files import NAN
 from .slice_choices import COMPATIBILITY, CONTENTS, CROPS, MAX_CHANNELS, PLANES
 
 PICTURE_SIDE = 100.0  # millimetres that stand for the longer side of a picture
-
 BACKGROUND = -1.0  # value of padding, the darkest of the [-1, 1] scale
-UNLABELLED = 255  # label of pixels that nobody annotated
 WINDOW_BINS = 256
 WINDOW_SHARES = (0.001, 0.999)  # of all voxels, below the window's ends
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .slice_format import UNLABELLED, SliceFormat
+from .slice_choices import UNLABELLED
+from .slice_format import SliceFormat
 from .volumes import Volume, orientation, turned_affine, turned_back, turned_positions
 
 BLUR = 0.42  # standard deviation of the blur before coarser sampling, as a share of the new pixel

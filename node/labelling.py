@@ -14,7 +14,12 @@ from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.localiser import load_localiser
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
-from ..adaptation.training.label_branch_training import BinnedSlices, LabelBranchConfig, train_label_branch
+from ..adaptation.training.label_branch_training import (
+    BinnedSlices,
+    LabelBranchConfig,
+    train_label_branch,
+    with_first_guess,
+)
 from ..adaptation.training.segmenter_training import train_segmenter
 from ..errors import UsageError
 from ..generative.factory_file import load_factory
@@ -86,7 +91,7 @@ def label_factory(
     segmenter_file: str | Path | None = None,
     localiser: str | Path | None = None,
 ) -> LabelledFactory:
-    """Add the label branch at a labelled site.
+    """Add the label branch and the first guess at a labelled site; to a factory that draws labels, the guess alone.
 
     Args:
         factory_file: exported factory.
@@ -120,21 +125,35 @@ def label_factory(
     guess, teacher = (
         None if file is None else _given_segmenter(file, store) for file in (first_guess_file, segmenter_file)
     )
+    if factory.config.classes not in (0, store.classes):
+        raise UsageError(
+            f"{factory_file}: draws labels of {factory.config.classes} classes; the store {store.path} has labels of "
+            f"{store.classes}, give the store of a site that was trained on"
+        )
+    if factory.config.classes and (segmenter_file is not None or labelling != "synthesis"):
+        raise UsageError(
+            f"{factory_file}: draws labels with its images, no label branch is trained; leave out "
+            "segmenter_file and labelling"
+        )
     config = config or SegmenterConfig()
     if not factory.config.mirror:  # a factory of organs with a left and a right
         config = replace(config, mirror=False)
     finder = None if localiser is None else _localiser(Path(localiser), store, config)
-    teacher = teacher or train_on_store(store, replace(config, contrast=None))
     robust = guess or train_on_store(store, first_guess_config(config, colour=store.format.colour))
-    real, held_out = (
-        (_binned_slices(store, "train"), _binned_slices(store, "validation"))
-        if labelling == "inversion"
-        else (None, None)
-    )
-    branch_config = LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed)
-    labelled = train_label_branch(
-        factory, teacher, robust, domain=store.domain, real=real, held_out=held_out, config=branch_config
-    )
+    if factory.config.classes:
+        labelled = with_first_guess(factory, robust, domain=store.domain, seed=config.seed)
+    else:
+        teacher = teacher or train_on_store(store, replace(config, contrast=None))
+        inverted = labelling == "inversion"
+        labelled = train_label_branch(
+            factory,
+            teacher,
+            robust,
+            domain=store.domain,
+            real=_binned_slices(store, "train") if inverted else None,
+            held_out=_binned_slices(store, "validation") if inverted else None,
+            config=LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed),
+        )
     labelled.localiser = finder
     labelled.save(out)
     return labelled

@@ -155,7 +155,9 @@ def adapt_site(
     if not len(store.slices("train")):
         raise StoreError(f"{store.path}: has no training slices; prepare it with cases in the training split")
     few = _one_labelled_slice_per_case(store) if adaptation.one_target_slice else None
-    labelled = None if factory_file is None else _open_factory(factory_file, store, few)
+    labelled = None
+    if factory_file is not None:
+        labelled = _open_factory(factory_file, store, few, translator=adaptation.engine == "translator")
     if labelled is None:
         labels = synthetic_labels(synthetic)
     else:
@@ -217,12 +219,17 @@ def _shared_with_labelled(labelled: LabelledFactory, domain: str) -> float | Non
 
 
 def _open_factory(
-    factory: str | Path | LabelledFactory, store: SliceStore, few: LabelledSlices | None
+    factory: str | Path | LabelledFactory, store: SliceStore, few: LabelledSlices | None, *, translator: bool
 ) -> LabelledFactory:
-    """The labelled factory, checked against the store and the site's own labelled slices."""
+    """The labelled factory, checked against the store, the site's own labelled slices and the engine."""
     labelled = factory if isinstance(factory, LabelledFactory) else LabelledFactory.load(factory)
     labelled.factory.config.domain_index(store.domain)
     store.require_factory(labelled.factory.config)
+    if translator and not labelled.branches:
+        raise UsageError(
+            "engine is 'translator', which segments by the label branch; this factory draws labels itself and has "
+            "none, choose the engine 'segmenter'"
+        )
     _require_classes(few, labelled.card.classes, store)
     return labelled
 

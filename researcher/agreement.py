@@ -80,4 +80,10 @@ def _misfit(site: SiteFacts | None, config: FactoryConfig) -> str | None:
             f"has slices of {site.channels} channels, the factory of {config.image_channels}; run `fedfactory train "
             f"--image-channels {site.channels}` if all sites have them"
         )
+    labelled = any(count for kind, count in site.label_kinds.items() if kind != "none")
+    if config.classes and labelled and site.classes != config.classes:
+        return (
+            f"has labels of {site.classes} classes, background included, the factory draws {config.classes}; run "
+            f"`fedfactory train --classes {site.classes}` if all labelled sites have them"
+        )
     return None

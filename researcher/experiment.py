@@ -120,7 +120,6 @@ def factory_experiment(
     """
     from ..node.site_facts import read_facts
     from .aggregator import FactoryAverage
-    from .plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
     from .strategy import FactoryStrategy
 
     Stage(rounds, updates_per_round)  # checks both numbers
@@ -137,7 +136,7 @@ def factory_experiment(
     )
     experiment = make_experiment(
         tag,
-        training_plan_class=SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan,
+        training_plan_class=_plan_for(config),
         nodes=nodes,
         node_selection_strategy=strategy,
         secagg=_encrypted_sums() if secagg else False,
@@ -352,6 +351,15 @@ def show_preview(experiment: Experiment, picture: np.ndarray, pairs: dict[str, f
         )
         for pair, score in pairs.items():
             writer.add_scalar(f"shared anatomy/{pair.replace(PAIR, ' and ')}", score, number)
+
+
+def _plan_for(config: FactoryConfig) -> type:
+    """The plan that states what leaves the sites with this configuration."""
+    from .plans.factory_plans import FactoryPlan, LabelledFactoryPlan, SharedDiscriminatorPlan
+
+    if config.classes:
+        return LabelledFactoryPlan
+    return SharedDiscriminatorPlan if config.discriminator == "shared" else FactoryPlan
 
 
 def _encrypted_sums() -> SecureAggregation:

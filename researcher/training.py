@@ -22,6 +22,7 @@ from ..generative.metrics.shared_anatomy import shared_anatomy
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Generator
 from ..imaging.overlays import shown_slice
+from ..imaging.pictures.contours import slice_with_contours
 from ..imaging.pictures.decoding import write_picture
 from .agreement import agreeing_nodes
 from .experiment import (
@@ -216,7 +217,8 @@ def factory_of(experiment: Experiment) -> TrainedFactory:
 
 @torch.no_grad()
 def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
-    """Write a picture with one row per domain and one column per latent, columns at rising heights.
+    """Write a picture with one row per domain and one column per latent, columns at rising heights; if labels are
+    drawn, each domain has a second row with their contours.
 
     Latents come from a random generator of their own: the previews of all rounds show the same latents, and the draws
     of the training do not change.
@@ -226,7 +228,8 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
         path: PNG file to write.
         seed: seed of the latents.
 
-    Returns: the picture, (rows * S, columns * S, 3) in [0, 1], see `shown_slice`.
+    Returns: the picture, (rows * S, columns * S, 3) in [0, 1], see `shown_slice`; with labels S is larger, see
+        `slice_with_contours`.
     """
     config = generator.config
     rng = torch.Generator().manual_seed(seed)
@@ -236,8 +239,16 @@ def save_preview(generator: Generator, path: Path, seed: int) -> np.ndarray:
     rows = []
     for domain in range(len(config.domains)):
         style = generator.style_at(z, height, torch.full((PREVIEW_COLUMNS,), domain))
-        image = generator.synthesise(style, noise).image.numpy()
-        rows.append(np.concatenate([shown_slice(slice_, picture=config.pictures) for slice_ in image], axis=1))
+        made = generator.synthesise(style, noise)
+        image = made.image.numpy()
+        if made.labels is None:
+            rows.append(np.concatenate([shown_slice(slice_, picture=config.pictures) for slice_ in image], axis=1))
+            continue
+        views = [
+            slice_with_contours(slice_, label, picture=config.pictures)
+            for slice_, label in zip(image, made.labels.argmax(dim=1).numpy(), strict=True)
+        ]
+        rows += [np.concatenate(row, axis=1) / 255 for row in zip(*views, strict=True)]
     picture = np.concatenate(rows)
     write_picture(path, (picture * 255).round().astype(np.uint8))
     return picture

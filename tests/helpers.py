@@ -31,7 +31,8 @@ from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
 from fedfactory.generative import FactoryConfig, TrainedFactory
 from fedfactory.imaging.images import VolumeImage
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_choices import UNLABELLED
+from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.policy.policy import Policy
@@ -136,7 +137,7 @@ def untrained_labelled_factory(factory: TrainedFactory, branch: LabelBranch) -> 
         validated_on="nothing",
         labels_from=dict.fromkeys(factory.config.domains, "view"),
     )
-    return LabelledFactory(factory, [branch], untrained_segmenter(), card)
+    return LabelledFactory(factory, [branch], card, untrained_segmenter())
 
 
 def write_site(folder, cases=3, **options) -> None:

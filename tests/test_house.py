@@ -168,9 +168,9 @@ def test_a_configuration_survives_json():
 def test_the_plan_that_travels_is_short_and_names_its_version():
     import inspect
 
-    from fedfactory.researcher.plans.factory_plans import FactoryPlan, SharedDiscriminatorPlan
+    from fedfactory.researcher.plans.factory_plans import FactoryPlan, LabelledFactoryPlan, SharedDiscriminatorPlan
 
-    for plan in (FactoryPlan, SharedDiscriminatorPlan):
+    for plan in (FactoryPlan, LabelledFactoryPlan, SharedDiscriminatorPlan):
         assert len(inspect.getsource(plan).splitlines()) < 25
         lines = plan.init_dependencies(None)
         assert any(f"== '{fedfactory.__version__}'" in line for line in lines)

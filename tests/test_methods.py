@@ -21,7 +21,8 @@ from fedfactory.adaptation.networks.site_network import SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
 from fedfactory.errors import ConfigError, NodeDataError, TrainingError, UsageError
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_choices import UNLABELLED
+from fedfactory.imaging.slice_format import SliceFormat
 from helpers import CONFIG, SMALL, method_of, site, site_round_of, squares, with_channels
 
 CONTEXT = SiteContext(site=2, network="dynunet", modality="mri")

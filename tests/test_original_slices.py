@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.node.store.original_slices import import_slices
 from fedfactory.node.store.prepare_config import PrepareConfig
 

@@ -27,7 +27,7 @@ from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.demo.local_federation import READY, _free_port
 from fedfactory.generative import load_factory
 from fedfactory.imaging.pictures.decoding import write_picture
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare

@@ -311,6 +311,8 @@ def test_parameters_memory_and_disk_are_limited():
 def test_memory_grows_with_side_width_batch_and_adaptation(labelled):
     sizes = [size_of(FACTORY, {"factory": c.to_dict()}).memory for c in (TINY, replace(TINY, batch_size=32))]
     assert 1.5 < sizes[1] / sizes[0] < 2
+    few, many = (size_of(FACTORY, {"factory": replace(TINY, classes=c).to_dict()}).memory for c in (4, 250))
+    assert many > 1.5 * few  # hundreds of tissue maps
     one, four = (size_of(SEGMENTATION, {"config": replace(CONFIG, size=s).to_dict()}).memory for s in (256, 512))
     assert 3.5 < four / one <= 4
     args = adapting(labelled).model_args

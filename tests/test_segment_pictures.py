@@ -18,7 +18,8 @@ from fedfactory.cli import main
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.overlays import COLOURS
 from fedfactory.imaging.pictures.decoding import read_picture, write_picture
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_choices import UNLABELLED
+from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare

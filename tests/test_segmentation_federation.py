@@ -16,7 +16,7 @@ from fedfactory.adaptation.labels.weak_labels import weaken
 from fedfactory.adaptation.segmenter import KIND, Segmenter
 from fedfactory.common.weights_file import read_weights
 from fedfactory.errors import UsageError
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError
 from fedfactory.imaging.cropping import crop_box
-from fedfactory.imaging.slice_choices import PLANES
-from fedfactory.imaging.slice_format import UNLABELLED, SliceFormat
+from fedfactory.imaging.slice_choices import PLANES, UNLABELLED
+from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volumes import Volume, orientation, turned_back
 from helpers import ball_volume, image_of, oriented
 from hypothesis import given, settings

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedfactory.errors import StoreError, UsageError
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node.store import prepare as prepare_module
 from fedfactory.node.store.prepare import prepare

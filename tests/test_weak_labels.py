@@ -11,7 +11,7 @@ from fedfactory.adaptation.labels.weak_labels import CONVERTERS, boxes, weaken, 
 from fedfactory.cli import app
 from fedfactory.errors import UsageError, VolumeError
 from fedfactory.imaging.cases import CaseFiles, Found, LabelFile
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.volume_files import read_volume, write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare

@@ -20,7 +20,7 @@ from fedfactory.adaptation.losses.partial_losses import candidate_cross_entropy,
 from fedfactory.adaptation.losses.spanning_trees import forest_by_scipy, forest_by_whole_tensors, spanning_forest
 from fedfactory.adaptation.losses.tree_energy import tree_energy, tree_filter
 from fedfactory.errors import ConfigError, NodeDataError
-from fedfactory.imaging.slice_format import UNLABELLED
+from fedfactory.imaging.slice_choices import UNLABELLED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import minimum_spanning_tree

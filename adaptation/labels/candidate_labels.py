@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, NodeDataError
-from ...imaging.slice_format import UNLABELLED
+from ...imaging.slice_choices import UNLABELLED
 from .boxes import boxes_of, certain_core, middle_of
 
 MAX_CLASSES = 24  # a set of classes is an integer that float32 must represent exactly
@@ -30,6 +30,13 @@ def check_classes(classes: int) -> None:
         raise ConfigError(f"classes is {classes}; choose 2 to {MAX_CLASSES}, background included")
 
 
+def refuse_other_labels(labels: np.ndarray, classes: int) -> None:
+    """Raises: NodeDataError if label maps (uint8, 255 where nobody annotated) have one that is not below `classes`."""
+    annotated = labels[labels != UNLABELLED]
+    if annotated.size and int(annotated.max()) >= classes:
+        raise NodeDataError(f"the largest label is {int(annotated.max())}; it must be below {classes} (classes)")
+
+
 def candidates_from_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     """Candidate labels of label maps: one class per pixel, UNKNOWN where nobody annotated.
 
@@ -40,11 +47,8 @@ def candidates_from_labels(labels: np.ndarray, classes: int) -> np.ndarray:
     Returns: unsigned integers of the same shape, bit c set where class c is allowed.
     Raises: NodeDataError for a label that is not below `classes`.
     """
+    refuse_other_labels(labels, classes)
     annotated = labels != UNLABELLED
-    if annotated.any() and int(labels[annotated].max()) >= classes:
-        raise NodeDataError(
-            f"the largest label is {int(labels[annotated].max())}; it must be below {classes} (classes)"
-        )
     # Shifting by 255 would be undefined: pixels without annotation are shifted by 0 and then cleared.
     shifted = np.left_shift(np.ones_like(labels, dtype=_dtype(classes)), np.where(annotated, labels, 0))
     return np.where(annotated, shifted, UNKNOWN).astype(_dtype(classes))
@@ -106,6 +110,21 @@ def candidates_of_all_structures(candidates: np.ndarray, classes: int) -> np.nda
     """
     target = (1 << classes) - 2
     return np.array([UNKNOWN, 1, target, target | 1], _dtype(classes))[candidates]
+
+
+def only_candidate(candidates: np.ndarray, classes: int) -> np.ndarray:
+    """The class of pixels that may have one class alone.
+
+    Args:
+        candidates: unsigned integers of any shape, bit c set where class c is allowed.
+        classes: number of classes, background included.
+
+    Returns: uint8 of the same shape, 255 where several classes are allowed or nothing is known.
+    """
+    found = np.full(candidates.shape, UNLABELLED, np.uint8)
+    for value in range(classes):
+        found[candidates == 1 << value] = value
+    return found
 
 
 def candidate_masks(candidates: Tensor, classes: int) -> Tensor:

@@ -27,7 +27,7 @@ from ...imaging.image_reader import read_image
 from ...imaging.label_maps import read_label_map
 from ...imaging.pictures.decoding import write_picture
 from ...imaging.pictures.picture_image import is_picture_file
-from ...imaging.slice_format import UNLABELLED
+from ...imaging.slice_choices import UNLABELLED
 from ...imaging.volume_files import read_volume, write_volume
 from ...imaging.volumes import Volume
 from .boxes import boxes_of, is_inside

@@ -19,7 +19,7 @@ from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
 from ..engine.training_loop import Checkpoint
-from ..labelled_factory import LabelledFactory, LabelledFactoryCard
+from ..labelled_factory import LabelledFactory, LabelledFactoryCard, drawn_labels_card
 from ..labelled_slices import LabelledSlices, foreground_dice
 from ..networks.label_branch import BranchEnsemble, LabelBranch
 from ..segmenter import Segmenter
@@ -122,8 +122,31 @@ def train_label_branch(
         validated_on=validated_on,
         labels_from=dict.fromkeys(factory.config.domains, "view"),
     )
-    labelled = LabelledFactory(factory, branches, robust, card)
+    labelled = LabelledFactory(factory, branches, card, robust)
     return replace(labelled, card=replace(card, labels_from=choose_views(labelled, seed=config.seed)))
+
+
+def with_first_guess(factory: TrainedFactory, robust: Segmenter, *, domain: str, seed: int = 0) -> LabelledFactory:
+    """A factory that draws labels itself, with the labelled site's first guess for the other sites; nothing is trained.
+
+    Args:
+        factory: trained generator with classes.
+        robust: segmenter trained with random contrasts on the labelled site's slices.
+        domain: name of the labelled domain.
+        seed: of the synthetic slices on which the first guess is compared with the drawn labels.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    drawn = _draw(factory.generator, factory.config.domain_index(domain), size=VALIDATION_SLICES, rng=rng)
+    found = robust.probabilities(drawn.image, np.arange(len(drawn.image))).argmax(1)
+    card = replace(
+        drawn_labels_card(factory.config),
+        labelled_domain=domain,
+        validated_on="synthetic slices, against the first guess",
+        labels_from=dict.fromkeys(factory.config.domains, "view"),
+    )
+    labelled = LabelledFactory(factory, [], card, robust)
+    agreement = foreground_dice(labelled.labels(drawn), found, card.classes)
+    return replace(labelled, card=replace(card, agreement=agreement))
 
 
 def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:

@@ -56,7 +56,8 @@ class Discriminator(nn.Module, ABC):
         """Scores (B, 1), unbounded.
 
         Args:
-            image: (B, C, S, S), about [-1, 1], with the configuration's image_channels.
+            image: (B, C, S, S), about [-1, 1], with the configuration's image_channels, followed by its label_channels
+                if labels are drawn.
             z_bin: (B,) integers, the height bins.
             domain: (B,) integers, the domain indices.
             encoding: (B, encoding_dim), mean image embeddings, or None.
@@ -74,7 +75,7 @@ class ProjectionDiscriminator(Discriminator):
             widths.append(widths[-1])
             side //= 2
         last = widths[-1]
-        self.stem = EqualisedConv(config.image_channels, widths[0], 1)
+        self.stem = EqualisedConv(config.image_channels + config.label_channels, widths[0], 1)
         self.blocks = nn.ModuleList(ResidualBlock(narrow, wide) for narrow, wide in itertools.pairwise(widths))
         self.final_conv = EqualisedConv(last + 1, last, 3)
         self.final_linear = EqualisedLinear(last * SMALLEST_MAP**2, last)

@@ -54,11 +54,19 @@ class Synthesis:
         image: (B, C, S, S), about [-1, 1], with the configuration's image_channels.
         anatomy: (B, maps, S, S), soft tissue maps shared by all domains, which sum to 1; no maps without a palette.
         features: feature maps (B, c, r, r), coarse to fine, with the widths in `Generator.feature_channels`.
+        labels: (B, classes, S, S), soft labels of the configuration's classes, which sum to 1; None of a generator
+            that draws images alone.
     """
 
     image: Tensor
     anatomy: Tensor
     features: list[Tensor]
+    labels: Tensor | None = None
+
+    def first(self, count: int) -> Synthesis:
+        """The first `count` slices."""
+        labels = None if self.labels is None else self.labels[:count]
+        return Synthesis(self.image[:count], self.anatomy[:count], [part[:count] for part in self.features], labels)
 
 
 class Generator(nn.Module, ABC):

@@ -8,6 +8,7 @@ in every domain.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from .layers import EqualisedLinear, ModulatedConv, activate, pixel_norm, upsamp
 LEVELS = (-1.0, 0.0, 1.0)  # dark, middle and bright on the [-1, 1] scale of slices
 FACTORIAL_ROWS = 3  # up to here all combinations of levels are affordable: 3^3 + 1 = 28 maps
 ROW_CORRELATION = 0.2
+MAPS_PER_STRUCTURE = 3  # at most; background has at least half of all maps
+STRUCTURE_BIAS = -1.0  # of the maps of structures at first: structures are small
 
 
 def palette_table(num_domains: int, generator: torch.Generator, *, channels: int = 1) -> Tensor:
@@ -63,30 +66,73 @@ def _uncorrelated_rows(count: int, maps: int, generator: torch.Generator) -> Ten
     raise ConfigError(f"no palette found for {count} domains times channels; use fewer domains, or head 'image'")
 
 
+def grouped_by_class(table: Tensor, classes: int) -> tuple[Tensor, int]:
+    """The maps of a palette in the order of their classes: those of background first, then as many for every structure.
+
+    The maps of a structure are dealt out of the whole table in large steps, so that they differ in every row and any
+    domain can begin with dark, middle or bright structures. A table with too few maps for this many structures is
+    repeated.
+
+    Args:
+        table: (rows, maps), see `palette_table`; map 0 stays the first of background.
+        classes: number of label values, background included; at least 2.
+
+    Returns: (rows, at least maps), and the number of maps of each structure.
+    """
+    background, tissues, structures = table[:, :1], table[:, 1:], classes - 1
+    tissues = tissues.repeat(1, -(-2 * structures // tissues.shape[1]))
+    count = tissues.shape[1]
+    each = min(MAPS_PER_STRUCTURE, count // (2 * structures))
+    step = next(s for s in range(max(1, count // 2), 0, -1) if math.gcd(s, count) == 1)
+    order = [(number * step) % count for number in range(count)]
+    dealt, left = order[: each * structures], sorted(order[each * structures :])
+    return torch.cat([background, tissues[:, left], tissues[:, dealt]], dim=1), each
+
+
 class PaletteHead(nn.Module):
     """image_c = sum_k p_k (m[domain, c, k] + 0.1 lin_ck(w)) + sigma[domain, c] noise_c,  p = softmax(2 logits + bias).
+
+    With classes, the last maps belong to structures, equally many to each: the soft label of a structure is the sum of
+    its maps, that of background the sum of all others. Image and label are thus drawn by the same weights (as in
+    Li et al. 2021, "Semantic segmentation with generative models", but without a label network).
 
     Args:
         num_domains: number of domains.
         latent_dim: length of the style.
         generator: source of the initial palette.
         channels: channels of the image.
+        classes: number of label values, background included; 0 draws no labels.
     """
 
-    def __init__(self, num_domains: int, latent_dim: int, generator: torch.Generator, *, channels: int = 1) -> None:
+    def __init__(
+        self, num_domains: int, latent_dim: int, generator: torch.Generator, *, channels: int = 1, classes: int = 0
+    ) -> None:
         super().__init__()
-        table = palette_table(num_domains, generator, channels=channels).reshape(num_domains, channels, -1)
+        table = palette_table(num_domains, generator, channels=channels)
+        self.structures, self.maps_each = max(0, classes - 1), 0
+        if classes:
+            table, self.maps_each = grouped_by_class(table, classes)
+        table = table.reshape(num_domains, channels, -1)
         self.channels, self.num_maps = channels, table.shape[2]
         # Of one channel, (domains, maps) and (domains,): so they are in files from before images had channels.
         self.grey = nn.Parameter(table.squeeze(1))  # (domains, channels, maps)
         sigma = torch.full((num_domains, channels), -3.0)  # e^-3 = 0.05 on the [-1, 1] scale
         self.log_sigma = nn.Parameter(sigma.squeeze(1))  # (domains, channels)
-        self.bias = nn.Parameter(torch.zeros(self.num_maps))
+        bias = torch.zeros(self.num_maps)
+        bias[self.num_maps - self.structures * self.maps_each :] = STRUCTURE_BIAS
+        self.bias = nn.Parameter(bias)
         self.shade = EqualisedLinear(latent_dim, channels * self.num_maps)
 
     def anatomy(self, logits: Tensor) -> Tensor:
         """Logits (B, maps, H, W) to soft tissue maps of the same shape that sum to 1 over dimension 1."""
         return torch.softmax(2 * logits + self.bias[:, None, None], dim=1)
+
+    def soft_labels(self, anatomy: Tensor) -> Tensor:
+        """Soft tissue maps (B, maps, H, W) to soft labels (B, classes, H, W) that sum to 1 over dimension 1."""
+        first = self.num_maps - self.structures * self.maps_each
+        background, of_structures = anatomy[:, :first], anatomy[:, first:]
+        groups = of_structures.unflatten(1, (self.structures, self.maps_each)).sum(dim=2)
+        return torch.cat([background.sum(dim=1, keepdim=True), groups], dim=1)
 
     def paint(self, anatomy: Tensor, w: Tensor, domain: Tensor, *, noise: Tensor) -> Tensor:
         """Slices of tissue maps.
@@ -144,7 +190,7 @@ class PaletteGenerator(Generator):
         self.refine = nn.ModuleList(StyledLayer(narrow, narrow, 3, style_dim=d) for _, narrow in pairs)
         # An own random generator: adding a layer above must not change the palette.
         rng = torch.Generator().manual_seed(len(config.domains))
-        self.head = PaletteHead(len(config.domains), d, rng, channels=config.image_channels)
+        self.head = PaletteHead(len(config.domains), d, rng, channels=config.image_channels, classes=config.classes)
         self.to_logits = nn.ModuleList(
             StyledLayer(width, self.head.num_maps, 1, style_dim=d, demodulate=False) for width in widths
         )
@@ -182,7 +228,8 @@ class PaletteGenerator(Generator):
         image = self.head.paint(anatomy, w[-1], style.domain, noise=noise[0])
         if self.texture is not None:  # bounded: it may shade a tissue, but not change it into another
             image = image + self.config.texture * torch.tanh(self.texture(x, w[-1]))
-        return Synthesis(image, anatomy, features)
+        labels = self.head.soft_labels(anatomy) if self.config.classes else None
+        return Synthesis(image, anatomy, features, labels)
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UsageError, VolumeError
-from ..slice_format import UNLABELLED
+from ..slice_choices import UNLABELLED
 
 FORM = 'VALUE=CLASS,VALUE=CLASS, such as 205=1,420=2; or a JSON file such as {"205": 1, "420": 2}'
 OPTION = "--label-values"

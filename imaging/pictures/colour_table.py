@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...common.tables import read_table
 from ...errors import UsageError
-from ..slice_format import UNLABELLED
+from ..slice_choices import UNLABELLED
 
 MAX_CLASS = 63
 MAX_VALUE = 65535

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..overlays import COLOURS
-from ..slice_format import UNLABELLED
+from ..overlays import COLOURS, LEAST_SIDE, shown_slice
+from ..slice_choices import UNLABELLED
 from ..volumes import Volume
 
 SIDE_PER_WIDTH = 256  # pixels of the longer side for each pixel of a contour's width
@@ -82,3 +82,21 @@ def volume_thumbnails(
     grey = (turned.data[..., place] - low) / max(float(high - low), 1e-12)
     grey, pixel = np.flipud(grey.T)[..., None], (turned.spacing[1], turned.spacing[0])
     return [thumbnail(grey, np.flipud(found[..., place].T), side=side, pixel=pixel, width=width) for found in maps]
+
+
+def slice_with_contours(image: np.ndarray, label: np.ndarray, *, picture: bool) -> tuple[np.ndarray, np.ndarray]:
+    """A slice as people are shown it, alone and with the contours of its label; small slices are enlarged.
+
+    Args:
+        image: (C, S, S) in [-1, 1], see `shown_slice`.
+        label: (S, S) integers.
+        picture: whether it is a picture and not a slice of a volume.
+
+    Returns: both (side, side, 3) uint8, side a multiple of S.
+    """
+    times = -(-LEAST_SIDE // len(label))
+    shown = (255 * shown_slice(image, picture=picture)).round().astype(np.uint8)
+    shown, label = (
+        part.repeat(times, axis=0).repeat(times, axis=1) for part in (shown, label if picture else np.rot90(label))
+    )
+    return shown, with_contours(shown, label)

@@ -41,10 +41,13 @@ class LabelledFactoryNetworks(nn.Module):
 
 
 class AdaptationDataset(SliceDataset):
-    """The site's slices without image embeddings, which phase two does not use."""
+    """The site's slices without image embeddings and labels, which phase two does not read here."""
 
     def _read_embedding(self) -> None:
         self.encoding = self.guide = None
+
+    def _read_labels(self) -> None:
+        self.labels = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import FedFactoryError, NodeDataError
 from ...generative.config import FactoryConfig
+from ..site_data.training_slices import known_labels
 from ..store.embedding import load_guide, site_embedding
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
@@ -24,6 +25,8 @@ class SliceDataset(CustomDataset):
         chosen: (N,) int64 numbers of the training slices.
         encoding: (encoding_dim,) mean image embedding of the site; None if `config.encoding_dim` is 0.
         guide: image encoder and embedding for the guidance; None if `config.clip_weight` is 0.
+        labels: (N, S, S) uint8, labels of the chosen slices, 255 where the site does not know them; None if
+            `config.classes` is 0.
     """
 
     config: FactoryConfig
@@ -51,6 +54,20 @@ class SliceDataset(CustomDataset):
             raise NodeDataError(
                 f"this site has {len(self.chosen)} training slices; a batch needs at least {self.config.batch_size}"
             )
+        self._read_labels()
+
+    def _read_labels(self) -> None:
+        classes = self.config.classes
+        if not classes:
+            self.labels = None
+            return
+        labelled = any(kind != "none" for kind in self.store.label_kinds())
+        if labelled and self.store.classes != classes:
+            raise NodeDataError(
+                f"the labels of this site have {self.store.classes} classes, background included, and the factory "
+                f"draws {classes}; they must be equal"
+            )
+        self.labels = known_labels(self.store, classes)
 
     def _read_embedding(self) -> None:
         config = self.config
@@ -69,7 +86,9 @@ class SliceDataset(CustomDataset):
 
     @redact_errors
     def get_item(self, index: int) -> dict[str, Tensor]:
-        """{"image": (C, S, S) float32 in [-1, 1], "z_bin": () int64} of one slice."""
+        """{"image": (C, S, S) float32 in [-1, 1], "z_bin": () int64} of one slice, and "labels": (S, S) uint8, 255
+        where they are not known, if the factory draws labels."""
         number = self.chosen[index]
         image = torch.from_numpy(self.store.images[number].astype(np.float32))
-        return {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}
+        item = {"image": image, "z_bin": torch.tensor(self.store.z_bin[number])}
+        return item if self.labels is None else {**item, "labels": torch.from_numpy(self.labels[index])}

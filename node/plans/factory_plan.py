@@ -42,7 +42,8 @@ def owned_parameters(config: FactoryConfig) -> dict[str, int]:
 
 
 class FactoryTrainingPlan(PersistentOptimizerPlan):
-    """Phase one at a site: local updates of generator and discriminator on the site's own slices.
+    """Phase one at a site: local updates of generator and discriminator on the site's own slices, with their labels if
+    the factory draws labels.
 
     Shared with the researcher: the generator. It stays at the site, from round to round: the discriminator (which
     memorises patients most; unless the configuration shares it), both Adam states, augmentation strength, path-length
@@ -59,9 +60,11 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
 
     Attributes:
         discriminator_leaves: whether the plan that the sites approved states that discriminators are averaged too.
+        learns_labels: whether the plan that the sites approved states that the generator learns to draw their labels.
     """
 
     discriminator_leaves = False
+    learns_labels = False
 
     def post_init(self, model_args: dict, training_args: dict, aggregator_args: dict | None = None, **kw: Any) -> None:
         super().post_init(model_args, training_args, aggregator_args, **kw)
@@ -73,6 +76,10 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
             # Settings are not part of what a site approves; what leaves it must be.
             raise NodeDataError(
                 "discriminator is 'shared'; this plan was approved for local ones, use `SharedDiscriminatorPlan`"
+            )
+        if self.config.classes and not self.learns_labels:
+            raise NodeDataError(
+                f"classes is {self.config.classes}; this plan was approved for images alone, use `LabelledFactoryPlan`"
             )
         # Every site starts from the same discriminator and has the same fixed noise; the generator is replaced by the
         # researcher's. What a site draws does not follow from this seed alone, see `_resume`.
@@ -122,7 +129,8 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         for _ in range(updates):
             batch = next(batches)
             image, z_bin = batch["image"].to(device), batch["z_bin"].to(device)
-            step = trainer.train_step(image, z_bin, torch.full_like(z_bin, domain))
+            labels = batch["labels"].to(device) if self.config.classes else None
+            step = trainer.train_step(image, z_bin, torch.full_like(z_bin, domain), labels)
             losses.append(step)
             num_slices += len(image)
         self.optimizers().extra = {
@@ -216,8 +224,8 @@ class FactoryTrainingPlan(PersistentOptimizerPlan):
         return rng, TrainerState(), 0
 
     def _batches(self, rng: torch.Generator) -> Iterator[dict[str, torch.Tensor]]:
-        """Endless batches {"image": (B, C, S, S) float32 in [-1, 1], "z_bin": (B,) int64}; the loader shuffles with
-        PyTorch's global generator, which is seeded from the site's."""
+        """Endless batches of what `SliceDataset.get_item` gives; the loader shuffles with PyTorch's global generator,
+        which is seeded from the site's."""
         while True:
             torch.manual_seed(int(torch.randint(MAX_SEED, (1,), generator=rng, device=rng.device)))
             for data, _ in self.training_data_loader:

@@ -22,6 +22,8 @@ MOMENTS = 2  # of Adam, kept between rounds
 # Feature maps that wait for the gradient, in units of a level's width, measured on the CPU: factories of both heads
 # take 22 to 35 of them, the methods' networks 35 to 107, and FedICRA's energies about 600 whatever the width.
 FACTORY_MAPS, METHOD_MAPS, METHOD_MAPS_OF_ANY_WIDTH = 36, 108, 600
+# Of a factory that draws labels, for each tissue map: there may be hundreds with many classes; 10 were measured.
+TISSUE_MAPS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,12 @@ def _size_of(kind: str, text: str) -> RequestSize:
 def _factory_size(values: object) -> RequestSize:
     config = read_record(FactoryConfig, values)
     with torch.device("meta"):
-        parameters = _count(Factory(config))
+        factory = Factory(config)
     pixels = sum(side**2 * width for side, width in zip(config.resolutions, config.channels, strict=True))
-    return _size(parameters, maps=FACTORY_MAPS * pixels * config.batch_size, keeps=True)
+    maps = FACTORY_MAPS * pixels
+    if config.classes:
+        maps += TISSUE_MAPS * factory.generator.num_maps * config.image_size**2
+    return _size(_count(factory), maps=maps * config.batch_size, keeps=True)
 
 
 def _method_size(values: object) -> RequestSize:

@@ -11,7 +11,7 @@ import torch
 from ...adaptation.evaluation.scores import Score, score_case
 from ...adaptation.evaluation.summary import class_means, mean_over_classes
 from ...adaptation.segmenter import Segmenter
-from ...imaging.slice_format import UNLABELLED
+from ...imaging.slice_choices import UNLABELLED
 from ...imaging.volumes import Volume
 from ..store.slice_store import Case, SliceStore
 

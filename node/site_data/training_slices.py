@@ -12,10 +12,15 @@ from ...adaptation.labels.candidate_labels import (
     candidates_from_labels,
     candidates_from_presence,
     candidates_of_all_structures,
+    only_candidate,
+    refuse_other_labels,
 )
 from ...errors import NodeDataError, StoreError
+from ...imaging.slice_choices import UNLABELLED
 from ..store.gaze_maps import gaze_candidates
 from ..store.slice_store import Case, SliceStore
+
+LABEL_MAPS = ("dense", "scribble", "point", "block")  # kinds whose maps hold the class of every annotated pixel
 
 
 def site_slices(store: SliceStore, classes: int) -> SiteSlices:
@@ -36,6 +41,35 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
         patients=np.concatenate([np.repeat(numbers[case.patient], case.count) for case, *_ in parts]),
         certainty=np.concatenate([_certainty_of(found, own) for _, found, _, own in parts]) if graded else None,
     )
+
+
+def known_labels(store: SliceStore, classes: int) -> np.ndarray:
+    """The labels of the training slices where the annotation leaves no choice, in the order of `store.slices("train")`.
+
+    Of boxes that is the background outside and the core inside, of image-level labels a slice without any structure, of
+    fixations what surely is background or, with two classes, the structure.
+
+    Args:
+        store: of any kind of labels, or none.
+        classes: number of label values, background included.
+
+    Returns: (N, S, S) uint8, 255 where the label is not known.
+    Raises: NodeDataError for labels that are not below `classes`, and as `site_slices`.
+    """
+    size = store.format.size
+    known = [np.empty((0, size, size), np.uint8)]
+    for case in store.cases:
+        if case.split != "train":
+            continue
+        if case.label_kind in LABEL_MAPS:
+            labels = np.asarray(store.labels[case.span])
+            refuse_other_labels(labels, classes)
+        elif case.label_kind == "none":
+            labels = np.full((case.count, size, size), UNLABELLED, np.uint8)
+        else:
+            labels = only_candidate(_candidates_of(store, case, classes)[0], classes)
+        known.append(labels)
+    return np.concatenate(known)
 
 
 def _certainty_of(candidates: np.ndarray, certainty: np.ndarray | None) -> np.ndarray:

@@ -21,7 +21,8 @@ from ...imaging.images import Box, Image, ImageFacts, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
 from ...imaging.pictures.picture_image import is_picture_file
-from ...imaging.slice_format import UNLABELLED, SliceFormat, count_bytes
+from ...imaging.slice_choices import UNLABELLED
+from ...imaging.slice_format import SliceFormat, count_bytes
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
 from .label_tables import MAX_CLASSES, read_gaze, read_presence

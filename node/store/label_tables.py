@@ -11,7 +11,7 @@ from ...common.tables import read_table
 from ...errors import UsageError, VolumeError
 from ...imaging.case_files import is_label_table
 from ...imaging.formats.label_values import LARGEST, LabelValues
-from ...imaging.slice_format import UNLABELLED
+from ...imaging.slice_choices import UNLABELLED
 from ...imaging.slice_grid import SliceGrid
 
 MAX_CLASSES = UNLABELLED  # labels are stored in one byte, and 255 means that nobody annotated

@@ -16,7 +16,8 @@ from ...errors import UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, Found, printable
 from ...imaging.images import ImageFacts, Intensities, digest_of_array
 from ...imaging.patients import patient_of
-from ...imaging.slice_format import UNLABELLED, SliceFormat
+from ...imaging.slice_choices import UNLABELLED
+from ...imaging.slice_format import SliceFormat
 from .case_slices import CaseSlices, LabelFacts, Survey, digest_of, label_facts
 from .prepare import Preparation, prepare_cases
 from .prepare_config import PrepareConfig

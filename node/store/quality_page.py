@@ -11,7 +11,7 @@ import numpy as np
 from ...common.html_pages import new_figure, picture, pixels, plain, table, write_page
 from ...imaging.images import HISTOGRAM_BINS
 from ...imaging.overlays import COLOURS, coloured, shown_slice
-from ...imaging.slice_format import UNLABELLED
+from ...imaging.slice_choices import UNLABELLED
 from .slice_store import Case, SliceStore
 from .store_warnings import patients_line
 

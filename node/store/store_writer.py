@@ -24,7 +24,8 @@ from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
 from ...imaging.images import ImageFacts, channel_ends, clipped_share
-from ...imaging.slice_format import BACKGROUND, UNLABELLED, SliceFormat
+from ...imaging.slice_choices import UNLABELLED
+from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..store_index import INDEX
 from .case_slices import CaseSlices, LabelFacts, Survey
 from .prepare_config import FORMAT_FILE

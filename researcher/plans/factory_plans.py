@@ -42,6 +42,27 @@ class SharedDiscriminatorPlan(FactoryTrainingPlan):
         ]
 
 
+class LabelledFactoryPlan(FactoryTrainingPlan):
+    """Phase one of fedfactory, with labels: the generator learns to draw images AND their label maps.
+
+    The code that runs is that of the fedfactory package installed at the node, in the version named above.
+    The weights of the generator leave the site. At a site with labels it is trained on images and labels together, so
+    these weights hold what label maps of its patients look like in general, as they hold it of images. The domain's
+    name, the pixel spacing, the organ's height, the mean losses of a round, the augmentation strength, the speed, and
+    three numbers that compare synthetic with real slices leave the site too. The discriminator, which sees images with
+    their labels, stays; so do all images and labels. A site without labels takes part with its images.
+    """
+
+    learns_labels = True
+
+    def init_dependencies(self) -> list[str]:
+        return [
+            "import fedfactory",
+            "from fedfactory.node.plans.factory_plan import FactoryTrainingPlan",
+            f"assert fedfactory.__version__ == {fedfactory.__version__!r}, 'the site has another fedfactory version'",
+        ]
+
+
 class AdaptationPlan(AdaptationTrainingPlan):
     """Phase two of fedfactory: the site trains a segmenter for its own images, which stays at the site.
 

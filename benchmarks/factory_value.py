@@ -1,0 +1,310 @@
+"""What a factory that draws labels is worth: does it help a site more than the first guess alone, at equal updates?
+
+    uv run python benchmarks/factory_value.py --folder ../shared/data/cardiac_dealt --work study --seeds 0 1 2 \\
+        --out benchmarks/results/factory_value.json
+    uv run python benchmarks/factory_value.py --folder ../shared/data/cardiac_dealt --work quick --quick
+
+Three cardiac sites, of which the first has labels; the slices show 160 mm around the middle of the scan. The federation
+is simulated in a single process, with the nodes' trainer and the researcher's aggregator, and every variant makes
+equally many updates at every site:
+
+    branch        a factory of images alone; the label branch is trained afterwards at the labelled site
+    pairs         labels are drawn with the image; the labelled site's discriminator sees both
+    pseudo_pairs  the same, and the other sites' discriminators see the first guess's labels of their own slices
+
+Discriminators of all three see turned slices, since these scans have no common orientation. Measured of each factory:
+the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; and,
+for each unlabelled site, the Dice on its test patients of a segmenter that saw nothing but synthetic slices, and of the
+first guess trained further on the site's own slices with and without synthetic ones. All segmenters have the same
+network and number of updates, of which a first guess that is trained further has had half. Finished parts are not
+repeated. A grid of drawn slices with the contours of their labels is written for each variant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, adapt, draw_slices, pseudo_label
+from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
+from fedfactory.adaptation.evaluation.scores import dice as dice_of
+from fedfactory.adaptation.labelled_factory import LabelledFactory
+from fedfactory.adaptation.labelled_slices import LabelledSlices
+from fedfactory.adaptation.segmenter import Segmenter
+from fedfactory.adaptation.training.label_branch_training import (
+    LabelBranchConfig,
+    train_label_branch,
+    with_first_guess,
+)
+from fedfactory.adaptation.training.segmenter_training import SegmenterData
+from fedfactory.common.files import write_json
+from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer, TrainedFactory, load_factory
+from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
+from fedfactory.generative.trainer import make_optimizers
+from fedfactory.imaging.pictures.contours import slice_with_contours
+from fedfactory.imaging.pictures.decoding import write_picture
+from fedfactory.node.labelling import train_on_store
+from fedfactory.node.site_data.training_slices import known_labels
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from fedfactory.node.store.slice_store import SliceStore
+from measuring import machine
+from shared_anatomy import cached, dice, half_training
+from simulated_federation import SimulatedFederation
+
+DOMAINS, CLASSES, HEIGHTS = ("a", "b", "c"), 4, 6
+FIELD = 160.0  # millimetres per side, around the middle of the scan
+WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
+ROUND = 10  # updates between two averagings
+TURN = 0.9
+COLUMNS = 8  # of a picture
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way of training the factory.
+
+    Attributes:
+        changes: settings of the factory beside those that all variants have.
+        pseudo: whether unlabelled sites show their discriminators the first guess's labels.
+    """
+
+    changes: dict[str, Any] = field(default_factory=dict)
+    pseudo: bool = False
+
+
+VARIANTS = {
+    "branch": Variant(),
+    "pairs": Variant({"classes": CLASSES}),
+    "pseudo_pairs": Variant({"classes": CLASSES}, pseudo=True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
+    parser.add_argument("--work", type=Path, required=True, help="folder for stores, finished parts and pictures")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--size", type=int, choices=list(WIDTHS), default=64, help="pixels per side")
+    parser.add_argument("--updates", type=int, default=1000, help="of each site's networks, a multiple of 10")
+    parser.add_argument("--segmenter-updates", type=int, default=800)
+    parser.add_argument("--volumes", type=int, default=60, help="synthetic subjects")
+    parser.add_argument("--quick", action="store_true", help="a few updates at 16 pixels: whether everything runs")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.size, arguments.updates, arguments.segmenter_updates = 16, ROUND, 4
+        arguments.volumes, arguments.seeds = 2, arguments.seeds[:1]
+    torch.set_num_threads(1)
+    runs = [run_seed(arguments, seed) for seed in arguments.seeds]
+    settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates", "volumes")}
+    content = {
+        "machine": machine("cpu"),
+        **settings,
+        "field_of_view": FIELD,
+        "turn": TURN,
+        "step": step_times(arguments.size),
+        "seeds": runs,
+    }
+    report(content)
+    if arguments.out:
+        write_json(arguments.out, content)
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The scores of all baselines and variants for one seed."""
+    work = arguments.work / f"seed{seed}"
+    stores = {domain: heart_store(arguments, domain) for domain in DOMAINS}
+    config = SegmenterConfig(
+        network_size="small", updates=arguments.segmenter_updates, rotation=math.pi, mirror=False, seed=seed
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    baselines = cached(work / "baselines.json", lambda: score_baselines(work, stores, config))
+    print(seed, "baselines", baselines["dice"], flush=True)
+    variants = {}
+    for name in arguments.variants:
+        result = cached(work / f"{name}.json", lambda name=name: run(arguments, work, stores, name=name, config=config))
+        variants[name] = result
+        print(seed, name, json.dumps(result), flush=True)
+    return {"seed": seed, "baselines": baselines, "variants": variants}
+
+
+def heart_store(arguments: argparse.Namespace, domain: str) -> SliceStore:
+    """The store of a site: its training and test cases as the data set deals them."""
+    path = arguments.work / f"{domain}_{arguments.size}.store"
+    if not path.is_dir():
+        for split in ("train", "test"):
+            config = PrepareConfig(
+                domain=domain, size=arguments.size, field_of_view=FIELD, z_bins=HEIGHTS, split=split,
+                patient_pattern=r"patient\d+",
+            )  # fmt: skip
+            prepare(arguments.folder / f"site_{domain}" / split, path, config)
+    return SliceStore(path)
+
+
+def score_baselines(work: Path, stores: dict[str, SliceStore], config: SegmenterConfig) -> dict[str, Any]:
+    """Dice of what a site can have without a factory; the oracles and the first guess of half the updates are saved."""
+    first, half = stores[DOMAINS[0]], half_training(config)
+    first_guess, further = (train_on_store(first, first_guess_config(each)) for each in (config, half))
+    further.save(work / "first_guess.safetensors")
+    rows: dict[str, dict[str, float]] = {}
+    for domain, store in stores.items():
+        oracle = train_on_store(store, config)
+        oracle.save(work / f"oracle_{domain}.safetensors")
+        rows[domain] = {"oracle": dice(oracle, store), "first_guess": dice(first_guess, store)}
+        if store is not first:
+            (own,) = adapt(store.format, domain, SegmenterData(labelled=own_slices(store, further), start=further),
+                           config=half)  # fmt: skip
+            rows[domain]["first_guess_and_own_slices"] = dice(own, store)
+    return {"dice": rows}
+
+
+def own_slices(store: SliceStore, first_guess: Segmenter) -> LabelledSlices:
+    """The training slices of a store with the labels of the first guess, the mean of all its views."""
+    chosen = store.slices("train")
+    return pseudo_label(store.images[chosen].astype(np.float32), first_guess, store.volume_of_slices()[chosen])
+
+
+def run(
+    arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], *, name: str, config: SegmenterConfig
+) -> dict[str, Any]:
+    """Train one factory and measure what it is worth."""
+    began = time.process_time()
+    first_guess = Segmenter.load(work / "first_guess.safetensors")
+    oracles = {domain: Segmenter.load(work / f"oracle_{domain}.safetensors") for domain in stores}
+    file = work / f"{name}.factory.safetensors"
+    if not file.is_file():
+        train_factory(arguments, stores, first_guess, VARIANTS[name], seed=config.seed).save(file)
+    factory = load_factory(file)
+    seconds = {"factory": round(time.process_time() - began)}
+    if factory.config.classes:
+        labelled = with_first_guess(factory, first_guess, domain=DOMAINS[0], seed=config.seed)
+    else:
+        branch = LabelBranchConfig(seed=config.seed)
+        labelled = train_label_branch(factory, oracles["a"], first_guess, domain=DOMAINS[0], config=branch)
+    draw(labelled, work / f"{name}.png", seed=config.seed)
+    shared = {f"{a}/{b}": round(score, 3) for (a, b), score in shared_anatomy(factory.generator).items()}
+    drawn_dice, drawn_shares, scores = {}, {}, {}
+    half = half_training(config)
+    for domain, store in stores.items():
+        drawn = draw_slices(labelled, domain, volumes=arguments.volumes, seed=config.seed)
+        seen = pseudo_label(drawn.images, oracles[domain], drawn.volume)
+        by_class = [dice_of(drawn.labels == value, seen.labels == value) for value in range(1, CLASSES)]
+        drawn_dice[domain] = round(float(np.mean(by_class)), 3)
+        shares = np.bincount(drawn.labels.ravel(), minlength=CLASSES) / drawn.labels.size
+        drawn_shares[domain] = [round(float(share), 3) for share in shares]
+        if domain == DOMAINS[0]:
+            continue
+        (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=config)
+        both = SegmenterData(
+            labelled=own_slices(store, first_guess), further=((drawn, SYNTHETIC_SHARE),), start=first_guess
+        )
+        (mixed,) = adapt(store.format, domain, both, config=half)
+        scores[domain] = {
+            "synthetic_alone": dice(alone, store),
+            "first_guess_own_and_synthetic_slices": dice(mixed, store),
+        }
+    seconds["all"] = round(time.process_time() - began)
+    return {
+        "shared_anatomy": shared,
+        "drawn_labels": drawn_dice,
+        "class_shares": drawn_shares,
+        "dice": scores,
+        "cpu_seconds": seconds,
+    }
+
+
+def train_factory(
+    arguments: argparse.Namespace, stores: dict[str, SliceStore], first_guess: Segmenter, variant: Variant, *, seed: int
+) -> TrainedFactory:
+    """Phase one."""
+    first, labels = stores[DOMAINS[0]], {}
+    if variant.changes.get("classes"):
+        labels[DOMAINS[0]] = known_labels(first, CLASSES)
+    if variant.pseudo:
+        labels |= {d: own_slices(store, first_guess).labels for d, store in stores.items() if store is not first}
+    federation = SimulatedFederation(factory_config(arguments.size, **variant.changes), stores, seed, labels=labels)
+    for _ in range(arguments.updates // ROUND):
+        federation.run_round(ROUND)
+    generator = federation.generator
+    height = float(np.median([store.height for store in stores.values()]))
+    return TrainedFactory(
+        generator=generator, latest=generator.state_dict(), spacing=first.format.spacing, height=height
+    )
+
+
+def factory_config(size: int, **changes: Any) -> FactoryConfig:
+    """The small palette factory for these sites."""
+    shown = {"image_size": size, "channels": WIDTHS[size], "z_bins": HEIGHTS, "mirror": False, "turn": TURN}
+    return FactoryConfig.preset("tiny", DOMAINS, **{**shown, **changes})
+
+
+def draw(labelled: LabelledFactory, path: Path, *, seed: int) -> None:
+    """Write drawn slices: a row for each domain, a column for each latent, with the contours of their labels."""
+    generator, rng = labelled.factory.generator, torch.Generator().manual_seed(seed)
+    z = torch.randn(COLUMNS, generator.config.latent_dim, generator=rng)
+    height = torch.linspace(0, HEIGHTS - 1, COLUMNS)
+    noise, rows = generator.draw_noise(COLUMNS, rng), []
+    with torch.no_grad():
+        for domain in range(len(DOMAINS)):
+            made = generator.synthesise(generator.style_at(z, height, torch.full((COLUMNS,), domain)), noise)
+            pairs = zip(made.image.numpy(), labelled.labels(made).numpy(), strict=True)
+            rows += [
+                np.concatenate(row, axis=1)
+                for row in zip(*(slice_with_contours(*pair, picture=False) for pair in pairs), strict=True)
+            ]
+    write_picture(path, np.concatenate(rows))
+
+
+def step_times(size: int, repeats: int = 7) -> dict[str, float]:
+    """CPU seconds of one update, of images alone and with labels, interleaved; and their ratio."""
+    rng = torch.Generator().manual_seed(0)
+    real = torch.rand(16, 1, size, size, generator=rng) * 2 - 1
+    labels = torch.randint(CLASSES, (16, size, size), generator=rng)
+    z_bin, domain = torch.arange(16) % HEIGHTS, torch.zeros(16, dtype=torch.long)
+    trainers, seconds = {}, {"images": [], "labels": []}
+    for name, classes in (("images", 0), ("labels", CLASSES)):
+        torch.manual_seed(0)
+        factory = Factory(factory_config(size, classes=classes, turn=TURN if classes else 0.0))
+        trainers[name] = FactoryTrainer(factory, make_optimizers(factory), torch.Generator().manual_seed(0))
+        trainers[name].state.updates_done = 1  # without R1, which comes once in sixteen updates
+    for _ in range(repeats + 1):
+        for name, trainer in trainers.items():
+            trainer.state.updates_done = 1
+            began = time.process_time()
+            trainer.train_step(real, z_bin, domain, labels if name == "labels" else None)
+            seconds[name].append(time.process_time() - began)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {**medians, "ratio": round(medians["labels"] / medians["images"], 3)}
+
+
+def report(content: dict[str, Any]) -> None:
+    """Print the means over seeds."""
+    print("one update with labels against images alone:", content["step"]["ratio"])
+    for domain in DOMAINS[1:]:
+        base = [seed["baselines"]["dice"][domain] for seed in content["seeds"]]
+        for key in base[0]:
+            print(domain, key, round(float(np.mean([row[key] for row in base])), 3))
+        for name in content["seeds"][0]["variants"]:
+            found = [seed["variants"][name]["dice"][domain] for seed in content["seeds"]]
+            for key in found[0]:
+                print(domain, name, key, round(float(np.mean([row[key] for row in found])), 3))
+    for seed in content["seeds"]:
+        for name, row in seed["variants"].items():
+            print(seed["seed"], name, "shared", row["shared_anatomy"], "drawn labels", row["drawn_labels"])
+
+
+if __name__ == "__main__":
+    main()
