@@ -16,7 +16,7 @@ from fedfactory.imaging.image_reader import read_image
 from fedfactory.imaging.patients import read_patient_table
 from fedfactory.imaging.pictures.colour_table import read_colour_table
 from fedfactory.imaging.pictures.decoding import write_picture
-from fedfactory.imaging.pictures.picture_image import picture_affine
+from fedfactory.imaging.pictures.picture_image import _resized, picture_affine
 from fedfactory.imaging.slice_grid import SliceGrid
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import prepare
@@ -503,3 +503,24 @@ def test_a_store_of_before_is_refused_with_what_to_do(tmp_path):
     for use in (lambda: SliceStore(tmp_path / "out"), lambda: prepare(tmp_path / "s", tmp_path / "out", settings())):
         with pytest.raises(StoreError, match=r"store version 4, this program reads 5; run `fedfactory prepare` again"):
             use()
+
+
+@pytest.mark.parametrize(
+    "shape", [(500, 500, 3), (500, 300, 3), (300, 256, 1), (64, 64, 1), (375, 500, 3)], ids=lambda shape: f"{shape}"
+)
+def test_a_slice_whose_edges_lie_between_pixels_is_resized_to_what_a_warp_gives(shape):
+    rng, size, side = np.random.default_rng(0), 256, max(shape[:2])
+    pixels = cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 1.2).reshape(shape)
+    ratio = side / size
+    start = [(ratio - 1) / 2 - (side - length) / 2 for length in (shape[1], shape[0])]
+    found = _resized(pixels, start, ratio, (size, size))
+    if (side - min(shape[:2])) % 2:
+        assert found is None  # half a pixel of margin
+        return
+    inverse = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpAffine(
+        pixels.astype(np.float32), inverse, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
+    # Rounded to whole grey levels; and a warp rounds places to 1/32 of a pixel.
+    assert np.abs(found.astype(np.float32) - np.clip(warped, 0, 255)).max() < 1

@@ -19,6 +19,7 @@ from .headers import Header
 
 SAMPLED = 128  # pixels along each axis from which grey levels are counted
 FINEST = 4  # pixels for each pixel of a slice, at least, of what is blurred
+ON_EDGE = 1e-3  # pixels by which an edge of the slice may miss that of a pixel
 
 
 def is_picture_file(file: ImageFile) -> bool:
@@ -142,9 +143,12 @@ class PictureImage(Image):
             pixels = cv2.GaussianBlur(pixels, (0, 0), blur, borderType=cv2.BORDER_REPLICATE)
         # Pixel j of the reduced picture is the mean of pixels k j to k j + k - 1.
         start = [(axis.offset - (reduction - 1) / 2) / reduction for axis in (columns, rows)]
-        to_picture = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
-        flags, size = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, (columns.count, rows.count)
-        found = cv2.warpAffine(pixels, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        size = (columns.count, rows.count)
+        found = _resized(pixels, start, ratio, size)
+        if found is None:
+            to_picture = np.array([[ratio, 0, start[0]], [0, ratio, start[1]]])
+            flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+            found = cv2.warpAffine(pixels, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return np.ascontiguousarray(found.reshape(rows.count, columns.count, self.channels).transpose(2, 0, 1))
 
     def shown(self) -> np.ndarray:
@@ -152,6 +156,34 @@ class PictureImage(Image):
         pixels = self.picture.pixels
         values = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
         return np.broadcast_to(values, (*values.shape[:2], 3))
+
+
+def _resized(pixels: np.ndarray, start: list[float], ratio: float, size: tuple[int, int]) -> np.ndarray | None:
+    """The slice of a picture by `cv2.resize`, which takes a fifth of the time of `cv2.warpAffine`.
+
+    It knows whole pictures alone, so the slice's edges must lie between pixels.
+
+    Args:
+        pixels: (rows, columns, channels).
+        start: column and row of the centre of the slice's first pixel.
+        ratio: pixels from one pixel of the slice to the next.
+        size: columns and rows of the slice.
+
+    Returns: (rows, columns[, channels]) of the same type; None if an edge crosses a pixel.
+    """
+    edges = [
+        (first + 0.5 - ratio / 2, first + 0.5 - ratio / 2 + ratio * count)
+        for first, count in zip(start, size, strict=True)
+    ]
+    if any(abs(edge - round(edge)) > ON_EDGE for pair in edges for edge in pair):
+        return None
+    (left, right), (top, bottom) = ((round(low), round(high)) for low, high in edges)
+    rows, columns = pixels.shape[:2]
+    margins = [max(0, -top), max(0, bottom - rows), max(0, -left), max(0, right - columns)]
+    if any(margins):
+        pixels = cv2.copyMakeBorder(pixels, *margins, cv2.BORDER_REPLICATE)
+    whole = pixels[max(0, top) : bottom + margins[0], max(0, left) : right + margins[2]]
+    return cv2.resize(whole, size, interpolation=cv2.INTER_CUBIC)
 
 
 def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
