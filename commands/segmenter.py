@@ -398,11 +398,11 @@ def segment(
 ) -> None:
     """Write label maps of new images, on the images' own grid: NIfTI, or PNG for pictures."""
     refuse_existing(out)
+    source = centre_source(centres, localiser)
     for given in model:
         require_weights(given, "segmenter")
     for path in images:
         require_file_or_folder(path, "give images, or folders with images")
-    source = centre_source(centres, localiser)
 
     from ..adaptation.inference import Outputs
     from ..adaptation.inference import segment as run

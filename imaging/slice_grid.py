@@ -306,7 +306,8 @@ class SliceGrid:
         if not self.axes[2].is_copy:
             planes = np.tensordot(places, planes, axes=(1, 0))
         half = np.empty((*planes.shape[:2], len(first)), np.float32)
-        flat, flat_half = (array.reshape(-1, array.shape[2]) for array in (planes, half))
+        # Not -1, which is not defined where no voxel is kept along an axis.
+        flat, flat_half = (array.reshape(np.prod(array.shape[:2]), array.shape[2]) for array in (planes, half))
         for samples, voxels in _bands(first):
             np.matmul(flat[:, voxels], first[samples, voxels].T, out=flat_half[:, samples])
         slices = np.empty((len(half), len(rows), len(columns)), np.float32)

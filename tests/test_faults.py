@@ -130,10 +130,11 @@ def test_readers_of_images_and_labels_name_the_file(tmp_path, monkeypatch, log):
 
 
 @pytest.mark.parametrize("command", [
-    ["evaluate", "a", "b", "--out", "c"], ["weaken-labels", "a", "--out", "b", "--kind", "box"],
+    ["evaluate", "a", "a", "--out", "c"], ["weaken-labels", "a", "--out", "b", "--kind", "box"],
 ])  # fmt: skip
 def test_an_unforeseen_error_of_a_command_is_one_line(tmp_path, monkeypatch, capsys, log, command):
     monkeypatch.chdir(tmp_path)
+    Path("a").mkdir()
     target = {
         "evaluate": "fedfactory.adaptation.evaluation.evaluate.find_labels",
         "weaken-labels": "fedfactory.adaptation.labels.weak_labels.find_cases",
@@ -157,7 +158,7 @@ def test_lack_of_memory_is_a_line_of_its_own(tmp_path, monkeypatch, capsys):
         raise MemoryError
 
     monkeypatch.setattr("fedfactory.adaptation.evaluation.evaluate.find_labels", broken)
-    code, text = run(capsys, "evaluate", "a", "b", "--out", tmp_path / "c")
+    code, text = run(capsys, "evaluate", tmp_path, tmp_path, "--out", tmp_path / "c")
     assert (code, text.count("\n")) == (1, 1)
     assert "memory" in text
 
@@ -169,7 +170,7 @@ def test_warnings_of_libraries_are_not_printed(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("sys.warnoptions", [])
     monkeypatch.setattr("fedfactory.adaptation.evaluation.evaluate.find_labels", warns)
-    assert run(capsys, "evaluate", "a", "b", "--out", tmp_path / "c") == (2, "fedfactory: the end\n")
+    assert run(capsys, "evaluate", tmp_path, tmp_path, "--out", tmp_path / "c") == (2, "fedfactory: the end\n")
 
 
 COMMANDS_WITH_A_DEVICE = [

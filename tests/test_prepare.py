@@ -14,8 +14,8 @@ from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageErr
 from fedfactory.generative.config import FactoryConfig
 from fedfactory.imaging.images import digest_of_array
 from fedfactory.imaging.patients import patient_of
+from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.slice_format import (
-    UNLABELLED,
     SliceFormat,
     count_bytes,
     count_intensities,

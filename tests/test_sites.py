@@ -10,6 +10,7 @@ from fedfactory.adaptation.methods.catalogue import METHOD_CATALOGUE, describe
 from fedfactory.adaptation.methods.recommendation import SITUATIONS, in_order, situation_of
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, FederationError, UsageError
+from fedfactory.node.connection.component import CONFIG
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.numbers import leaving_numbers
 from fedfactory.node.site_choices import SiteChoices
@@ -190,6 +191,8 @@ def test_the_command_shows_sites_reasons_and_problems(monkeypatch, tmp_path, cap
     }
     found = survey_of({node: description_of(site) for node, site in sites.items()})
     monkeypatch.setattr(survey, "ask_sites", lambda researcher, nodes: found)
+    (tmp_path / CONFIG).parent.mkdir(exist_ok=True)
+    (tmp_path / CONFIG).touch()
     words = ["sites", "--researcher", str(tmp_path), "--tag", "hearts"]
     with pytest.raises(SystemExit, match="1"):
         main(words)

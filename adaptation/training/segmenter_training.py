@@ -23,6 +23,7 @@ from ..engine.training_loop import LoopConfig, train
 from ..engine.training_plan import TrainingPlan, plan_training, with_batch_in_memory
 from ..engine.window_training import Stream, WindowTrainer
 from ..labelled_slices import LabelledSlices
+from ..network_names import dimensions
 from ..segmenter import Segmenter
 from ..segmenter_card import ChosenState, SegmenterCard, TrainingFacts
 
@@ -86,7 +87,8 @@ def plan_segmenter(
             )
     facts = data_facts(parts, anisotropy=anisotropy, colour=fmt.colour)
     facts = replace(facts, orientation_spread=orientation_spread(parts))
-    plan = plan_training(facts, config, fast_bfloat16=fast_bfloat16(torch.device(device)))
+    fast = fast_bfloat16(torch.device(device), dimensions=dimensions(config.network))
+    plan = plan_training(facts, config, fast_bfloat16=fast)
     if (was := _plan_to_continue(data, fmt, config)) is not None:
         rate = config.learning_rate or FURTHER_RATE * TrainingPlan.learning_rate
         batch = config.batch_size or was.batch_size
