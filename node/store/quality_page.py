@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...common.html_pages import new_figure, picture, pixels, plain, table, write_page
-from ...imaging.images import HISTOGRAM_BINS
+from ...imaging.images import HISTOGRAM_BINS, histogram
 from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_choices import UNLABELLED
 from .slice_store import Case, SliceStore
@@ -135,7 +135,7 @@ def _histograms(store: SliceStore) -> Figure:
         found = [store.cases[n].intensities[channel] for n in _spread(len(store.cases), CURVES)]
         curves = [np.stack([_edges(one.low, one.high), _shares(np.array(one.counts))], axis=1) for one in found]
         before.add_collection(LineCollection(curves, color=colour, alpha=0.3, linewidth=0.8))
-        counts, _ = np.histogram(sample[:, channel], HISTOGRAM_BINS, (-1, 1))
+        counts = np.array(histogram(sample[:, channel], -1, 1))
         after.plot(_edges(-1, 1), _shares(counts), color=colour)
     before.set(
         title=f"as acquired, one line for each of {min(CURVES, len(store.cases))} cases",
