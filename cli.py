@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from .commands import data, demo, federated_segmentation, localiser, researcher, segmenter, site
+from .commands import data, demo, federated_segmentation, labelled_factory, localiser, researcher, segmenter, site
 from .commands.terminal import errors, fail
 from .common.fault_log import unforeseen
 from .common.files import restrict_access
@@ -48,7 +48,7 @@ def every_command(
     restrict_access(share_group=share_group)
 
 
-for part in (demo, data, researcher, federated_segmentation, localiser, segmenter):
+for part in (demo, data, researcher, federated_segmentation, localiser, labelled_factory, segmenter):
     app.add_typer(part.commands)
 app.add_typer(site.commands, name="site")
 

@@ -16,6 +16,7 @@ from ..imaging.overlays import CLASS_COLOURS
 SHEET = "cases.html"  # beside the label maps
 SIDE = 224  # pixels of the longer side of a picture
 FEWEST_CASES = 3  # fewer have no median that one of them could differ from
+PICKS = (np.median, np.min, np.max)  # what is shown of each class
 OUTLIER = 3.5  # robust z score; Iglewicz and Hoaglin, "How to detect and handle outliers" (1993)
 RULE = (
     "The robust z score of a volume is its difference from the median of all cases, divided by 1.4826 times their "
@@ -92,9 +93,6 @@ def write_sheet(path: Path, cases: Sequence[SheetCase], names: Mapping[int, str]
         "</div>",
     ]
     write_page(path, "segmented cases", body)
-
-
-PICKS = (np.median, np.min, np.max)
 
 
 def _card(case: SheetCase, scores: np.ndarray, labels: Sequence[int], names: Mapping[int, str], *, unit: str) -> str:

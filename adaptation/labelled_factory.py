@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..common.records import read_record, record_to_dict
 from ..common.sketches import sketch
-from ..common.weights_file import IMPOSSIBLE, load_strictly, read_weights, refuse_misfit, write_weights
+from ..common.weights_file import IMPOSSIBLE, load_strictly, read_card, read_weights, refuse_misfit, write_weights
 from ..errors import CheckpointError, ConfigError, UsageError
 from ..generative.config import FactoryConfig
 from ..generative.factory_facts import FactoryFacts
@@ -129,8 +129,7 @@ class DrawingFactory:
         Raises: UsageError if the file is missing or its factory draws images alone, CheckpointError if it is damaged or
             of another kind.
         """
-        _, card = read_weights(path, kind=(KIND, EXPORTED))
-        if card["kind"] == KIND:
+        if read_card(path, kind=(KIND, EXPORTED))["kind"] == KIND:
             return LabelledFactory.load(path)
         factory = load_factory(path)
         if not factory.config.classes:
@@ -192,9 +191,8 @@ class DrawingFactory:
             return synthesise_volume(self.factory.generator, heights, domain=config.domain_index(shown), **options)
 
         images, labels = [], []
-        # Where the domain enters at the palette alone, features are equal in all views. Drawn labels are the slice's.
-        alike = config.domain_enters == "head" or config.classes > 0
-        again = self.card.labels_from[domain] == "view" and domain != labelled and not alike
+        # Where the domain enters at the palette alone, features are equal in all views.
+        again = self.card.labels_from[domain] == "view" and domain != labelled and config.domain_enters != "head"
         views = walk(labelled) if again else itertools.repeat(None)
         for part, view in zip(walk(domain), views, strict=False):
             images.append(part.image.clamp(-1, 1).cpu().numpy())
@@ -236,12 +234,12 @@ class LabelledFactory(DrawingFactory):
     @classmethod
     def load(cls, path: str | Path) -> LabelledFactory:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or of another kind."""
-        tensors, card = read_weights(path, kind=(KIND, EXPORTED))
-        if card["kind"] == EXPORTED:
+        if read_card(path, kind=(KIND, EXPORTED))["kind"] == EXPORTED:
             raise CheckpointError(
                 f"{path}: is a factory as it was exported, without a first guess; run `fedfactory label` at a site "
                 "with labels"
             )
+        tensors, card = read_weights(path, kind=KIND)
         try:
             sketched = sketch(lambda: cls.from_dict(card), tensors=len(tensors))
             for network, weights in sketched._with_weights(tensors):  # before memory is taken for what the card claims

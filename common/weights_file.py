@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def write_weights(path: str | Path, tensors: dict[str, Tensor], card: Mapping[st
 IMPOSSIBLE = (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
+def read_card(path: str | Path, *, kind: str | tuple[str, ...]) -> dict[str, Any]:
+    """The card of a file that `write_weights` wrote, without its weights; see `read_weights`."""
+    path, kinds = Path(path), (kind,) if isinstance(kind, str) else kind
+    wanted = " or ".join(kinds)
+    require_weights(path, *kinds)
+    with _opened(path) as file:
+        card = parse_json((file.metadata() or {}).get(CARD, "null"))
+    if not isinstance(card, dict) or "kind" not in card:
+        raise CheckpointError(f"{path}: has no card; give a {wanted} written by fedfactory")
+    if card["kind"] not in kinds:
+        raise CheckpointError(f"{path}: is a {card['kind']}, expected a {wanted}")
+    return card
+
+
 def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file that `write_weights` wrote.
 
@@ -59,24 +74,24 @@ def read_weights(path: str | Path, *, kind: str | tuple[str, ...]) -> tuple[dict
     Returns: the state dict (tensors on the CPU by name) and the card.
     Raises: UsageError if there is no such file; CheckpointError if it is truncated, foreign or of another kind.
     """
-    from safetensors import safe_open
-
-    path, kinds = Path(path), (kind,) if isinstance(kind, str) else kind
-    wanted = " or ".join(kinds)
-    require_weights(path, *kinds)
-    try:
-        with safe_open(path, framework="pt") as file:
-            card = parse_json((file.metadata() or {}).get(CARD, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors' own error type is private; any of them means the same here
-        raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]}); copy it again") from None
-    if not isinstance(card, dict) or "kind" not in card:
-        raise CheckpointError(f"{path}: has no card; give a {wanted} written by fedfactory")
-    if card["kind"] not in kinds:
-        raise CheckpointError(f"{path}: is a {card['kind']}, expected a {wanted}")
+    card = read_card(path, kind=kind)
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if fingerprint(tensors) != card.get("sha256"):
         raise CheckpointError(f"{path}: its weights are not those that its card was written for; copy it again")
     return tensors, card
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    """A safetensors file. Raises: CheckpointError for whatever goes wrong while it is read."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except Exception as error:  # safetensors' own error type is private; any of them means the same here
+        raise CheckpointError(f"{path}: not a readable safetensors file ({str(error)[:120]}); copy it again") from None
 
 
 def refuse_packed(path: str | Path) -> None:

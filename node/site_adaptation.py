@@ -212,7 +212,8 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
 
 def _shared_with_labelled(labelled: LabelledFactory, domain: str) -> float | None:
     """The `shared_anatomy` of a domain and the labelled one; None if no label crosses from one to the other."""
-    if labelled.card.labels_from[domain] != "view":  # labels read in the domain's own view cross no domains
+    drawn = labelled.factory.config.classes > 0  # with the image: what they look like was learnt where labels are
+    if labelled.card.labels_from[domain] != "view" and not drawn:  # labels read in the domain's own view cross none
         return None
     pair, scores = {domain, labelled.card.labelled_domain}, shared_anatomy(labelled.factory.generator)
     return next((score for names, score in scores.items() if set(names) == pair), None)

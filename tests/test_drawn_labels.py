@@ -15,7 +15,7 @@ from fedfactory.adaptation.labelled_factory import DrawingFactory, LabelledFacto
 from fedfactory.errors import CheckpointError, UsageError
 from fedfactory.generative import TrainedFactory, load_factory, make_generator
 from fedfactory.node.labelling import label_factory
-from fedfactory.node.site_adaptation import Adaptation, adapt_site
+from fedfactory.node.site_adaptation import Adaptation, _shared_with_labelled, adapt_site
 from helpers import small_config
 
 
@@ -77,6 +77,9 @@ def test_a_labelled_site_adds_its_first_guess_and_sites_adapt(drawing_file, copi
     out = tmp_path / "labelled.safetensors"
     made = label_factory(drawing_file, copied_store.path, out, config=small_config(updates=2))
     assert made.branches == []
+    assert set(made.card.labels_from.values()) == {"own"}  # a slice's labels are those drawn with it
+    # They were learnt at the labelled site, so shared anatomy says whether they fit elsewhere.
+    assert 0 <= _shared_with_labelled(made, "dark") <= 1
     assert 0 <= made.card.agreement <= 1 or math.isnan(made.card.agreement)
     again = LabelledFactory.load(out)
     drawn = draw_slices(again, "bright", volumes=1, seed=0)

@@ -142,7 +142,6 @@ def with_first_guess(factory: TrainedFactory, robust: Segmenter, *, domain: str,
         drawn_labels_card(factory.config),
         labelled_domain=domain,
         validated_on="synthetic slices, against the first guess",
-        labels_from=dict.fromkeys(factory.config.domains, "view"),
     )
     labelled = LabelledFactory(factory, [], card, robust)
     agreement = foreground_dice(labelled.labels(drawn), found, card.classes)

@@ -94,9 +94,6 @@ def slice_with_contours(image: np.ndarray, label: np.ndarray, *, picture: bool) 
 
     Returns: both (side, side, 3) uint8, side a multiple of S.
     """
-    times = -(-LEAST_SIDE // len(label))
-    shown = (255 * shown_slice(image, picture=picture)).round().astype(np.uint8)
-    shown, label = (
-        part.repeat(times, axis=0).repeat(times, axis=1) for part in (shown, label if picture else np.rot90(label))
-    )
-    return shown, with_contours(shown, label)
+    side = -(-LEAST_SIDE // len(label)) * len(label)
+    shown, label = shown_slice(image, picture=picture), label if picture else np.rot90(label)
+    return thumbnail(shown, np.zeros_like(label), side=side), thumbnail(shown, label, side=side)

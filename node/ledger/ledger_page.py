@@ -160,7 +160,7 @@ def _range(row: NumberThatLeft) -> tuple[str, str, str]:
 
 def _refusals(found: LedgerSummary) -> list[str]:
     rows = sorted(found.refusals.items(), key=lambda row: row[1][1])
-    head = ("last day", "times", "researcher", "experiment", "training plan", "reasons, which were not told")
+    head = ("last day", "times", "researcher", "experiment", "training plan", "reasons, which stayed at the site")
     return _section("Refused", head, rows, lambda refusal, when: (when[1], str(when[0]), *refusal), longest=MAX_REASON)
 
 
