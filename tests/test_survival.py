@@ -84,14 +84,19 @@ def test_a_finished_or_missing_run_is_not_resumed(federation, reference):
 
 
 def run_with_a_killed_node(federation, name, rounds, *extra) -> RunState:
-    """A run in whose third round a node is killed, and started again two rounds later; its state at the end."""
+    """A run in whose third round a node is killed, and started again two rounds later; its state at the end.
+
+    Another node is frozen while the killed one starts: on a fast machine the run would end before it is back.
+    """
     run = start(federation, name, "--rounds", rounds, "--updates-per-round", 25, "--min-nodes", 2, *extra)
     wait_for_round(federation, name, 2)
     time.sleep(0.3)
     federation.signal("west", signal.SIGKILL)
     federation.forget("west")
     wait_for_round(federation, name, 4)
+    federation.signal("dark", signal.SIGSTOP)
     federation.start(["west"])
+    federation.signal("dark", signal.SIGCONT)
     assert run.wait(200) == 0, log_of(federation, name)
     state = RunState.load(federation.folder / name)
     assert state.round_done == rounds
