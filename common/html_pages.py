@@ -73,10 +73,16 @@ def new_figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[F
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def picture(draw: Callable[[], Figure], description: str) -> str:
-    """An HTML image of the figure that `draw` returns; `description` is its alternative text."""
+def picture(draw: Callable[[], Figure], description: str, *, trim: bool = True) -> str:
+    """An HTML image of a figure.
+
+    Args:
+        draw: returns the figure.
+        description: its alternative text.
+        trim: cut the margins to what is drawn, for which it is drawn twice.
+    """
     figure, buffer = draw(), io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight" if trim else None)
     return _image(buffer.getvalue(), description)
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError
 
-PLAIN = (int, float, str, bool, type(None))  # what JSON knows too
+PLAIN = {int, float, str, bool, type(None)}  # what JSON knows too
 Record = TypeVar("Record")
 
 
@@ -45,11 +45,11 @@ def write_record(record: object) -> Any:
     if hasattr(record, "to_dict"):
         return record.to_dict()
     if is_dataclass(record):
-        return {field.name: write_record(getattr(record, field.name)) for field in fields(record)}
+        return {name: write_record(getattr(record, name)) for name in _names(type(record))}
     if isinstance(record, Mapping):
         return {name: write_record(value) for name, value in record.items()}
     if isinstance(record, (list, tuple)):
-        if all(type(part) in PLAIN for part in record):
+        if PLAIN.issuperset(map(type, record)):
             return list(record)
         return [write_record(value) for value in record]
     return record
@@ -57,7 +57,13 @@ def write_record(record: object) -> Any:
 
 def record_to_dict(record: object) -> dict[str, Any]:
     """`write_record` of a record that has a `to_dict` of its own, which may call this."""
-    return {field.name: write_record(getattr(record, field.name)) for field in fields(record)}  # type: ignore[arg-type]
+    return {name: write_record(getattr(record, name)) for name in _names(type(record))}
+
+
+@functools.lru_cache(maxsize=256)
+def _names(kind: type) -> tuple[str, ...]:
+    """Names of a record's fields."""
+    return tuple(field.name for field in fields(kind))
 
 
 @functools.lru_cache(maxsize=256)

@@ -46,7 +46,7 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
         "<h2>Slices</h2>",
         _montage(store),
         "<h2>Intensities</h2>",
-        picture(lambda: _histograms(store), "histograms of intensities before and after preparation"),
+        picture(lambda: _histograms(store), "histograms of intensities before and after preparation", trim=False),
         "<h2>Cases</h2>",
         _cases(store),
     ]
@@ -129,6 +129,7 @@ def _histograms(store: SliceStore) -> Figure:
     from matplotlib.collections import LineCollection
 
     figure, ((before, after),) = new_figure(1, 2, size=(10, 3))
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.17, top=0.9)
     colours = ("tab:red", "tab:green", "tab:blue") if store.format.colour else CHANNEL_COLOURS
     sample = np.asarray(store.images[_spread(len(store), SAMPLED)], dtype=np.float32)
     for channel, colour in zip(range(store.format.channels), colours, strict=False):
