@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING
 from ..adaptation.labelled_factory import LabelledFactory
 from ..errors import FederationError, UsageError
 from ..node.site_adaptation import Adaptation
-from .experiment import descriptions_of, make_experiment, request_approval, run_round, use_researcher, wait_for_nodes
+from .experiment import (
+    POLL_SECONDS,
+    descriptions_of,
+    make_experiment,
+    request_approval,
+    run_round,
+    use_researcher,
+    wait_for_nodes,
+)
 from .node_selection import NodeSelection
 from .round_records import ReceivedUpdate
 
@@ -33,7 +42,7 @@ def adapt_remotely(
         factory_file: labelled factory; its weights travel to the sites.
         researcher: folder of the Fed-BioMed researcher component.
         nodes: which nodes take part; `min_nodes` is one per name in `domains` by default, or 1.
-        domains: only nodes with data of these domains; None: all connected nodes with the tag.
+        domains: only nodes with data of these domains, which are waited for; None: all connected nodes with the tag.
         adaptation: how the sites adapt; None: the defaults of `Adaptation`.
 
     Returns: name of the node to the site's update: domain, counts, seconds, measures.
@@ -44,8 +53,9 @@ def adapt_remotely(
     for domain in domains or ():
         labelled.factory.config.domain_index(domain)
     use_researcher(researcher)
+    deadline = time.monotonic() + nodes.node_timeout
     wait_for_nodes(nodes.min_nodes or len(domains or ["all"]), nodes.node_timeout, nodes.tag)
-    chosen = _nodes_of(nodes.tag, domains)
+    chosen = _nodes_of(nodes.tag, domains, deadline)
     experiment = adaptation_experiment(labelled, adaptation, tag=nodes.tag, nodes=chosen)
     request_approval(experiment, nodes.approval_timeout)
     site_updates = run_round(experiment, nodes.round_timeout)
@@ -88,19 +98,34 @@ def adaptation_experiment(
     return experiment
 
 
-def _nodes_of(tag: str, domains: list[str] | None) -> list[str]:
+def _nodes_of(tag: str, domains: list[str] | None, deadline: float) -> list[str]:
     """Ids of the connected nodes with data of the domains; None: of any domain.
 
-    Raises: UsageError for a domain that no node has.
+    Args:
+        deadline: until when nodes of every domain are waited for, by `time.monotonic`: those that connected first may
+            be of others.
+
+    Raises: UsageError for a domain that no node has by then.
     """
+    while True:
+        found = _nodes_by_domain(tag)
+        missing = [domain for domain in domains or () if domain not in found]
+        if not missing:
+            return sorted(node for domain in (domains or found) for node in found[domain])
+        if time.monotonic() > deadline:
+            known = ", ".join(sorted(found))
+            raise UsageError(
+                f"no connected node has data of domain '{missing[0]}' with tag '{tag}'; choose from {known}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _nodes_by_domain(tag: str) -> dict[str, list[str]]:
+    """Domain to the ids of the connected nodes that announce data of it."""
     from ..node.site_facts import read_facts
 
     found: dict[str, list[str]] = {}
     for node, text in descriptions_of(tag).items():
         if facts := read_facts(text):
             found.setdefault(facts.domain, []).append(node)
-    for domain in domains or ():
-        if domain not in found:
-            known = ", ".join(sorted(found))
-            raise UsageError(f"no connected node has data of domain '{domain}' with tag '{tag}'; choose from {known}")
-    return sorted(node for domain in (domains or found) for node in found[domain])
+    return found
