@@ -130,6 +130,10 @@ def _cmc() -> list[Run]:
         Run(**common, name="cmc", method="cmc", modalities=both, cost=2.0),
         Run(**common, name="cmc, no consistency", method="cmc", modalities=both, options={"start": 1.0}),
         Run(
+            **common, name="cmc, views at all sites", method="cmc", modalities=both, options={"views": "all"}, cost=3.0
+        ),
+        Run(**common, name="cmc, never fused", method="cmc", modalities=both, options={"unfused_share": 1.0}, cost=2.0),
+        Run(
             **common, name="cmc, no channels", method="cmc", modalities=both, options={"channel_weight": 0.0}, cost=2.0
         ),
         Run(**common, name="cmc, no classes", method="cmc", modalities=both, options={"agreement": "off"}, cost=2.0),
@@ -323,7 +327,18 @@ COMPARISONS = [
     ("fedmix", "fedavg of all labels", ("dense site alone",)),
     ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, no refinement", "dense/fedavg")),
     ("hssf", "hssf", ("public slices alone", "local", "lssl", "hssf, no self-training", "hssf, assessor not asked")),
-    ("cmc", "cmc", ("each modality alone", "cmc, no consistency", "cmc, no channels", "cmc, no classes")),
+    (
+        "cmc",
+        "cmc",
+        (
+            "each modality alone",
+            "cmc, no consistency",
+            "cmc, no channels",
+            "cmc, no classes",
+            "cmc, views at all sites",
+            "cmc, never fused",
+        ),
+    ),
     ("gaze", "fixations", ("masks", "masks, two networks", "fixations, one level")),
 ]
 

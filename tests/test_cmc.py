@@ -132,6 +132,15 @@ def test_two_views_of_one_modality_train_its_network():
     assert any(name.startswith("up.") for name in moved) and "mri" not in {modality_of(name) for name in moved}
 
 
+def test_views_may_agree_at_sites_with_two_modalities_too():
+    quiet = {"channel_weight": 0.0, "agreement": "off"}
+    model, images = network(), {"ct": slices(seed=1), "mri": slices(seed=2)}
+    assert cmc(**quiet).consistency(model, images, progress=1.0) == 0
+    cmc(**quiet, views="all").consistency(model, images, progress=1.0).backward()
+    moved = {name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().max() > 0}
+    assert {modality_of(name) for name in moved} >= set(BOTH) and any(name.startswith("up.") for name in moved)
+
+
 def test_weights_of_the_terms_follow_the_progress():
     model, images = network(), {"ct": slices(seed=1), "mri": slices(seed=2)}
 

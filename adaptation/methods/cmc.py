@@ -23,6 +23,7 @@ from .interface.option_checks import check_at_least, check_channels, check_choic
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
 RAMPS = ("up", "down")
+VIEWS = ONE, ALL = ("one", "all")
 SLICES_OF = "modality_slices_"  # prefix of a modality's name in a site's numbers: how many slices of it the site has
 RAMP_STEEPNESS = 5.0  # of the ramp exp(-5 (1 - t)^2)
 WEIGHT_DECAY = 1e-5
@@ -47,7 +48,9 @@ class CMCOptions:
         agreement: agreement of classes: "prototype", "voxel" for slices of two modalities on one grid, or "off".
         agreement_weight: weight of the agreement of classes.
         agreement_ramp: whether that weight goes "up" with time, or "down" as in the released code.
-        view_weight: weight of the consistency of two views, at sites with one modality.
+        view_weight: weight of the consistency of two views of a slice.
+        views: where two views must agree: at sites with "one" modality, where nothing else teaches without labels, or
+            in each modality of "all" sites.
         unfused_share: share of the updates in which modalities are not fused, so that one modality suffices after
             training.
     """
@@ -64,6 +67,7 @@ class CMCOptions:
     agreement_weight: float = 0.1
     agreement_ramp: str = "up"
     view_weight: float = 1.0
+    views: str = "one"
     unfused_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -86,6 +90,7 @@ class CMCOptions:
         check_choice("descriptor", self.descriptor, DESCRIPTORS)
         check_choice("agreement", self.agreement, AGREEMENTS)
         check_choice("agreement_ramp", self.agreement_ramp, RAMPS)
+        check_choice("views", self.views, VIEWS)
         for name in ("channel_weight", "agreement_weight", "view_weight"):
             check_at_least(name, getattr(self, name), 0)
         check_fraction("start", self.start)
@@ -192,12 +197,15 @@ class CMC(WeightAveragingMethod):
         own = self.options
         since = (progress - own.start) / (1 - own.start) if own.start < 1 else 1.0
         rising = math.exp(-RAMP_STEEPNESS * (1 - since) ** 2)
+        loss = torch.zeros((), device=next(iter(images.values())).device)
+        if len(images) == 1 or own.views == ALL:
+            views = [self._view_consistency(model, weak, name) for name, weak in images.items()]
+            loss = own.view_weight * rising * torch.stack(views).mean()
         if len(images) == 1:
-            ((name, weak),) = images.items()
-            return own.view_weight * rising * self._view_consistency(model, weak, name)
+            return loss
         found = self.outputs(model, images)
         (z_a, d_a, f_a), (z_b, d_b, f_b) = found.values()
-        loss = own.channel_weight * rising * channel_consistency(f_a, f_b, own.descriptor)
+        loss = loss + own.channel_weight * rising * channel_consistency(f_a, f_b, own.descriptor)
         falling = (math.cos(math.pi * since) + 1) / 2
         weight = own.agreement_weight * (rising if own.agreement_ramp == "up" else falling)
         if own.agreement == "voxel":

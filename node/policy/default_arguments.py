@@ -116,6 +116,7 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "agreement_weight": WEIGHT,
     "agreement_ramp": ["up", "down"],
     "view_weight": WEIGHT,
+    "views": ["one", "all"],
     "unfused_share": SHARE,
     "tightness_weight": WEIGHT,
     "size_weight": WEIGHT,
