@@ -22,8 +22,9 @@ Real images of several sites; weak labels are made from dense ones, for the trai
 rows have the same rounds, updates of a site, and slices in an update, and the settings are the defaults. Dice is the
 mean over classes, patients and sites on the images' own grid: of each site's own model for `local`, `fedbn`, `fedicra`
 and `hssf`, of the average otherwise. Differences are paired by patient and seed; brackets are 95 % intervals of a
-bootstrap over patients and seeds. The study is unfinished: the ceilings are missing, so nothing here says whether the
-runs are long enough, and a row below another one may be so because it learns more slowly.
+bootstrap over patients and seeds. The best of several rows is in part so by chance. The study is unfinished: the
+ceilings are missing, so nothing here says whether the runs are long enough, and a row below another one may be so
+because it learns more slowly.
 """
 QUESTIONS: dict[str, tuple[str, str]] = {
     "dense": ("Is training together better than alone, with dense labels everywhere?", ""),
@@ -72,12 +73,26 @@ def page(content: dict[str, Any]) -> str:
             for row in sorted(rows, key=lambda row: (row["task"], -row["dice"]))
         ]  # fmt: skip
         lines += [*table(["task", "row", "seeds", "Dice", "by site"], cells), ""]
+        lines += [f"**{advice(row)}**\n" for row in content["best"] if row["question"] == question]
         lines += [f"* {sentence(row)}" for row in content["differences"] if row["question"] == question]
         lines.append("")
     missing = [title for question, (title, _) in QUESTIONS.items() if not _asked(content, question)]
     if missing:
         lines += ["## Not measured yet\n", *(f"* {title}" for title in missing), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def advice(row: dict[str, Any]) -> str:
+    """What a hospital can take from the best row of a question and task."""
+    floor, ceiling = row.get("floor"), row.get("ceiling")
+    text = f"{row['task'].capitalize()}: {row['name']} was best"
+    if floor:
+        gain = f"{number(abs(floor['mean']))} {'above' if floor['mean'] > 0 else 'below'} {floor['against']}"
+        sure = "" if floor["low"] > 0 else ", which may be chance"
+        text += f", {gain}{sure}"
+    if ceiling:
+        text += f"; drawn masks at every site give {signed(-ceiling['mean'])}"
+    return f"{text}."
 
 
 def sentence(row: dict[str, Any]) -> str:

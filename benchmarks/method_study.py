@@ -342,9 +342,19 @@ COMPARISONS = [
     ("gaze", "fixations", ("masks", "masks, two networks", "fixations, one level")),
 ]
 
+# What a hospital would do without the methods of a question, and what more labelling would give: question, row.
+FLOORS = {
+    "dense": "local", "fedicra": "local", "fedmix": "dense site alone", "hssf": "public slices alone",
+    "cmc": "each modality alone",
+}  # fmt: skip
+CEILINGS = {
+    "fedicra": ("dense", "fedavg"), "fedmix": ("dense", "fedavg"), "hssf": ("dense", "fedavg"),
+    "gaze": ("gaze", "masks"),
+}  # fmt: skip
+
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of all rows, and paired differences with intervals."""
+    """Means of all rows, paired differences with intervals, and what was best for each question and task."""
     table: dict[tuple[str, str, str], dict[int, dict[tuple[str, str, str], float]]] = {}
     facts: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
@@ -391,7 +401,29 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             row["task"], {"size": config["size"], "rounds": 0, "updates": config["updates"], "sites": 0}
         )
         facts["rounds"], facts["sites"] = max(facts["rounds"], config["rounds"]), max(facts["sites"], config["sites"])
-    return {"tasks": tasks, "rows": shown, "differences": differences}
+    return {"tasks": tasks, "rows": shown, "differences": differences, "best": best_rows(shown, table)}
+
+
+def best_rows(shown: list[dict[str, Any]], table: dict[tuple[str, str, str], dict]) -> list[dict[str, Any]]:
+    """The best row of each question and task, and its distances from the floor and the ceiling, where they have run."""
+    found = []
+    for question, task in dict.fromkeys((row["question"], row["task"]) for row in shown):
+        floor, ceiling = (question, FLOORS.get(question)), CEILINGS.get(question)
+        rivals = [
+            row
+            for row in shown
+            if (row["question"], row["task"]) == (question, task) and (question, row["name"]) != ceiling
+        ]
+        if len(rivals) < 2:
+            continue
+        best = max(rivals, key=lambda row: row["dice"])
+        ours, distances = table[question, task, best["name"]], {}
+        for kind, other in (("floor", floor), ("ceiling", ceiling)):
+            theirs = table.get((other[0], task, other[1])) if other else None
+            if theirs and theirs is not ours:
+                distances[kind] = {"against": other[1], **paired(ours, theirs)}
+        found.append({"question": question, "task": task, "name": best["name"], "dice": best["dice"], **distances})
+    return found
 
 
 def patient_scores(scores: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
