@@ -251,7 +251,7 @@ def embed(
     require_store(store)
     require_file(weights, "give the weights of the image encoder")
 
-    from ..node.store.embedding import embed_store
+    from ..node.store.derived.embedding import embed_store
 
     mean = embed_store(store, encoder=encoder, weights=weights, device=device)
     console.print(f"{store}: mean embedding of {len(mean)} numbers, length {float(mean.norm()):.3f}")
@@ -281,7 +281,7 @@ def gaze(
     require_store(store)
 
     from ..adaptation.labels.fixations import GazeConfig
-    from ..node.store.gaze_maps import read_gaze
+    from ..node.store.derived.gaze_maps import read_gaze
 
     config = GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose)
     summary = read_gaze(store, config, target_share=target_share)

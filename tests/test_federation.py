@@ -27,7 +27,7 @@ from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.round_guard import REFUSED
 from fedfactory.node.site_check import check_site
-from fedfactory.node.store.embedding import embed_store
+from fedfactory.node.store.derived.embedding import embed_store
 from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export

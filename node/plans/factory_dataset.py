@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import FedFactoryError, NodeDataError
 from ...generative.config import FactoryConfig
 from ..site_data.training_slices import known_labels
-from ..store.embedding import load_guide, site_embedding
+from ..store.derived.embedding import load_guide, site_embedding
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
 

@@ -17,7 +17,7 @@ from ...adaptation.labels.candidate_labels import (
 )
 from ...errors import NodeDataError, StoreError
 from ...imaging.slice_choices import UNLABELLED
-from ..store.gaze_maps import gaze_candidates
+from ..store.derived.gaze_maps import gaze_candidates
 from ..store.slice_store import Case, SliceStore
 
 LABEL_MAPS = ("dense", "scribble", "point", "block")  # kinds whose maps hold the class of every annotated pixel
