@@ -56,7 +56,8 @@ class PseudoLabelFacts:
         """What a person is shown: name to text."""
         agreement, dice = ("" if value is None else f"{value:.3f}" for value in (self.agreement, self.dice))
         values = {
-            "made by": f"{self.made_by}, a segmenter for {self.segmenter_domain or 'several domains'}",
+            "made by": self.made_by,
+            "domain of the segmenter": self.segmenter_domain,
             "SHA-256 of the segmenter": self.segmenter,
             "label values": f"{self.classes}, background included",
             "training slices": str(self.slices),
