@@ -33,6 +33,7 @@ from fedfactory.node.policy.request import INACTIVE, RoundRequest, Usage, check_
 from fedfactory.node.policy.request_kind import ADAPTATION, FACTORY, SEGMENTATION
 from fedfactory.node.policy.request_size import size_of
 from fedfactory.node.site_adaptation import Adaptation
+from fedfactory.node.site_facts import read_facts
 from helpers import CONFIG, SMALL, site_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -566,8 +567,10 @@ def set_line(node, name, value) -> None:
 def registered(monkeypatch):
     """Stores that would be registered with the framework."""
     made = []
-    manager = SimpleNamespace(add_database=lambda **facts: made.append(facts["tags"]))
-    monkeypatch.setattr(sites, "open_node", lambda root: SimpleNamespace(dataset_manager=manager))
+    table = SimpleNamespace(search_by_tags=lambda tags: [])
+    manager = SimpleNamespace(add_database=lambda **facts: made.append(facts["tags"]), dataset_table=table)
+    opened = SimpleNamespace(dataset_manager=manager)
+    monkeypatch.setattr(sites, "open_node", lambda root: opened)
     return made
 
 
@@ -582,6 +585,26 @@ def test_a_store_is_registered_with_a_policy_and_never_without_approval(node, st
         assert sites.add_store(node, store.path, "balls")  # it says that the node must be restarted
         refuse_without_approval(node)
         assert not sites.add_store(node, store.path, "balls")
+
+
+def test_a_store_that_is_registered_again_keeps_its_id_and_has_its_description_replaced(
+    node, store, registered, tmp_path
+):
+    """The framework refuses a second entry with the same tag, which would leave no way to announce what has changed."""
+    changed = []
+    entry = {"dataset_id": "d1", "tags": ["balls"], "path": str(store.path.resolve())}
+    opened = sites.open_node(node)
+    table = opened.dataset_manager.dataset_table
+    table.search_by_tags = lambda tags: [entry] if set(tags) <= set(entry["tags"]) else []
+    table.update_by_id = lambda number, values: changed.append((number, values))
+    sites.add_store(node, store.path, "balls")
+    ((number, values),) = changed
+    assert number == "d1" and read_facts(values["description"]).domain == store.domain
+    assert registered == []
+    sites.add_store(node, store.path, "cubes")  # another tag is another registration
+    entry["path"] = str(tmp_path / "other")
+    sites.add_store(node, store.path, "balls")  # the framework refuses what conflicts
+    assert registered == [["cubes"], ["balls"]] and len(changed) == 1
 
 
 @pytest.mark.parametrize("name", WANTED)
