@@ -231,8 +231,6 @@ def test_a_factory_that_draws_labels_is_made_in_the_order_of_its_page(town):
     assert "no annotations" in town.type(label)
     town.type(add)
     assert "pseudo-labels" in town.type("fedfactory sites --researcher researcher --tag brains --min-nodes 3")
-        "fedfactory sites --researcher researcher --tag brains --min-nodes 3"
-    )
     town.approved(train, *sites, shows="class LabelledFactoryPlan")
     for line in rest:
         town.type(line)
