@@ -240,7 +240,9 @@ def register_dataset(node: Node, *, name: str, tag: str, description: str, path:
     table = node.dataset_manager.dataset_table
     for entry in table.search_by_tags([tag]):
         if (entry["path"], entry["tags"]) == (path, [tag]):
-            table.update_by_id(entry["dataset_id"], {"name": name, "description": description})
+            # Both are None for data of this kind, which the database leaves out and the update must have.
+            unknown = {"shape": None, "dtypes": None}
+            table.update_by_id(entry["dataset_id"], {"name": name, "description": description, **unknown})
             return
     node.dataset_manager.add_database(name=name, data_type="custom", tags=[tag], description=description, path=path)
 
