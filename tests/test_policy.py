@@ -6,6 +6,8 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import asdict, fields, is_dataclass, replace
 from types import SimpleNamespace
 
@@ -33,7 +35,6 @@ from fedfactory.node.policy.request import INACTIVE, RoundRequest, Usage, check_
 from fedfactory.node.policy.request_kind import ADAPTATION, FACTORY, SEGMENTATION
 from fedfactory.node.policy.request_size import size_of
 from fedfactory.node.site_adaptation import Adaptation
-from fedfactory.node.site_facts import read_facts
 from helpers import CONFIG, SMALL, site_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -587,24 +588,39 @@ def test_a_store_is_registered_with_a_policy_and_never_without_approval(node, st
         assert not sites.add_store(node, store.path, "balls")
 
 
-def test_a_store_that_is_registered_again_keeps_its_id_and_has_its_description_replaced(
-    node, store, registered, tmp_path
-):
-    """The framework refuses a second entry with the same tag, which would leave no way to announce what has changed."""
-    changed = []
-    entry = {"dataset_id": "d1", "tags": ["balls"], "path": str(store.path.resolve())}
-    opened = sites.open_node(node)
-    table = opened.dataset_manager.dataset_table
-    table.search_by_tags = lambda tags: [entry] if set(tags) <= set(entry["tags"]) else []
-    table.update_by_id = lambda number, values: changed.append((number, values))
-    sites.add_store(node, store.path, "balls")
-    ((number, values),) = changed
-    assert number == "d1" and read_facts(values["description"]).domain == store.domain
-    assert registered == []
-    sites.add_store(node, store.path, "cubes")  # another tag is another registration
-    entry["path"] = str(tmp_path / "other")
-    sites.add_store(node, store.path, "balls")  # the framework refuses what conflicts
-    assert registered == [["cubes"], ["balls"]] and len(changed) == 1
+REGISTER_TWICE = """
+import json, sys
+from types import SimpleNamespace
+from fedbiomed.node.dataset_manager import DatasetManager
+from fedfactory.node.fedbiomed_hooks import register_dataset
+database, first, other = sys.argv[1:]
+manager = DatasetManager(database)
+def register(**facts):
+    register_dataset(SimpleNamespace(dataset_manager=manager), **facts)
+    return manager.list_my_datasets(verbose=False)
+(before,) = register(name="a", tag="balls", description="one", path=first)
+(after,) = register(name="b", tag="balls", description="two", path=first)
+try:
+    register(name="c", tag="balls", description="three", path=other)
+    refused = False
+except Exception as error:
+    refused = "conflicting" in str(error)
+both = register(name="c", tag="cubes", description="three", path=first)
+print("FOUND", json.dumps([before, after, refused, len(both)]))
+"""
+
+
+def test_data_that_are_registered_again_keep_their_id_and_have_their_description_replaced(tmp_path):
+    """The framework refuses a second entry with the same tag: without this, no site could announce what has changed.
+    In a process of its own, because the framework opens one database in each."""
+    folders = [tmp_path / name for name in ("first", "other")]
+    for folder in folders:
+        folder.mkdir()
+    words = [sys.executable, "-c", REGISTER_TWICE, tmp_path / "db.json", *folders]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    before, after, refused, count = json.loads(done.stdout.rpartition("FOUND ")[2])
+    assert after == {**before, "name": "b", "description": "two"}
+    assert (before["description"], refused, count) == ("one", True, 2)
 
 
 @pytest.mark.parametrize("name", WANTED)
