@@ -81,9 +81,24 @@ class Segmenter:
         """
         if len(self.card.views) == 1:
             return float("nan")
-        single = [self._mean_of_views(images, volume, (view,)) for view in self.card.views]
-        mean = torch.stack(single).mean(0).argmax(1)
-        return view_agreement([found.argmax(1) for found in single], mean, self.classes)
+        mean, single = self.probabilities_and_views(images, volume)
+        return view_agreement(single, mean.argmax(1), self.classes)
+
+    def probabilities_and_views(self, images: Tensor, volume: np.ndarray | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Mean probabilities (N, classes, S, S) over all views, and the label map (N, S, S) of each single view.
+
+        Args:
+            images: (N, C, S, S) in [-1, 1].
+            volume: (N,) integer, see `probabilities`.
+
+        Raises: UsageError for another number of channels than the segmenter's.
+        """
+        mean, single = torch.zeros(()), []
+        for view in self.card.views:
+            found = self._mean_of_views(images, volume, (view,))
+            mean = mean + found / len(self.card.views)
+            single.append(found.argmax(1))
+        return mean, single
 
     def tidied(self, labels: np.ndarray) -> np.ndarray:
         """A label map (X, Y, Z) that keeps the card's rule of single objects."""

@@ -194,15 +194,16 @@ class SegmenterCard:
     @property
     def views(self) -> tuple[int, ...]:
         """Views of an image in which the network was trained: 0 to 3 quarter turns, 4 to 7 their mirror images; where
-        a planned network knows no quarter turns, also 8 to 11, shifted by a few pixels."""
-        if self.plan is None:
+        a planned or a federated network knows no quarter turns, also 8 to 11, shifted by a few pixels."""
+        trained = self.plan if self.federated is None else self.federated.method
+        if trained is None:
             given = self.settings.get("rotation", 0.0)
             rotation, mirror = given if isinstance(given, (int, float)) else 0.0, bool(self.settings.get("mirror"))
         else:
-            rotation, mirror = self.plan.rotation, self.plan.mirror
+            rotation, mirror = trained.rotation, trained.mirror
         turns = tuple(range(4)) if rotation >= math.pi else (0,)
         mirrored = tuple(4 + view for view in turns) if mirror else ()
-        shifted = () if self.plan is None or len(turns) > 1 else SHIFTED_VIEWS
+        shifted = () if trained is None or len(turns) > 1 else SHIFTED_VIEWS
         return (*turns, *mirrored, *shifted)
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..adaptation.choices import REFINEMENTS, WEAK_LABEL_KINDS
-from ..common.files import require_file, require_folder
+from ..common.files import require_file, require_folder, require_weights
 from ..errors import ConfigError
 from ..node.store_index import require_store
 from .options import (
@@ -251,7 +251,7 @@ def embed(
     require_store(store)
     require_file(weights, "give the weights of the image encoder")
 
-    from ..node.store.embedding import embed_store
+    from ..node.store.derived.embedding import embed_store
 
     mean = embed_store(store, encoder=encoder, weights=weights, device=device)
     console.print(f"{store}: mean embedding of {len(mean)} numbers, length {float(mean.norm()):.3f}")
@@ -281,7 +281,7 @@ def gaze(
     require_store(store)
 
     from ..adaptation.labels.fixations import GazeConfig
-    from ..node.store.gaze_maps import read_gaze
+    from ..node.store.derived.gaze_maps import read_gaze
 
     config = GazeConfig(sigma=sigma, refine=refine, tight=tight, loose=loose)
     summary = read_gaze(store, config, target_share=target_share)
@@ -290,6 +290,44 @@ def gaze(
         return
     shares = f"{summary.target_share:.1%} target, {summary.uncertain_share:.1%} uncertain (blur {summary.sigma:.3f})"
     console.print(f"{store}: {summary.viewed_slices} of {summary.slices} slices were viewed long enough; {shares}")
+
+
+@commands.command("pseudo-label")
+def pseudo_label(
+    store: Annotated[Path, typer.Argument(help="Slice store made by `fedfactory prepare`.")],
+    segmenter: Annotated[
+        Path,
+        typer.Option(
+            help="Segmenter file: a first guess or the site's adapted one; or the average.safetensors that "
+            "`train-segmenter` wrote."
+        ),
+    ],
+    least_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Least probability of a pixel's class; other pixels get no label.")
+    ] = 0.5,
+    device: Device = "cpu",
+) -> None:
+    """Label a site's training slices by a segmenter, for `train --classes N --pseudo-labels`. They stay at the site.
+
+    They are kept beside the annotations, never among them: no other training and no score uses them. A second run, such
+    as with a better segmenter, replaces them.
+    """
+    require_store(store)
+    require_weights(segmenter, "segmenter", "federated segmenter")
+
+    from ..node.pseudo_labelling import make_pseudo_labels
+    from ..node.store.quality_page import QUALITY_PAGE
+
+    facts = make_pseudo_labels(store, segmenter, least_confidence=least_confidence, device=device)
+    console.print(f"{store}: pseudo-labels, no annotations", markup=False)
+    for name, value in facts.rows().items():
+        console.print(f"{name:>24}  {value}", markup=False)
+    for doubt in facts.doubts:
+        console.print(f"warning: {doubt}", markup=False)
+    console.print(
+        f"look at {store / QUALITY_PAGE}; a store that is registered must be registered again: fedfactory site add",
+        markup=False,
+    )
 
 
 @commands.command("weaken-labels")
@@ -337,6 +375,8 @@ def _print_preparation(out: Path, result: Preparation) -> None:
         markup=False,
     )
     print_accounting(result.accounting, apart_from=result.remarks.values())
+    for command in result.outdated:
+        console.print(f"removed: what `fedfactory {command}` made of the slices before; run it again", markup=False)
     for warning in store.warnings:
         console.print(f"warning: {warning}", markup=False)
     for remark in dict.fromkeys(result.remarks.values()):

@@ -84,6 +84,14 @@ def train(
             "alone, whose labels `fedfactory label` adds.",
         ),
     ] = None,
+    pseudo_labels: Annotated[
+        bool,
+        typer.Option(
+            "--pseudo-labels",
+            help="With --classes: sites that have run `fedfactory pseudo-label` show their discriminators its labels "
+            "where nobody annotated.",
+        ),
+    ] = False,
     turn: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of the slices that discriminators see turned by any angle."),
@@ -125,7 +133,7 @@ def train(
         refuse_existing(out)
         chosen = {
             "clip_weight": clip_weight, "image_channels": image_channels, "z_bins": z_bins, "classes": classes,
-            "turn": turn,
+            "turn": turn, "pseudo_labels": pseudo_labels or None,
         }  # fmt: skip
         factory = _factory_config(domains, preset, config, chosen)
         federation = Federation(

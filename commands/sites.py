@@ -85,6 +85,7 @@ def described(facts: SiteFacts) -> dict[str, str]:
         "domain": facts.domain,
         "slices": f"{facts.slices}{patients}: {', '.join(size)}",
         "labels": _counted(facts.label_kinds),
+        "pseudo-labels": f"{facts.pseudo_labels} slices, by a segmenter: no annotations" if facts.pseudo_labels else "",
         "classes": _classes(facts),
         "network": facts.network or "",
         "modalities": "; ".join(f"{name}: {_counted(part.label_kinds)}" for name, part in facts.modalities.items()),

@@ -85,6 +85,7 @@ class FactoryConfig:
     # Palette head: label values, background included, that are drawn with the image; 0 draws images alone. The tissue
     # maps are grouped by class, and each site's own discriminator sees images with their labels where these are known
     classes: int = 0
+    pseudo_labels: bool = False  # with classes: sites show pseudo-labels, if they have any, where nobody annotated
     z_bins: int = 12  # number of slice heights a volume is divided into; 1 for pictures, which have no height
     start_size: int = 8  # side of the learned constant that the generator starts from
     channels: tuple[int, ...] = (48, 32, 16)  # generator widths, from start_size up to image_size
@@ -177,6 +178,8 @@ class FactoryConfig:
                 "background included"
             )
         if not self.classes:
+            if self.pseudo_labels:
+                raise ConfigError("pseudo_labels is True and classes is 0; give the number of classes to draw")
             return
         for name, needed, reason in (
             ("head", "palette", "a label is a group of the palette's tissue maps"),

@@ -232,6 +232,21 @@ def open_node(root: str | Path) -> Node:
 _opened: Path | None = None
 
 
+def register_dataset(node: Node, *, name: str, tag: str, description: str, path: str) -> None:
+    """Register a folder under a tag; if that was done before, its name and description are replaced and its id stays.
+
+    Raises: whatever the framework raises, of many kinds, where other data have the tag.
+    """
+    table = node.dataset_manager.dataset_table
+    for entry in table.search_by_tags([tag]):
+        if (entry["path"], entry["tags"]) == (path, [tag]):
+            # Both are None for data of this kind, which the database leaves out and the update must have.
+            unknown = {"shape": None, "dtypes": None}
+            table.update_by_id(entry["dataset_id"], {"name": name, "description": description, **unknown})
+            return
+    node.dataset_manager.add_database(name=name, data_type="custom", tags=[tag], description=description, path=path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PendingPlan:
     """A training plan that waits for approval.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..adaptation.averaged_segmenter import load_segmenter
 from ..adaptation.choices import LABELLINGS
 from ..adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config, localiser_config
 from ..adaptation.labelled_factory import LabelledFactory
@@ -105,7 +106,7 @@ def label_factory(
         config: of the two segmenters that are trained: one labels the factory's slices; the other, under random
             contrast, travels with the factory and gives the images of other sites their first labels.
         first_guess_file: segmenter that travels in place of one that is trained here, such as one that several labelled
-            sites have trained together under random contrast.
+            sites have trained together under random contrast, or their average, see `load_segmenter`.
         segmenter_file: segmenter for the store's own images that labels the factory's slices, in place of one that is
             trained here.
         localiser: slice store of the site's whole images in coarse pixels, on which a localiser is trained that travels
@@ -123,7 +124,8 @@ def label_factory(
             f"classes is {classes}, but the labels of {store.path} have {store.classes} values; give that number"
         )
     guess, teacher = (
-        None if file is None else _given_segmenter(file, store) for file in (first_guess_file, segmenter_file)
+        None if file is None else given_segmenter(file, store, classes=store.classes)
+        for file in (first_guess_file, segmenter_file)
     )
     if factory.config.classes not in (0, store.classes):
         raise UsageError(
@@ -159,15 +161,23 @@ def label_factory(
     return labelled
 
 
-def _given_segmenter(file: str | Path, store: SliceStore) -> Segmenter:
-    """The segmenter in the file. Raises: UsageError if it is for other slices or labels than the store's."""
-    found = Segmenter.load(file)
+def given_segmenter(file: str | Path, store: SliceStore, *, classes: int | None) -> Segmenter:
+    """The segmenter in a file, see `load_segmenter`, if it fits the slices of a store.
+
+    Args:
+        file: a segmenter, or the average of several sites.
+        store: whose slices it is to segment.
+        classes: number of label values that it must have, background included; None takes any.
+
+    Raises: UsageError if it is for other slices or labels; as `load_segmenter`.
+    """
+    found = load_segmenter(file, store.format)
     for name, value, wanted in (
         ("size", found.format.size, store.format.size),
         ("channels", found.format.channels, store.format.channels),
-        ("classes", found.classes, store.classes),
+        ("classes", found.classes, classes),
     ):
-        if value != wanted:
+        if wanted is not None and value != wanted:
             raise UsageError(f"{file}: {name} is {value}; it must be {wanted} as in {store.path}")
     return found
 

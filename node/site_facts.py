@@ -15,6 +15,7 @@ from ..common.names import check_label, check_name
 from ..errors import ConfigError
 from .site_choices import SiteChoices, digest
 from .site_data.single_objects import single_objects_of
+from .store.derived.pseudo_labels import pseudo_label_facts
 from .store.prepare_config import LABEL_KINDS
 from .store.slice_store import SliceStore
 
@@ -79,6 +80,7 @@ class SiteFacts:
         single_objects: labels of the structures that are one connected object in the training volumes, see
             `learn_single_objects`; None where no volume has dense labels.
         modalities: name to facts, for a site that named the modality of its slices.
+        pseudo_labels: number of training slices with pseudo-labels, which are no annotations; see `PseudoLabelFacts`.
     """
 
     version: str
@@ -101,6 +103,7 @@ class SiteFacts:
     public_digest: str | None = None
     single_objects: tuple[int, ...] | None = None
     modalities: dict[str, ModalityFacts] = field(default_factory=dict)
+    pseudo_labels: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """As JSON gives it back: with lists, no tuples."""
@@ -132,12 +135,13 @@ class SiteFacts:
             public_digest=checked_digest(values.get("public_digest")),
             single_objects=_single_objects(values.get("single_objects")),
             modalities=_modalities(values.get("modalities")),
+            pseudo_labels=_whole_number({"pseudo_labels": 0, **values}, "pseudo_labels", least=0),
         )
 
 
 def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
     """What a researcher must know of a store to see whether sites agree."""
-    fmt = store.format
+    fmt, pseudo = store.format, pseudo_label_facts(store)
     return SiteFacts(
         version=__version__,
         domain=store.domain,
@@ -162,6 +166,7 @@ def store_facts(store: SliceStore, choices: SiteChoices) -> SiteFacts:
             name: ModalityFacts(slices=len(part.slices("train")), classes=part.classes, label_kinds=part.label_kinds())
             for name, part in choices.stores(store).items()
         },
+        pseudo_labels=0 if pseudo is None else pseudo.slices,
     )
 
 

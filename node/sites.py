@@ -11,7 +11,7 @@ from ..common.files import sha256_of_text, taken_from_others
 from ..common.names import check_label
 from ..errors import FederationError, FedFactoryError, UsageError
 from .connection.component import NODE, read_component
-from .fedbiomed_hooks import open_node, pending_plans
+from .fedbiomed_hooks import open_node, pending_plans, register_dataset
 from .ledger.ledger import Ledger
 from .plan_source import refuse_disguised
 from .policy.approval import approval_problem, refuse_without_approval, turn_approval_on
@@ -36,7 +36,8 @@ def add_store(
     """Register a slice store with the node at `node_dir`; a running node sees it at once.
 
     A researcher who searches for data sees the tag and a description: domain, version, slice format, number of label
-    values, and number of training slices per kind of label. There is no path and no case name in it.
+    values, and number of training slices per kind of label and with pseudo-labels. No path, no case name. If the store
+    has this tag already, its description is replaced.
 
     The node is made to run approved plans only, and gets a policy if it has none.
 
@@ -48,7 +49,7 @@ def add_store(
 
     Returns: whether the node would have run plans without approval until now; then it must be restarted if it runs.
     Raises: UsageError or StoreError if node or store are not usable, if the environment turns approval off,
-        if its policy is wrong, if the store has changed since it was prepared, or if the tag is taken.
+        if its policy is wrong, if the store has changed since it was prepared, or if other data have the tag.
     """
     opened = SliceStore(store)
     opened.verify()
@@ -61,10 +62,10 @@ def add_store(
     was_open = _protect(node_dir)
     node = open_node(node_dir)
     try:
-        node.dataset_manager.add_database(
+        register_dataset(
+            node,
             name=f"fedfactory {opened.domain}",
-            data_type="custom",
-            tags=[tag],
+            tag=tag,
             description=description_of(store_facts(opened, choices)),
             path=str(opened.path.resolve()),
         )

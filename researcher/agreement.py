@@ -31,13 +31,21 @@ def agreeing_nodes(descriptions: Mapping[str, str], config: FactoryConfig, *, le
         config: of the factory that is to be trained.
         leave_out: whether to go on without the nodes that do not fit; if not, any such node ends the run.
 
-    Raises: FederationError that names each node that does not fit and what to do.
+    Raises: FederationError that names each node that does not fit and what to do, or says that pseudo-labels are asked
+        for and no site that fits has any.
     """
     found = disagreements(descriptions, config)
     fitting = [node for node in descriptions if node not in found]
     if found and (not leave_out or not fitting):
         lines = "; ".join(f"{node}: {text}" for node, text in sorted(found.items()))
         raise FederationError(f"{len(found)} of {len(descriptions)} sites do not agree with the others: {lines}")
+    if config.pseudo_labels and not any(
+        site.pseudo_labels for node in fitting if (site := read_facts(descriptions[node]))
+    ):
+        raise FederationError(
+            f"0 of {len(fitting)} sites have announced pseudo-labels; run `fedfactory pseudo-label` there and register "
+            "their stores again, or leave out pseudo_labels"
+        )
     return fitting
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..adaptation.averaged_segmenter import AVERAGE as AVERAGE_KIND
 from ..adaptation.methods.catalogue import describe
 from ..adaptation.methods.interface.federated_method import FederatedMethod
 from ..adaptation.methods.interface.method_config import MethodConfig
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
 
 TABLE, WEIGHTS, SERVER = "scores.csv", "average.safetensors", "server.safetensors"
-WEIGHTS_KIND = "federated segmenter"
 OWN, AVERAGE = "own_", "global_"  # prefixes of the scores of a site's own model and of the average
 LABELS = "slices_"  # prefix of the numbers of training slices by kind of label
 
@@ -340,7 +340,7 @@ def _write(result: SegmentationResult, experiment: Experiment, out: Path, *, pub
     weights = experiment.training_plan().model().state_dict()
     local = experiment.training_plan().local_params or ()
     facts = {"rounds": result.config.rounds, **({"privacy": privacy_of(result.sites)} if result.config.private else {})}
-    card = {"kind": WEIGHTS_KIND, "config": result.config.to_dict(), "facts": facts}
+    card = {"kind": AVERAGE_KIND, "config": result.config.to_dict(), "facts": facts}
     sent = {name: tensor for name, tensor in weights.items() if name not in local}
     if sent and method.has_average:
         write_weights(out / WEIGHTS, sent, card)

@@ -215,6 +215,7 @@ def test_local_commands_import_no_federation_and_preparing_no_pytorch(tmp_path):
         (["gaze", store], 2, "no fixations"),
         (["plan", store], 0, "network"),
         (["label", "--factory", cut, "--store", store, "--out", "y"], 1, damaged),
+        (["pseudo-label", store, "--segmenter", cut], 1, damaged),
         (["audit", "--factory", cut, "--store", store, "--out", "y"], 1, damaged),
         (["generate-volumes", "--factory", cut, "--domain", "a", "--out", "y"], 1, damaged),
         (["adapt", "--store", store, "--factory", cut, "--out", "y"], 1, damaged),

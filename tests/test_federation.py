@@ -19,7 +19,7 @@ from fedfactory import __version__
 from fedfactory.common.weights_file import read_weights
 from fedfactory.demo.demo import DemoRun, DemoSize, _make_site, run_demo
 from fedfactory.demo.demo_result import METHODS
-from fedfactory.demo.local_federation import READY
+from fedfactory.demo.local_federation import READY, _fedfactory
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import FactoryConfig, load_factory
 from fedfactory.node.fedbiomed_hooks import open_node
@@ -27,7 +27,10 @@ from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.round_guard import REFUSED
 from fedfactory.node.site_check import check_site
-from fedfactory.node.store.embedding import embed_store
+from fedfactory.node.store.derived.embedding import embed_store
+from fedfactory.node.store.derived.pseudo_labels import pseudo_label_facts
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import export
@@ -43,6 +46,7 @@ from helpers import (
     train,
     with_head,
     write_clip,
+    write_site,
 )
 
 SMALL = DemoSize(
@@ -197,6 +201,67 @@ def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(ap
     count = sum(p.numel() for network in networks for p in network.parameters())
     site_updates = RunState.load(tmp_path / "shared").site_updates.values()
     assert {update.num_bytes for update in site_updates} == {4 * count}
+
+
+def test_a_first_guess_travels_as_an_average_and_its_pseudo_labels_train_a_factory(approved, config, tmp_path):
+    """The order of work: one labelled site, one that takes part without labels, and one that joins afterwards."""
+    federation, tag, least = approved, "guess", ("--least-confidence", "0")
+    labels = {"bright": "dense", "west": "none", "dark": "none"}
+    stores = {name: federation.folder / f"{PATIENT}_{name}_guess.store" for name in labels}
+    for number, (name, kind) in enumerate(labels.items()):
+        write_site(tmp_path / name, cases=4, shape=(32, 32, 6), radius=9.0 + number)
+        settings = PrepareConfig(domain=SITES[name], size=32, z_bins=4, label_kind=kind, split="train")
+        prepare(tmp_path / name, stores[name], settings)
+
+    def register(step, *names):
+        add = {
+            name: federation.site_command(
+                "add", str(federation.nodes[name]), "--store", str(stores[name]), "--tag", tag
+            )
+            for name in names
+        }
+        federation.run_together(step, add)
+
+    def run(step, *words, names, plan):
+        words = [*words, "--researcher", federation.researcher, "--tag", tag, "--min-nodes", len(names)]
+        words += ["--rounds", 2, "--approval-timeout", 120]
+        approve = {
+            name: federation.site_command("approve", str(federation.nodes[name]), "--yes", "--wait", "120")
+            for name in names
+        }
+        with federation.background(step, [str(word) for word in words], rounds=2):
+            federation.run_together(f"approve-{step}", approve)
+        shown = (federation.folder / "logs" / f"approve-{step}-{names[0]}.log").read_text()
+        assert f"class {plan}(" in shown
+
+    def pseudo_label(name, segmenter):
+        words = ["pseudo-label", str(stores[name]), "--segmenter", str(segmenter), *least]
+        federation.run_together("label", {name: _fedfactory(*words)})
+        return pseudo_label_facts(SliceStore(stores[name]))
+
+    register("add-guess", "bright", "west")
+    first = ["train-segmenter", "--method", "fedavg", "--first-guess", "--out", tmp_path / "guess"]
+    first += ["--updates-per-round", 60, "--width", 4]
+    run("guess", *first, names=("bright", "west"), plan="FedAvgPlan")
+    own = stores["west"].with_name(f"{stores['west'].name}.segmenters") / "dark_fedavg_global.safetensors"
+    of_west, of_dark = pseudo_label("west", own), pseudo_label("dark", tmp_path / "guess" / "average.safetensors")
+    assert of_west.slices == of_dark.slices == 24
+    assert of_west.agreement is not None
+    register("add-pseudo", "west", "dark")
+    factory = replace(config, image_size=32, channels=(8, 8, 8), classes=3)
+    (tmp_path / "config.json").write_text(json.dumps(factory.to_dict()))
+    words = ["train", "--config", tmp_path / "config.json", "--pseudo-labels", "--out", tmp_path / "drawn"]
+    words += ["--updates-per-round", 2]
+    run("drawn", *words, names=("bright", "west", "dark"), plan="LabelledFactoryPlan")
+    made = export(tmp_path / "drawn", tmp_path / "factory.safetensors")
+    assert made.config == replace(factory, pseudo_labels=True)
+    state = RunState.load(tmp_path / "drawn")
+    assert len(state.site_updates) == 3 and not state.events
+    for name in ("west", "dark"):
+        assert SliceStore(stores[name]).label_kinds() == {"none": 24}
+        ledger = Ledger(federation.nodes[name])
+        numbers = [entry.facts["numbers"] for entry in ledger.entries() if entry.event == "round"][-1]
+        assert not [number for number in numbers if "pseudo" in number]
 
 
 def test_a_taken_port_and_a_missing_component_give_one_line(approved, config, tmp_path):

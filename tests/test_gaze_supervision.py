@@ -26,7 +26,7 @@ from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.cli import main
 from fedfactory.errors import ConfigError, NodeDataError, StoreError, UsageError
 from fedfactory.node.site_data.training_slices import site_slices
-from fedfactory.node.store.gaze_maps import gaze_candidates, read_gaze
+from fedfactory.node.store.derived.gaze_maps import gaze_candidates, read_gaze
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from helpers import fixate, site_round_of, write_site

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from fedfactory.cli import main
 from fedfactory.errors import CheckpointError, FedFactoryError, StoreError, UsageError
 from fedfactory.generative.image_encoder import load_image_encoder, read_embedding
-from fedfactory.node.store.embedding import embed_store, load_guide, site_embedding
+from fedfactory.node.store.derived.embedding import embed_store, load_guide, site_embedding
 from helpers import CLIP_WIDTH, write_clip
 from safetensors.torch import save_file
 

@@ -62,7 +62,7 @@ def test_labels_change_what_is_learnt(copied_store, paired, guard, monkeypatch):
     again = node_round(LabelledFactoryPlan, arguments(paired), copied_store.path)
     monkeypatch.setattr(
         "fedfactory.node.plans.factory_dataset.known_labels",
-        lambda store, classes: np.full_like(known_labels(store, classes), UNLABELLED),
+        lambda store, classes, **options: np.full_like(known_labels(store, classes), UNLABELLED),
     )
     without = node_round(LabelledFactoryPlan, arguments(paired), copied_store.path)
     name = "generator.head.bias"

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fedfactory.adaptation.averaged_segmenter import AVERAGE, load_segmenter
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.segmenter import Segmenter
-from fedfactory.common.weights_file import CARD
+from fedfactory.common.weights_file import CARD, write_weights
 from fedfactory.errors import FedFactoryError
 from fedfactory.generative.factory_file import load_factory
 from fedfactory.generative.image_encoder import read_embedding
@@ -29,11 +32,17 @@ from fedfactory.imaging.patients import read_patient_table
 from fedfactory.imaging.pictures.colour_table import read_colour_table
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import description_of, read_facts, store_facts
+from fedfactory.node.store.derived.pseudo_labels import (
+    PseudoLabelFacts,
+    pseudo_label_facts,
+    pseudo_labels,
+    write_pseudo_labels,
+)
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from fedfactory.researcher.node_selection import Federation
 from fedfactory.researcher.run_state import RunState, Stage
-from helpers import untrained_segmenter
+from helpers import method_of, untrained_segmenter
 from mutations import damaged_bytes, damaged_json
 
 FEW, MANY = 12, 300
@@ -111,6 +120,18 @@ def loaders(store, trained, labelled, tmp_path):
     def verify(path: Path) -> None:
         SliceStore(path.parent).verify()
 
+    unlabelled = SliceStore(shutil.copytree(store.path, folder / "unlabelled.store"))
+    facts = PseudoLabelFacts(
+        made_by="test", images=store.files["images"], segmenter="0" * 64, segmenter_domain="x", classes=3,
+        least_confidence=0.5, slices=1, known_share=0.5, structure_share=0.1, agreement=None, dice=0.5, dice_cases=1,
+        doubts=("one",),
+    )  # fmt: skip
+    write_pseudo_labels(unlabelled, np.zeros(unlabelled.images[:, 0].shape, np.uint8), facts)
+    average, method = folder / "average.safetensors", method_of("fedavg")
+    card = {"kind": AVERAGE, "config": method.config.to_dict(), "facts": {}}
+    write_weights(average, method.build().state_dict(), card)
+    fitting = replace(store.format, size=32)
+
     weights = (edit_card, edit_header, damaged_bytes)
     made = {
         "store index": (index, (edit_json, damaged_bytes), verify),
@@ -124,6 +145,14 @@ def loaders(store, trained, labelled, tmp_path):
         "factory": (folder / "factory.safetensors", weights, load_factory),
         "labelled factory": (folder / "labelled.safetensors", weights, LabelledFactory.load),
         "segmenter": (folder / "segmenter.safetensors", weights, Segmenter.load),
+        "average": (average, weights, lambda path: load_segmenter(path, fitting)),
+        "pseudo-labels": (
+            unlabelled.path / "pseudo_labels.npy", (edit_array, damaged_bytes), lambda path: pseudo_labels(unlabelled),
+        ),
+        "facts about pseudo-labels": (
+            unlabelled.path / "pseudo_labels.json", (edit_json, damaged_bytes),
+            lambda path: (pseudo_label_facts(unlabelled) or facts).rows(),
+        ),
         "run": (folder / "experiment.json", (edit_json, damaged_bytes), lambda path: RunState.load(path.parent)),
         "embedding": (folder / "mean.npy", (edit_array, damaged_bytes), read_embedding),
         "original checkpoint": (folder / "original.pt", (damaged_bytes,), import_checkpoint),
@@ -153,7 +182,7 @@ def loaders(store, trained, labelled, tmp_path):
 KINDS = (
     "store index", "store array", "store format", "site choices", "factory", "labelled factory", "segmenter", "run",
     "embedding", "original checkpoint", "label values", "nnU-Net description", "table of centres", "table of patients",
-    "table of colours", "announcement",
+    "table of colours", "announcement", "average", "pseudo-labels", "facts about pseudo-labels",
 )  # fmt: skip
 
 

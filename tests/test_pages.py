@@ -54,6 +54,7 @@ SMALLER = (
     (r"^(fedfactory train(?:-segmenter)? .*)", r"\1 --updates-per-round 2"),
     (r"^(fedfactory train(?:-segmenter)? (?!.*--approval-timeout).*)", r"\1 --approval-timeout 400"),
     (r"^(fedfactory (adapt|adapt-remote|label) .*)", r"\1 --updates 3"),
+    (r"^(fedfactory pseudo-label .*)", r"\1 --least-confidence 0"),
     (r"^(fedfactory train-localiser .*)", r"\1 --updates 120"),
     (r"--n-volumes \d+", "--n-volumes 2"),
     (r"^(fedfactory site approve .*)", r"\1 --wait 300"),
@@ -65,7 +66,7 @@ class Town:
     """A folder in which commands are typed, and the processes that they leave running."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.running = folder, []
+        self.folder, self.running, self.known = folder, [], set()
         port = str(_free_port())
         own = {key: value for key, value in os.environ.items() if not key.startswith("FBM_")}
         self.environment = {
@@ -123,12 +124,14 @@ class Town:
     def approved(self, line: str, *sites: str, shows: str = "") -> str:
         """Type a researcher's command and approve its plan at these sites meanwhile.
 
-        Plans of other runs may wait at a site too: only the text of the right plan contains `shows`.
+        Plans of other runs may wait at a site too: only the text of the right plan contains `shows`. A site that has
+        approved a plan with such a text is not asked again.
         """
         with self.beside(line) as log:
             for site in sites:
-                while shows not in self.type(f"fedfactory site approve {site}"):
+                while (site, shows) not in self.known and shows not in self.type(f"fedfactory site approve {site}"):
                     pass
+                self.known |= {(site, shows)} if shows else set()
         return log.read_text()
 
     def put_aside(self, *names: str) -> None:
@@ -219,6 +222,20 @@ def test_an_administrator_adapts_and_inspects(town):
     town.type(segment)
     assert Segmenter.load(town.folder / "segmenter.safetensors").card.training.domain == "pd"
     assert list((town.folder / "found").rglob("*.png"))
+
+
+def test_a_factory_that_draws_labels_is_made_in_the_order_of_its_page(town):
+    guess, label, add, train, *rest = shell_lines("docs/drawn-labels.md")
+    sites = ("node-a", "node-b", "node-c")
+    town.approved(guess, *sites, shows='method_name = "fedavg"')
+    assert "no annotations" in town.type(label)
+    town.type(add)
+    assert "pseudo-labels" in town.type("fedfactory sites --researcher researcher --tag brains --min-nodes 3")
+    town.approved(train, *sites, shows="class LabelledFactoryPlan")
+    for line in rest:
+        town.type(line)
+    assert load_factory(town.folder / "drawn.safetensors").config.pseudo_labels
+    assert Segmenter.load(town.folder / "adapted.safetensors").card.training.domain == "t2"
 
 
 def test_a_data_user_gets_volumes_for_nnunet_and_monai(town):

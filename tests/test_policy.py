@@ -6,6 +6,8 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import asdict, fields, is_dataclass, replace
 from types import SimpleNamespace
 
@@ -566,8 +568,10 @@ def set_line(node, name, value) -> None:
 def registered(monkeypatch):
     """Stores that would be registered with the framework."""
     made = []
-    manager = SimpleNamespace(add_database=lambda **facts: made.append(facts["tags"]))
-    monkeypatch.setattr(sites, "open_node", lambda root: SimpleNamespace(dataset_manager=manager))
+    table = SimpleNamespace(search_by_tags=lambda tags: [])
+    manager = SimpleNamespace(add_database=lambda **facts: made.append(facts["tags"]), dataset_table=table)
+    opened = SimpleNamespace(dataset_manager=manager)
+    monkeypatch.setattr(sites, "open_node", lambda root: opened)
     return made
 
 
@@ -582,6 +586,41 @@ def test_a_store_is_registered_with_a_policy_and_never_without_approval(node, st
         assert sites.add_store(node, store.path, "balls")  # it says that the node must be restarted
         refuse_without_approval(node)
         assert not sites.add_store(node, store.path, "balls")
+
+
+REGISTER_TWICE = """
+import json, sys
+from types import SimpleNamespace
+from fedbiomed.node.dataset_manager import DatasetManager
+from fedfactory.node.fedbiomed_hooks import register_dataset
+database, first, other = sys.argv[1:]
+manager = DatasetManager(database)
+def register(**facts):
+    register_dataset(SimpleNamespace(dataset_manager=manager), **facts)
+    return manager.list_my_datasets(verbose=False)
+(before,) = register(name="a", tag="balls", description="one", path=first)
+(after,) = register(name="b", tag="balls", description="two", path=first)
+try:
+    register(name="c", tag="balls", description="three", path=other)
+    refused = False
+except Exception as error:
+    refused = "conflicting" in str(error)
+both = register(name="c", tag="cubes", description="three", path=first)
+print("FOUND", json.dumps([before, after, refused, len(both)]))
+"""
+
+
+def test_data_that_are_registered_again_keep_their_id_and_have_their_description_replaced(tmp_path):
+    """The framework refuses a second entry with the same tag: without this, no site could announce what has changed.
+    In a process of its own, because the framework opens one database in each."""
+    folders = [tmp_path / name for name in ("first", "other")]
+    for folder in folders:
+        folder.mkdir()
+    words = [sys.executable, "-c", REGISTER_TWICE, tmp_path / "db.json", *folders]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    before, after, refused, count = json.loads(done.stdout.rpartition("FOUND ")[2])
+    assert after == {**before, "name": "b", "description": "two"}
+    assert (before["description"], refused, count) == ("one", True, 2)
 
 
 @pytest.mark.parametrize("name", WANTED)

@@ -8,10 +8,11 @@ from fedbiomed.common.dataset import CustomDataset
 from fedbiomed.common.logger import logger
 from torch import Tensor
 
-from ...errors import FedFactoryError, NodeDataError
+from ...errors import FedFactoryError, NodeDataError, StoreError
 from ...generative.config import FactoryConfig
 from ..site_data.training_slices import known_labels
-from ..store.embedding import load_guide, site_embedding
+from ..store.derived.embedding import load_guide, site_embedding
+from ..store.derived.pseudo_labels import pseudo_label_facts
 from ..store.slice_store import SliceStore
 from .error_redaction import redact_errors
 
@@ -25,8 +26,8 @@ class SliceDataset(CustomDataset):
         chosen: (N,) int64 numbers of the training slices.
         encoding: (encoding_dim,) mean image embedding of the site; None if `config.encoding_dim` is 0.
         guide: image encoder and embedding for the guidance; None if `config.clip_weight` is 0.
-        labels: (N, S, S) uint8, labels of the chosen slices, 255 where the site does not know them; None if
-            `config.classes` is 0.
+        labels: (N, S, S) uint8, labels of the chosen slices, 255 where the site does not know them, or with
+            `config.pseudo_labels` has no pseudo-label either; None if `config.classes` is 0.
     """
 
     config: FactoryConfig
@@ -67,7 +68,17 @@ class SliceDataset(CustomDataset):
                 f"the labels of this site have {self.store.classes} classes, background included, and the factory "
                 f"draws {classes}; they must be equal"
             )
-        self.labels = known_labels(self.store, classes)
+        try:
+            facts = pseudo_label_facts(self.store) if self.config.pseudo_labels else None
+            if facts is not None and facts.classes != classes:
+                raise NodeDataError(
+                    f"the pseudo-labels of this site have {facts.classes} classes, background included, and the "
+                    f"factory draws {classes}; they must be equal"
+                )
+            self.labels = known_labels(self.store, classes, with_pseudo_labels=facts is not None)
+        except StoreError as error:
+            logger.error(f"fedfactory: {error}")
+            raise NodeDataError("the pseudo-labels of this site cannot be used; see the node's log") from None
 
     def _read_embedding(self) -> None:
         config = self.config

@@ -20,6 +20,7 @@ FACTORY: dict[str, list[object]] = {
     "image_size": [8, 1024],
     "image_channels": [1, 8],
     "classes": [0, 255],
+    "pseudo_labels": YES_OR_NO,
     "turn": SHARE,
     "z_bins": [1, 1000],
     "start_size": [4, 1024],

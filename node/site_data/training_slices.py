@@ -17,7 +17,8 @@ from ...adaptation.labels.candidate_labels import (
 )
 from ...errors import NodeDataError, StoreError
 from ...imaging.slice_choices import UNLABELLED
-from ..store.gaze_maps import gaze_candidates
+from ..store.derived.gaze_maps import gaze_candidates
+from ..store.derived.pseudo_labels import pseudo_labels
 from ..store.slice_store import Case, SliceStore
 
 LABEL_MAPS = ("dense", "scribble", "point", "block")  # kinds whose maps hold the class of every annotated pixel
@@ -43,7 +44,7 @@ def site_slices(store: SliceStore, classes: int) -> SiteSlices:
     )
 
 
-def known_labels(store: SliceStore, classes: int) -> np.ndarray:
+def known_labels(store: SliceStore, classes: int, *, with_pseudo_labels: bool = False) -> np.ndarray:
     """The labels of the training slices where the annotation leaves no choice, in the order of `store.slices("train")`.
 
     Of boxes that is the background outside and the core inside, of image-level labels a slice without any structure, of
@@ -52,9 +53,11 @@ def known_labels(store: SliceStore, classes: int) -> np.ndarray:
     Args:
         store: of any kind of labels, or none.
         classes: number of label values, background included.
+        with_pseudo_labels: whether pixels that the annotation leaves open have the site's pseudo-labels, if it has any.
 
     Returns: (N, S, S) uint8, 255 where the label is not known.
-    Raises: NodeDataError for labels that are not below `classes`, and as `site_slices`.
+    Raises: NodeDataError for labels that are not below `classes`, and as `site_slices`; StoreError for pseudo-labels
+        that cannot be used.
     """
     size = store.format.size
     known = [np.empty((0, size, size), np.uint8)]
@@ -69,7 +72,37 @@ def known_labels(store: SliceStore, classes: int) -> np.ndarray:
         else:
             labels = only_candidate(_candidates_of(store, case, classes)[0], classes)
         known.append(labels)
-    return np.concatenate(known)
+    found = np.concatenate(known)
+    pseudo = pseudo_labels(store) if with_pseudo_labels else None
+    if pseudo is None:
+        return found
+    chosen = pseudo[store.slices("train")]
+    refuse_other_labels(chosen, classes)
+    return np.where(found == UNLABELLED, chosen, found)
+
+
+def left_open(store: SliceStore, case: Case, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Labels of a case's slices where its annotation leaves a choice and does not rule them out.
+
+    Args:
+        store: of the case.
+        case: with any kind of labels, or none; dense labels leave nothing open.
+        labels: (N, S, S) uint8 below `classes`, of all its slices.
+        classes: number of label values, background included.
+
+    Returns: (N, S, S) uint8, 255 where the annotation gives the label or excludes this one.
+    Raises: NodeDataError as `known_labels`.
+    """
+    if case.label_kind == "none":
+        return labels
+    if case.label_kind == "dense":
+        return np.full_like(labels, UNLABELLED)
+    if case.label_kind in LABEL_MAPS:
+        return np.where(np.asarray(store.labels[case.span]) == UNLABELLED, labels, UNLABELLED).astype(np.uint8)
+    candidates = _candidates_of(store, case, classes)[0]
+    is_open = only_candidate(candidates, classes) == UNLABELLED
+    possible = (candidates == UNKNOWN) | (np.right_shift(candidates, labels.astype(candidates.dtype)) % 2 == 1)
+    return np.where(is_open & possible, labels, UNLABELLED).astype(np.uint8)
 
 
 def _certainty_of(candidates: np.ndarray, certainty: np.ndarray | None) -> np.ndarray:

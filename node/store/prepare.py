@@ -48,7 +48,16 @@ from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, checksum
 from .store_format import channel_range, fitting_format
 from .store_warnings import store_warnings
-from .store_writer import CutCase, StoreArrays, commit, describe_case, tidy, update_index, working_folder
+from .store_writer import (
+    CutCase,
+    StoreArrays,
+    commit,
+    describe_case,
+    made_from_slices,
+    tidy,
+    update_index,
+    working_folder,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,6 +78,7 @@ class Preparation:
         unchanged: number of cases whose files have not changed.
         kept: number of cases of the store that the source does not have.
         accounting: what became of every entry of the source.
+        outdated: commands whose results were of the slices before, and were removed.
     """
 
     store: SliceStore
@@ -79,6 +89,7 @@ class Preparation:
     unchanged: int = 0
     kept: int = 0
     accounting: Accounting = field(default_factory=Accounting)
+    outdated: tuple[str, ...] = ()
 
 
 class NoUsableCase(VolumeError):
@@ -205,6 +216,7 @@ class _Run:
             f"preparing {self.config.domain}",
         )
         accounting = self._account(source, everything)
+        outdated = made_from_slices(self.out) if parts else ()
         if not parts and not old:
             raise NoUsableCase(dict(sorted(self.failed.items())), accounting)
         if parts:
@@ -226,6 +238,7 @@ class _Run:
             unchanged=len(unchanged),
             kept=len(old.keys() - unchanged - parts.keys()),
             accounting=accounting,
+            outdated=outdated,
         )
 
     def _account(self, source: Path, everything: Found) -> Accounting:

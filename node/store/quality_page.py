@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...common.html_pages import new_figure, picture, pixels, plain, table, write_page
+from ...errors import StoreError
 from ...imaging.images import HISTOGRAM_BINS, histogram
 from ...imaging.overlays import COLOURS, coloured, shown_slice
 from ...imaging.slice_choices import UNLABELLED
+from .derived.pseudo_labels import pseudo_label_facts, pseudo_labels
 from .slice_store import Case, SliceStore
 from .store_warnings import patients_line
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 QUALITY_PAGE = "quality.html"
 COLUMNS, MONTAGE_CASES = 8, 6
+PSEUDO_ROWS = 3  # of slices with pseudo-labels
 SHOWN_SIZE = 128
 LISTED = 500  # cases in the table
 NAMED_ENTRIES = 20  # of a group of files
@@ -45,6 +48,7 @@ def write_quality_page(store: SliceStore, path: Path) -> None:
         *_entries(store),
         "<h2>Slices</h2>",
         _montage(store),
+        *_pseudo_labels(store),
         "<h2>Intensities</h2>",
         picture(lambda: _histograms(store), "histograms of intensities before and after preparation", trim=False),
         "<h2>Cases</h2>",
@@ -107,12 +111,54 @@ def _montage(store: SliceStore) -> str:
     return "".join(rows)
 
 
-def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
-    """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
+def _pseudo_labels(store: SliceStore) -> list[str]:
+    """What is known of the store's pseudo-labels, with some of them; nothing without any."""
+    try:
+        facts, labels = pseudo_label_facts(store), pseudo_labels(store)
+    except StoreError as error:
+        return ["<h2>Pseudo-labels</h2>", f"<p>{plain(str(error))}</p>"]
+    if facts is None:
+        return []
+    text = (
+        "These are no annotations: a segmenter gave them, and only the training of a factory that draws labels may use "
+        "them. Dark pixels have none."
+    )
+    rows = [[name, value] for name, value in facts.rows().items()]
+    body = ["<h2>Pseudo-labels</h2>", f'<p class="note">{text}</p>', table(["", ""], rows)]
+    body += [f"<p>warning: {plain(doubt)}</p>" for doubt in facts.doubts]
+    chosen = np.flatnonzero(((labels > 0) & (labels != UNLABELLED)).any(axis=(1, 2)))
+    for part in np.array_split(chosen[_spread(len(chosen), COLUMNS * PSEUDO_ROWS)], PSEUDO_ROWS):
+        if len(part):
+            strip = np.concatenate([_with_pseudo_labels(store, labels, number) for number in part], axis=1)
+            body.append(f"<p>{pixels(strip, 'slices with pseudo-labels')}</p>")
+    return body
+
+
+def _with_pseudo_labels(store: SliceStore, labels: np.ndarray, number: int) -> np.ndarray:
+    """(S + 2, S + 2, 3) uint8: a slice with its pseudo-labels in colour, dark where it has none."""
+    shown, step = _small(store, number)
+    label = np.asarray(labels[number, ::step, ::step])
+    shown = coloured(shown, np.where(label == UNLABELLED, 0, label))
+    return _framed(store, np.where((label == UNLABELLED)[..., None], shown // 2, shown))
+
+
+def _small(store: SliceStore, number: int) -> tuple[np.ndarray, int]:
+    """A slice as a picture (S, S, 3) uint8, S at most about 128, and how many pixels became one along an axis."""
     step = max(1, store.format.size // SHOWN_SIZE)
     image = np.asarray(store.images[number, :, ::step, ::step], dtype=np.float32)
     # Not turned yet: labels and fixations are drawn in rows and columns.
-    shown = shown_slice(image if store.format.colour else image[:1], picture=True)
+    return shown_slice(image if store.format.colour else image[:1], picture=True), step
+
+
+def _framed(store: SliceStore, shown: np.ndarray) -> np.ndarray:
+    """A picture (S, S, 3) as the page shows it, (S + 2, S + 2, 3)."""
+    # Rows of a volume's slice go from left to right; on paper the front of the body is up.
+    return np.pad(shown if store.format.pictures else np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
+
+
+def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
+    """(S + 2, S + 2, 3) uint8, S at most about 128: a slice as a picture with its labels in colour."""
+    shown, step = _small(store, number)
     label = np.zeros(shown.shape[:2], np.uint8)
     if store.labels is not None and case.labelled:
         label = np.asarray(store.labels[number, ::step, ::step])
@@ -121,8 +167,7 @@ def _coloured(store: SliceStore, case: Case, number: int) -> np.ndarray:
         rows = store.gaze[store.gaze[:, 0] == number]
         places = (rows[:, 1:3] / step).round().astype(int).clip(0, len(shown) - 1)
         shown[places[:, 0], places[:, 1]] = COLOURS[0] * 255
-    # Rows of a volume's slice go from left to right; on paper the front of the body is up.
-    return np.pad(shown if store.format.pictures else np.rot90(shown), ((1, 1), (1, 1), (0, 0)))
+    return _framed(store, shown)
 
 
 def _histograms(store: SliceStore) -> Figure:

@@ -36,9 +36,15 @@ WORK, STAGED = ".partial", "store"
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 LISTS = ("gaze", "references")
-OF_EARLIER_SLICES = (
-    "embedding.npy", "embedding.json", "gaze_candidates.npy", "gaze_certainty.npy", "gaze_candidates.json"
-)  # fmt: skip
+MADE_FROM_SLICES = {  # files beside the arrays, and the command that makes them
+    "embedding.npy": "embed",
+    "embedding.json": "embed",
+    "gaze_candidates.npy": "gaze",
+    "gaze_certainty.npy": "gaze",
+    "gaze_candidates.json": "gaze",
+    "pseudo_labels.npy": "pseudo-label",
+    "pseudo_labels.json": "pseudo-label",
+}
 
 
 @contextmanager
@@ -314,6 +320,11 @@ class _ArrayFile:
         self.file.close()
 
 
+def made_from_slices(out: Path) -> tuple[str, ...]:
+    """The commands whose results a store has beside its arrays; `commit` removes these."""
+    return tuple(dict.fromkeys(command for name, command in MADE_FROM_SLICES.items() if (out / name).exists()))
+
+
 def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
     """Make the staged arrays and `index` the store. Until the index is renamed, the old store is complete."""
     staged = work / STAGED
@@ -326,7 +337,7 @@ def commit(out: Path, work: Path, index: StoreIndex) -> SliceStore:
         write_quality_page(store, staged / QUALITY_PAGE)
         for written in on_disk:
             written.result()
-    for name in OF_EARLIER_SLICES:
+    for name in MADE_FROM_SLICES:
         (out / name).unlink(missing_ok=True)
     for name in (*index.arrays.values(), FORMAT_FILE, QUALITY_PAGE, INDEX):
         os.replace(staged / name, out / name)

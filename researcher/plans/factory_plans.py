@@ -50,7 +50,8 @@ class LabelledFactoryPlan(FactoryTrainingPlan):
     these weights hold what label maps of its patients look like in general, as they hold it of images. The domain's
     name, the pixel spacing, the organ's height, the mean losses of a round, the augmentation strength, the speed, and
     three numbers that compare synthetic with real slices leave the site too. The discriminator, which sees images with
-    their labels, stays; so do all images and labels. A site without labels takes part with its images.
+    their labels, stays; so do all images and labels. A site without labels takes part with its images, and if it made
+    pseudo-labels of them and the researcher asks for it, with these.
     """
 
     learns_labels = True

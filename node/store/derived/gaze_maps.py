@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from ...adaptation.labels.fixations import (
+from ....adaptation.labels.fixations import (
     TARGET_ONLY,
     UNCERTAIN,
     GazeConfig,
     config_for_target_share,
     graded_labels,
 )
-from ...common.files import atomic_file, write_json
-from ...common.json_text import read_json
-from ...common.progress import track
-from ...errors import StoreError, UsageError
-from .slice_store import SliceStore
+from ....common.files import atomic_file, write_json
+from ....common.json_text import read_json
+from ....common.progress import track
+from ....errors import StoreError, UsageError
+from ..slice_store import SliceStore
 
 ARRAY, CERTAINTY, CARD = "gaze_candidates.npy", "gaze_certainty.npy", "gaze_candidates.json"
 SLICES_FOR_BLUR = 24  # number of slices, at least, from which the blur is chosen

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.files import atomic_file, sha256_of, write_json
-from ...common.json_text import read_json
-from ...common.progress import track
-from ...errors import StoreError
-from ...generative.conditions import Guide
-from ...generative.image_encoder import load_image_encoder, read_embedding
-from .slice_store import SliceStore
+from ....common.files import atomic_file, sha256_of, write_json
+from ....common.json_text import read_json
+from ....common.progress import track
+from ....errors import StoreError
+from ....generative.conditions import Guide
+from ....generative.image_encoder import load_image_encoder, read_embedding
+from ..slice_store import SliceStore
 
 EMBEDDING, CARD = "embedding.npy", "embedding.json"
 BATCH = 32
