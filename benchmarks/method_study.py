@@ -342,6 +342,11 @@ def read_runs(work: Path) -> dict[str, dict[str, Any]]:
 COMPARISONS = [
     ("dense", "fedavg", ("local", "fedavg, half as long")),
     ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
+    (
+        "fedicra",
+        "fedicra",
+        ("fedicra, no tree energy", "fedicra, published trees", "fedicra, no CRF", "fedicra, no contrast"),
+    ),
     ("fedmix", "fedavg of all labels", ("dense site alone",)),
     ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, no refinement", "dense/fedavg")),
     ("hssf", "hssf", ("public slices alone", "local", "lssl", "hssf, no self-training", "hssf, assessor not asked")),
