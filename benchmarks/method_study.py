@@ -108,6 +108,7 @@ def _parts_of_fedicra(task: str, labels: tuple[str, ...], cost: float) -> list[R
         "no contrast": {"contrast_weight": 0.0},
         "all layers together": {"body_share": 1.0},
         "not adaptive": {"adaptive": False},
+        "together and not adaptive": {"body_share": 1.0, "adaptive": False},
     }
     common = {"question": "fedicra", "task": task, "labels": labels, "method": "fedicra", "which": "own", "cost": cost}
     return [
