@@ -96,6 +96,28 @@ def _weak(task: str, labels: tuple[str, ...], cost: float) -> list[Run]:
     ]
 
 
+def _parts_of_fedicra(task: str, labels: tuple[str, ...], cost: float) -> list[Run]:
+    """FedICRA without one of its parts, or with the published one in place of the default."""
+    parts: dict[str, dict[str, Any]] = {
+        "no tree energy": {"tree_weight": 0.0},
+        "published trees": {"tree_sigma": 0.02, "learnt_trees": True},
+        "image's tree as published": {"tree_sigma": 0.02},
+        "learnt trees": {"learnt_trees": True},
+        "no CRF": {"crf_weight": 0.0},
+        "no energy": {"tree_weight": 0.0, "crf_weight": 0.0},
+        "no contrast": {"contrast_weight": 0.0},
+        "all layers together": {"body_share": 1.0},
+        "not adaptive": {"adaptive": False},
+        "together and not adaptive": {"body_share": 1.0, "adaptive": False},
+    }
+    common = {"question": "fedicra", "task": task, "labels": labels, "method": "fedicra", "which": "own", "cost": cost}
+    return [
+        *(Run(**common, name=f"fedicra, {name}", options=options) for name, options in parts.items()),
+        Run(**common, name="fedicra, rate of the others", settings={"learning_rate": 1e-3}),
+        Run(**{**common, "which": "average"}, name="fedicra, its average"),
+    ]
+
+
 def _hssf() -> list[Run]:
     common = {
         "question": "hssf", "task": "polyp", "labels": ("none",), "which": "own", "cost": 3.0,
@@ -145,6 +167,7 @@ RUNS = [
     *(run for task in TASKS for run in _ceilings(task)),
     *_weak("polyp", MIXED, 9.0),
     *_weak("heart", HEART, 6.0),
+    *_parts_of_fedicra("heart", HEART, 6.0),
     Run(**FEDMIX, name="dense site alone", method="fedavg", labels=("dense", "none", "none", "none")),
     Run(**FEDMIX, name="fedavg of all labels", method="fedavg", labels=BREAST),
     Run(**FEDMIX, name="fedmix", method="fedmix", labels=BREAST, cost=2.5),
@@ -324,6 +347,11 @@ def read_runs(work: Path) -> dict[str, dict[str, Any]]:
 COMPARISONS = [
     ("dense", "fedavg", ("local", "fedavg, half as long")),
     ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
+    (
+        "fedicra",
+        "fedicra",
+        ("fedicra, no tree energy", "fedicra, published trees", "fedicra, no CRF", "fedicra, no contrast"),
+    ),
     ("fedmix", "fedavg of all labels", ("dense site alone",)),
     ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, no refinement", "dense/fedavg")),
     ("hssf", "hssf", ("public slices alone", "local", "lssl", "hssf, no self-training", "hssf, assessor not asked")),

@@ -45,7 +45,7 @@ TAG = "balls"
 SITES = {"bright": "bright", "dark": "dark", "west": "dark"}  # nodes of the tests' federation, and their domains
 CONFIG = MethodConfig(method="fedavg", classes=3, size=32, sites=3, rounds=4, updates=4, batch_size=4, width=4)
 SMALL = {  # options with which a method is fast
-    "fedicra": {"embedding": 4, "body_share": 0.5, "adaptive_from": 2},
+    "fedicra": {"learnt_trees": True, "embedding": 4, "body_share": 0.5, "adaptive_from": 2},
     "hssf": {"public_slices": 12, "public_epochs": 1},
     "lssl": {"public_slices": 12, "public_epochs": 1},
     "cmc": {"modalities": ["ct", "mri"]},

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fedfactory.adaptation.methods.fedmix import PseudoLabels, agreement, site_w
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteContext, SiteRound, SiteUpdate
 from fedfactory.adaptation.methods.registry import METHODS, make_method
-from fedfactory.adaptation.networks.site_network import SiteUNet
+from fedfactory.adaptation.networks.site_network import Encoded, SiteUNet
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import FederatedDesign, SegmenterCard
 from fedfactory.errors import ConfigError, NodeDataError, TrainingError, UsageError
@@ -234,6 +235,30 @@ def test_every_term_of_fedicra_reaches_what_it_is_meant_to_change():
     assert "final_conv.weight" in reached["crf_weight"]
     assert any(name.startswith("selections") for name in reached["contrast_weight"])
     assert not any(name.startswith(("upcat", "final_conv")) for name in reached["contrast_weight"])
+
+
+def test_by_default_the_tree_energy_prefers_a_whole_structure_to_a_part_of_it():
+    """With the published scale, trees make nearly one colour of a slice this small: the less is found, the better."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    distance = torch.hypot(rows - 32.0, columns - 32.0)
+    noise = 0.05 * torch.randn(4, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = 0.5 * torch.sigmoid(12 - distance) + noise  # a disc whose border is as smooth as in a scan
+    method = make_method(
+        replace(CONFIG, method="fedicra", classes=2, size=64, options={"crf_weight": 0, "contrast_weight": 0})
+    )
+    nothing_known = torch.zeros(4, 2, 64, 64, dtype=torch.bool)
+
+    def energy_of(radius: float) -> float:
+        logits = torch.stack([distance - radius, radius - distance]).expand(4, -1, -1, -1)
+        model = SimpleNamespace(
+            encode=lambda images, site: Encoded([], None, None),
+            decode=lambda features: [logits],
+            final_conv=lambda features: features,
+            embeddings=lambda decoded: [],
+        )
+        return float(method.loss(model, images, nothing_known, site=0))
+
+    assert energy_of(12) < energy_of(6)
 
 
 def test_a_round_trains_the_output_layer_first_and_then_everything_else():
@@ -457,6 +482,7 @@ def test_a_pixel_is_background_where_no_structure_has_a_probability_above_one_ha
         ({"method": "fedprox", "options": {"proximal": -1.0}}, "proximal"),
         ({"method": "fedprox", "options": {"mu": 1.0}}, "must be settings of fedprox"),
         ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "tree_weight is -1.0"),
+        ({"method": "fedicra", "options": {"tree_sigma": 0}}, "tree_sigma is 0; it must be positive"),
         ({"method": "fedicra", "options": {"selections": 0}}, "channel selections"),
         ({"method": "fedicra", "options": {"body_share": 1.5}}, "body_share is 1.5; choose from 0 to 1"),
         ({"method": "fedmix", "options": {"agreement": 2.0}}, "agreement is 2.0; choose from 0 to 1"),

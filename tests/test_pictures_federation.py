@@ -37,7 +37,7 @@ BRIGHTNESS = {"bright": 1.0, "dark": 0.6, "west": 0.7}
 TRAINING, TEST = range(4), range(4, 6)  # numbers of each site's pictures
 CHANNELS = 4
 OPTIONS = {
-    "fedicra": ["embedding=8", "body_share=0.5", "adaptive_from=2"],
+    "fedicra": ["body_share=0.5", "adaptive_from=2"],
     "fedmix": [],
     "gaze": [],
     "hssf": ["public_epochs=1", "warmup=0.0"],

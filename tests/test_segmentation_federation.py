@@ -30,7 +30,7 @@ KINDS = {"bright": "dense", "dark": "box", "west": "scribble"}
 NETWORKS = {"bright": "unet", "dark": "dynunet", "west": "segresnet"}
 MODALITIES = {"bright": "ct", "dark": "ct", "west": "mri"}
 OPTIONS = {
-    "fedicra": {"embedding": 8, "body_share": 0.5, "adaptive_from": 2},
+    "fedicra": {"body_share": 0.5, "adaptive_from": 2},
     "hssf": {"public_epochs": 1, "warmup": 0.0},
     "cmc": {"start": 0.5},
 }

@@ -233,7 +233,7 @@ def test_tree_energy_counts_unlabelled_pixels_and_trains_the_embeddings():
     unlabelled[0, :4] = True
     p = torch.softmax(logits, 1)
     loss = tree_energy(p, images, unlabelled, embeddings=[guide])
-    first = tree_filter(p, images, spanning_forest(images), sigma=0.02)
+    first = tree_filter(p, images, spanning_forest(images), sigma=0.02 / 3)  # grey: published for three channels
     second = tree_filter(first, guide, spanning_forest(guide))
     torch.testing.assert_close(loss, (p - second)[0, :, :4].abs().sum() / 32)
     loss.backward()
@@ -247,10 +247,18 @@ def test_the_tree_energy_equals_brute_force_over_all_channels(channels):
     guide, unknown = torch.rand(2, 4, 6, 7, dtype=torch.float64), torch.rand(2, 6, 7) > 0.5
     total = 0.0
     for n in range(2):
-        filtered = plain_filter(plain_filter(p[n], images[n], 0.02), guide[n], 1.0)
+        filtered = plain_filter(plain_filter(p[n], images[n], 0.02 * channels / 3), guide[n], 1.0)
         total += float((p[n] - filtered).abs().sum(0)[unknown[n]].sum())
     found = tree_energy(p, images, unknown, embeddings=[guide])
     assert float(found) == pytest.approx(total / int(unknown.sum()), abs=1e-9)
+
+
+def test_a_grey_image_has_the_tree_energy_of_its_copy_in_colour():
+    """The published program repeats grey images in three channels, to which its scale belongs."""
+    p, grey = torch.softmax(torch.randn(2, 3, 8, 8), 1), torch.rand(2, 1, 8, 8)
+    unknown = torch.ones(2, 8, 8, dtype=torch.bool)
+    energies = [tree_energy(p, images, unknown, embeddings=[]) for images in (grey, grey.expand(-1, 3, -1, -1))]
+    torch.testing.assert_close(*energies)
 
 
 def test_an_edge_that_only_one_channel_shows_stops_both_energies():

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .spanning_trees import Forest, spanning_forest
 
-SIGMA_IMAGE = 0.02  # divides squared differences of intensities in [0, 1], summed over the channels
+SIGMA_IMAGE = 0.02  # as published: divides squared differences of three intensities in [0, 1]
+COLOURS = 3  # to which that scale belongs: the published program repeats a grey image in three channels
 
 
 def tree_filter(values: Tensor, guide: Tensor, forest: Forest, *, sigma: float = 1.0) -> Tensor:
@@ -54,12 +55,14 @@ def tree_energy(
         probabilities: (B, C, H, W), summing to one over C.
         images: (B, K, H, W) in [0, 1].
         unknown: (B, H, W) bool, pixels whose labels do not tell a single class.
-        embeddings: (B, K, H, W) each, coarse to fine; they receive gradients.
-        sigma: scale of squared differences of intensities, summed over the channels.
+        embeddings: (B, K, H, W) each, coarse to fine; they receive gradients. Empty for the image's tree alone.
+        sigma: scale of squared differences of intensities, summed over three channels; the sum over another number of
+            channels counts as if it were over three, so that a grey image and its copy in colour have one energy.
 
     Returns: sum over unknown pixels and classes of |p - y| / number of unknown pixels; 0 if there are none.
     """
-    filtered = tree_filter(probabilities, images.detach(), spanning_forest(images), sigma=sigma)
+    scale = sigma * images.shape[1] / COLOURS
+    filtered = tree_filter(probabilities, images.detach(), spanning_forest(images), sigma=scale)
     for guide in embeddings:
         filtered = tree_filter(filtered, guide, spanning_forest(guide))
     distance = (probabilities - filtered).abs().sum(1)

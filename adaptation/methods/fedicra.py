@@ -22,7 +22,7 @@ from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.box_options import BoxOptions, box_loss
 from .interface.method_config import MethodConfig
-from .interface.option_checks import check_at_least, check_fraction
+from .interface.option_checks import check_at_least, check_fraction, check_positive
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from .round_schedule import body_updates
 
@@ -42,11 +42,13 @@ class FedICRAOptions(BoxOptions):
 
     Attributes:
         tree_weight: weight of the tree energy.
+        tree_sigma: its scale of squared differences of intensities, above 0, see `tree_energy`; published: 0.02.
+        learnt_trees: whether three trees of learnt embeddings follow the image's tree; published: yes.
         crf_weight: weight of the gated CRF.
         dice_weight: weight of the partial Dice loss, which the other methods have too; published: 0.
         contrast_weight: weight alpha of the site-contrastive term.
         selections: number of deepest encoder levels that select channels by site.
-        embedding: channels within the auxiliary heads of the tree energy; published: 512.
+        embedding: channels within the auxiliary heads of the learnt trees; published: 512.
         body_share: share of a round's updates, the last ones, which train everything but the output layer; the updates
             before train the output layer only. Published: the last 3 of 10.
         adaptive: whether sites mix the higher layers of their own model and of the average element by element.
@@ -54,6 +56,8 @@ class FedICRAOptions(BoxOptions):
     """
 
     tree_weight: float = 0.1
+    tree_sigma: float = 0.002
+    learnt_trees: bool = False
     crf_weight: float = 0.1
     dice_weight: float = 1.0
     contrast_weight: float = 1.0
@@ -67,6 +71,7 @@ class FedICRAOptions(BoxOptions):
         super().__post_init__()
         for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight"):
             check_at_least(name, getattr(self, name), 0)
+        check_positive("tree_sigma", self.tree_sigma)
         check_fraction("body_share", self.body_share)
         check_at_least("embedding", self.embedding, 1)
         check_at_least("selections", self.selections, 0)
@@ -116,7 +121,7 @@ class FedICRA(WeightAveragingMethod):
             dropout=0.1,
             sites=self.config.sites if own.selections else 0,
             selections=own.selections,
-            embedding=own.embedding if own.tree_weight else 0,
+            embedding=own.embedding if own.tree_weight and own.learnt_trees else 0,
         )
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
@@ -174,8 +179,9 @@ class FedICRA(WeightAveragingMethod):
             loss = loss + own.dice_weight * partial_dice(logits, allowed)
         probabilities, shown = torch.softmax(logits, 1), (images.clamp(-1, 1) + 1) / 2
         if own.tree_weight:
+            guides = model.embeddings(decoded) if own.learnt_trees else []
             loss = loss + own.tree_weight * tree_energy(
-                probabilities, shown, uncertain(allowed), embeddings=model.embeddings(decoded)
+                probabilities, shown, uncertain(allowed), embeddings=guides, sigma=own.tree_sigma
             )
         if own.crf_weight:
             # The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches

@@ -75,6 +75,8 @@ METHOD: dict[str, list[object]] = {
 OPTIONS: dict[str, list[object]] = {  # of all methods
     "proximal": WEIGHT,
     "tree_weight": WEIGHT,
+    "tree_sigma": WEIGHT,
+    "learnt_trees": YES_OR_NO,
     "crf_weight": WEIGHT,
     "dice_weight": WEIGHT,
     "contrast_weight": WEIGHT,
