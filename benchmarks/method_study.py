@@ -347,6 +347,7 @@ def read_runs(work: Path) -> dict[str, dict[str, Any]]:
 COMPARISONS = [
     ("dense", "fedavg", ("local", "fedavg, half as long")),
     ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
+    ("fedicra", "fedicra, trees as before", ("local", "fedavg")),  # of a version whose tree energy had a fault
     (
         "fedicra",
         "fedicra",
