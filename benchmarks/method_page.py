@@ -30,8 +30,9 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "dense": ("Is training together better than alone, with dense labels everywhere?", ""),
     "fedicra": (
         "Each site has weak labels of another kind",
-        "Heart: scribbles at a, points at b (inverted contrast), boxes at c (blurred). `fedicra, trees as before` is of\n"
-        "an earlier version, whose tree energy removed structures ([why](decisions.md)); the present one has not been run.",
+        "Heart: scribbles at a, points at b (inverted contrast), boxes at c (blurred). "
+        "`fedicra, trees as before` is of an\nearlier version, whose tree energy removed structures "
+        "([why](decisions.md)); the present one has not been run.",
     ),
     "fedmix": (
         "Dense labels at one site; boxes, image labels and none at the others",
