@@ -13,3 +13,4 @@ LAYOUTS = ("nifti", "nnunet", "images", "slices", "legacy-slices")  # of synthet
 NETWORK_SIZES = ("small", "standard", "large")  # of a planned segmenter
 APPEARANCES = ("mild", "strong")  # presets of random appearance
 PRECISIONS = ("auto", *UNSCALED_PRECISIONS)
+LABEL_WITH = ("auto", "ensemble", "distilled")  # which label branches of a factory

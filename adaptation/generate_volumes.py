@@ -22,7 +22,9 @@ from ..generative.factory_file import TrainedFactory
 from ..generative.image_encoder import read_embedding
 from ..generative.synthesis import between_latents, slice_heights, subject_heights
 from .adapt import MANIFEST
-from .labelled_factory import DrawingFactory
+from .choices import LABEL_WITH, PRECISIONS
+from .labelled_factory import DrawingFactory, Labeller
+from .labeller import choose_labeller
 from .volume_formats import WRITERS, SetFacts, SyntheticVolume, finish, refuse_unsuitable
 
 LATENTS = "latents.npy"  # (volumes, latent_dim), in the manifest's order
@@ -32,7 +34,7 @@ NOISE = 1  # marks the seed of a volume's noise, beside that of its latent
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """What is drawn; volume n depends on this and on n alone.
+    """What is drawn; volume n depends on this and on n alone, "auto" on the device too.
 
     Attributes:
         domain: the domain that the images belong to.
@@ -43,6 +45,8 @@ class Drawing:
         truncation: 1 draws all the variety the factory has, lower values fewer unusual subjects.
         least_share: share of a volume's voxels that every class must have, in [0, 1); a draw with less is discarded.
         between: number of volumes between every two drawn subjects, interpolated between their latents.
+        label_with: which label branches give the labels, see `choose_labeller`.
+        precision: of the labels' computation, see `choose_labeller`; images are always drawn in float32.
         seed: of all random numbers.
     """
 
@@ -54,12 +58,17 @@ class Drawing:
     truncation: float = 1.0
     least_share: float = 0.0
     between: int = 0
+    label_with: str = "auto"
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, lowest in (("volumes", 1), ("slices_per_bin", 1), ("between", 0)):
             if getattr(self, name) < lowest:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        for name, choices in (("label_with", LABEL_WITH), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} is '{getattr(self, name)}'; choose one of {', '.join(choices)}")
         if not 0 <= self.truncation <= 1:
             raise UsageError(f"truncation is {self.truncation}; it must be from 0 to 1")
         if not 0 <= self.least_share < 1:
@@ -110,8 +119,8 @@ def generate_volumes(
         clip_mean: array file with the domain's mean embedding, for a factory trained with embeddings.
 
     Returns: the subjects' names. Images are in [-1, 1]; spacing and height come from the factory's card.
-    Raises: UsageError for unknown domains, depths or devices, for a layout that does not suit the factory, or if no
-        draw has enough of every class; CheckpointError for an unusable file.
+    Raises: UsageError for unknown domains, depths or devices, for a layout or label branches that do not suit the
+        factory, or if no draw has enough of every class; CheckpointError for an unusable file.
     """
     refuse_existing(out)
     if workers < 1:
@@ -128,11 +137,14 @@ def generate_volumes(
     encoding = _mean_embedding(clip_mean, config.encoding_dim) if clip_mean is not None else None
     heights, thickness = _slices(drawing, labelled.factory)
     _move(labelled, device)
+    chosen = choose_labeller(labelled, drawing.domain, label_with=drawing.label_with, precision=drawing.precision)
     affine = _affine(config.image_size, len(heights), spacing=labelled.factory.spacing, thickness=thickness)
     latents = _Latents(drawing, config.latent_dim)
 
     def make(number: int, folder: Path) -> ManifestEntry:
-        images, labels, attempt = _draw(labelled, latents, number, heights=heights, encoding=encoding)
+        images, labels, attempt = _draw(
+            labelled, latents, number, heights=heights, encoding=encoding, labeller=chosen.labels_of
+        )
         volume = SyntheticVolume(number=number, images=images, labels=labels, affine=affine, classes=classes)
         WRITERS[layout](folder, volume)
         shares = np.bincount(labels.ravel(), minlength=classes) / labels.size
@@ -159,6 +171,7 @@ def generate_volumes(
             "latents": LATENTS,
             "clip_mean_sha256": None if clip_mean is None else sha256_of(clip_mean),
             **asdict(drawing),
+            **chosen.facts(),
             "z_depth": int(heights.max()) + 1,
             "alarms": [text for text in labelled.factory.facts.alarms if text.startswith(f"{drawing.domain}:")],
             "volumes": [asdict(entry) for entry in entries],
@@ -201,13 +214,20 @@ class _Latents:
 
 
 def _draw(
-    labelled: DrawingFactory, latents: _Latents, number: int, *, heights: Tensor, encoding: Tensor | None
+    labelled: DrawingFactory,
+    latents: _Latents,
+    number: int,
+    *,
+    heights: Tensor,
+    encoding: Tensor | None,
+    labeller: Labeller,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Images (N, C, S, S) float32 in [-1, 1], labels (N, S, S) uint8, and the number of the attempt that was kept.
 
     Args:
         heights: (N,) in [0, z_bins - 1].
         encoding: (encoding_dim,), or None.
+        labeller: gives the labels.
     """
     drawing, classes = latents.drawing, labelled.card.classes
     keep_largest = KeepLargestConnectedComponent(range(1, classes), independent=True, connectivity=3)
@@ -219,6 +239,7 @@ def _draw(
             z=latents.of(number, attempt),
             encoding=encoding,
             truncation=drawing.truncation,
+            labeller=labeller,
         )
         if drawing.largest_component:
             labels = np.asarray(keep_largest(torch.from_numpy(labels)[None]))[0]
@@ -299,6 +320,8 @@ def _mean_embedding(path: Path, width: int) -> torch.Tensor:
 def _move(labelled: DrawingFactory, device: str) -> None:
     try:
         labelled.to(device)
+        if device == "cpu":  # a tenth to a third faster, with equal results up to rounding
+            labelled.factory.generator.to(memory_format=torch.channels_last)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device is '{device}', which cannot be used ({str(error).splitlines()[0]}); choose cpu"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..generative.factory_file import TrainedFactory, load_factory
 from ..generative.networks.build import make_generator
 from ..generative.networks.generator import Synthesis
 from ..generative.synthesis import synthesise_volume
+from .labelled_slices import LabelAgreement
 from .networks.label_branch import BranchEnsemble, LabelBranch
 from .segmenter import Segmenter
 from .segmenter_card import MAX_CLASSES
@@ -31,14 +32,16 @@ from .segmenter_card import MAX_CLASSES
 MAX_BRANCHES = 20
 KIND = "labelled factory"
 VIEWS = ("view", "own")
-LOCALISER = "localiser."  # before the names of its weights
+LOCALISER, DISTILLED = "localiser.", "distilled."  # before the names of their weights
+Labeller = Callable[[Synthesis], Tensor]  # of slices (B, C, S, S): their labels (B, S, S) uint8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledFactoryCard:
     """What is recorded with the label branches of a factory.
 
-    Raises: ConfigError for an impossible number of classes or an unknown entry of `labels_from`.
+    Raises: ConfigError for an impossible number of classes, an unknown entry of `labels_from`, or scores of other
+        classes.
 
     Attributes:
         classes: number of label values, background included; 2 to 255.
@@ -48,6 +51,8 @@ class LabelledFactoryCard:
         validated_on: which slices the validation labels belong to.
         labels_from: by domain, "view" (the labels are read from the features that the same latent has in the labelled
             domain) or "own" (from the domain's own features).
+        distilled: how far the labels of the distilled branch agree with the ensemble's, on slices that it was not
+            trained on; None if there is no such branch.
     """
 
     classes: int
@@ -55,6 +60,7 @@ class LabelledFactoryCard:
     agreement: float
     validated_on: str
     labels_from: dict[str, str]
+    distilled: LabelAgreement | None = None
 
     def __post_init__(self) -> None:
         if not 2 <= self.classes <= MAX_CLASSES:
@@ -62,6 +68,11 @@ class LabelledFactoryCard:
         for domain, view in self.labels_from.items():
             if view not in VIEWS:
                 raise ConfigError(f"labels_from of domain '{domain}' is '{view}'; choose one of {', '.join(VIEWS)}")
+        if self.distilled is not None and len(self.distilled.dice) != self.classes - 1:
+            raise ConfigError(
+                f"dice of distilled has {len(self.distilled.dice)} scores; it must have {self.classes - 1}, one for "
+                "each foreground class"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, the inverse of `from_dict`."""
@@ -116,11 +127,13 @@ class DrawingFactory:
         branches: label branches, the best first; the mean of their probabilities gives the labels. Empty if
             the generator draws labels itself.
         card: what is known of the labels.
+        distilled: a single branch that was trained to give the labels of all together; None if there is none.
     """
 
     factory: TrainedFactory
     branches: list[LabelBranch]
     card: LabelledFactoryCard
+    distilled: LabelBranch | None = field(default=None, kw_only=True)
 
     @classmethod
     def load(cls, path: str | Path) -> DrawingFactory:
@@ -147,9 +160,16 @@ class DrawingFactory:
         return {}
 
     def to(self, device: torch.device | str) -> DrawingFactory:
-        for network in (self.factory.generator, *self.branches):
+        for network in (self.factory.generator, *self.branches, *filter(None, [self.distilled])):
             network.to(device)
         return self
+
+    def shown_for_labels(self, domain: str) -> str:
+        """The domain whose feature maps give the labels of a domain's slices."""
+        labelled = self.card.labelled_domain
+        # Where the domain enters at the palette alone, features are equal in all views.
+        again = self.card.labels_from[domain] == "view" and self.factory.config.domain_enters != "head"
+        return labelled if again else domain
 
     @torch.no_grad()
     def labels(self, synthesis: Synthesis) -> Tensor:
@@ -168,6 +188,7 @@ class DrawingFactory:
         z: Tensor | None = None,
         encoding: Tensor | None = None,
         truncation: float = 1.0,
+        labeller: Labeller | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """One synthetic subject: images (N, C, S, S) float32 in [-1, 1] and labels (N, S, S) uint8.
 
@@ -179,8 +200,9 @@ class DrawingFactory:
             z: (1, latent_dim), the subject's latent.
             encoding: (encoding_dim,), the domain's mean embedding, or None.
             truncation: see `synthesise_volume`.
+            labeller: gives the labels; None for `labels`, see `choose_labeller`.
         """
-        config, labelled = self.factory.config, self.card.labelled_domain
+        config, labelled, labels_of = self.factory.config, self.shown_for_labels(domain), labeller or self.labels
         if z is None:
             z = torch.randn(1, config.latent_dim, generator=torch.Generator().manual_seed(seed))
 
@@ -191,12 +213,10 @@ class DrawingFactory:
             return synthesise_volume(self.factory.generator, heights, domain=config.domain_index(shown), **options)
 
         images, labels = [], []
-        # Where the domain enters at the palette alone, features are equal in all views.
-        again = self.card.labels_from[domain] == "view" and domain != labelled and config.domain_enters != "head"
-        views = walk(labelled) if again else itertools.repeat(None)
+        views = walk(labelled) if labelled != domain else itertools.repeat(None)
         for part, view in zip(walk(domain), views, strict=False):
             images.append(part.image.clamp(-1, 1).cpu().numpy())
-            labels.append(self.labels(part if view is None else view).cpu().numpy())
+            labels.append(labels_of(part if view is None else view).cpu().numpy())
         return np.concatenate(images), np.concatenate(labels)
 
 
@@ -222,13 +242,11 @@ class LabelledFactory(DrawingFactory):
         return self.robust.card.original_values
 
     def save(self, path: str | Path) -> None:
-        tensors = {f"g_ema.{name}": tensor for name, tensor in self.factory.generator.state_dict().items()}
-        for number, branch in enumerate(self.branches):
-            tensors |= {f"branch{number}.{name}": tensor for name, tensor in branch.state_dict().items()}
-        tensors |= {f"robust.{name}": tensor for name, tensor in self.robust.network.state_dict().items()}
-        if self.localiser is not None:
-            weights = self.localiser.network.state_dict()
-            tensors |= {f"{LOCALISER}{name}": tensor for name, tensor in weights.items()}
+        tensors = {
+            f"{prefix}{name}": tensor
+            for prefix, network in self._networks().items()
+            for name, tensor in network.state_dict().items()
+        }
         write_weights(path, tensors, self.to_dict())
 
     @classmethod
@@ -251,13 +269,19 @@ class LabelledFactory(DrawingFactory):
             load_strictly(network, weights, path)
         return made
 
-    def _with_weights(self, tensors: dict[str, Tensor]) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
-        """Each network with what a file holds for it."""
+    def _networks(self) -> dict[str, nn.Module]:
+        """Every network by what comes before the names of its weights in a file."""
         named = {f"branch{number}.": branch for number, branch in enumerate(self.branches)}
         networks = {"g_ema.": self.factory.generator, "robust.": self.robust.network, **named}
         if self.localiser is not None:
             networks[LOCALISER] = self.localiser.network
-        for prefix, network in networks.items():
+        if self.distilled is not None:
+            networks[DISTILLED] = self.distilled
+        return networks
+
+    def _with_weights(self, tensors: dict[str, Tensor]) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
+        """Each network with what a file holds for it."""
+        for prefix, network in self._networks().items():
             yield network, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -291,6 +315,9 @@ class LabelledFactory(DrawingFactory):
                     raise ConfigError(f"labels_from has no entry for domain '{domain}'; it must have one for each")
             generator = make_generator(parts.config).eval()
             branches = [LabelBranch.for_generator(generator, card.classes).eval() for _ in range(parts.branches)]
+            if card.distilled is not None and not branches:
+                raise ConfigError("distilled has scores, but there are no branches to compare with")
+            distilled = None if card.distilled is None else LabelBranch.for_generator(generator, card.classes).eval()
             factory = TrainedFactory(
                 generator=generator, latest={}, spacing=parts.spacing, height=parts.height, facts=parts.facts
             )
@@ -298,4 +325,4 @@ class LabelledFactory(DrawingFactory):
             localiser = None if parts.localiser is None else Segmenter.from_dict(parts.localiser)
         except (KeyError, UsageError, *IMPOSSIBLE) as error:
             raise UsageError(f"its card is not usable ({error})") from None
-        return cls(factory, branches, card, robust, localiser)
+        return cls(factory, branches, card, robust, localiser, distilled=distilled)

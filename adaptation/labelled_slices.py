@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from ..errors import ConfigError
+
 
 @dataclass(frozen=True)
 class LabelledSlices:
@@ -63,11 +65,41 @@ def parts_of(count: int, volume: np.ndarray | None) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabelAgreement:
+    """How far two ways of labelling agree on the same slices. Raises: ConfigError for a value out of range.
+
+    Attributes:
+        equal_pixels: share of the pixels to which both give the same class, in [0, 1].
+        dice: of every foreground class, in [0, 1]; NaN of a class that neither gives to any pixel.
+        slices: number of slices that were compared.
+    """
+
+    equal_pixels: float
+    dice: tuple[float, ...]
+    slices: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.equal_pixels <= 1:
+            raise ConfigError(f"equal_pixels is {self.equal_pixels}; it must be from 0 to 1")
+        if any(score < 0 or score > 1 for score in self.dice):
+            raise ConfigError(f"dice is {list(self.dice)}; it must be from 0 to 1, or NaN")
+
+
+def label_agreement(ours: Tensor, theirs: Tensor, classes: int) -> LabelAgreement:
+    """The agreement of label maps (B, S, S) below `classes`."""
+    dice = tuple(_dice(ours == value, theirs == value) for value in range(1, classes))
+    return LabelAgreement(equal_pixels=float((ours == theirs).double().mean()), dice=dice, slices=len(ours))
+
+
 def foreground_dice(ours: Tensor, theirs: Tensor, classes: int) -> float:
     """Mean Dice over the foreground classes that occur, of label maps (B, S, S); NaN if none does."""
-    scores = []
-    for value in range(1, classes):
-        both, total = ((ours == value) & (theirs == value)).sum(), (ours == value).sum() + (theirs == value).sum()
-        if total > 0:
-            scores.append(float(2 * both / total))
-    return float(np.mean(scores)) if scores else float("nan")
+    scores = [_dice(ours == value, theirs == value) for value in range(1, classes)]
+    found = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _dice(ours: Tensor, theirs: Tensor) -> float:
+    """Of two masks of equal shape; NaN if both are empty."""
+    total = ours.sum() + theirs.sum()
+    return float(2 * (ours & theirs).sum() / total) if total > 0 else float("nan")

@@ -152,11 +152,29 @@ def volumes(content: dict[str, Any]) -> list[str]:
 
 
 def synthesis(content: dict[str, Any]) -> list[str]:
+    ways = {**content["ours"], "the published way": {**content["published"], "ratio": 1.0}}
     rows = [
-        [who, f"{content[key]['volumes_per_second']:.3f}", f"{content[key]['peak_mib']:.0f}"]
-        for who, key in (("fedfactory", "ours"), ("the published way", "published"))
+        [name.replace("_", ", "), f"{way['volumes_per_second']:.3f}", f"{way['ratio']:.1f}", f"{way['peak_mib']:.0f}"]
+        for name, way in ways.items()
     ]
-    return [*table(["", "labelled volumes a second", "peak MiB"], rows), "", f"{content['ratio']:.1f} times."]
+    parts = [[name.replace("_", " "), f"{seconds:.2f}"] for name, seconds in content["seconds_by_part"].items()]
+    return [
+        *table(["labels by", "labelled volumes a second", "ratio", "peak MiB"], rows),
+        "",
+        *table(["part of a volume", "seconds on one core"], parts),
+    ]
+
+
+def distilled(content: dict[str, Any]) -> list[str]:
+    rows = [
+        [row["seed"], row["branches"], f"{row['distilled']['equal_pixels']:.4f}",
+         ", ".join(f"{score:.3f}" for score in row["distilled"]["dice"]),
+         *(f"{row['equal_pixels_of_bfloat16'][who]:.5f}" for who in ("ensemble", "distilled")),
+         *(f"{row['dice_with_oracle'][who]:.3f}" for who in ("ensemble", "distilled"))]
+        for row in content["rows"]
+    ]  # fmt: skip
+    columns = ["equal pixels, distilled", "Dice by class, distilled", "equal pixels, bfloat16", "distilled, bfloat16"]
+    return table(["seed", "branches", *columns, "Dice with the oracle", "distilled"], rows)
 
 
 def trees(content: dict[str, Any]) -> list[str]:
@@ -253,6 +271,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "factory_step_cpu": ("A step of the published generator", steps),
     "generator_speed_cpu": ("Volumes by the published generator", volumes),
     "synthesis_cpu": ("Labelled volumes", synthesis),
+    "distilled_labels": ("Labels of a distilled branch and of half precision", distilled),
     "tree_filter_cpu": ("Tree filter, one core", trees),
     "prepare_cpu": ("Preparing", preparing),
     "prepare_pictures_cpu": ("Preparing pictures", pictures),

@@ -70,6 +70,7 @@ STAGES = [
     ),
     Stage("label_agreement", "label_agreement", [], 15, work="brains"),
     Stage("demo_seeds", "demo_seeds", [], 22, work="demos"),
+    Stage("distilled_labels", "distilled_labels", [], 10, work="demos"),
     Stage(
         "shared_anatomy_cardiac", "shared_anatomy",
         ["--data", "cardiac", "--times", "3", "--variants", "default", "--seeds", "0", "1", "2"],

@@ -4,21 +4,27 @@
 
 Both draw with the same published generator, label with the same five branches and write a file per slice. The published
 way encodes every slice again and reads five checkpoints for every small batch (`published_synthesis.py`). Its volumes
-take long, so fewer of them are drawn, and the rates are compared. First, the labels of equal features are compared. The
-weights are untrained, because speed does not depend on them. Each way has a process of its own. No data are needed.
-This takes about 6 minutes on two CPU cores.
+take long, so fewer of them are drawn, and the rates are compared. Ours is measured with all branches and with one in
+their place, as `fedfactory label --distil` trains it, each in float32 and in bfloat16, and part by part on one core.
+First, the labels of equal features are compared. The weights are untrained, because speed does not depend on them; how
+far labels agree, which does, is measured by `distilled_labels.py`. Each way has a process of its own. No data are
+needed. This takes about 9 minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from factory_step import configuration
 from fedfactory.adaptation.engine.planned_network import PlannedNetwork
@@ -26,19 +32,29 @@ from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig
 from fedfactory.adaptation.engine.training_plan import DataFacts, plan_training
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.labelled_factory import LabelledFactory, LabelledFactoryCard
-from fedfactory.adaptation.networks.label_branch import LabelBranch
+from fedfactory.adaptation.labelled_slices import LabelAgreement
+from fedfactory.adaptation.networks.label_branch import BranchEnsemble, LabelBranch
 from fedfactory.adaptation.networks.translator_network import SOURCE, EncoderConfig, Translator
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.adaptation.segmenter_card import SegmenterCard
+from fedfactory.adaptation.volume_formats import WRITERS, SyntheticVolume
 from fedfactory.common.files import write_json
 from fedfactory.generative import Factory, TrainedFactory
-from fedfactory.generative.networks.generator import Synthesis
+from fedfactory.generative.networks.generator import Generator, Synthesis
+from fedfactory.generative.synthesis import group_size, synthesise_volume
 from fedfactory.imaging.slice_format import SliceFormat
-from measuring import in_own_process, machine, peak_resident_mib
+from measuring import in_own_process, interleaved, machine, peak_resident_mib
 from plain_twin import make_plain
 from published_synthesis import PublishedSynthesis
 
 SEED, MEMBERS, CLASSES = 0, 5, 3
+VARIANTS = {  # name: which branches, in which precision
+    "ensemble": ("ensemble", "float32"),
+    "ensemble_bfloat16": ("ensemble", "bfloat16"),
+    "distilled": ("distilled", "float32"),
+    "distilled_bfloat16": ("distilled", "bfloat16"),
+}
+REPEATS = 15  # of every part
 DOMAIN = "a"  # the first
 
 
@@ -48,7 +64,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64, help="widest layer; the published width is 512")
     parser.add_argument("--slices-per-bin", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4, help="bins and slices at once, of the published way")
-    parser.add_argument("--volumes", type=int, default=20)
+    parser.add_argument("--volumes", type=int, default=10, help="of each variant of ours")
     parser.add_argument("--published-volumes", type=int, default=1)
     parser.add_argument("--few-volumes", type=int, default=2, help="to see whether memory grows with their number")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -57,23 +73,28 @@ def main() -> None:
         content = measure(arguments, Path(folder))
     if arguments.out:
         write_json(arguments.out, content)
-    ours, published = content["ours"], content["published"]
+    published = content["published"]
     print(f"equal labels for equal features: {content['equal_labels']}")
-    print(
-        f"ours {ours['volumes_per_second']:.3f} volumes/s, {ours['peak_mib']:.0f} MiB",
-        f"(few volumes {content['ours_few']['peak_mib']:.0f} MiB)",
-    )
+    for name, ours in content["ours"].items():
+        print(
+            f"{name}: {ours['volumes_per_second']:.3f} volumes/s, {ours['peak_mib']:.0f} MiB, {ours['ratio']:.1f} times"
+        )
+    print(f"few volumes: {content['ours_few']['peak_mib']:.0f} MiB")
     print(f"published {published['volumes_per_second']:.5f} volumes/s, {published['peak_mib']:.0f} MiB")
-    print(f"ratio {content['ratio']:.1f}")
+    for name, seconds in content["seconds_by_part"].items():
+        print(f"{name}: {seconds:.2f} s of a volume on one core")
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Compare the labels, and measure both ways of drawing in processes of their own."""
     write_members(arguments, folder)
     equal = equal_labels(arguments, folder)
-    few = in_own_process(draw_ours, arguments=arguments, folder=folder, volumes=arguments.few_volumes)
-    ours = in_own_process(draw_ours, arguments=arguments, folder=folder, volumes=arguments.volumes)
-    published = in_own_process(draw_published, arguments=arguments, folder=folder)
+    common = {"arguments": arguments, "folder": folder}
+    few = in_own_process(draw_ours, **common, volumes=arguments.few_volumes, variant="ensemble")
+    ours = {name: in_own_process(draw_ours, **common, volumes=arguments.volumes, variant=name) for name in VARIANTS}
+    published = in_own_process(draw_published, **common)
+    for result in ours.values():
+        result["ratio"] = result["volumes_per_second"] / published["volumes_per_second"]
     config = configuration(arguments.size, arguments.batch, arguments.limit)
     return {
         "machine": machine("cpu"),
@@ -88,7 +109,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "ours": ours,
         "ours_few": few,
         "published": published,
-        "ratio": ours["volumes_per_second"] / published["volumes_per_second"],
+        "seconds_by_part": in_own_process(time_parts, **common),
     }
 
 
@@ -114,9 +135,11 @@ def write_members(arguments: argparse.Namespace, folder: Path) -> None:
         agreement=0.0,
         validated_on="nothing",
         labels_from=dict.fromkeys(config.domains, "own"),
+        distilled=LabelAgreement(equal_pixels=0.0, dice=(0.0,) * (CLASSES - 1), slices=0),
     )
+    distilled = LabelBranch.for_generator(factory.generator, CLASSES).eval()
     trained = TrainedFactory(generator=factory.generator, latest={}, spacing=1.0, height=145.0)
-    LabelledFactory(trained, branches, card, robust).save(folder / "labelled.safetensors")
+    LabelledFactory(trained, branches, card, robust, distilled=distilled).save(folder / "labelled.safetensors")
 
 
 def translator(arguments: argparse.Namespace, factory: Factory) -> Translator:
@@ -147,13 +170,16 @@ def equal_labels(arguments: argparse.Namespace, folder: Path) -> bool:
     return torch.equal(labelled.labels(synthesis).long(), other.labels_of(synthesis))
 
 
-def draw_ours(*, arguments: argparse.Namespace, folder: Path, volumes: int, sender: Connection) -> None:
+def draw_ours(*, arguments: argparse.Namespace, folder: Path, volumes: int, variant: str, sender: Connection) -> None:
     """Draw labelled volumes with the package and send the time and the memory."""
-    drawing = Drawing(domain=DOMAIN, volumes=volumes, slices_per_bin=arguments.slices_per_bin, seed=SEED)
+    label_with, precision = VARIANTS[variant]
+    drawing = Drawing(
+        domain=DOMAIN, volumes=volumes, slices_per_bin=arguments.slices_per_bin, label_with=label_with,
+        precision=precision, seed=SEED,
+    )  # fmt: skip
+    out = Path(tempfile.mkdtemp(dir=folder)) / variant
     start = time.perf_counter()
-    generate_volumes(
-        folder / "labelled.safetensors", folder / f"ours{volumes}", drawing, layout="slices", workers=os.cpu_count()
-    )
+    generate_volumes(folder / "labelled.safetensors", out, drawing, layout="slices", workers=os.cpu_count())
     send(sender, volumes, time.perf_counter() - start)
 
 
@@ -168,6 +194,35 @@ def draw_published(*, arguments: argparse.Namespace, folder: Path, sender: Conne
             batch_size=arguments.batch,
         )  # fmt: skip
     send(sender, arguments.published_volumes, time.perf_counter() - start)
+
+
+def time_parts(*, arguments: argparse.Namespace, folder: Path, sender: Connection) -> None:
+    """Send the seconds that every part of a volume takes on one core."""
+    torch.set_num_threads(1)
+    labelled = LabelledFactory.load(folder / "labelled.safetensors")
+    config, generator = labelled.factory.config, labelled.factory.generator
+    ordered = copy.deepcopy(generator).to(memory_format=torch.channels_last)
+    size, slices = group_size(config, torch.device("cpu")), (config.z_bins - 1) * arguments.slices_per_bin
+    heights = torch.linspace(0, config.z_bins - 1, size)
+
+    def group(network: Generator) -> Synthesis:
+        return next(synthesise_volume(network, heights, domain=0, rng=torch.Generator().manual_seed(SEED)))
+
+    made = group(ordered)
+    parts: dict[str, Callable[[], Any]] = {
+        "generator": lambda: group(ordered),
+        "generator_channels_first": lambda: group(generator),
+    }
+    for name, (label_with, precision) in VARIANTS.items():
+        branches = labelled.branches if label_with == "ensemble" else [labelled.distilled]
+        parts[f"labels_{name}"] = functools.partial(BranchEnsemble(branches, precision=precision).labels, made)
+    images, labels = made.image.clamp(-1, 1).numpy(), parts["labels_ensemble"]().numpy()
+    volume = SyntheticVolume(number=0, images=images, labels=labels, affine=np.eye(4), classes=CLASSES)
+    parts["writing"] = lambda: WRITERS["slices"](folder, volume)
+    for run in parts.values():
+        run()
+    seconds = interleaved(parts, repeats=REPEATS, device="cpu")
+    sender.send({name: value * slices / size for name, value in seconds.items()})
 
 
 def send(sender: Connection, volumes: int, seconds: float) -> None:

@@ -94,6 +94,22 @@ def centre_style(generator: Generator, domain: int, encoding: Tensor | None = No
 
 
 @torch.no_grad()
+def synthesise_slices(generator: Generator, domain: Tensor, *, rng: torch.Generator) -> Synthesis:
+    """Slices of as many subjects, at random heights.
+
+    Args:
+        generator: in evaluation mode, on the CPU.
+        domain: (B,) integers, the domain of each slice.
+        rng: of latents, heights and noise.
+    """
+    config, size = generator.config, len(domain)
+    z = torch.randn(size, config.latent_dim, generator=rng)
+    height = torch.rand(size, generator=rng) * (config.z_bins - 1)
+    noise = generator.draw_noise(size, rng)
+    return generator.synthesise(generator.style_at(z, height, domain), noise)
+
+
+@torch.no_grad()
 def synthesise_volume(
     generator: Generator,
     heights: Tensor,

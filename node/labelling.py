@@ -15,6 +15,7 @@ from ..adaptation.labelled_slices import LabelledSlices
 from ..adaptation.localiser import load_localiser
 from ..adaptation.segmenter import Segmenter
 from ..adaptation.segmenter_card import TrainingFacts
+from ..adaptation.training.distillation import DistillationConfig, distil_branches
 from ..adaptation.training.label_branch_training import (
     BinnedSlices,
     LabelBranchConfig,
@@ -91,6 +92,7 @@ def label_factory(
     first_guess_file: str | Path | None = None,
     segmenter_file: str | Path | None = None,
     localiser: str | Path | None = None,
+    distil: bool = False,
 ) -> LabelledFactory:
     """Add the label branch and the first guess at a labelled site; to a factory that draws labels, the guess alone.
 
@@ -111,6 +113,7 @@ def label_factory(
             trained here.
         localiser: slice store of the site's whole images in coarse pixels, on which a localiser is trained that travels
             with the factory; or the file of a localiser, which travels as it is. None: the factory has none.
+        distil: train one more branch that gives the labels of all, see `distil_branches`.
 
     Raises: UsageError, StoreError or CheckpointError; then nothing is written.
     """
@@ -137,6 +140,13 @@ def label_factory(
             f"{factory_file}: draws labels with its images, no label branch is trained; leave out "
             "segmenter_file and labelling"
         )
+    inverted = labelling == "inversion"
+    held_out = _binned_slices(store, "validation") if inverted else None
+    if distil and factory.config.classes:
+        raise UsageError(f"{factory_file}: draws labels with its images, without label branches; leave out distil")
+    if distil and (keep < 2 or (inverted and held_out is None)):
+        reason = f"keep is {keep}" if keep < 2 else f"{store.path} has no validation case to choose branches by"
+        raise UsageError(f"distil needs several label branches, but {reason}; leave it out")
     config = config or SegmenterConfig()
     if not factory.config.mirror:  # a factory of organs with a left and a right
         config = replace(config, mirror=False)
@@ -146,16 +156,17 @@ def label_factory(
         labelled = with_first_guess(factory, robust, domain=store.domain, seed=config.seed)
     else:
         teacher = teacher or train_on_store(store, replace(config, contrast=None))
-        inverted = labelling == "inversion"
         labelled = train_label_branch(
             factory,
             teacher,
             robust,
             domain=store.domain,
             real=_binned_slices(store, "train") if inverted else None,
-            held_out=_binned_slices(store, "validation") if inverted else None,
+            held_out=held_out,
             config=LabelBranchConfig(updates=branch_updates, keep=keep, seed=config.seed),
         )
+        if distil:
+            labelled = distil_branches(labelled, DistillationConfig(seed=config.seed))
     labelled.localiser = finder
     labelled.save(out)
     return labelled

@@ -71,7 +71,8 @@ def adaptation_experiment(
     """A Fed-BioMed `Experiment` of one round in which every node trains its own segmenter.
 
     Args:
-        labelled: labelled factory that is sent to the nodes, without its localiser: their stores are prepared already.
+        labelled: labelled factory that is sent to the nodes, without its localiser, because their stores are
+            prepared already, and without its distilled branch.
         adaptation: how the sites adapt.
         tag: tag under which the sites registered their data.
         nodes: ids of the nodes that take part.
@@ -83,7 +84,7 @@ def adaptation_experiment(
     from .plans.factory_plans import AdaptationPlan
     from .strategy import FactoryStrategy
 
-    labelled = replace(labelled, localiser=None)
+    labelled = replace(labelled, localiser=None, distilled=None, card=replace(labelled.card, distilled=None))
     experiment = make_experiment(
         tag,
         nodes=nodes,

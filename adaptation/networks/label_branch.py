@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...common.precision import PRECISIONS
 from ...generative.networks.generator import Generator, Synthesis
 
 WIDTHS = (128, 32)  # channels of the classifier's hidden layers, as published
@@ -65,10 +66,13 @@ class BranchEnsemble:
     the mean of the branches up to rounding.
 
     Args:
-        branches: trained branches of one generator.
+        branches: trained branches of one generator; a single one is its own mean.
+        precision: of the products at full resolution, "float32" or "bfloat16"; the coarser sides, whose sums are
+            enlarged again, and the last layer stay in float32.
     """
 
-    def __init__(self, branches: Sequence[LabelBranch]) -> None:
+    def __init__(self, branches: Sequence[LabelBranch], *, precision: str = "float32") -> None:
+        self.fine = PRECISIONS[precision] or torch.float32
         # (c, branches * wide) for every map, and the sum of the biases of all maps
         maps = range(len(branches[0].project))
         self.project = [torch.cat([branch.project[n].weight[:, :, 0, 0] for branch in branches]).t() for n in maps]
@@ -79,17 +83,31 @@ class BranchEnsemble:
     @torch.no_grad()
     def labels(self, synthesis: Synthesis) -> Tensor:
         """Most likely class (B, S, S) uint8 of every pixel of synthetic slices (B, channels, S, S)."""
-        maps = _input_maps(synthesis)
-        levels = []
-        for side in sorted({features.shape[-1] for features in maps}):
-            chosen = [number for number, features in enumerate(maps) if features.shape[-1] == side]
-            together = torch.cat([maps[number] for number in chosen], dim=1)
-            pixels = together.permute(0, 2, 3, 1).flatten(1, 2)
-            levels.append(_Level(side, pixels, torch.cat([self.project[number] for number in chosen])))
-        return torch.stack([self._labels_of_slice(number, levels) for number in range(len(synthesis.image))])
+        side = synthesis.image.shape[-1]
+        return torch.stack([_argmax(summed).view(side, side) for summed in self._summed_probabilities(synthesis)])
 
-    def _labels_of_slice(self, number: int, levels: list[_Level]) -> Tensor:
-        """(S, S) uint8 of the slice with this number in the batch, from the maps of all sides, coarse to fine."""
+    @torch.no_grad()
+    def probabilities(self, synthesis: Synthesis) -> Tensor:
+        """Mean probabilities (B, classes, S, S) of the classes in synthetic slices (B, channels, S, S)."""
+        side = synthesis.image.shape[-1]
+        summed = torch.stack(list(self._summed_probabilities(synthesis)))
+        return (summed / len(self.heads)).unflatten(2, (side, side))
+
+    def _summed_probabilities(self, synthesis: Synthesis) -> Iterator[Tensor]:
+        """Slice by slice, the sum over the branches of their probabilities (classes, pixels)."""
+        maps = _input_maps(synthesis)
+        sides = sorted({features.shape[-1] for features in maps})
+        levels = []
+        for side in sides:
+            chosen = [number for number, features in enumerate(maps) if features.shape[-1] == side]
+            kind = self.fine if side == sides[-1] else torch.float32
+            together = torch.cat([maps[number].to(kind) for number in chosen], dim=1)
+            pixels = together.permute(0, 2, 3, 1).flatten(1, 2)
+            levels.append(_Level(side, pixels, torch.cat([self.project[number] for number in chosen]).to(kind)))
+        return (self._summed_of_slice(number, levels) for number in range(len(synthesis.image)))
+
+    def _summed_of_slice(self, number: int, levels: list[_Level]) -> Tensor:
+        """(classes, S * S) of the slice with this number in the batch, from the maps of all sides, coarse to fine."""
         *coarse, finest = levels
         total, side = self.bias.expand(1, -1), 1
         for level in coarse:
@@ -98,11 +116,10 @@ class BranchEnsemble:
         totals = total.chunk(len(self.heads), 1)
         projections = finest.projection.chunk(len(self.heads), 1)
         pixels = finest.pixels[number]
-        probabilities = sum(
-            _branch_probabilities(_enlarge(total, side, finest.side).addmm_(pixels, projection), head)
+        return sum(
+            _branch_probabilities(_enlarge(total, side, finest.side).to(self.fine).addmm_(pixels, projection), head)
             for total, projection, head in zip(totals, projections, self.heads, strict=True)
         )
-        return _argmax(probabilities).view(finest.side, finest.side)
 
 
 class _Level(NamedTuple):
@@ -119,9 +136,10 @@ def _input_maps(synthesis: Synthesis) -> list[Tensor]:
 
 
 def _branch_probabilities(total: Tensor, head: tuple[Folded, Folded]) -> Tensor:
-    """Probabilities (classes, pixels) of one branch, from its summed projections (pixels, wide), which it changes."""
+    """Probabilities (classes, pixels) float32 of one branch, from its summed projections (pixels, wide), which it
+    changes."""
     (first, first_bias), (second, second_bias) = head
-    hidden = torch.addmm(first_bias, total.relu_(), first.t()).relu_()
+    hidden = torch.addmm(first_bias.to(total.dtype), total.relu_(), first.to(total.dtype).t()).relu_().float()
     return torch.softmax(torch.addmm(second_bias[:, None], second, hidden.t()), dim=0)
 
 

@@ -18,6 +18,7 @@ from ...generative.factory_file import TrainedFactory
 from ...generative.metrics.alarm import MIN_SHARED_ANATOMY
 from ...generative.metrics.shared_anatomy import shared_anatomy
 from ...generative.networks.generator import Generator, Style, Synthesis
+from ...generative.synthesis import synthesise_slices
 from ..engine.training_loop import Checkpoint
 from ..labelled_factory import LabelledFactory, LabelledFactoryCard, drawn_labels_card
 from ..labelled_slices import LabelledSlices, foreground_dice
@@ -136,7 +137,8 @@ def with_first_guess(factory: TrainedFactory, robust: Segmenter, *, domain: str,
         seed: of the synthetic slices on which the first guess is compared with the drawn labels.
     """
     rng = torch.Generator().manual_seed(seed)
-    drawn = _draw(factory.generator, factory.config.domain_index(domain), size=VALIDATION_SLICES, rng=rng)
+    domains = torch.full((VALIDATION_SLICES,), factory.config.domain_index(domain))
+    drawn = synthesise_slices(factory.generator, domains, rng=rng)
     found = robust.probabilities(drawn.image, np.arange(len(drawn.image))).argmax(1)
     card = replace(
         drawn_labels_card(factory.config),
@@ -169,10 +171,9 @@ def choose_views(labelled: LabelledFactory, *, seed: int) -> dict[str, str]:
             continue
         score = next(value for pair, value in shared.items() if set(pair) == {domain, labelled_domain})
         own, view = (
-            _draw(
+            synthesise_slices(
                 generator,
-                config.domain_index(name),
-                size=VALIDATION_SLICES,
+                torch.full((VALIDATION_SLICES,), config.domain_index(name)),
                 rng=torch.Generator().manual_seed(seed),
             )
             for name in (domain, labelled_domain)
@@ -219,7 +220,7 @@ def _synthetic_batches(
 ) -> Iterator[Batch]:
     """New synthetic slices without end, labelled by the teacher; each is of a subject of its own."""
     while True:
-        synthesis = _draw(generator, domain, size=size, rng=rng)
+        synthesis = synthesise_slices(generator, torch.full((size,), domain), rng=rng)
         yield synthesis, teacher.probabilities(synthesis.image, np.arange(size)).argmax(1)
 
 
@@ -236,13 +237,3 @@ def _inverted_batches(
         with torch.no_grad():
             synthesis = generator.synthesise(chosen_style, noise)
         yield synthesis, labels[chosen]
-
-
-@torch.no_grad()
-def _draw(generator: Generator, domain: int, *, size: int, rng: torch.Generator) -> Synthesis:
-    """Synthetic slices (size, C, S, S) of a domain at random heights, with their feature maps."""
-    config = generator.config
-    z = torch.randn(size, config.latent_dim, generator=rng)
-    height = torch.rand(size, generator=rng) * (config.z_bins - 1)
-    noise = generator.draw_noise(size, rng)
-    return generator.synthesise(generator.style_at(z, height, torch.full((size,), domain)), noise)

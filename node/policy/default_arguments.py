@@ -148,6 +148,7 @@ CARD: dict[str, list[object]] = {  # of a labelled factory, apart from the confi
     "agreement": [ANYTHING],  # NaN where the validation labels are empty
     "validated_on": [TEXT],
     "labels_from.*": ["view", "own"],
+    "distilled": [None],  # sites draw with all branches
     "robust.**": [ANYTHING],
     "robust.translator": [None],
     "robust.federated": [None],
