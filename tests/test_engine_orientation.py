@@ -40,7 +40,7 @@ def slices(volumes: list[np.ndarray], classes: int) -> LabelledSlices:
 
 def deviation(angles: np.ndarray) -> float:
     """Circular standard deviation, written out with sines and cosines."""
-    length = math.hypot(np.cos(angles).mean(), np.sin(angles).mean())
+    length = min(1.0, math.hypot(np.cos(angles).mean(), np.sin(angles).mean()))  # 1 and a rounding error if all agree
     return math.sqrt(-2 * math.log(length))
 
 
