@@ -299,8 +299,8 @@ def save_until_killed(root: Path, plan: SmallPlan, first_done: int) -> None:
 
 def test_kills_at_random_moments_leave_a_state_to_begin_from(node, plan):
     state = save(node, plan, 1, None)
-    # Before the states, as in every node, which has data before it trains: the framework writes the file in place, and a
-    # kill between two pages of the disk can leave old text behind new text of another length.
+    # Before the states, as in every node, which has data before it trains: the framework writes the file in place, and
+    # a kill between two pages of the file can leave old text behind new text of another length.
     datasets = {str(number): {"path": "x" * 200} for number in range(50)}
     database_of(node).write_text(json.dumps({"Datasets": datasets, **json.loads(database_of(node).read_text())}))
     rng = random.Random(0)
