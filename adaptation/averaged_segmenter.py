@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..common.sketches import sketch
-from ..common.weights_file import load_strictly, read_card, read_weights, refuse_misfit
+from ..common.weights_file import read_card, read_weights
 from ..errors import CheckpointError, UsageError
 from ..imaging.slice_format import SliceFormat
 from .methods.interface.method_config import MethodConfig
@@ -34,7 +33,7 @@ def load_segmenter(path: str | Path, fmt: SliceFormat) -> Segmenter:
     try:
         method = MethodConfig.from_dict(values["config"])
     except (UsageError, KeyError, TypeError) as error:
-        raise _unusable(path, error) from None
+        raise CheckpointError(f"{path}: its card is not usable ({error}); give an average as it was written") from None
     if method.method not in WHOLE:
         raise UsageError(
             f"{path}: is the average of {method.method}; only that of {' or '.join(WHOLE)} is a segmenter by itself"
@@ -48,16 +47,4 @@ def load_segmenter(path: str | Path, fmt: SliceFormat) -> Segmenter:
         federated=FederatedDesign(method=method, context=SiteContext()),
         single_objects=method.single_objects,
     )
-    described = {"format": fmt.to_dict(), **card.to_dict()}
-    try:
-        sketched = sketch(lambda: Segmenter.from_dict(described), tensors=len(weights))  # before memory is taken
-        refuse_misfit(sketched.network, weights, path)
-        segmenter = Segmenter.from_dict(described)
-    except UsageError as error:
-        raise _unusable(path, error) from None
-    load_strictly(segmenter.network, weights, path)
-    return segmenter
-
-
-def _unusable(path: str | Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: its card is not usable ({error}); give an average as it was written")
+    return Segmenter.with_weights({"format": fmt.to_dict(), **card.to_dict()}, weights, path)

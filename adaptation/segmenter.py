@@ -133,6 +133,14 @@ class Segmenter:
     def load(cls, path: str | Path) -> Segmenter:
         """Raises: UsageError if the file is missing, CheckpointError if it is damaged or no segmenter."""
         weights, card = read_weights(path, kind=KIND)
+        return cls.with_weights(card, weights, path)
+
+    @classmethod
+    def with_weights(cls, card: Mapping[str, object], weights: dict[str, Tensor], path: str | Path) -> Segmenter:
+        """The segmenter that a card describes, see `to_dict`, with the weights of the file at `path`.
+
+        Raises: CheckpointError if the card is not usable, or the weights are of another network.
+        """
         try:
             sketched = sketch(lambda: cls.from_dict(card), tensors=len(weights))  # before memory is taken
             refuse_misfit(sketched.network, weights, path)
