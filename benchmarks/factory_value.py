@@ -3,16 +3,19 @@
     uv run python benchmarks/factory_value.py --folder ../shared/data/cardiac_dealt --work study --seeds 0 1 2 \\
         --out benchmarks/results/factory_value.json
     uv run python benchmarks/factory_value.py --folder ../shared/data/cardiac_dealt --work quick --quick
+    uv run python benchmarks/factory_value.py --data brains --work study --seeds 0 1 2 \\
+        --out benchmarks/results/factory_value_brains.json
 
-Three cardiac sites, of which the first has labels; the slices show 160 mm around the middle of the scan. The federation
-is simulated in a single process, with the nodes' trainer and the researcher's aggregator, and every variant makes
-equally many updates at every site:
+Three cardiac sites, of which the first has labels; the slices show 160 mm around the middle of the scan. Or three sites
+of simulated brains, which need no data: every seed has its own subjects. The federation is simulated in a single
+process, with the nodes' trainer and the researcher's aggregator, and every variant makes equally many updates at every
+site:
 
     branch        a factory of images alone; the label branch is trained afterwards at the labelled site
     pairs         labels are drawn with the image; the labelled site's discriminator sees both
     pseudo_pairs  the same, and the other sites' discriminators see the first guess's labels of their own slices
 
-Discriminators of all three see turned slices, since these scans have no common orientation. Measured of each factory:
+Discriminators of cardiac sites see turned slices, since these scans have no common orientation. Measured of a factory:
 the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; and,
 for each unlabelled site, the Dice on its test patients of a segmenter that saw nothing but synthetic slices, and of the
 first guess trained further on the site's own slices with and without synthetic ones. All segmenters have the same
@@ -37,8 +40,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, adapt, draw_slices, pseudo_label
+from fedfactory.adaptation.choices import ROTATION
 from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
 from fedfactory.adaptation.evaluation.scores import dice as dice_of
+from fedfactory.adaptation.evaluation.summary import mean_over_classes
 from fedfactory.adaptation.labelled_factory import LabelledFactory
 from fedfactory.adaptation.labelled_slices import LabelledSlices
 from fedfactory.adaptation.segmenter import Segmenter
@@ -49,26 +54,56 @@ from fedfactory.adaptation.training.label_branch_training import (
 )
 from fedfactory.adaptation.training.segmenter_training import SegmenterData
 from fedfactory.common.files import write_json
+from fedfactory.demo.simulated_subjects import CONTRASTS
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer, TrainedFactory, load_factory
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.imaging.pictures.contours import slice_with_contours
 from fedfactory.imaging.pictures.decoding import write_picture
 from fedfactory.node.labelling import train_on_store
+from fedfactory.node.site_data.held_out_scores import case_scores
 from fedfactory.node.site_data.training_slices import known_labels
 from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
-from shared_anatomy import cached, dice, half_training
+from paired_differences import paired
+from shared_anatomy import brains, cached, half_training
 from simulated_federation import SimulatedFederation
 
-DOMAINS, CLASSES, HEIGHTS = ("a", "b", "c"), 4, 6
-FIELD = 160.0  # millimetres per side, around the middle of the scan
+CLASSES = 4
+FIELD = 160.0  # millimetres per side, around the middle of a cardiac scan
 WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
 ROUND = 10  # updates between two averagings
-TURN = 0.9
 COLUMNS = 8  # of a picture
+COMPARISONS = {  # what a variant gives: what a site has without it, at equal updates
+    "synthetic_alone": ("first_guess",),
+    "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sites of one kind.
+
+    Attributes:
+        domains: of the sites; the first has labels.
+        heights: height bins of a volume.
+        factory: settings of the factory beside those of all tasks.
+        segmenter: settings of the segmenters.
+    """
+
+    domains: tuple[str, ...]
+    heights: int
+    factory: dict[str, Any]
+    segmenter: dict[str, Any]
+
+
+TASKS = {
+    # Hearts are not symmetric, and these scans have no common orientation.
+    "cardiac": Task(("a", "b", "c"), 6, {"mirror": False, "turn": 0.9}, {"rotation": math.pi, "mirror": False}),
+    "brains": Task(tuple(CONTRASTS), 12, {}, {"rotation": ROTATION}),  # simulated heads lie straight
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +128,8 @@ VARIANTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="site_a, site_b, site_c with train and test")
+    parser.add_argument("--data", choices=list(TASKS), default="cardiac")
+    parser.add_argument("--folder", type=Path, help="of cardiac sites: site_a, site_b, site_c with train and test")
     parser.add_argument("--work", type=Path, required=True, help="folder for stores, finished parts and pictures")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -107,15 +143,20 @@ def main() -> None:
     if arguments.quick:
         arguments.size, arguments.updates, arguments.segmenter_updates = 16, ROUND, 4
         arguments.volumes, arguments.seeds = 2, arguments.seeds[:1]
+    if arguments.data == "cardiac" and arguments.folder is None:
+        parser.error("cardiac sites need --folder")
     torch.set_num_threads(1)
     runs = [run_seed(arguments, seed) for seed in arguments.seeds]
     settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates", "volumes")}
+    task = TASKS[arguments.data]
     content = {
         "machine": machine("cpu"),
+        "data": arguments.data,
         **settings,
-        "field_of_view": FIELD,
-        "turn": TURN,
-        "step": step_times(arguments.size),
+        **({"field_of_view": FIELD} if arguments.data == "cardiac" else {}),
+        **task.factory,
+        "step": step_times(task, arguments.size),
+        "differences": differences(runs),
         "seeds": runs,
     }
     report(content)
@@ -125,14 +166,15 @@ def main() -> None:
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The scores of all baselines and variants for one seed."""
-    work = arguments.work / f"seed{seed}"
-    stores = {domain: heart_store(arguments, domain) for domain in DOMAINS}
-    config = SegmenterConfig(
-        network_size="small", updates=arguments.segmenter_updates, rotation=math.pi, mirror=False, seed=seed
-    )
+    task, work = TASKS[arguments.data], arguments.work / f"{arguments.data}_{arguments.size}_seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
+    if arguments.data == "brains":
+        stores = brains(work, seed, arguments.size)
+    else:
+        stores = {domain: heart_store(arguments, domain) for domain in task.domains}
+    config = SegmenterConfig(network_size="small", updates=arguments.segmenter_updates, seed=seed, **task.segmenter)
     baselines = cached(work / "baselines.json", lambda: score_baselines(work, stores, config))
-    print(seed, "baselines", baselines["dice"], flush=True)
+    print(seed, "baselines", json.dumps(baselines), flush=True)
     variants = {}
     for name in arguments.variants:
         result = cached(work / f"{name}.json", lambda name=name: run(arguments, work, stores, name=name, config=config))
@@ -147,7 +189,7 @@ def heart_store(arguments: argparse.Namespace, domain: str) -> SliceStore:
     if not path.is_dir():
         for split in ("train", "test"):
             config = PrepareConfig(
-                domain=domain, size=arguments.size, field_of_view=FIELD, z_bins=HEIGHTS, split=split,
+                domain=domain, size=arguments.size, field_of_view=FIELD, z_bins=TASKS["cardiac"].heights, split=split,
                 patient_pattern=r"patient\d+",
             )  # fmt: skip
             prepare(arguments.folder / f"site_{domain}" / split, path, config)
@@ -156,19 +198,30 @@ def heart_store(arguments: argparse.Namespace, domain: str) -> SliceStore:
 
 def score_baselines(work: Path, stores: dict[str, SliceStore], config: SegmenterConfig) -> dict[str, Any]:
     """Dice of what a site can have without a factory; the oracles and the first guess of half the updates are saved."""
-    first, half = stores[DOMAINS[0]], half_training(config)
+    first, half = next(iter(stores.values())), half_training(config)
     first_guess, further = (train_on_store(first, first_guess_config(each)) for each in (config, half))
     further.save(work / "first_guess.safetensors")
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     for domain, store in stores.items():
         oracle = train_on_store(store, config)
         oracle.save(work / f"oracle_{domain}.safetensors")
-        rows[domain] = {"oracle": dice(oracle, store), "first_guess": dice(first_guess, store)}
+        rows[domain] = {"oracle": score(oracle, store), "first_guess": score(first_guess, store)}
         if store is not first:
             (own,) = adapt(store.format, domain, SegmenterData(labelled=own_slices(store, further), start=further),
                            config=half)  # fmt: skip
-            rows[domain]["first_guess_and_own_slices"] = dice(own, store)
-    return {"dice": rows}
+            rows[domain]["first_guess_and_own_slices"] = score(own, store)
+    return {"scores": rows}
+
+
+def score(segmenter: Segmenter, store: SliceStore) -> dict[str, Any]:
+    """Mean Dice over held-out cases for each structure, then over structures; and its mean for every patient."""
+    scores = case_scores(store, segmenter)
+    patients: dict[str, list[float]] = {}
+    for one in scores:
+        if math.isfinite(one.dice):
+            patients.setdefault(one.patient, []).append(one.dice)
+    means = [round(float(np.mean(values)), 4) for _, values in sorted(patients.items())]
+    return {"dice": round(mean_over_classes(scores, "dice"), 4), "patients": means}
 
 
 def own_slices(store: SliceStore, first_guess: Segmenter) -> LabelledSlices:
@@ -181,7 +234,7 @@ def run(
     arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], *, name: str, config: SegmenterConfig
 ) -> dict[str, Any]:
     """Train one factory and measure what it is worth."""
-    began = time.process_time()
+    began, first = time.process_time(), next(iter(stores))
     first_guess = Segmenter.load(work / "first_guess.safetensors")
     oracles = {domain: Segmenter.load(work / f"oracle_{domain}.safetensors") for domain in stores}
     file = work / f"{name}.factory.safetensors"
@@ -190,10 +243,10 @@ def run(
     factory = load_factory(file)
     seconds = {"factory": round(time.process_time() - began)}
     if factory.config.classes:
-        labelled = with_first_guess(factory, first_guess, domain=DOMAINS[0], seed=config.seed)
+        labelled = with_first_guess(factory, first_guess, domain=first, seed=config.seed)
     else:
         branch = LabelBranchConfig(seed=config.seed)
-        labelled = train_label_branch(factory, oracles["a"], first_guess, domain=DOMAINS[0], config=branch)
+        labelled = train_label_branch(factory, oracles[first], first_guess, domain=first, config=branch)
     draw(labelled, work / f"{name}.png", seed=config.seed)
     shared = {f"{a}/{b}": round(score, 3) for (a, b), score in shared_anatomy(factory.generator).items()}
     drawn_dice, drawn_shares, scores = {}, {}, {}
@@ -205,7 +258,7 @@ def run(
         drawn_dice[domain] = round(float(np.mean(by_class)), 3)
         shares = np.bincount(drawn.labels.ravel(), minlength=CLASSES) / drawn.labels.size
         drawn_shares[domain] = [round(float(share), 3) for share in shares]
-        if domain == DOMAINS[0]:
+        if domain == first:
             continue
         (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=config)
         both = SegmenterData(
@@ -213,15 +266,15 @@ def run(
         )
         (mixed,) = adapt(store.format, domain, both, config=half)
         scores[domain] = {
-            "synthetic_alone": dice(alone, store),
-            "first_guess_own_and_synthetic_slices": dice(mixed, store),
+            "synthetic_alone": score(alone, store),
+            "first_guess_own_and_synthetic_slices": score(mixed, store),
         }
     seconds["all"] = round(time.process_time() - began)
     return {
         "shared_anatomy": shared,
         "drawn_labels": drawn_dice,
         "class_shares": drawn_shares,
-        "dice": scores,
+        "scores": scores,
         "cpu_seconds": seconds,
     }
 
@@ -230,12 +283,13 @@ def train_factory(
     arguments: argparse.Namespace, stores: dict[str, SliceStore], first_guess: Segmenter, variant: Variant, *, seed: int
 ) -> TrainedFactory:
     """Phase one."""
-    first, labels = stores[DOMAINS[0]], {}
+    (domain, first), labels = next(iter(stores.items())), {}
     if variant.changes.get("classes"):
-        labels[DOMAINS[0]] = known_labels(first, CLASSES)
+        labels[domain] = known_labels(first, CLASSES)
     if variant.pseudo:
         labels |= {d: own_slices(store, first_guess).labels for d, store in stores.items() if store is not first}
-    federation = SimulatedFederation(factory_config(arguments.size, **variant.changes), stores, seed, labels=labels)
+    config = factory_config(TASKS[arguments.data], arguments.size, **variant.changes)
+    federation = SimulatedFederation(config, stores, seed, labels=labels)
     for _ in range(arguments.updates // ROUND):
         federation.run_round(ROUND)
     generator = federation.generator
@@ -245,20 +299,20 @@ def train_factory(
     )
 
 
-def factory_config(size: int, **changes: Any) -> FactoryConfig:
+def factory_config(task: Task, size: int, **changes: Any) -> FactoryConfig:
     """The small palette factory for these sites."""
-    shown = {"image_size": size, "channels": WIDTHS[size], "z_bins": HEIGHTS, "mirror": False, "turn": TURN}
-    return FactoryConfig.preset("tiny", DOMAINS, **{**shown, **changes})
+    shown = {"image_size": size, "channels": WIDTHS[size], "z_bins": task.heights, **task.factory}
+    return FactoryConfig.preset("tiny", task.domains, **{**shown, **changes})
 
 
 def draw(labelled: LabelledFactory, path: Path, *, seed: int) -> None:
     """Write drawn slices: a row for each domain, a column for each latent, with the contours of their labels."""
     generator, rng = labelled.factory.generator, torch.Generator().manual_seed(seed)
     z = torch.randn(COLUMNS, generator.config.latent_dim, generator=rng)
-    height = torch.linspace(0, HEIGHTS - 1, COLUMNS)
+    height = torch.linspace(0, generator.config.z_bins - 1, COLUMNS)
     noise, rows = generator.draw_noise(COLUMNS, rng), []
     with torch.no_grad():
-        for domain in range(len(DOMAINS)):
+        for domain in range(len(generator.config.domains)):
             made = generator.synthesise(generator.style_at(z, height, torch.full((COLUMNS,), domain)), noise)
             pairs = zip(made.image.numpy(), labelled.labels(made).numpy(), strict=True)
             rows += [
@@ -268,16 +322,17 @@ def draw(labelled: LabelledFactory, path: Path, *, seed: int) -> None:
     write_picture(path, np.concatenate(rows))
 
 
-def step_times(size: int, repeats: int = 7) -> dict[str, float]:
+def step_times(task: Task, size: int, repeats: int = 7) -> dict[str, float]:
     """CPU seconds of one update, of images alone and with labels, interleaved; and their ratio."""
     rng = torch.Generator().manual_seed(0)
     real = torch.rand(16, 1, size, size, generator=rng) * 2 - 1
     labels = torch.randint(CLASSES, (16, size, size), generator=rng)
-    z_bin, domain = torch.arange(16) % HEIGHTS, torch.zeros(16, dtype=torch.long)
+    z_bin, domain = torch.arange(16) % task.heights, torch.zeros(16, dtype=torch.long)
     trainers, seconds = {}, {"images": [], "labels": []}
     for name, classes in (("images", 0), ("labels", CLASSES)):
         torch.manual_seed(0)
-        factory = Factory(factory_config(size, classes=classes, turn=TURN if classes else 0.0))
+        turn = task.factory.get("turn", 0.0) if classes else 0.0
+        factory = Factory(factory_config(task, size, classes=classes, turn=turn))
         trainers[name] = FactoryTrainer(factory, make_optimizers(factory), torch.Generator().manual_seed(0))
         trainers[name].state.updates_done = 1  # without R1, which comes once in sixteen updates
     for _ in range(repeats + 1):
@@ -290,18 +345,40 @@ def step_times(size: int, repeats: int = 7) -> dict[str, float]:
     return {**medians, "ratio": round(medians["labels"] / medians["images"], 3)}
 
 
+def differences(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What every variant gives beyond its rivals at the unlabelled sites, paired by patient and seed."""
+    found = []
+    for name in runs[0]["variants"]:
+        for row, rivals in COMPARISONS.items():
+            ours = {run["seed"]: by_patient(run["variants"][name]["scores"], row) for run in runs}
+            for rival in rivals:
+                theirs = {run["seed"]: by_patient(run["baselines"]["scores"], rival) for run in runs}
+                found.append({"variant": name, "row": row, "against": rival, **paired(ours, theirs)})
+    return found
+
+
+def by_patient(scores: dict[str, dict[str, Any]], row: str) -> dict[tuple[str, str, str], float]:
+    """The scores of a row by site and number of the patient."""
+    return {
+        (domain, "", str(number)): value
+        for domain, rows in scores.items()
+        if row in rows
+        for number, value in enumerate(rows[row]["patients"])
+    }
+
+
 def report(content: dict[str, Any]) -> None:
-    """Print the means over seeds."""
+    """Print the means over seeds, the differences, and what was measured of the factories."""
     print("one update with labels against images alone:", content["step"]["ratio"])
-    for domain in DOMAINS[1:]:
-        base = [seed["baselines"]["dice"][domain] for seed in content["seeds"]]
-        for key in base[0]:
-            print(domain, key, round(float(np.mean([row[key] for row in base])), 3))
-        for name in content["seeds"][0]["variants"]:
-            found = [seed["variants"][name]["dice"][domain] for seed in content["seeds"]]
+    seeds = content["seeds"]
+    for domain in list(seeds[0]["baselines"]["scores"])[1:]:
+        for name in ("baselines", *seeds[0]["variants"]):
+            found = [(s["baselines"] if name == "baselines" else s["variants"][name])["scores"][domain] for s in seeds]
             for key in found[0]:
-                print(domain, name, key, round(float(np.mean([row[key] for row in found])), 3))
-    for seed in content["seeds"]:
+                print(domain, name, key, round(float(np.mean([row[key]["dice"] for row in found])), 3))
+    for row in content["differences"]:
+        print(row)
+    for seed in seeds:
         for name, row in seed["variants"].items():
             print(seed["seed"], name, "shared", row["shared_anatomy"], "drawn labels", row["drawn_labels"])
 

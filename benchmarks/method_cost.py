@@ -59,7 +59,8 @@ def main() -> None:
         row["ratio"] = round(row["seconds"] / seconds, 2)
         print(f"{name:8s} {row}", flush=True)
     content = {
-        "machine": machine("cpu"), "size": SIZE, "batch_size": BATCH, "updates": UPDATES, "methods": rows,
+        "machine": machine("cpu"), "size": SIZE, "slices": SLICES, "batch_size": BATCH, "updates": UPDATES,
+        "methods": rows,
         "fedavg_again": again["seconds"],
     }  # fmt: skip
     if arguments.out:

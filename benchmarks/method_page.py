@@ -1,6 +1,8 @@
 """The page of the study of federated methods, from its JSON file.
 
 uv run python benchmarks/method_page.py --out docs/methods-results.md
+
+The costs of a round come from `method_cost.py`, whose file is beside that of the study.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 from results_page import number, table
 
-RESULT = Path(__file__).parent / "results" / "method_study.json"
+RESULTS = Path(__file__).parent / "results"
 HEAD = """# Which method for which labels
 
 Written by `benchmarks/method_page.py` from `benchmarks/results/method_study.json`, which `benchmarks/method_study.py`
@@ -53,11 +55,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    arguments.out.write_text(page(json.loads(RESULT.read_text())), encoding="utf-8")
+    arguments.out.write_text(page(RESULTS), encoding="utf-8")
 
 
-def page(content: dict[str, Any]) -> str:
-    """The page in Markdown."""
+def page(folder: Path) -> str:
+    """The page in Markdown, of the result files in the folder."""
+    content, cost = (json.loads((folder / f"method_{name}.json").read_text()) for name in ("study", "cost"))
     lines = [HEAD]
     lengths = "; ".join(
         f"{task}: {facts['size']} px, {facts['rounds']} rounds of {facts['updates']} updates, {facts['sites']} sites"
@@ -81,7 +84,25 @@ def page(content: dict[str, Any]) -> str:
     missing = [title for question, (title, _) in QUESTIONS.items() if not _asked(content, question)]
     if missing:
         lines += ["## Not measured yet\n", *(f"* {title}" for title in missing), ""]
+    lines += costs(cost)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def costs(content: dict[str, Any]) -> list[str]:
+    """The section about what a round of each method takes."""
+    rows = [
+        [name, row["ratio"], f"{row['bytes_sent'] / 2**20:.2f}", row["memory_mib"]]
+        for name, row in content["methods"].items()
+    ]
+    return [
+        "## What a round costs a site\n",
+        "Processor time beside FedAvg's in the same run (`benchmarks/method_cost.py`), on one thread:\n"
+        f"{content['updates']} updates with {content['batch_size']} slices of {content['size']} px. `hssf` sends "
+        f"predictions for {content['slices']} public slices in place of weights,\nso its bytes grow with these alone. "
+        "Memory is what the training adds to the process.\n",
+        *table(["method", "time, FedAvg = 1", "MiB sent", "peak MiB"], rows),
+        "",
+    ]  # fmt: skip
 
 
 def advice(row: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ from fedfactory.common.files import write_json
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
 from method_tasks import TASKS, Task, make_stores, store_path, training_slices, without_labels
+from paired_differences import paired
 from simulated_methods import SimulatedSite, run_federation
 
 ROUNDS = {"polyp": 30, "breast": 30, "heart": 40}
@@ -42,7 +43,6 @@ MIXED = ("scribble", "point", "box", "block", "dense")  # labels of the polyp ce
 BREAST = ("dense", "box", "image", "none")
 HEART = ("scribble", "point", "box")
 LABELLED_PATIENTS = 3  # of each site and modality, in the study of modalities
-DRAWS = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,37 +462,6 @@ def patient_scores(scores: list[dict[str, Any]]) -> dict[tuple[str, str, str], f
         if score["dice"] is not None:
             found.setdefault((score["site"], score["modality"], score["patient"]), []).append(score["dice"])
     return {patient: float(np.mean(values)) for patient, values in found.items()}
-
-
-def paired(ours: dict, theirs: dict) -> dict[str, float | dict[str, float]]:
-    """Mean difference over sites of means over patients, of the seeds that both have, with its 95 % interval.
-
-    A bootstrap draws seeds, and patients within each site.
-    """
-    seeds = sorted(set(ours) & set(theirs))
-    patients = sorted(set.intersection(*(set(scores[seed]) for scores in (ours, theirs) for seed in seeds)))
-    sites = sorted({site for site, _, _ in patients})
-    # (seeds, patients) of each site
-    values = [
-        np.array([[ours[s][p] - theirs[s][p] for p in patients if p[0] == site] for s in seeds]) for site in sites
-    ]
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(DRAWS):
-        chosen = rng.integers(len(seeds), size=len(seeds))
-        means = [v[chosen][:, rng.integers(v.shape[1], size=v.shape[1])].mean() for v in values]
-        draws.append(np.mean(means))
-    low, high = np.percentile(draws, (2.5, 97.5))
-    by_site = {site: round(float(v.mean()), 4) for site, v in zip(sites, values, strict=True)}
-    mean = float(np.mean(list(by_site.values())))
-    return {
-        "mean": round(mean, 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-        "by_site": by_site,
-        "seeds": len(seeds),
-        "patients": len(patients),
-    }
 
 
 if __name__ == "__main__":

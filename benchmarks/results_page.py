@@ -233,6 +233,22 @@ def rounds(content: dict[str, Any]) -> list[str]:
     return table(head, rows)
 
 
+def ten_rounds(content: dict[str, Any]) -> list[str]:
+    """The parts of a round, by version."""
+    parts = ("training", "at the node", "between", "round", "ten rounds")
+    rows = [[f"{name} ({content['commits'][name]})", *(f"{row[part]:.2f}" for part in parts)]
+            for name, row in content["versions"].items()]  # fmt: skip
+    text = f"Seconds; {content['repeats']} repeats in turns. Ten rounds are {content['ratio']:.2f} times as fast."
+    return [*table(["version (commit)", *parts], rows), "", text]
+
+
+def starts(content: dict[str, Any]) -> list[str]:
+    """Seconds until a command answers."""
+    rows = [[name, *(f"{row[key]:.2f}" for key in ("wall", "processor", "fresh_wall"))]
+            for name, row in content["seconds"].items()]  # fmt: skip
+    return table(["command", "seconds", "of the processor", "first start"], rows)
+
+
 def attacks(content: dict[str, Any]) -> list[str]:
     """What each attack learns, by the way of protection, and the Dice of an honest study."""
     rows = [[f"labels by scores, one day: {way}", "share of right pixels", number(value)]
@@ -278,6 +294,8 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "prepare_versions": ("Preparing, beside an earlier version", versions),
     "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
     "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
+    "ten_rounds": ("Ten rounds of the demo, beside an earlier version", ten_rounds),
+    "start_time": ("Seconds until a command answers", starts),
     "many_sites": ("Averaging many sites", sites),
     "attacks": ("What attacks on a site learn", attacks),
 }

@@ -77,6 +77,7 @@ class Variant:
         palette: "" for the shipped palette, or "random" for six maps with random grey levels.
         momentum: of the server (FedAvgM, Hsu et al. 2019).
         grey_rate: learning rate of the palette's grey levels, as a multiple of that of all other parameters.
+        transport: how the sites send their weights.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class Variant:
     palette: str = ""
     momentum: float = 0.0
     grey_rate: float = 1.0
+    transport: str = "float32"
 
 
 PUBLISHED = {"head": "image", "start_size": 4, "channels": (48, 48, 32, 16)}
@@ -98,6 +100,7 @@ VARIANTS = {
     "texture": Variant({"texture": 0.1}),
     "fast_palette": Variant(grey_rate=4.0),
     "server_momentum": Variant(momentum=0.5),
+    "eight_bits": Variant(transport="int8"),
     "twice_as_long": Variant(schedule=((100, 10),)),  # more updates than the others: the effect of longer training
 }
 
@@ -249,7 +252,9 @@ def train_factory(stores: dict[str, SliceStore], name: str, *, seed: int, times:
     config = FactoryConfig.preset("tiny", tuple(stores), **changes)
     began = time.monotonic()
     with palette(variant.palette, seed):
-        federation = SimulatedFederation(config, stores, seed, momentum=variant.momentum, grey_rate=variant.grey_rate)
+        federation = SimulatedFederation(
+            config, stores, seed, momentum=variant.momentum, grey_rate=variant.grey_rate, transport=variant.transport
+        )
     schedule = [(count * times, updates) for count, updates in variant.schedule]
     evaluations, rounds, number = [], sum(count for count, _ in schedule), 0
     for count, updates in schedule:

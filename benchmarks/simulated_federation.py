@@ -15,6 +15,7 @@ from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer
 from fedfactory.generative.networks.generator import Generator
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.generative.trainer_state import TrainerState
+from fedfactory.node.plans.transport import pack, restore
 from fedfactory.node.store.slice_store import SliceStore
 
 PREFIX = "generator."
@@ -30,6 +31,7 @@ class SimulatedFederation:
         persistent: whether sites keep optimizer moments, augmentation strength and counters between rounds.
         momentum: of the server (FedAvgM, Hsu et al. 2019); 0 is federated averaging.
         grey_rate: learning rate of the palette's grey levels, as a multiple of that of all other parameters.
+        transport: of the sites' weights, see `fedfactory.node.plans.transport`.
         labels: for a factory that draws labels, by domain the labels (N, S, S) of its training slices, 255 where they
             are unknown; domains that are left out have none.
 
@@ -46,6 +48,7 @@ class SimulatedFederation:
         persistent: bool = True,
         momentum: float = 0.0,
         grey_rate: float = 1.0,
+        transport: str = "float32",
         labels: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         if "FBM_RESEARCHER_COMPONENT_ROOT" not in os.environ:  # the framework opens a component when it is imported
@@ -54,7 +57,8 @@ class SimulatedFederation:
         from fedfactory.researcher.aggregator import FactoryAverage
 
         self.config, self.stores, self.persistent, self.grey_rate = config, dict(stores), persistent, grey_rate
-        self.labels = labels or {}
+        self.labels, self.transport = labels or {}, transport
+        self.residuals: dict[str, dict[str, torch.Tensor]] = {}
         torch.manual_seed(seed)
         start = Factory(config)
         self.sites = {domain: copy.deepcopy(start) for domain in self.stores}
@@ -69,13 +73,13 @@ class SimulatedFederation:
     def run_round(self, updates: int) -> None:
         """Every site makes `updates` updates; then the weights are averaged in proportion to the numbers of slices."""
         self.aggregator.updates_per_round = updates
+        before = self.shared
         for domain in self.stores:
             self._train(domain, updates)
         counts = {domain: len(store.slices("train")) for domain, store in self.stores.items()}
         replies = {d: {"optimizer_args": {"domain": d}, "sample_size": counts[d]} for d in self.stores}
-        before = self.shared
         self.shared = self.aggregator.aggregate(
-            {domain: self._shared(site) for domain, site in self.sites.items()},
+            {domain: self._sent(domain, before) for domain in self.sites},
             {domain: count / sum(counts.values()) for domain, count in counts.items()},
             training_replies=replies,
             global_model=before,
@@ -89,6 +93,12 @@ class SimulatedFederation:
             site.load_state_dict(self.shared, strict=False)
         average = {k.removeprefix(PREFIX): v.float() for k, v in self.aggregator.ema.items() if k.startswith(PREFIX)}
         self.generator.load_state_dict(average, strict=False)  # fixed noise has no average
+
+    def _sent(self, domain: str, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights of a site as the researcher restores them from what the site sends."""
+        weights = self._shared(self.sites[domain])
+        packed, self.residuals[domain] = pack(weights, before, self.transport, self.residuals.get(domain))
+        return restore(packed, before)
 
     def _train(self, domain: str, updates: int) -> None:
         site, store, rng = self.sites[domain], self.stores[domain], self.rngs[domain]

@@ -84,7 +84,7 @@ def test_every_method_has_its_row_of_what_leaves_a_site():
 
 
 def test_the_page_of_methods_is_that_of_the_study():
-    page = method_page.page(json.loads((RESULTS / "method_study.json").read_text(encoding="utf-8")))
+    page = method_page.page(RESULTS)
     assert (ROOT / "docs" / "methods-results.md").read_text(encoding="utf-8") == page
 
 
