@@ -16,10 +16,11 @@ site:
     pseudo_pairs  the same, and the other sites' discriminators see the first guess's labels of their own slices
 
 Discriminators of cardiac sites see turned slices, since these scans have no common orientation. Measured of a factory:
-the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; and,
-for each unlabelled site, the Dice on its test patients of a segmenter that saw nothing but synthetic slices, and of the
-first guess trained further on the site's own slices with and without synthetic ones. All segmenters have the same
-network and number of updates, of which a first guess that is trained further has had half. Finished parts are not
+the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; the
+audit of all sites' patients together; and, for each unlabelled site, the Dice on its test patients of a segmenter that
+saw nothing but synthetic slices, of a quarter as many, as many and four times as many subjects as it has patients, and
+of the first guess trained further on the site's own slices with and without synthetic ones. All segmenters have the
+same network and number of updates, of which a first guess that is trained further has had half. Finished parts are not
 repeated. A grid of drawn slices with the contours of their labels is written for each variant.
 """
 
@@ -31,7 +32,7 @@ import math
 import os
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,12 @@ from fedfactory.common.files import write_json
 from fedfactory.demo.simulated_subjects import CONTRASTS
 from fedfactory.generative import Factory, FactoryConfig, FactoryTrainer, TrainedFactory, load_factory
 from fedfactory.generative.metrics.shared_anatomy import shared_anatomy
+from fedfactory.generative.synthesis import subject_heights
 from fedfactory.generative.trainer import make_optimizers
 from fedfactory.imaging.pictures.contours import slice_with_contours
 from fedfactory.imaging.pictures.decoding import write_picture
+from fedfactory.node.audit import audit
+from fedfactory.node.audit_slices import AuditSlices, real_slices
 from fedfactory.node.labelling import train_on_store
 from fedfactory.node.site_data.held_out_scores import case_scores
 from fedfactory.node.site_data.training_slices import known_labels
@@ -72,12 +76,15 @@ from shared_anatomy import brains, cached, half_training
 from simulated_federation import SimulatedFederation
 
 CLASSES = 4
+SUBJECTS = 20  # simulated brains of a site to train on, and as many that are held out
+AMOUNTS = {"a_quarter": 0.25, "as_many": 1.0, "four_times": 4.0}  # synthetic subjects for each real one
 FIELD = 160.0  # millimetres per side, around the middle of a cardiac scan
 WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
 ROUND = 10  # updates between two averagings
+AUDIT_VOLUMES = 40  # synthetic subjects of each domain
 COLUMNS = 8  # of a picture
 COMPARISONS = {  # what a variant gives: what a site has without it, at equal updates
-    "synthetic_alone": ("first_guess",),
+    "synthetic_alone_four_times": ("first_guess",),
     "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
 }
 
@@ -136,18 +143,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, choices=list(WIDTHS), default=64, help="pixels per side")
     parser.add_argument("--updates", type=int, default=1000, help="of each site's networks, a multiple of 10")
     parser.add_argument("--segmenter-updates", type=int, default=800)
-    parser.add_argument("--volumes", type=int, default=60, help="synthetic subjects")
     parser.add_argument("--quick", action="store_true", help="a few updates at 16 pixels: whether everything runs")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.updates, arguments.segmenter_updates = 16, ROUND, 4
-        arguments.volumes, arguments.seeds = 2, arguments.seeds[:1]
+        arguments.seeds = arguments.seeds[:1]
     if arguments.data == "cardiac" and arguments.folder is None:
         parser.error("cardiac sites need --folder")
     torch.set_num_threads(1)
     runs = [run_seed(arguments, seed) for seed in arguments.seeds]
-    settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates", "volumes")}
+    settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates")}
     task = TASKS[arguments.data]
     content = {
         "machine": machine("cpu"),
@@ -169,7 +175,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     task, work = TASKS[arguments.data], arguments.work / f"{arguments.data}_{arguments.size}_seed{seed}"
     work.mkdir(parents=True, exist_ok=True)
     if arguments.data == "brains":
-        stores = brains(work, seed, arguments.size)
+        stores = brains(work, seed, arguments.size, train=SUBJECTS, test=SUBJECTS)
     else:
         stores = {domain: heart_store(arguments, domain) for domain in task.domains}
     config = SegmenterConfig(network_size="small", updates=arguments.segmenter_updates, seed=seed, **task.segmenter)
@@ -252,7 +258,8 @@ def run(
     drawn_dice, drawn_shares, scores = {}, {}, {}
     half = half_training(config)
     for domain, store in stores.items():
-        drawn = draw_slices(labelled, domain, volumes=arguments.volumes, seed=config.seed)
+        patients = len({case.patient for case in store.cases if case.split == "train"})
+        drawn = draw_slices(labelled, domain, volumes=round(AMOUNTS["four_times"] * patients), seed=config.seed)
         seen = pseudo_label(drawn.images, oracles[domain], drawn.volume)
         by_class = [dice_of(drawn.labels == value, seen.labels == value) for value in range(1, CLASSES)]
         drawn_dice[domain] = round(float(np.mean(by_class)), 3)
@@ -260,23 +267,52 @@ def run(
         drawn_shares[domain] = [round(float(share), 3) for share in shares]
         if domain == first:
             continue
-        (alone,) = adapt(store.format, domain, SegmenterData(labelled=drawn), config=config)
+        scores[domain] = {}
+        for amount, times in AMOUNTS.items():
+            kept = drawn.volume < max(1, round(times * patients))
+            part = LabelledSlices(drawn.images[kept], drawn.labels[kept], drawn.classes, drawn.volume[kept])
+            (alone,) = adapt(store.format, domain, SegmenterData(labelled=part), config=config)
+            scores[domain][f"synthetic_alone_{amount}"] = score(alone, store)
         both = SegmenterData(
             labelled=own_slices(store, first_guess), further=((drawn, SYNTHETIC_SHARE),), start=first_guess
         )
         (mixed,) = adapt(store.format, domain, both, config=half)
-        scores[domain] = {
-            "synthetic_alone": score(alone, store),
-            "first_guess_own_and_synthetic_slices": score(mixed, store),
-        }
+        scores[domain]["first_guess_own_and_synthetic_slices"] = score(mixed, store)
     seconds["all"] = round(time.process_time() - began)
     return {
         "shared_anatomy": shared,
         "drawn_labels": drawn_dice,
         "class_shares": drawn_shares,
         "scores": scores,
+        "privacy": privacy(labelled, stores, seed=config.seed),
         "cpu_seconds": seconds,
     }
+
+
+def privacy(labelled: LabelledFactory, stores: dict[str, SliceStore], *, seed: int) -> dict[str, Any]:
+    """What an attacker learns of who was trained on, over the patients of all sites together; see `node.audit`."""
+    sides: dict[str, list[AuditSlices]] = {"synthetic": [], "trained": [], "held_out": []}
+    heights = subject_heights(labelled.factory.config, 2)
+    for number, (domain, store) in enumerate(stores.items()):
+        drawn = draw_slices(labelled, domain, volumes=AUDIT_VOLUMES, seed=seed)
+        found = {
+            "synthetic": AuditSlices(
+                torch.from_numpy(drawn.images), heights.round().long().repeat(AUDIT_VOLUMES),
+                torch.from_numpy(drawn.volume),
+            ),
+            "trained": real_slices(store, ("train",)),
+            "held_out": real_slices(store, ("test",)),
+        }  # fmt: skip
+        for side, slices in found.items():
+            sides[side].append(AuditSlices(slices.images, slices.z_bin, slices.group + 1000 * number))
+    pooled = (
+        AuditSlices(*(torch.cat([getattr(one, key) for one in sides[side]]) for key in ("images", "z_bin", "group")))
+        for side in ("synthetic", "trained", "held_out")
+    )
+    result = audit(*pooled, seed=seed)
+    return {"patients": result.patients, "findings": result.findings,
+            **{space: {"attack_area": asdict(one.attack_auc), "copying_ratio": asdict(one.copying_ratio)}
+               for space, one in result.privacy.items()}}  # fmt: skip
 
 
 def train_factory(

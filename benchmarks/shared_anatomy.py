@@ -162,16 +162,14 @@ def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def brains(work: Path, seed: int, size: int) -> dict[str, SliceStore]:
-    """Stores of the simulated brain sites, by domain."""
-    stores = {}
+def brains(work: Path, seed: int, size: int, *, train: int = 16, test: int = TEST_SUBJECTS) -> dict[str, SliceStore]:
+    """Stores of the simulated brain sites, by domain, with so many subjects to train on and held out."""
+    stores, subjects = {}, train + test
     for number, (domain, contrast) in enumerate(CONTRASTS.items()):
         if not (work / f"{domain}.store").is_dir():
-            simulate_site(
-                work / domain, contrast, 16 + TEST_SUBJECTS, size=size, seed=10_000 * seed + 1_000 * number, prefix="s"
-            )
+            simulate_site(work / domain, contrast, subjects, size=size, seed=10_000 * seed + 1_000 * number, prefix="s")
             config = PrepareConfig(
-                domain=domain, size=size, z_bins=12, validation_share=0, test_share=TEST_SUBJECTS / 22, seed=seed
+                domain=domain, size=size, z_bins=12, validation_share=0, test_share=test / subjects, seed=seed
             )
             prepare(work / domain, work / f"{domain}.store", config)
         stores[domain] = SliceStore(work / f"{domain}.store")
