@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import socket
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,6 +36,7 @@ from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
+from fedfactory.node.connection.component import NODE, read_component
 from fedfactory.node.policy.policy import Policy
 from fedfactory.node.protection.guarded_round import GuardedRound, begin
 from fedfactory.node.site_facts import INTENSITIES, SiteFacts
@@ -326,3 +328,9 @@ def run_notebook(name: str, folder: Path, **settings: object) -> list[str]:
 def guarded(**policy) -> AbstractContextManager[GuardedRound]:
     """A round as a guarded node runs it: a policy with these changes, and a secret that is the same in every test."""
     return begin(GuardedRound(policy=Policy(**policy), secret=SITE_SECRET))
+
+
+def plans_of(node) -> set[str]:
+    """Names of the classes of the training plans that were sent to a node."""
+    sources = [plan["training_plan"] for plan in read_component(node, NODE).records("TrainingPlans")]
+    return set(re.findall(r"^class (\w+)\(", "\n".join(sources), re.MULTILINE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -23,7 +22,6 @@ from fedfactory.demo.demo_result import METHODS
 from fedfactory.demo.local_federation import READY, _fedfactory
 from fedfactory.errors import FederationError, UsageError
 from fedfactory.generative import FactoryConfig, load_factory
-from fedfactory.node.connection.component import NODE, read_component
 from fedfactory.node.fedbiomed_hooks import open_node
 from fedfactory.node.ledger.ledger import Ledger
 from fedfactory.node.policy.policy import Policy
@@ -42,6 +40,7 @@ from helpers import (
     PATIENT,
     SITES,
     TAG,
+    plans_of,
     port_is_free,
     processes_of,
     state_files,
@@ -203,12 +202,6 @@ def test_shared_discriminators_need_an_approval_of_their_own_and_are_averaged(ap
     count = sum(p.numel() for network in networks for p in network.parameters())
     site_updates = RunState.load(tmp_path / "shared").site_updates.values()
     assert {update.num_bytes for update in site_updates} == {4 * count}
-
-
-def plans_of(node) -> set[str]:
-    """Names of the classes of the training plans that were sent to a node."""
-    sources = [plan["training_plan"] for plan in read_component(node, NODE).records("TrainingPlans")]
-    return set(re.findall(r"^class (\w+)\(", "\n".join(sources), re.MULTILINE))
 
 
 def test_a_first_guess_travels_as_an_average_and_its_pseudo_labels_train_a_factory(approved, config, tmp_path):

@@ -16,10 +16,9 @@ from fedfactory.adaptation.networks.label_branch import LabelBranch
 from fedfactory.adaptation.segmenter import Segmenter
 from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.generative import TrainedFactory, make_generator
-from fedfactory.node.connection.component import NODE, read_component
 from fedfactory.node.plans.adaptation_plan import AdaptationTrainingPlan
 from fedfactory.node.site_adaptation import Adaptation
-from helpers import PATIENT, SITES, TAG, untrained_labelled_factory
+from helpers import PATIENT, SITES, TAG, plans_of, untrained_labelled_factory
 
 RECORDER = """
 import sys
@@ -68,7 +67,7 @@ def test_a_site_adapts_after_its_own_approval_and_sends_only_measures(approved, 
     shown = (federation.folder / "logs" / f"approve-adapt-{name}.log").read_text()
     assert "No weight and no image leaves the site" in " ".join(shown.split())
 
-    asked = {site for site, path in federation.nodes.items() if "AdaptationPlan" in sources_of_plans(path)}
+    asked = {site for site, path in federation.nodes.items() if "AdaptationPlan" in plans_of(path)}
     assert asked == set(same)  # not the site of another domain, whose administrator has nothing to decide
 
     site_updates = json.loads(out.read_text())
@@ -92,13 +91,6 @@ def test_a_site_adapts_after_its_own_approval_and_sends_only_measures(approved, 
         (kept,) = folder.glob("dark_*.safetensors")
         assert Segmenter.load(kept).card.training.domain == "dark"
     assert not (federation.folder / f"{PATIENT}_bright.store.segmenters").exists()
-
-
-def sources_of_plans(node) -> str:
-    """All training plans that were ever sent to a node, approved or not."""
-    plans = read_component(node, NODE).records("TrainingPlans")
-    assert plans  # that of phase one, at least
-    return "\n".join(plan["training_plan"] for plan in plans)
 
 
 def plan_with(config, **changes) -> None:

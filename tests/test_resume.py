@@ -76,6 +76,8 @@ def test_a_run_is_resumed_with_the_stores_it_began_with_and_without_a_site_that_
     described = {node: description_of(facts) for node, facts in run.facts.items()}
     require_same_stores(tmp_path, run, {**described, "n3": "another site"})
     require_same_stores(tmp_path, run, {"n2": described["n2"]})
+    pseudo_labelled = replace(run.facts["n2"], pseudo_labels=3)  # which no federated segmentation reads
+    require_same_stores(tmp_path, run, {**described, "n2": description_of(pseudo_labelled)})
     with pytest.raises(FederationError, match=r"\(n1: slices, label_kinds\)"):
         grown = description_of(replace(run.facts["n1"], slices=4, label_kinds={"dense": 4}))
         require_same_stores(tmp_path, run, {**described, "n1": grown})
