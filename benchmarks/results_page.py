@@ -88,6 +88,40 @@ def shared_anatomy(content: dict[str, Any]) -> list[str]:
     return [*table(head, rows), "", f"Alarm over all sites and runs: {alarm}."]
 
 
+def factory_value(content: dict[str, Any]) -> list[str]:
+    """What sites have with and without factories of several kinds, the differences, and what an attacker learns."""
+    seeds = content["seeds"]
+    variants = list(seeds[0]["variants"])
+    rows = []
+    for site in list(seeds[0]["baselines"]["scores"])[1:]:
+        for variant in ("", *variants):
+            found = [(s["variants"][variant] if variant else s["baselines"])["scores"][site] for s in seeds]
+            for row in found[0]:
+                dice = [one[row]["dice"] for one in found]
+                what = row.replace("_", " ")
+                rows.append([site, variant.replace("_", " "), what, number(np.mean(dice)), _listed(dice, 3)])
+    lines = [*table(["site", "factory", "segmenter", "Dice", "by seed"], rows), ""]
+    for row in content["differences"]:
+        mean, low, high = (f"{row[key]:+.3f}".replace("0.", ".") for key in ("mean", "low", "high"))
+        compared = f"{row['variant']}: {row['row']} less {row['against']}".replace("_", " ")
+        lines.append(f"* {compared}: {mean} ({low} to {high}), {row['patients']} patients, {row['seeds']} seeds")
+    rows = []
+    for variant in variants:
+        found = [s["variants"][variant] for s in seeds]
+        shared = {pair: np.mean([one["shared_anatomy"][pair] for one in found]) for pair in found[0]["shared_anatomy"]}
+        seen = {site: np.mean([one["drawn_labels"][site] for one in found]) for site in found[0]["drawn_labels"]}
+        areas = [one["privacy"]["features"]["attack_area"] for one in found]
+        rows.append([
+            variant.replace("_", " "),
+            ", ".join(f"{pair} {number(value, 2)}" for pair, value in shared.items()),
+            ", ".join(f"{site} {number(value, 2)}" for site, value in seen.items()),
+            "; ".join(f"{number(a['value'], 2)} ({number(a['low'], 2)} to {number(a['high'], 2)})" for a in areas),
+            round(np.mean([one["cpu_seconds"]["factory"] for one in found])),
+        ])  # fmt: skip
+    head = ["factory", "shared anatomy", "drawn labels seen again by oracles", "attack area, by seed", "CPU seconds"]
+    return [*lines, "", *table(head, rows)]
+
+
 def cardiac(content: dict[str, Any]) -> list[str]:
     rows = []
     for site, methods in content["mean"].items():
@@ -233,6 +267,21 @@ def rounds(content: dict[str, Any]) -> list[str]:
     return table(head, rows)
 
 
+def transports(content: dict[str, Any]) -> list[str]:
+    """What eight bits do to the factory and to what its slices teach, by seed."""
+    rows = []
+    for seed in content["seeds"]:
+        for name, run in seed["runs"].items():
+            quality, dice = run["evaluations"][-1]["quality"], run["dice"]
+            rows.append([
+                seed["seed"], content["variants"][name]["transport"],
+                ", ".join(f"{domain} {row['distance']:.1f}" for domain, row in quality.items()),
+                *(", ".join(f"{domain} {number(row[method])}" for domain, row in dice.items())
+                  for method in SITE_METHODS),
+            ])  # fmt: skip
+    return table(["seed", "transport", "kernel distance", "Dice, synthetic alone", "Dice, adapted"], rows)
+
+
 def ten_rounds(content: dict[str, Any]) -> list[str]:
     """The parts of a round, by version."""
     parts = ("training", "at the node", "between", "round", "ten rounds")
@@ -281,6 +330,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "demo_seeds": ("The demo", demo),
     "shared_anatomy": ("Do labels carry over? Simulated brains", shared_anatomy),
     "shared_anatomy_cardiac": ("Do labels carry over? Cardiac sites", shared_anatomy),
+    "factory_value_brains": ("What a factory is worth: simulated brains", factory_value),
     "cardiac_study": ("Phase two on the cardiac sites", cardiac),
     "segmentation_engine": ("The segmentation engine", engine),
     "adaptation_cpu": ("Time to a segmenter", networks),
@@ -294,6 +344,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "prepare_versions": ("Preparing, beside an earlier version", versions),
     "round_overhead_10m": ("A round of 10 M parameters, four nodes", rounds),
     "round_overhead_25m": ("A round of 25 M parameters, four nodes", rounds),
+    "transport_quality": ("Weights in eight bits: the factory and its slices", transports),
     "ten_rounds": ("Ten rounds of the demo, beside an earlier version", ten_rounds),
     "start_time": ("Seconds until a command answers", starts),
     "many_sites": ("Averaging many sites", sites),
