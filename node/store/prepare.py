@@ -357,7 +357,7 @@ class _Run:
         low, high = channel_range(channel, fmt, [part.facts for part in parts])
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
         for _, found in self._parallel(
-            parts, lambda p: count_intensities(p.standardised()[:, channel], low, high), "counting"
+            parts, lambda p: count_intensities(p.standardised().values[:, channel], low, high), "counting"
         ):
             counts += found
         return intensity_window(low, high, counts)

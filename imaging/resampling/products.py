@@ -1,0 +1,48 @@
+"""Weighted sums of voxels along three axes: products of small matrices, many times faster than interpolating voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+BAND = 32  # samples that are computed by one product, from the few voxels that have a weight in them
+
+
+def weighted(planes: np.ndarray, weights: list[np.ndarray | None]) -> np.ndarray:
+    """Samples of voxels.
+
+    Args:
+        planes: (z, x, y) voxels.
+        weights: of the voxels in each sample, (count, n) float32 for rows, columns and slices; None for slices that
+            are the planes themselves.
+
+    Returns: (slices, rows, columns) float32.
+    """
+    rows, columns, places = weights
+    # The axis whose voxels lie next to each other in memory comes first: no copy in another order is needed.
+    turned = abs(planes.strides[1]) < abs(planes.strides[2])
+    first, second = (rows, columns) if turned else (columns, rows)
+    planes = np.ascontiguousarray(planes.swapaxes(1, 2) if turned else planes, dtype=np.float32)
+    if places is not None:
+        planes = np.tensordot(places, planes, axes=(1, 0))
+    half = np.empty((*planes.shape[:2], len(first)), np.float32)
+    # Not -1, which is not defined where no voxel is kept along an axis.
+    flat, flat_half = (array.reshape(np.prod(array.shape[:2]), array.shape[2]) for array in (planes, half))
+    for samples, voxels in _bands(first):
+        np.matmul(flat[:, voxels], first[samples, voxels].T, out=flat_half[:, samples])
+    slices = np.empty((len(half), len(rows), len(columns)), np.float32)
+    for samples, voxels in _bands(second):
+        if turned:
+            np.matmul(half[:, voxels].swapaxes(1, 2), second[samples, voxels].T, out=slices[:, :, samples])
+        else:
+            np.matmul(second[samples, voxels], half[:, voxels], out=slices[:, samples])
+    return slices
+
+
+def _bands(weights: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Samples of weights (count, n), at most `BAND` at a time, and the voxels outside of which they have no weight."""
+    for first in range(0, len(weights), BAND):
+        touched = np.flatnonzero(weights[first : first + BAND].any(axis=0))
+        voxels = slice(int(touched[0]), int(touched[-1]) + 1) if len(touched) else slice(0, 0)
+        yield slice(first, min(first + BAND, len(weights))), voxels
