@@ -6,7 +6,6 @@ border of a structure are interpolated.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,8 @@ import numpy as np
 from .axis import NEGLIGIBLE, Axis
 
 MIXED = 255  # where voxels have several labels; voxels of this very label are interpolated too, which is right as well
-AT_ONCE = 1 << 17  # pixels that are interpolated at once
+EQUAL = 1e-6  # difference up to which shares are equal: they are sums of rounded products
+AT_ONCE = 1 << 14  # pixels that are interpolated at once
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,15 @@ def interpolated_labels(planes: np.ndarray, axes: Sequence[Axis], *, at_least_ha
     turned = abs(planes.strides[1]) < abs(planes.strides[2])
     outer, inner = (columns, rows) if turned else (rows, columns)
     planes = np.ascontiguousarray(planes.swapaxes(1, 2) if turned else planes)
-    codes = _codes(planes, between=(places.between, outer.between, inner.between))
     found = np.empty((len(places.low), len(inner.low), len(outer.low)), np.uint8)
-    for plane, place in zip(found, places.low, strict=True):
-        # Whole rows are copied, and the plane is transposed in between: single values take several times as long.
-        plane[:] = cv2.transpose(codes[place][outer.low])[inner.low]
+    last, above = -1, np.empty(found.shape[1:], np.uint8)
+    for plane, low, high, share in zip(found, places.low, places.high, places.share, strict=True):
+        below = above if low == last else _in_plane(planes[low], outer, inner)
+        if high > low:
+            last, above = high, _in_plane(planes[high], outer, inner)
+        plane[:] = below
+        if high > low:
+            _decide(plane, above, share, at_least_half=at_least_half)
     border = np.flatnonzero(found == MIXED)
     for first in range(0, len(border), AT_ONCE):
         part = border[first : first + AT_ONCE]
@@ -81,20 +85,37 @@ def interpolated_labels(planes: np.ndarray, axes: Sequence[Axis], *, at_least_ha
     return found if turned else np.ascontiguousarray(found.swapaxes(1, 2))
 
 
-def _codes(planes: np.ndarray, *, between: Sequence[bool]) -> np.ndarray:
-    """(z, x, y) uint8: the label of a voxel where it and those after it have one label, otherwise `MIXED`.
+def _in_plane(plane: np.ndarray, outer: _Taps, inner: _Taps) -> np.ndarray:
+    """(inner, outer) uint8: the label of the voxels (outer, inner) around each sample, or `MIXED` if they differ."""
+    codes = plane.copy()
+    if outer.between:
+        codes[:-1] |= _marked(plane[:-1] != plane[1:])
+    if inner.between:  # cells that are mixed already differ from every label, or stay so
+        codes[:, :-1] |= _marked(codes[:, :-1] != codes[:, 1:])
+    # Whole rows are copied, and the plane is transposed in between: single values take several times as long.
+    return cv2.transpose(codes[outer.low])[inner.low]
+
+
+def _marked(where: np.ndarray) -> np.ndarray:
+    """uint8 of a boolean array: all bits, which are `MIXED`, or none."""
+    return np.negative(where.view(np.uint8))
+
+
+def _decide(below: np.ndarray, above: np.ndarray, share: np.float32, *, at_least_half: bool) -> None:
+    """Bring the labels of a slice that lies between two planes into those of the plane below.
 
     Args:
-        planes: (z, x, y) labels.
-        between: for each axis, whether the voxels after it along this axis count.
+        below: (inner, outer) labels of the plane below, or `MIXED`; changed.
+        above: of the plane above.
+        share: weight of the plane above, in (0, 1).
+        at_least_half: see `interpolated_labels`.
     """
-    codes = planes.copy()
-    for axis, counts in enumerate(between):
-        if counts:
-            voxels = np.moveaxis(codes, axis, 0)
-            # Cells of the axes before that are mixed already stay so: they differ from every label.
-            np.copyto(voxels[:-1], MIXED, where=voxels[:-1] != voxels[1:])
-    return codes
+    either = (below == MIXED) | (above == MIXED)
+    if share > 0.5 + EQUAL:
+        below[:] = above
+    elif share >= 0.5 - EQUAL:
+        (np.maximum if at_least_half else np.minimum)(below, above, out=below)
+    below |= _marked(either)
 
 
 def _corners(planes: np.ndarray, samples: Sequence[tuple[_Taps, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,17 +128,15 @@ def _corners(planes: np.ndarray, samples: Sequence[tuple[_Taps, np.ndarray]]) ->
     Returns: labels (m, n) uint8 of the voxels around each sample, and their weights (m, n) float32.
     """
     steps = (planes.shape[1] * planes.shape[2], planes.shape[2], 1)
-    sides = []
+    voxels, weights = [np.intp(0)], [np.float32(1)]
     for step, (taps, numbers) in zip(steps, samples, strict=True):
         share = taps.share[numbers]
-        sides.append([(taps.low[numbers] * step, 1 - share)])
+        sides = [(taps.low[numbers] * step, 1 - share)]
         if taps.between:
-            sides[-1].append((taps.high[numbers] * step, share))
-    labels, weights = [], []
-    for (z, of_z), (x, of_x), (y, of_y) in itertools.product(*sides):
-        labels.append(planes.ravel()[z + x + y])
-        weights.append(of_z * of_x * of_y)
-    return np.stack(labels), np.stack(weights)
+            sides.append((taps.high[numbers] * step, share))
+        voxels = [voxel + side for voxel in voxels for side, _ in sides]
+        weights = [weight * side for weight in weights for _, side in sides]
+    return planes.ravel()[np.stack(voxels)], np.stack(weights)
 
 
 def _winners(corners: np.ndarray, weights: np.ndarray, *, at_least_half: bool) -> np.ndarray:
@@ -127,9 +146,9 @@ def _winners(corners: np.ndarray, weights: np.ndarray, *, at_least_half: bool) -
     for value in np.flatnonzero(np.bincount(corners.ravel(), minlength=1)):
         share = np.multiply(weights, corners == value).sum(axis=0)
         if at_least_half:
-            winners[share >= 0.5] = value
+            winners[share >= 0.5 - EQUAL] = value
             continue
-        better = share > best
+        better = share > best + EQUAL
         winners[better] = value
         best[better] = share[better]
     return winners

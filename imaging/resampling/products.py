@@ -23,14 +23,14 @@ def weighted(planes: np.ndarray, weights: list[np.ndarray | None]) -> np.ndarray
     # The axis whose voxels lie next to each other in memory comes first: no copy in another order is needed.
     turned = abs(planes.strides[1]) < abs(planes.strides[2])
     first, second = (rows, columns) if turned else (columns, rows)
-    planes = np.ascontiguousarray(planes.swapaxes(1, 2) if turned else planes, dtype=np.float32)
+    planes = planes.swapaxes(1, 2) if turned else planes
     if places is not None:
-        planes = np.tensordot(places, planes, axes=(1, 0))
+        planes = np.tensordot(places, planes.astype(np.float32, copy=False), axes=(1, 0))
+    elif planes.dtype != np.float32 or planes.strides[2] != planes.itemsize:  # such as flipped ones
+        planes = np.ascontiguousarray(planes, dtype=np.float32)
     half = np.empty((*planes.shape[:2], len(first)), np.float32)
-    # Not -1, which is not defined where no voxel is kept along an axis.
-    flat, flat_half = (array.reshape(np.prod(array.shape[:2]), array.shape[2]) for array in (planes, half))
     for samples, voxels in _bands(first):
-        np.matmul(flat[:, voxels], first[samples, voxels].T, out=flat_half[:, samples])
+        np.matmul(planes[:, :, voxels], first[samples, voxels].T, out=half[:, :, samples])
     slices = np.empty((len(half), len(rows), len(columns)), np.float32)
     for samples, voxels in _bands(second):
         if turned:

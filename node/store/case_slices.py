@@ -22,7 +22,7 @@ from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_choices import UNLABELLED
-from ...imaging.slice_format import SliceFormat, count_bytes
+from ...imaging.slice_format import SliceFormat, count_bytes, parts_of
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
 from .label_tables import MAX_CLASSES, read_gaze, read_presence
@@ -330,8 +330,12 @@ def label_facts(labels: np.ndarray, *, voxel: float, lost: float, spacing: np.nd
 
 def _share_outside(grid: SliceGrid, label: Volume) -> float:
     """Of the annotated voxels, the share that no slice covers."""
+    covered = grid.covered_part(label)
+    if covered.size == label.data.size:
+        return 0.0
     total, inside = (
-        np.count_nonzero((part > 0) & (part < UNLABELLED)) for part in (label.data, grid.covered_part(label))
+        sum(np.count_nonzero((part > 0) & (part < UNLABELLED)) for part in parts_of(values))
+        for values in (label.data, covered)
     )
     return 1 - inside / total if total else 0.0
 
