@@ -141,14 +141,22 @@ def _corners(planes: np.ndarray, samples: Sequence[tuple[_Taps, np.ndarray]]) ->
 
 def _winners(corners: np.ndarray, weights: np.ndarray, *, at_least_half: bool) -> np.ndarray:
     """(n,) uint8 labels of samples, see `interpolated_labels`, from those of the voxels around them, see `_corners`."""
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    of_high = corners == high
+    share = np.multiply(weights, of_high).sum(axis=0)
+    winners = np.where(share >= 0.5 - EQUAL if at_least_half else share > 0.5 + EQUAL, high, low)
+    several = np.flatnonzero(~(of_high | (corners == low)).all(axis=0))  # more than two labels, which is rare
+    winners[several] = _winners_of_several(corners[:, several], weights[:, several], at_least_half=at_least_half)
+    return winners
+
+
+def _winners_of_several(corners: np.ndarray, weights: np.ndarray, *, at_least_half: bool) -> np.ndarray:
+    """`_winners` of samples with any number of labels around them."""
     best = np.zeros(corners.shape[1], np.float32)
     winners = np.zeros(corners.shape[1], np.uint8)
     for value in np.flatnonzero(np.bincount(corners.ravel(), minlength=1)):
         share = np.multiply(weights, corners == value).sum(axis=0)
-        if at_least_half:
-            winners[share >= 0.5 - EQUAL] = value
-            continue
-        better = share > best + EQUAL
+        better = share >= 0.5 - EQUAL if at_least_half else share > best + EQUAL
         winners[better] = value
         best[better] = share[better]
     return winners

@@ -20,13 +20,13 @@ def weighted(planes: np.ndarray, weights: list[np.ndarray | None]) -> np.ndarray
     Returns: (slices, rows, columns) float32.
     """
     rows, columns, places = weights
+    if places is not None and len(places) < len(planes):  # fewer planes are left for the other two axes
+        planes, places = _across(places, planes), None
     # The axis whose voxels lie next to each other in memory comes first: no copy in another order is needed.
     turned = abs(planes.strides[1]) < abs(planes.strides[2])
     first, second = (rows, columns) if turned else (columns, rows)
     planes = planes.swapaxes(1, 2) if turned else planes
-    if places is not None:
-        planes = np.tensordot(places, planes.astype(np.float32, copy=False), axes=(1, 0))
-    elif planes.dtype != np.float32 or planes.strides[2] != planes.itemsize:  # such as flipped ones
+    if planes.dtype != np.float32 or planes.strides[2] != planes.itemsize:  # such as flipped ones
         planes = np.ascontiguousarray(planes, dtype=np.float32)
     half = np.empty((*planes.shape[:2], len(first)), np.float32)
     for samples, voxels in _bands(first):
@@ -37,7 +37,17 @@ def weighted(planes: np.ndarray, weights: list[np.ndarray | None]) -> np.ndarray
             np.matmul(half[:, voxels].swapaxes(1, 2), second[samples, voxels].T, out=slices[:, :, samples])
         else:
             np.matmul(second[samples, voxels], half[:, voxels], out=slices[:, samples])
-    return slices
+    return slices if places is None else _across(places, slices)
+
+
+def _across(places: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """(count, x, y) float32: the planes (n, x, y) weighted by `places` (count, n), in their order in memory."""
+    turned = abs(planes.strides[1]) < abs(planes.strides[2])
+    planes = planes.swapaxes(1, 2) if turned else planes
+    found = np.empty((len(places), *planes.shape[1:]), np.float32)
+    # Row by row: small products need no copy of the voxels in another order.
+    np.matmul(places, planes.swapaxes(0, 1), out=found.swapaxes(0, 1))
+    return found.swapaxes(1, 2) if turned else found
 
 
 def _bands(weights: np.ndarray) -> Iterator[tuple[slice, slice]]:
