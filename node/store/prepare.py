@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from ... import __version__
 from ...common.fault_log import unforeseen
 from ...common.memory import keep_freed_memory, nothing_old_collected
 from ...common.progress import track
-from ...common.threads import one_thread_each
+from ...common.threads import one_thread_each, quick_turns
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.archive.pseudonyms import Pseudonyms
@@ -44,6 +45,7 @@ from .case_slices import cut as cut_volume
 from .case_slices import survey as survey_volume
 from .patient_split import split_patients
 from .prepare_config import PrepareConfig
+from .quality_page import import_drawing
 from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, checksum
 from .store_format import channel_range, fitting_format
@@ -162,7 +164,7 @@ def prepare_cases(
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     keep_freed_memory()
-    with working_folder(out) as work, one_thread_each(), nothing_old_collected():
+    with working_folder(out) as work, one_thread_each(), quick_turns(), nothing_old_collected():
         return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found, Path(source))
 
 
@@ -208,6 +210,10 @@ class _Run:
         elif seen:
             fmt = fitting_format([s for s in seen.values() if split[s.patient] != "test"], self.config)
         settings = self._settings(fmt) if fmt else {}
+        if seen:
+            Thread(
+                target=import_drawing
+            ).start()  # for the page at the end: threads leave much of the interpreter's time
         parts = self._each(
             [case for case in fresh if case.name in seen],
             lambda case: self._cut(
