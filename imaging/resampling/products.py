@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+AT_ONCE = 4  # planes that are worked on at once, so that they stay in the processor's cache
 BAND = 32  # samples that are computed by one product, from the few voxels that have a weight in them
 
 
@@ -25,18 +26,21 @@ def weighted(planes: np.ndarray, weights: list[np.ndarray | None]) -> np.ndarray
     # The axis whose voxels lie next to each other in memory comes first: no copy in another order is needed.
     turned = abs(planes.strides[1]) < abs(planes.strides[2])
     first, second = (rows, columns) if turned else (columns, rows)
+    first_bands, second_bands = list(_bands(first)), list(_bands(second))
     planes = planes.swapaxes(1, 2) if turned else planes
     if planes.dtype != np.float32 or planes.strides[2] != planes.itemsize:  # such as flipped ones
         planes = np.ascontiguousarray(planes, dtype=np.float32)
-    half = np.empty((*planes.shape[:2], len(first)), np.float32)
-    for samples, voxels in _bands(first):
-        np.matmul(planes[:, :, voxels], first[samples, voxels].T, out=half[:, :, samples])
-    slices = np.empty((len(half), len(rows), len(columns)), np.float32)
-    for samples, voxels in _bands(second):
-        if turned:
-            np.matmul(half[:, voxels].swapaxes(1, 2), second[samples, voxels].T, out=slices[:, :, samples])
-        else:
-            np.matmul(second[samples, voxels], half[:, voxels], out=slices[:, samples])
+    slices = np.empty((len(planes), len(rows), len(columns)), np.float32)
+    for start in range(0, len(planes), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        half = np.empty((len(planes[part]), planes.shape[1], len(first)), np.float32)
+        for samples, voxels in first_bands:
+            np.matmul(planes[part, :, voxels], first[samples, voxels].T, out=half[:, :, samples])
+        for samples, voxels in second_bands:
+            if turned:
+                np.matmul(half[:, voxels].swapaxes(1, 2), second[samples, voxels].T, out=slices[part, :, samples])
+            else:
+                np.matmul(second[samples, voxels], half[:, voxels], out=slices[part, samples])
     return slices if places is None else _across(places, slices)
 
 
