@@ -238,7 +238,7 @@ def count_whole(values: np.ndarray, low: float, high: float) -> np.ndarray | Non
     Returns: None if one of the values is no whole number, or there are more than 65536 numbers.
     """
     number = high - low + 1
-    if number > 1 << 16 or low != round(low) or max(-low, high) > LARGEST_EXACT:
+    if not number <= 1 << 16 or low != round(low) or max(-low, high) > LARGEST_EXACT:  # so too for NaN
         return None
     found, done = np.empty(values.size, np.uint16), 0
     for part in parts_of(values):

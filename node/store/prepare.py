@@ -51,6 +51,7 @@ from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, ch
 from .store_format import channel_range, fitting_format
 from .store_warnings import store_warnings
 from .store_writer import (
+    CUT_LAYOUT,
     CutCase,
     StoreArrays,
     commit,
@@ -334,7 +335,7 @@ class _Run:
         self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object], *, held_out: bool
     ) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        text = json.dumps([__version__, seen.digest, settings, seen.centre, held_out])
+        text = json.dumps([__version__, CUT_LAYOUT, seen.digest, settings, seen.centre, held_out])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             known = self._window_known(fmt)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from .quality_page import QUALITY_PAGE, write_quality_page
 from .slice_store import DTYPES, Case, CaseFacts, SliceStore, StoreIndex
 
 WORK, STAGED = ".partial", "store"
+CUT_LAYOUT = 2  # of the files in the working folder; those of another one are not used
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 LISTS = ("gaze", "references")
@@ -172,7 +174,8 @@ class CutCase:
             classes=slices.facts.highest_label + 1 if arrays else 0,
         )
         arrays = {kind: np.ascontiguousarray(array) for kind, array in tensors.items()}
-        unfinished = self.path.with_suffix(".part")  # one run at a time works in this folder
+        # One run at a time works in this folder, but two of its threads may cut cases with equal files.
+        unfinished = self.path.with_suffix(f".{threading.get_ident()}.part")
         save_file(arrays, unfinished, {"facts": json.dumps(write_record(facts))})
         os.replace(unfinished, self.path)
         self.facts = facts  # so that they need not be read again
