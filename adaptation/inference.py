@@ -219,7 +219,7 @@ def slice_probabilities(
         raise VolumeError(f"{image.path}: has {image.channels} channels; it must have {fmt.channels}, as the model's")
     grid = image.grid(fmt, centre=centre)
     intensities = image.facts(plane=fmt.plane, box=grid.box).intensities
-    slices = torch.from_numpy(fmt.scale(image.standardised(grid, intensities))).to(device)
+    slices = torch.from_numpy(image.scaled(grid, intensities)).to(device)
     found = torch.stack([segmenter.probabilities(slices, views=views) for segmenter in segmenters]).mean(0)
     return grid, found.cpu().numpy()
 

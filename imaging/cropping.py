@@ -27,7 +27,7 @@ def crop_box(data: np.ndarray, crop: str, *, published: bool = False) -> tuple[t
         raise ConfigError(f"crop is '{crop}'; choose one of {', '.join(CROPS)}")
     if crop == "none":
         return tuple((0, n) for n in data.shape)
-    profiles = [data.max(axis=tuple(a for a in range(3) if a != axis)).astype(np.float64) for axis in range(3)]
+    profiles = [profile.astype(np.float64) for profile in _plane_maxima(data)]
     if published:
         return tuple(_published_ends(profile) for profile in profiles)
     darkest = float(data.min())
@@ -48,6 +48,15 @@ def refuse_centre_in_air(what: str, centre: tuple[float, float], box: tuple[tupl
                 f"{what} is voxel {value:.6g} along the slices' {axis}, in the air that is cropped away; choose one "
                 f"from {start} to {stop - 1}, or keep the air (crop 'none')"
             )
+
+
+def _plane_maxima(data: np.ndarray) -> list[np.ndarray]:
+    """The highest voxel of every plane of (X, Y, Z) along each of the three axes."""
+    apart = int(np.argmax(np.abs(data.strides)))  # planes along it lie together in memory: compared, not searched
+    others = [axis for axis in range(3) if axis != apart]
+    flat = data.max(axis=apart)
+    maxima = {apart: data.max(axis=tuple(others)), others[0]: flat.max(axis=1), others[1]: flat.max(axis=0)}
+    return [maxima[axis] for axis in range(3)]
 
 
 def _ends(profile: np.ndarray) -> tuple[int, int]:

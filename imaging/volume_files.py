@@ -124,6 +124,8 @@ def _finite(path: Path, volume: Volume, nan: str) -> Volume:
         raise VolumeError(f"{path}: its affine cannot be inverted; use a file with a repaired header")
     if volume.data.dtype.kind != "f":
         return volume
+    if np.isfinite(volume.data.min()) and np.isfinite(volume.data.max()):  # NaN would be both
+        return volume
     known = np.isfinite(volume.data)
     if not (bad := int(known.size - known.sum())):
         return volume

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError, FedFactoryError, StoreError, UsageError, VolumeError
 from fedfactory.generative.config import FactoryConfig
-from fedfactory.imaging.images import digest_of_array
+from fedfactory.imaging.images import Intensities, digest_of_array, half_precision, histogram_bins
 from fedfactory.imaging.patients import patient_of
 from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.slice_format import (
+    PAIRS_PAY,
     SliceFormat,
     count_bytes,
     count_intensities,
+    count_whole,
     intensity_window,
     z_bins_of,
 )
@@ -64,10 +66,59 @@ def test_bytes_are_counted_in_pairs_and_the_odd_one_counts_too(values, order):
     np.testing.assert_array_equal(count_bytes(square), 2 * found)
 
 
+@pytest.mark.parametrize("size", [PAIRS_PAY - 1, PAIRS_PAY, PAIRS_PAY + 1])
+def test_bytes_of_large_arrays_are_counted_in_pairs_and_the_odd_one_counts_too(size):
+    values = (np.random.default_rng(0).integers(0, 256, size) ** 2 // 300).astype(np.uint8)
+    values[-1] = 255
+    np.testing.assert_array_equal(count_bytes(values), np.bincount(values, minlength=256))
+
+
 @settings(max_examples=50, deadline=None)
 @given(
-    st.tuples(*[st.integers(1, 7)] * 3), st.sampled_from(["u1", "u2", "f4", "f8"]), st.sampled_from("CF"), st.booleans()
-)
+    low=st.integers(-40_000, 40_000), span=st.integers(1, 70_000), order=st.sampled_from("CF"), whole=st.booleans(),
+    negative=st.booleans(),
+)  # fmt: skip
+def test_grey_levels_of_whole_numbers_are_those_of_all_voxels(low, span, order, whole, negative):
+    """More voxels than are worked on at once. Mean and deviation are numpy's, bins those of every single voxel."""
+    values = np.random.default_rng(span).integers(low, low + span + 1, (50, 40, 60)).astype(np.float32)
+    values[0, 0, :2] = low, low + span
+    if not whole:
+        values[-1, -1, -1] += 0.5 if span < 2 else -0.5
+    stored = np.array(values[:, ::-1], order=order)[:, ::-1] if negative else np.array(values, order=order)
+    found = Intensities.of(stored)
+    counted = whole and span < 1 << 16
+    assert (count_whole(stored, found.low, found.high) is not None) == counted
+    assert (found.low, found.high) == (values.min(), values.max())
+    assert found.mean == pytest.approx(values.mean(dtype=np.float64), rel=1e-6, abs=1e-6)
+    assert found.deviation == pytest.approx(values.std(dtype=np.float64), rel=1e-6)
+    bins = histogram_bins(values, found.low, found.high)
+    np.testing.assert_array_equal(found.counts, np.bincount(bins.ravel(), minlength=64))
+
+
+def test_numbers_without_an_end_are_not_counted_as_whole_ones():
+    for odd in (np.nan, np.inf):
+        values = np.array([[0.0, odd]], np.float32)
+        assert count_whole(values, float(values.min()), float(values.max())) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(0, 6)] * 3), st.integers(0, 99))
+def test_half_precision_is_that_of_numpy(shape, seed):
+    """Rounding to the nearest, halves to the even one, numbers below the smallest normal one, and NaN."""
+    rng = np.random.default_rng(seed)
+    values = (rng.uniform(-1, 1, shape) * 10.0 ** rng.integers(-9, 1, shape)).astype(np.float32)
+    values[rng.random(shape) < 0.2] = 1 + 2.0**-11
+    values[rng.random(shape) < 0.1] = np.nan
+    found = half_precision(values)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, values.astype(np.float16))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 7)] * 3) | st.just((50, 60, 40)), st.sampled_from(["u1", "u2", "f4", "f8"]),
+    st.sampled_from("CF"), st.booleans(),
+)  # fmt: skip
 def test_the_digest_of_voxels_does_not_depend_on_their_order_in_memory(shape, dtype, order, flipped):
     values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     stored = np.array(values, order=order)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from fedfactory.errors import ConfigError
 from fedfactory.imaging.cropping import crop_box
+from fedfactory.imaging.resampling.axis import Axis
+from fedfactory.imaging.resampling.labels import interpolated_labels
 from fedfactory.imaging.slice_choices import PLANES, UNLABELLED
 from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volumes import Volume, orientation, turned_back
@@ -70,6 +72,63 @@ def test_products_of_bands_equal_those_of_whole_matrices(codes, shape, pixel, or
     inside[tuple(axis.inside for axis in (grid.axes[2], *grid.axes[:2]))] = True
     np.testing.assert_array_equal(np.isfinite(found), inside)
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kept=st.integers(1, 60),
+    count=st.integers(1, 80),
+    ratio=st.floats(0.3, 3.0),
+    moved=st.floats(-3.0, 3.0),
+    blur=st.sampled_from([0.0, 0.4, 1.3]),
+)
+def test_weights_of_cubic_splines_are_those_of_scipys_interpolation(kept, count, ratio, moved, blur):
+    offset = (kept - 1) / 2 - ratio * (count - 1) / 2 + moved
+    impulses = ndimage.gaussian_filter1d(np.eye(kept), blur, axis=0, mode="nearest") if blur else np.eye(kept)
+    expected = ndimage.affine_transform(
+        impulses, [ratio, 1.0], [offset, 0.0], output_shape=(count, kept), order=3, mode="nearest"
+    )
+    np.testing.assert_allclose(Axis(0, kept, count, ratio, offset).forward(3, blur), expected, atol=1e-6)
+
+
+def samples(voxels: int) -> st.SearchStrategy[Axis]:
+    """Axes over all voxels, equal grids and places in the middle between voxels among them."""
+
+    def axis(count: int, ratio: float, moved: float) -> Axis:
+        return Axis(0, voxels, count, ratio, (voxels - 1) / 2 - ratio * (count - 1) / 2 + moved)
+
+    ratios = st.sampled_from([0.5, 1.0, 2.0]) | st.floats(0.4, 2.5)
+    moved = st.sampled_from([0.0, 0.5]) | st.floats(-1.0, 1.0)
+    return st.just(Axis(0, voxels, voxels, 1.0, 0.0)) | st.builds(axis, st.integers(1, 30), ratios, moved)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), seed=st.integers(0, 999), order=st.sampled_from("CF"), half=st.booleans())
+def test_labels_are_those_with_the_largest_share_of_a_pixel(data, seed, order, half):
+    """The reference interpolates the indicator of every label in double precision; 255 is a label as any other."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 14, 3))
+    regions = np.digitize(ndimage.gaussian_filter(rng.normal(size=shape), rng.choice([0.01, 1.5])), [-0.3, 0.0, 0.2])
+    labels = np.array(np.array([0, 3, 255, 1], np.uint8)[regions], order=order)
+    planes = np.moveaxis(labels, 2, 0)
+    axes = [data.draw(samples(n)) for n in planes.shape]
+    values = np.unique(labels)
+    weights = [linear_weights(axis) for axis in axes]
+    shares = [np.einsum("kz,ix,jy,zxy->kij", *weights, (planes == value).astype(float)) for value in values]
+    if half:
+        expected = np.zeros(shares[0].shape, np.uint8)
+        for value, share in zip(values, shares, strict=True):
+            expected[(share >= 0.5 - 1e-6) & (value > 0)] = value
+    else:
+        expected = values[np.argmax(np.array(shares) >= np.max(shares, axis=0) - 1e-6, axis=0)]
+    np.testing.assert_array_equal(interpolated_labels(planes, axes, at_least_half=half), expected)
+
+
+def linear_weights(axis: Axis) -> np.ndarray:
+    """(n, voxels) float64, of the samples that lie in a voxel."""
+    places = axis.offset + axis.ratio * np.arange(axis.inside.start, axis.inside.stop)
+    weights = [np.interp(places, np.arange(axis.stop), unit) for unit in np.eye(axis.stop)]
+    return np.stack(weights, axis=1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,17 +9,21 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
-from fedfactory.errors import StoreError, UsageError
+from fedfactory.errors import StoreError, UsageError, VolumeError
+from fedfactory.imaging.cases import find_cases
 from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.node.store import prepare as prepare_module
-from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store import store_writer
+from fedfactory.node.store.prepare import prepare, prepare_cases
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from helpers import ball_volume, folder_bytes, write_site
+from safetensors.numpy import save_file
 
 CONFIG = PrepareConfig(domain="x", size=16, z_bins=4)
 
@@ -121,12 +125,43 @@ def test_the_store_does_not_depend_on_the_number_of_workers(site, tmp_path):
     assert folder_bytes(tmp_path / "single") == folder_bytes(tmp_path / "four")
 
 
+def test_threads_take_their_usual_turns_again_after_a_run(site, tmp_path):
+    before, seen = sys.getswitchinterval(), []
+
+    def survey(*_):
+        seen.append(sys.getswitchinterval())
+        raise VolumeError("no case is good enough")
+
+    with pytest.raises(VolumeError, match="good enough"):
+        prepare_cases(find_cases(site), tmp_path / "out", CONFIG, source=site, survey=survey)
+    assert max(seen) < before == sys.getswitchinterval()
+
+
+def test_cases_with_equal_files_are_cut_at_the_same_time(tmp_path, monkeypatch):
+    """Equal files have one name in the working folder; a file that both threads write would be gone for the second."""
+    image, label = ball_volume()
+    for name in ("case0", "case1"):
+        write_volume(tmp_path / "s" / name / "image" / "i.nii.gz", image)
+        write_volume(tmp_path / "s" / name / "label" / "l.nii.gz", label)
+    together = Barrier(2)
+
+    def save(*arguments):
+        together.wait(timeout=30)  # both have found that nobody has cut the case yet
+        save_file(*arguments)
+        together.wait(timeout=30)
+
+    monkeypatch.setattr(store_writer, "save_file", save)
+    result = prepare(tmp_path / "s", tmp_path / "out", CONFIG, workers=2)
+    assert [case.count for case in result.store.cases] == [8, 8] and not result.failed
+    result.store.verify()
+
+
 def test_cut_slices_are_read_by_threads_that_interrupt_each_other(site, tmp_path):
     """CPython's `ast`, which parses `.npy` headers, counts its depth for all threads together and raises at random."""
     prepare_interrupted = """
 import gc, sys, time
 from pathlib import Path
-from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare import prepare, prepare_cases
 from fedfactory.node.store.prepare_config import PrepareConfig
 sys.setswitchinterval(1e-6)
 gc.set_threshold(7)
@@ -172,7 +207,7 @@ def test_of_five_runs_that_start_together_on_a_new_store_none_harms_another(site
 
 CHILD = """
 import sys
-from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare import prepare, prepare_cases
 from fedfactory.node.store.prepare_config import PrepareConfig
 print("ready", flush=True)
 sys.stdin.readline()

@@ -90,13 +90,11 @@ class PictureImage(Image):
         """See `Image`."""
         return {self.path: self._content}
 
-    def slices(self, grid: SliceGrid) -> np.ndarray:
+    def inner(self, grid: SliceGrid) -> np.ndarray:
         """See `Image`."""
         planes = self._planes(grid)
-        slices = np.full((1, *planes.shape), np.nan, np.float32)
         _, rows, columns = grid.kept_pixels
-        slices[0, :, rows, columns] = planes[:, rows, columns] / np.float32(np.iinfo(planes.dtype).max)
-        return slices
+        return planes[None, :, rows, columns] / np.float32(np.iinfo(planes.dtype).max)
 
     def stored(self, grid: SliceGrid, intensities: Sequence[Intensities]) -> StoredSlices:
         """See `Image`. Of 8 bits there are 256 grey levels: each is scaled once."""

@@ -17,12 +17,12 @@ from ...imaging.archive.series import patient_digest
 from ...imaging.case_files import CaseFiles, is_label_table
 from ...imaging.formats.label_values import suggestion
 from ...imaging.image_reader import read_image
-from ...imaging.images import Box, Image, ImageFacts, StoredSlices
+from ...imaging.images import Box, Image, ImageFacts, StandardisedSlices, StoredSlices
 from ...imaging.label_maps import LabelMap, read_label_map, read_mask_volume
 from ...imaging.patients import patient_of
 from ...imaging.pictures.picture_image import is_picture_file
 from ...imaging.slice_choices import UNLABELLED
-from ...imaging.slice_format import SliceFormat, count_bytes
+from ...imaging.slice_format import SliceFormat, count_bytes, parts_of
 from ...imaging.slice_grid import SliceGrid, span_around
 from ...imaging.volumes import Volume
 from .label_tables import MAX_CLASSES, read_gaze, read_presence
@@ -100,7 +100,7 @@ class CaseSlices:
     """A case cut into slices.
 
     Attributes:
-        standardised: (n, channels, size, size) float32, NaN outside the image; None where the window is known.
+        standardised: slices of which the window is not known yet; None where it is.
         stored: slices on the [-1, 1] scale; None where the window is not known yet.
         image: what is known of the image's voxels.
         labels: (n, size, size) uint8, 255 where nobody annotated; or None.
@@ -112,7 +112,7 @@ class CaseSlices:
         facts: what is known of the labels.
     """
 
-    standardised: np.ndarray | None = None
+    standardised: StandardisedSlices | None = None
     stored: StoredSlices | None = None
     image: ImageFacts
     labels: np.ndarray | None = None
@@ -125,7 +125,7 @@ class CaseSlices:
     @property
     def count(self) -> int:
         """Number of slices."""
-        return len(self.standardised if self.stored is None else self.stored.images)
+        return len(self.stored.images) if self.standardised is None else self.standardised.count
 
 
 def digest_of(case: CaseFiles, contents: Mapping[Path, bytes] | None = None) -> str:
@@ -330,8 +330,12 @@ def label_facts(labels: np.ndarray, *, voxel: float, lost: float, spacing: np.nd
 
 def _share_outside(grid: SliceGrid, label: Volume) -> float:
     """Of the annotated voxels, the share that no slice covers."""
+    covered = grid.covered_part(label)
+    if covered.size == label.data.size:
+        return 0.0
     total, inside = (
-        np.count_nonzero((part > 0) & (part < UNLABELLED)) for part in (label.data, grid.covered_part(label))
+        sum(np.count_nonzero((part > 0) & (part < UNLABELLED)) for part in parts_of(values))
+        for values in (label.data, covered)
     )
     return 1 - inside / total if total else 0.0
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import UsageError, VolumeError
 from ...imaging.case_files import CaseFiles, Found, printable
-from ...imaging.images import ImageFacts, Intensities, digest_of_array
+from ...imaging.images import ImageFacts, Intensities, StandardisedSlices, digest_of_array
 from ...imaging.patients import patient_of
 from ...imaging.slice_choices import UNLABELLED
 from ...imaging.slice_format import SliceFormat
@@ -81,7 +81,7 @@ def import_slices(
         reference = to_runs(np.moveaxis(labels, 0, -1)) if held_out and labels is not None else None
         height = len(data) * slice_spacing
         return CaseSlices(
-            standardised=data[:, None],
+            standardised=StandardisedSlices(data[:, None], tuple(slice(0, n) for n in data.shape), len(data)),
             image=seen.image,
             labels=labels,
             reference=reference,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from ... import __version__
 from ...common.fault_log import unforeseen
 from ...common.memory import keep_freed_memory, nothing_old_collected
 from ...common.progress import track
-from ...common.threads import one_thread_each
+from ...common.threads import one_thread_each, quick_turns
 from ...errors import FedFactoryError, StoreError, UsageError, VolumeError
 from ...imaging.accounting.account import Accounting, Wanted, account_for
 from ...imaging.archive.pseudonyms import Pseudonyms
@@ -44,11 +45,13 @@ from .case_slices import cut as cut_volume
 from .case_slices import survey as survey_volume
 from .patient_split import split_patients
 from .prepare_config import PrepareConfig
+from .quality_page import import_drawing
 from .slice_centres import is_centred, rows_without_case
 from .slice_store import FORMAT_VERSION, INDEX, Case, SliceStore, StoreIndex, checksum
 from .store_format import channel_range, fitting_format
 from .store_warnings import store_warnings
 from .store_writer import (
+    CUT_LAYOUT,
     CutCase,
     StoreArrays,
     commit,
@@ -162,7 +165,7 @@ def prepare_cases(
         raise UsageError(f"workers is {workers}; it must be at least 1")
     out = Path(out)
     keep_freed_memory()
-    with working_folder(out) as work, one_thread_each(), nothing_old_collected():
+    with working_folder(out) as work, one_thread_each(), quick_turns(), nothing_old_collected():
         return _Run(out, work, config, workers=workers, survey=survey, cut=cut).extend(found, Path(source))
 
 
@@ -208,6 +211,10 @@ class _Run:
         elif seen:
             fmt = fitting_format([s for s in seen.values() if split[s.patient] != "test"], self.config)
         settings = self._settings(fmt) if fmt else {}
+        if seen:
+            Thread(
+                target=import_drawing
+            ).start()  # for the page at the end: threads leave much of the interpreter's time
         parts = self._each(
             [case for case in fresh if case.name in seen],
             lambda case: self._cut(
@@ -328,7 +335,7 @@ class _Run:
         self, case: CaseFiles, seen: Survey, fmt: SliceFormat, settings: Mapping[str, object], *, held_out: bool
     ) -> CutCase:
         """Cut a case into the working folder, unless an earlier run has done so with the same settings."""
-        text = json.dumps([__version__, seen.digest, settings, seen.centre, held_out])
+        text = json.dumps([__version__, CUT_LAYOUT, seen.digest, settings, seen.centre, held_out])
         part = CutCase(self.work, hashlib.sha256(text.encode()).hexdigest()[:32])
         if not part.complete:
             known = self._window_known(fmt)
@@ -357,7 +364,7 @@ class _Run:
         low, high = channel_range(channel, fmt, [part.facts for part in parts])
         counts = np.zeros(WINDOW_BINS, dtype=np.int64)
         for _, found in self._parallel(
-            parts, lambda p: count_intensities(p.standardised()[:, channel], low, high), "counting"
+            parts, lambda p: count_intensities(p.standardised().values[:, channel], low, high), "counting"
         ):
             counts += found
         return intensity_window(low, high, counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,12 @@ NOTE = (
     "<b>This page shows patients and stays at this site.</b> It names cases and holds images. Of the store, only "
     "<code>format.json</code> may be handed to others: it has slice format and domain, nothing of any patient."
 )
+
+
+def import_drawing() -> None:
+    """Import what draws the page's figure, which takes longer than drawing it."""
+    importlib.import_module("matplotlib.collections")
+    importlib.import_module("matplotlib.backends.backend_agg")
 
 
 def write_quality_page(store: SliceStore, path: Path) -> None:

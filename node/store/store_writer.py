@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from ...common.files import make_folder, open_for_writing, refuse_existing, sync
 from ...common.json_text import parse_json
 from ...common.records import read_record, write_record
 from ...errors import FedFactoryError, UsageError
-from ...imaging.images import ImageFacts, channel_ends, clipped_share
+from ...imaging.images import ImageFacts, StandardisedSlices
 from ...imaging.slice_choices import UNLABELLED
 from ...imaging.slice_format import BACKGROUND, SliceFormat
 from ..store_index import INDEX
@@ -33,6 +34,7 @@ from .quality_page import QUALITY_PAGE, write_quality_page
 from .slice_store import DTYPES, Case, CaseFacts, SliceStore, StoreIndex
 
 WORK, STAGED = ".partial", "store"
+CUT_LAYOUT = 2  # of the files in the working folder; those of another one are not used
 ARRAY_NAME = re.compile(rf"({'|'.join(DTYPES)})-[0-9a-f]{{12}}\.npy")
 FILL = {"images": BACKGROUND, "labels": UNLABELLED, "presence": 0}
 LISTS = ("gaze", "references")
@@ -110,6 +112,8 @@ class CutFacts:
         image: what is known of its voxels.
         low: lowest standardised intensity of each channel.
         high: highest standardised intensity of each channel.
+        inside: first and last + 1 of the slices, rows and columns that lie in the image; None for images that are as
+            the store has them.
         clipped: share of the voxels far outside the intensity window; None where the window was not known yet.
         kinds: of the label arrays it has.
         classes: number of label values, background included; 0 without labels.
@@ -121,6 +125,7 @@ class CutFacts:
     image: ImageFacts
     low: tuple[float, ...]
     high: tuple[float, ...]
+    inside: tuple[tuple[int, int], ...] | None
     clipped: float | None
     kinds: tuple[str, ...]
     classes: int
@@ -154,28 +159,32 @@ class CutCase:
         }
         arrays = {kind: array for kind, array in arrays.items() if array is not None}
         stored, raw = slices.stored, slices.standardised
-        tensors = {"standardised": raw} if stored is None else {"images": stored.images}
+        tensors = {"images": stored.images} if raw is None else {"inner": raw.values}
         tensors |= arrays
         facts = CutFacts(
             height=slices.height,
             labels=slices.facts,
             count=slices.count,
             image=slices.image,
-            low=channel_ends(raw, np.fmin) if stored is None else stored.low,
-            high=channel_ends(raw, np.fmax) if stored is None else stored.high,
+            low=(stored if raw is None else raw).low,
+            high=(stored if raw is None else raw).high,
+            inside=None if raw is None else tuple((part.start, part.stop) for part in raw.inside),
             clipped=None if stored is None else stored.clipped,
             kinds=tuple(arrays),
             classes=slices.facts.highest_label + 1 if arrays else 0,
         )
         arrays = {kind: np.ascontiguousarray(array) for kind, array in tensors.items()}
-        unfinished = self.path.with_suffix(".part")  # one run at a time works in this folder
+        # One run at a time works in this folder, but two of its threads may cut cases with equal files.
+        unfinished = self.path.with_suffix(f".{threading.get_ident()}.part")
         save_file(arrays, unfinished, {"facts": json.dumps(write_record(facts))})
         os.replace(unfinished, self.path)
         self.facts = facts  # so that they need not be read again
 
-    def standardised(self) -> np.ndarray:
-        """(n, C, S, S) float32, NaN outside the image."""
-        return self._load("standardised")
+    def standardised(self) -> StandardisedSlices:
+        """The slices, whose window was not known when they were cut."""
+        assert self.facts.inside is not None
+        inside = tuple(slice(*ends) for ends in self.facts.inside)
+        return StandardisedSlices(self._load("inner"), inside, self.facts.count)
 
     def scaled(self, fmt: SliceFormat) -> tuple[dict[str, np.ndarray], float]:
         """The arrays (n, ...) as the store has them, and the share of voxels that lie far outside of the window."""
@@ -183,8 +192,7 @@ class CutCase:
         if self.facts.clipped is not None:
             return {"images": self._load("images"), **arrays}, self.facts.clipped
         raw = self.standardised()
-        arrays["images"] = fmt.scale(raw).astype(DTYPES["images"])
-        return arrays, clipped_share(raw, self.facts.low, self.facts.high, fmt=fmt)
+        return {"images": raw.stored(fmt), **arrays}, raw.clipped(fmt)
 
     def _load(self, kind: str) -> np.ndarray:
         """An array of the case, shaped (n, ...) as in `CaseSlices`."""

@@ -1,0 +1,1 @@
+"""From the voxels of a volume to the pixels of its slices, along axes that are parallel to each other."""
