@@ -32,7 +32,7 @@ import math
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ from shared_anatomy import brains, cached, half_training
 from simulated_federation import SimulatedFederation
 
 CLASSES = 4
+FULL, FURTHER = 7000, 1700  # updates of a first guess and of an adaptation, as the package has them
 SUBJECTS = 20  # simulated brains of a site to train on, and as many that are held out
 AMOUNTS = {"a_quarter": 0.25, "as_many": 1.0, "four_times": 4.0}  # synthetic subjects for each real one
 FIELD = 160.0  # millimetres per side, around the middle of a cardiac scan
@@ -83,6 +84,10 @@ WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
 ROUND = 10  # updates between two averagings
 AUDIT_VOLUMES = 40  # synthetic subjects of each domain
 COLUMNS = 8  # of a picture
+COMPARISONS_IN_FULL = {
+    "first_guess_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
+    "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
+}
 COMPARISONS = {  # what a variant gives: what a site has without it, at equal updates
     "synthetic_alone_four_times": ("first_guess",),
     "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
@@ -143,6 +148,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, choices=list(WIDTHS), default=64, help="pixels per side")
     parser.add_argument("--updates", type=int, default=1000, help="of each site's networks, a multiple of 10")
     parser.add_argument("--segmenter-updates", type=int, default=800)
+    parser.add_argument("--in-full", action="store_true", help="also begin with a first guess that has all its updates")
     parser.add_argument("--quick", action="store_true", help="a few updates at 16 pixels: whether everything runs")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -180,11 +186,19 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         stores = {domain: heart_store(arguments, domain) for domain in task.domains}
     config = SegmenterConfig(network_size="small", updates=arguments.segmenter_updates, seed=seed, **task.segmenter)
     baselines = cached(work / "baselines.json", lambda: score_baselines(work, stores, config))
+    if arguments.in_full:
+        full = cached(work / "full.json", lambda: score_first_guess_in_full(arguments, work, stores, config))
+        baselines["scores_in_full"] = full["scores"]
     print(seed, "baselines", json.dumps(baselines), flush=True)
     variants = {}
     for name in arguments.variants:
         result = cached(work / f"{name}.json", lambda name=name: run(arguments, work, stores, name=name, config=config))
         variants[name] = result
+        if arguments.in_full:
+            full = cached(
+                work / f"{name}.full.json", lambda name=name: run_in_full(arguments, work, stores, name, config)
+            )
+            result["scores_in_full"] = full["scores"]
         print(seed, name, json.dumps(result), flush=True)
     return {"seed": seed, "baselines": baselines, "variants": variants}
 
@@ -246,15 +260,10 @@ def run(
     file = work / f"{name}.factory.safetensors"
     if not file.is_file():
         train_factory(arguments, stores, first_guess, VARIANTS[name], seed=config.seed).save(file)
-    factory = load_factory(file)
     seconds = {"factory": round(time.process_time() - began)}
-    if factory.config.classes:
-        labelled = with_first_guess(factory, first_guess, domain=first, seed=config.seed)
-    else:
-        branch = LabelBranchConfig(seed=config.seed)
-        labelled = train_label_branch(factory, oracles[first], first_guess, domain=first, config=branch)
+    labelled = labelled_factory(work, name, domain=first, seed=config.seed)
     draw(labelled, work / f"{name}.png", seed=config.seed)
-    shared = {f"{a}/{b}": round(score, 3) for (a, b), score in shared_anatomy(factory.generator).items()}
+    shared = {f"{a}/{b}": round(score, 3) for (a, b), score in shared_anatomy(labelled.factory.generator).items()}
     drawn_dice, drawn_shares, scores = {}, {}, {}
     half = half_training(config)
     for domain, store in stores.items():
@@ -287,6 +296,61 @@ def run(
         "privacy": privacy(labelled, stores, seed=config.seed),
         "cpu_seconds": seconds,
     }
+
+
+def labelled_factory(work: Path, name: str, *, domain: str, seed: int) -> LabelledFactory:
+    """The factory with its own labels, or with a label branch that is trained for it; made once."""
+    file = work / f"{name}.labelled.safetensors"
+    if not file.is_file():
+        factory = load_factory(work / f"{name}.factory.safetensors")
+        first_guess = Segmenter.load(work / "first_guess.safetensors")
+        if factory.config.classes:
+            with_first_guess(factory, first_guess, domain=domain, seed=seed).save(file)
+        else:
+            teacher, branch = Segmenter.load(work / f"oracle_{domain}.safetensors"), LabelBranchConfig(seed=seed)
+            train_label_branch(factory, teacher, first_guess, domain=domain, config=branch).save(file)
+    return LabelledFactory.load(file)
+
+
+def score_first_guess_in_full(
+    arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], config: SegmenterConfig
+) -> dict[str, Any]:
+    """Scores of a first guess of FULL updates, and of what FURTHER updates on a site's own slices make of it."""
+    first = next(iter(stores.values()))
+    updates, further = (arguments.segmenter_updates,) * 2 if arguments.quick else (FULL, FURTHER)
+    file = work / "full.safetensors"
+    if not file.is_file():
+        train_on_store(first, first_guess_config(replace(config, updates=updates))).save(file)
+    first_guess = Segmenter.load(file)
+    rows = {domain: {"first_guess": score(first_guess, store)} for domain, store in stores.items()}
+    for domain, store in list(stores.items())[1:]:
+        data = SegmenterData(labelled=own_slices(store, first_guess), start=first_guess)
+        (own,) = adapt(store.format, domain, data, config=replace(config, updates=further))
+        rows[domain]["first_guess_and_own_slices"] = score(own, store)
+    return {"scores": rows}
+
+
+def run_in_full(
+    arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], name: str, config: SegmenterConfig
+) -> dict[str, Any]:
+    """Scores of FURTHER updates, from the first guess of FULL updates, with synthetic slices and with both kinds."""
+    first_guess = Segmenter.load(work / "full.safetensors")
+    config = replace(config, updates=arguments.segmenter_updates if arguments.quick else FURTHER)
+    labelled = labelled_factory(work, name, domain=next(iter(stores)), seed=config.seed)
+    rows: dict[str, dict[str, Any]] = {}
+    for domain, store in list(stores.items())[1:]:
+        patients = len({case.patient for case in store.cases if case.split == "train"})
+        drawn = draw_slices(labelled, domain, volumes=round(AMOUNTS["four_times"] * patients), seed=config.seed)
+        own, rows[domain] = own_slices(store, first_guess), {}
+        for row, data in {
+            "first_guess_and_synthetic_slices": SegmenterData(labelled=drawn, start=first_guess),
+            "first_guess_own_and_synthetic_slices": SegmenterData(
+                labelled=own, further=((drawn, SYNTHETIC_SHARE),), start=first_guess
+            ),
+        }.items():
+            (found,) = adapt(store.format, domain, data, config=config)
+            rows[domain][row] = score(found, store)
+    return {"scores": rows}
 
 
 def privacy(labelled: LabelledFactory, stores: dict[str, SliceStore], *, seed: int) -> dict[str, Any]:
@@ -385,11 +449,16 @@ def differences(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What every variant gives beyond its rivals at the unlabelled sites, paired by patient and seed."""
     found = []
     for name in runs[0]["variants"]:
-        for row, rivals in COMPARISONS.items():
-            ours = {run["seed"]: by_patient(run["variants"][name]["scores"], row) for run in runs}
-            for rival in rivals:
-                theirs = {run["seed"]: by_patient(run["baselines"]["scores"], rival) for run in runs}
-                found.append({"variant": name, "row": row, "against": rival, **paired(ours, theirs)})
+        for key, comparisons in (("scores", COMPARISONS), ("scores_in_full", COMPARISONS_IN_FULL)):
+            if key not in runs[0]["baselines"]:
+                continue
+            for row, rivals in comparisons.items():
+                ours = {run["seed"]: by_patient(run["variants"][name][key], row) for run in runs}
+                for rival in rivals:
+                    theirs = {run["seed"]: by_patient(run["baselines"][key], rival) for run in runs}
+                    start = "in full" if key == "scores_in_full" else "equal updates"
+                    facts = {"variant": name, "updates": start, "row": row, "against": rival}
+                    found.append({**facts, **paired(ours, theirs)})
     return found
 
 

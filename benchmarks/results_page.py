@@ -287,7 +287,8 @@ def ten_rounds(content: dict[str, Any]) -> list[str]:
     parts = ("training", "at the node", "between", "round", "ten rounds")
     rows = [[f"{name} ({content['commits'][name]})", *(f"{row[part]:.2f}" for part in parts)]
             for name, row in content["versions"].items()]  # fmt: skip
-    text = f"Seconds; {content['repeats']} repeats in turns. Ten rounds are {content['ratio']:.2f} times as fast."
+    faster = f"Ten rounds are {content['ratio']:.2f} times as fast."
+    text = f"Seconds; runs of each version, in turns: {content['repeats']}. {faster}"
     return [*table(["version (commit)", *parts], rows), "", text]
 
 
