@@ -187,7 +187,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     config = SegmenterConfig(network_size="small", updates=arguments.segmenter_updates, seed=seed, **task.segmenter)
     baselines = cached(work / "baselines.json", lambda: score_baselines(work, stores, config))
     if arguments.in_full:
-        full = cached(work / "full.json", lambda: score_first_guess_in_full(arguments, work, stores, config))
+        full = cached(work / "in_full.json", lambda: score_first_guess_in_full(arguments, work, stores, config))
         baselines["scores_in_full"] = full["scores"]
     print(seed, "baselines", json.dumps(baselines), flush=True)
     variants = {}
@@ -196,7 +196,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         variants[name] = result
         if arguments.in_full:
             full = cached(
-                work / f"{name}.full.json", lambda name=name: run_in_full(arguments, work, stores, name, config)
+                work / f"{name}.in_full.json", lambda name=name: run_in_full(arguments, work, stores, name, config)
             )
             result["scores_in_full"] = full["scores"]
         print(seed, name, json.dumps(result), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -94,16 +95,18 @@ def factory_value(content: dict[str, Any]) -> list[str]:
     variants = list(seeds[0]["variants"])
     rows = []
     for site in list(seeds[0]["baselines"]["scores"])[1:]:
-        for variant in ("", *variants):
-            found = [(s["variants"][variant] if variant else s["baselines"])["scores"][site] for s in seeds]
+        for variant, (key, start) in itertools.product(
+            ("", *variants), (("scores", ""), ("scores_in_full", ", in full"))
+        ):
+            found = [(s["variants"][variant] if variant else s["baselines"]).get(key, {}).get(site, {}) for s in seeds]
             for row in found[0]:
                 dice = [one[row]["dice"] for one in found]
-                what = row.replace("_", " ")
+                what = row.replace("_", " ") + start
                 rows.append([site, variant.replace("_", " "), what, number(np.mean(dice)), _listed(dice, 3)])
     lines = [*table(["site", "factory", "segmenter", "Dice", "by seed"], rows), ""]
     for row in content["differences"]:
         mean, low, high = (f"{row[key]:+.3f}".replace("0.", ".") for key in ("mean", "low", "high"))
-        compared = f"{row['variant']}: {row['row']} less {row['against']}".replace("_", " ")
+        compared = f"{row['variant']}: {row['row']} less {row['against']}, {row['updates']}".replace("_", " ")
         lines.append(f"* {compared}: {mean} ({low} to {high}), {row['patients']} patients, {row['seeds']} seeds")
     rows = []
     for variant in variants:
@@ -332,6 +335,10 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "shared_anatomy": ("Do labels carry over? Simulated brains", shared_anatomy),
     "shared_anatomy_cardiac": ("Do labels carry over? Cardiac sites", shared_anatomy),
     "factory_value_brains": ("What a factory is worth: simulated brains", factory_value),
+    "factory_value_brains_in_full": (
+        "What a factory is worth: simulated brains, with a first guess of all its updates",
+        factory_value,
+    ),
     "cardiac_study": ("Phase two on the cardiac sites", cardiac),
     "segmentation_engine": ("The segmentation engine", engine),
     "adaptation_cpu": ("Time to a segmenter", networks),
