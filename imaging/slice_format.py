@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
-import cv2
 import numpy as np
 
 from ..errors import ConfigError, VolumeError
@@ -253,6 +252,8 @@ def count_whole(values: np.ndarray, low: float, high: float) -> np.ndarray | Non
 
 def _count(values: np.ndarray, number: int) -> np.ndarray:
     """How often each value below `number` occurs in uint8 or uint16 values (n,), int64."""
+    import cv2  # only here: messages about formats do not wait for it
+
     counts = np.zeros(number, np.int64)
     for first in range(0, len(values), COUNTED):
         # By OpenCV, which takes such values as they are; numpy makes an index of eight bytes of each one first.
