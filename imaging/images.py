@@ -214,10 +214,6 @@ class Image(ABC):
         NaN in a channel that is missing.
         """
 
-    def slices(self, grid: SliceGrid) -> np.ndarray:
-        """(slices, channels, size, size) float32 on the grid, in the image's own grey levels; NaN outside of it."""
-        return grid.padded(self.inner(grid), np.nan)
-
     @abstractmethod
     def shown(self) -> np.ndarray:
         """What people are shown: (X, Y, Z) of the first channel, or (rows, columns, 3) of a picture, in [0, 1]."""

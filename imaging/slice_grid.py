@@ -73,10 +73,6 @@ class SliceGrid:
             return kept[:0]
         return kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1, slices[0] : slices[-1] + 1]
 
-    def image_slices(self, volume: Volume) -> np.ndarray:
-        """(slices, size, size) float32 of a volume on this grid, see `inner_image`; NaN outside the volume."""
-        return self.padded(self.inner_image(volume)[:, None], np.nan)[:, 0]
-
     def inner_image(self, volume: Volume) -> np.ndarray:
         """(m, h, w) float32 of a volume on those of this grid's pixels that lie in it, see `kept_pixels`.
 

@@ -34,6 +34,7 @@ from fedfactory.generative import FactoryConfig, TrainedFactory
 from fedfactory.imaging.images import VolumeImage
 from fedfactory.imaging.slice_choices import UNLABELLED
 from fedfactory.imaging.slice_format import SliceFormat
+from fedfactory.imaging.slice_grid import SliceGrid
 from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.connection.component import NODE, read_component
@@ -334,3 +335,8 @@ def plans_of(node) -> set[str]:
     """Names of the classes of the training plans that were sent to a node."""
     sources = [plan["training_plan"] for plan in read_component(node, NODE).records("TrainingPlans")]
     return set(re.findall(r"^class (\w+)\(", "\n".join(sources), re.MULTILINE))
+
+
+def image_slices(grid: SliceGrid, volume: Volume) -> np.ndarray:
+    """(slices, size, size) float32 of a volume on a grid; NaN outside the volume."""
+    return grid.padded(grid.inner_image(volume)[:, None], np.nan)[:, 0]

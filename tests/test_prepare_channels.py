@@ -13,7 +13,7 @@ from fedfactory.imaging.volume_files import write_volume
 from fedfactory.imaging.volumes import Volume
 from fedfactory.node.store.prepare import Preparation, prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
-from helpers import ball_volume, image_of, oriented
+from helpers import ball_volume, image_of, image_slices, oriented
 
 KEYS = "t1,t2,flair"
 SIDE, SPACING = 24, 3.0  # the slices of the volumes of the tests are their own voxels
@@ -288,7 +288,7 @@ def test_one_channel_is_resampled_as_before(tmp_path):
     grid = image_of(image).grid(store.format)
     mean = image.data.mean(dtype=np.float64)
     deviation = np.sqrt(np.square(image.data - np.float32(mean)).mean(dtype=np.float64))
-    slices = (grid.image_slices(image) - np.float32(mean)) / np.float32(deviation)
+    slices = (image_slices(grid, image) - np.float32(mean)) / np.float32(deviation)
     scaled = np.nan_to_num((np.clip(slices, -1, 2) + 1) * np.float32(2 / 3) - 1, nan=-1.0).astype(np.float16)
     np.testing.assert_array_equal(store.images[:, 0], scaled)
     np.testing.assert_array_equal(store.labels, grid.label_slices(label))

@@ -23,7 +23,7 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import FORMAT_VERSION, SliceStore
 from fedfactory.node.store.store_format import picture_format
-from helpers import SHADES, figure
+from helpers import SHADES, figure, image_slices
 from PIL import Image
 
 SIDE = 48  # pixels of a slice
@@ -110,13 +110,13 @@ def test_slices_of_a_picture_are_those_of_a_volume(size, ending, tmp_path):
     fmt = picture_format(96, colour=True)
     image = read_image((path,), fmt=fmt)
     grid = image.grid(fmt)
-    found = image.slices(grid)
+    found = grid.padded(image.inner(grid), np.nan)
     assert found.shape == (1, 3, 96, 96)
     reductions = {(1000, 667): 8, (1531, 1100): 8, (187, 256): 2, (95, 300): 2} if ending == "jpg" else {}
     assert image.picture.reduction == reductions.get(size, 1)
     for channel in range(3):
         whole = Volume(pixels[..., channel, None].astype(np.float32) / 255, picture_affine(*size))
-        expected = grid.image_slices(whole)
+        expected = image_slices(grid, whole)
         np.testing.assert_array_equal(np.isnan(found[:, channel]), np.isnan(expected))
         assert np.nanmean(abs(found[:, channel] - expected)) < 0.008
         assert np.nanmax(abs(found[:, channel] - expected)) < 0.03  # a shift by half a pixel makes 0.08
@@ -132,8 +132,8 @@ def test_what_is_finer_than_a_slice_is_blurred_as_in_a_volume(size, tmp_path):
     image = read_image((tmp_path / "a.png",), fmt=fmt)
     grid = image.grid(fmt)
     _, rows, columns = grid.kept_pixels
-    found = image.slices(grid)[0, 0, rows, columns]
-    expected = grid.image_slices(Volume(noise[..., None].astype(np.float32) / 255, picture_affine(*size)))[
+    found = grid.padded(image.inner(grid), np.nan)[0, 0, rows, columns]
+    expected = image_slices(grid, Volume(noise[..., None].astype(np.float32) / 255, picture_affine(*size)))[
         0, rows, columns
     ]
     assert found.std() == pytest.approx(expected.std(), rel=0.06)

@@ -14,7 +14,7 @@ from fedfactory.imaging.resampling.labels import interpolated_labels
 from fedfactory.imaging.slice_choices import PLANES, UNLABELLED
 from fedfactory.imaging.slice_format import SliceFormat
 from fedfactory.imaging.volumes import Volume, orientation, turned_back
-from helpers import ball_volume, image_of, oriented
+from helpers import ball_volume, image_of, image_slices, oriented
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -44,7 +44,7 @@ def test_slices_do_not_depend_on_how_the_scanner_orders_its_axes(codes):
     fmt = slice_format(16, 4.5)
     plain, turned = image_of(image).grid(fmt), image_of(oriented(image, codes)).grid(fmt)
     np.testing.assert_allclose(
-        turned.image_slices(oriented(image, codes)), plain.image_slices(image), atol=1e-3, equal_nan=True
+        image_slices(turned, oriented(image, codes)), image_slices(plain, image), atol=1e-3, equal_nan=True
     )
     np.testing.assert_array_equal(turned.label_slices(oriented(label, codes)), plain.label_slices(label))
 
@@ -67,7 +67,7 @@ def test_products_of_bands_equal_those_of_whole_matrices(codes, shape, pixel, or
     rows, columns, places = (axis.forward(3, grid._blur(axis)) for axis in grid.axes)
     kept = grid.kept(volume)
     expected = np.einsum("kz,ix,jy,xyz->kij", places, rows, columns, kept, optimize=True).clip(kept.min(), kept.max())
-    found = grid.image_slices(volume)
+    found = image_slices(grid, volume)
     inside = np.zeros(found.shape, bool)
     inside[tuple(axis.inside for axis in (grid.axes[2], *grid.axes[:2]))] = True
     np.testing.assert_array_equal(np.isfinite(found), inside)
@@ -159,7 +159,7 @@ def test_a_smooth_function_survives_slicing_and_mapping_back(
         slice_spacing=float(turned.spacing[2]) * finer if resample_slices else None,
     )  # fmt: skip
     grid = image_of(volume).grid(fmt)
-    back = grid.image_to_volume(grid.image_slices(volume).copy())
+    back = grid.image_to_volume(image_slices(grid, volume).copy())
     assert back.shape == volume.data.shape
     inner = tuple(slice(3, -3) for _ in range(3))  # splines of a cut-off sine are less exact at its ends
     np.testing.assert_allclose(back[inner], volume.data[inner], atol=0.03)
@@ -189,7 +189,7 @@ def test_equal_grids_are_copied_without_any_change():
         grid = image_of(image).grid(slice_format(size, 3.0))
         before = (size - 16) // 2, (size - 15) // 2
         inner = np.s_[:, before[0] : before[0] + 16, before[1] : before[1] + 15]
-        slices = grid.image_slices(image)
+        slices = image_slices(grid, image)
         np.testing.assert_array_equal(slices[inner], np.moveaxis(image.data, 2, 0))
         assert np.isfinite(slices).sum() == image.data.size
         one_hot = np.stack([grid.label_slices(label) == k for k in range(3)], axis=1).astype(np.float32)
@@ -198,7 +198,7 @@ def test_equal_grids_are_copied_without_any_change():
 
 def test_image_slices_are_those_of_scipys_own_cubic_splines():
     image, _ = ball_volume(shape=(20, 24, 8))
-    slices = image_of(image).grid(slice_format(30, 2.0)).image_slices(image)
+    slices = image_slices(image_of(image).grid(slice_format(30, 2.0)), image)
     ratio = 2 / 3
     offset = (np.array([20, 24]) - 1) / 2 - ratio * 29 / 2
     expected = ndimage.affine_transform(
@@ -212,7 +212,7 @@ def test_image_slices_are_those_of_scipys_own_cubic_splines():
 def test_a_linear_ramp_is_resampled_to_its_own_values():
     x = np.arange(20, dtype=np.float32)
     ramp = Volume(np.broadcast_to(x[:, None, None], (20, 20, 3)).copy(), np.diag([2.0, 2.0, 5.0, 1.0]))
-    slices = image_of(ramp).grid(slice_format(10, 3.0)).image_slices(ramp)
+    slices = image_slices(image_of(ramp).grid(slice_format(10, 3.0)), ramp)
     centres = 9.5 + 1.5 * (np.arange(10) - 4.5)  # in voxels; away from the border blur and splines keep a ramp
     np.testing.assert_allclose(slices[1, 2:8, 5], centres[2:8], atol=2e-2)
 
@@ -220,14 +220,14 @@ def test_a_linear_ramp_is_resampled_to_its_own_values():
 def test_coarser_pixels_average_instead_of_skipping():
     stripes = np.zeros((32, 32, 2), np.float32)
     stripes[::2] = 1
-    slices = image_of(Volume(stripes, np.eye(4))).grid(slice_format(8, 4.0)).image_slices(Volume(stripes, np.eye(4)))
+    slices = image_slices(image_of(Volume(stripes, np.eye(4))).grid(slice_format(8, 4.0)), Volume(stripes, np.eye(4)))
     assert np.abs(slices[:, 2:-2] - 0.5).max() < 0.05  # without the blur every pixel would be near 0 or 1
 
 
 def test_slices_can_be_spaced_anew_and_keep_their_height():
     image, label = ball_volume(shape=(16, 16, 12), spacing=(3.0, 3.0, 2.0))
     grid = image_of(image).grid(slice_format(16, 3.0, slice_spacing=4.0))
-    assert grid.image_slices(image).shape == (6, 16, 16)
+    assert image_slices(grid, image).shape == (6, 16, 16)
     assert grid.label_slices(label).shape == (6, 16, 16)
     assert grid.height == pytest.approx(24)
 
@@ -253,7 +253,7 @@ def test_points_land_on_the_pixels_that_show_them():
         grid = image_of(volume).grid(slice_format(64, 2.0))
         voxel = np.argwhere(volume.data == 1).astype(float)
         pixel = np.round(grid.pixels_of(voxel)[0]).astype(int)
-        slices = np.nan_to_num(grid.image_slices(volume))
+        slices = np.nan_to_num(image_slices(grid, volume))
         assert tuple(pixel) == np.unravel_index(slices.argmax(), slices.shape)
 
 
@@ -307,7 +307,7 @@ def test_the_published_rules_place_and_label_as_the_published_program():
     """12 x 10 voxels of 2 mm to pixels of 1.5 mm: resized to 16 x 13, then padded to 20 from floor(rest / 2)."""
     image, label = ball_volume(shape=(12, 10, 4), spacing=(2.0, 2.0, 1.5), radius=4)
     fmt = slice_format(20, 1.5, slice_spacing=1.5, plane="stored", compatibility="published")
-    slices = image_of(image).grid(fmt).image_slices(image)
+    slices = image_slices(image_of(image).grid(fmt), image)
     inside = np.argwhere(np.isfinite(slices[0]))
     assert inside.min(0).tolist() == [2, 3]
     assert inside.max(0).tolist() == [17, 15]

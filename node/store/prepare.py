@@ -212,9 +212,8 @@ class _Run:
             fmt = fitting_format([s for s in seen.values() if split[s.patient] != "test"], self.config)
         settings = self._settings(fmt) if fmt else {}
         if seen:
-            Thread(
-                target=import_drawing
-            ).start()  # for the page at the end: threads leave much of the interpreter's time
+            # For the page at the end; threads that cut images leave much of the interpreter's time.
+            Thread(target=import_drawing).start()
         parts = self._each(
             [case for case in fresh if case.name in seen],
             lambda case: self._cut(
