@@ -32,8 +32,8 @@ from fedfactory.adaptation.methods.registry import make_method
 from fedfactory.common.files import write_json
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
+from method_summary import summary
 from method_tasks import TASKS, Task, make_stores, store_path, training_slices, without_labels
-from paired_differences import paired
 from simulated_methods import SimulatedSite, run_federation
 
 ROUNDS = {"polyp": 30, "breast": 30, "heart": 40}
@@ -171,7 +171,7 @@ RUNS = [
     Run(**FEDMIX, name="dense site alone", method="fedavg", labels=("dense", "none", "none", "none")),
     Run(**FEDMIX, name="fedavg of all labels", method="fedavg", labels=BREAST),
     Run(**FEDMIX, name="fedmix", method="fedmix", labels=BREAST, cost=2.5),
-    Run(**FEDMIX, name="fedmix, no refinement", method="fedmix", labels=BREAST, options={"refine": False}, cost=2.5),
+    Run(**FEDMIX, name="fedmix, refined", method="fedmix", labels=BREAST, options={"refine": True}, cost=2.5),
     *_hssf(),
     *_gaze("polyp"),
     *_cmc(),
@@ -207,7 +207,7 @@ def main() -> None:
         run_all(arguments, finished=set(known))
     runs = known | read_runs(arguments.work)
     rows = list(runs.values())
-    content = {"machine": rows[0]["machine"] if rows else machine("cpu"), **summary(rows)}
+    content = {"machine": machine("cpu"), **summary(rows)}
     for row in content["rows"]:
         print("{question:8s} {task:7s} {name:26s} {dice:.3f} {seeds} seeds  {by_site}".format(**row))
     for row in content["differences"]:
@@ -341,118 +341,6 @@ def cmc_sites(
 def read_runs(work: Path) -> dict[str, dict[str, Any]]:
     """The finished runs by key."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(work.glob("*.json"))}
-
-
-# What is compared: question, row, rows against which it is compared.
-COMPARISONS = [
-    ("dense", "fedavg", ("local", "fedavg, half as long")),
-    ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
-    ("fedicra", "fedicra, trees as before", ("local", "fedavg")),  # of a version whose tree energy had a fault
-    (
-        "fedicra",
-        "fedicra",
-        ("fedicra, no tree energy", "fedicra, published trees", "fedicra, no CRF", "fedicra, no contrast"),
-    ),
-    ("fedmix", "fedavg of all labels", ("dense site alone",)),
-    ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, no refinement", "dense/fedavg")),
-    ("hssf", "hssf", ("public slices alone", "local", "lssl", "hssf, no self-training", "hssf, assessor not asked")),
-    (
-        "cmc",
-        "cmc",
-        (
-            "each modality alone",
-            "cmc, no consistency",
-            "cmc, no channels",
-            "cmc, no classes",
-            "cmc, views at all sites",
-            "cmc, never fused",
-        ),
-    ),
-    ("gaze", "fixations", ("masks", "masks, two networks", "fixations, one level")),
-]
-
-# What a hospital would do without the methods of a question, and what more labelling would give: question, row.
-FLOORS = {
-    "dense": "local", "fedicra": "local", "fedmix": "dense site alone", "hssf": "public slices alone",
-    "cmc": "each modality alone",
-}  # fmt: skip
-CEILINGS = {
-    "fedicra": ("dense", "fedavg"), "fedmix": ("dense", "fedavg"), "hssf": ("dense", "fedavg"),
-    "gaze": ("gaze", "masks"),
-}  # fmt: skip
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means of all rows, paired differences with intervals, and what was best for each question and task."""
-    table: dict[tuple[str, str, str], dict[int, dict[tuple[str, str, str], float]]] = {}
-    facts: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for row in rows:
-        cell = (
-            row["question"],
-            row["task"],
-            "each modality alone" if row["name"].endswith(" alone") and row["question"] == "cmc" else row["name"],
-        )
-        table.setdefault(cell, {}).setdefault(row["seed"], {}).update(
-            {tuple(patient): dice for *patient, dice in row["scores"]}
-        )
-        facts.setdefault(cell, {}).update(
-            {name: row[name] for name in ("method", "labels", "which", "bytes_per_round")}
-        )
-    shown = []
-    for (question, task, name), seeds in table.items():
-        sites = sorted({site for scores in seeds.values() for site, _, _ in scores})
-        by_site = {
-            s: round(
-                float(np.mean([v for scores in seeds.values() for (site, _, _), v in scores.items() if site == s])), 3
-            )
-            for s in sites
-        }
-        fact = facts[question, task, name]
-        shown.append({
-            "question": question, "task": task, "name": name, "dice": round(float(np.mean(list(by_site.values()))), 4),
-            "seeds": len(seeds), "by_site": by_site, **fact,
-        })  # fmt: skip
-    differences = []
-    for question, name, others in COMPARISONS:
-        for task in TASKS:
-            for other in others:
-                ours = table.get((question, task, name))
-                key = tuple(other.split("/")) if "/" in other else (question, other)
-                theirs = table.get((key[0], task, key[1]))
-                if ours and theirs:
-                    differences.append(
-                        {"question": question, "task": task, "name": name, "against": other, **paired(ours, theirs)}
-                    )
-    tasks = {}
-    for row in rows:
-        config = row["config"]
-        facts = tasks.setdefault(
-            row["task"], {"size": config["size"], "rounds": 0, "updates": config["updates"], "sites": 0}
-        )
-        facts["rounds"], facts["sites"] = max(facts["rounds"], config["rounds"]), max(facts["sites"], config["sites"])
-    return {"tasks": tasks, "rows": shown, "differences": differences, "best": best_rows(shown, table)}
-
-
-def best_rows(shown: list[dict[str, Any]], table: dict[tuple[str, str, str], dict]) -> list[dict[str, Any]]:
-    """The best row of each question and task, and its distances from the floor and the ceiling, where they have run."""
-    found = []
-    for question, task in dict.fromkeys((row["question"], row["task"]) for row in shown):
-        floor, ceiling = (question, FLOORS.get(question)), CEILINGS.get(question)
-        rivals = [
-            row
-            for row in shown
-            if (row["question"], row["task"]) == (question, task) and (question, row["name"]) != ceiling
-        ]
-        if len(rivals) < 2:
-            continue
-        best = max(rivals, key=lambda row: row["dice"])
-        ours, distances = table[question, task, best["name"]], {}
-        for kind, other in (("floor", floor), ("ceiling", ceiling)):
-            theirs = table.get((other[0], task, other[1])) if other else None
-            if theirs and theirs is not ours:
-                distances[kind] = {"against": other[1], **paired(ours, theirs)}
-        found.append({"question": question, "task": task, "name": best["name"], "dice": best["dice"], **distances})
-    return found
 
 
 def patient_scores(scores: list[dict[str, Any]]) -> dict[tuple[str, str, str], float]:
