@@ -86,8 +86,8 @@ def train_segmenter(
     depth: Depth = None,
     learning_rate: LearningRate = None,
     norm: Annotated[
-        str, typer.Option(help="Normalisation layers: group, or batch as in some of the publications.")
-    ] = "group",
+        str, typer.Option(help="Normalisation layers: instance, group, or batch as in some of the publications.")
+    ] = "instance",
     rotation: Annotated[
         float,
         typer.Option(min=0, help="Largest random rotation in degrees; 180 for scans without a common orientation."),

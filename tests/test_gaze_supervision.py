@@ -189,7 +189,7 @@ def test_every_term_trains_the_network_it_is_meant_for():
     assert moved(method.loss(model, images, unlabelled)) == {"tight", "loose"}  # by consistency alone
     still = make_method(MethodConfig(**{**CONFIG.to_dict(), "options": {"consistency": 0.0}}))
     assert float(still.loss(model, images, unlabelled).detach()) == 0
-    confident = LevelEnsemble(1, 4, depth=4)
+    confident = LevelEnsemble(1, CONFIG)
     torch.nn.init.constant_(confident.tight.final_conv.bias, 20.0)
     assert moved(still.loss(model, images, unlabelled, frozen=confident.requires_grad_(False))) == {"tight", "loose"}
 

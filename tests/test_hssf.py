@@ -112,8 +112,9 @@ def test_distillation_is_the_sum_over_all_slices_divided_by_the_number_of_elemen
 
 def test_a_shift_of_all_logits_costs_half_its_square():
     z = torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    assert float(perturbation_loss(z, z + 0.5)) == pytest.approx(0.125)
-    assert float(perturbation_loss(z, z)) == 0
+    assert float(perturbation_loss(z, z + 0.5, torch.ones(2))) == pytest.approx(0.125)
+    assert float(perturbation_loss(z, z + 0.5, torch.tensor([1.0, 0.0]))) == pytest.approx(0.0625)
+    assert float(perturbation_loss(z, z, torch.ones(2))) == 0
 
 
 def test_an_empty_prediction_has_grade_zero_where_there_is_a_structure():
@@ -147,7 +148,7 @@ def test_a_slice_is_trained_on_only_above_the_least_confidence_in_its_structures
             right[:, :4, :4] = math.log(trust / (1 - trust))
             return logits, right, features
 
-    method = hssf(perturbation=False, min_slice_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
+    method = hssf(min_slice_confidence=float(torch.sigmoid(torch.tensor(math.log(3.0)))))
     weak = torch.rand(2, 1, 32, 32)
     loss, share = method.pseudo_loss(Fixed("unet", 3, size=32), weak, weak)
     assert share == accepted and (float(loss.detach()) > 0) == bool(accepted)
@@ -168,7 +169,7 @@ def test_every_unsupervised_term_trains_what_it_is_meant_to(name):
         key.startswith("assessment") for key in moved
     )  # the confidence is not trained on its own pseudo-labels
     logits, _, features = network.assess(weak)
-    moved = _gradients(network, perturbation_loss(logits, network.perturbed(features)))[1]
+    moved = _gradients(network, perturbation_loss(logits, network.perturbed(features), torch.ones(2)))[1]
     assert any(moved)
     logits, right, _ = network.assess(weak)
     keys, moved = _gradients(network, assessment_loss(right, torch.rand(2, 32, 32) > 0.5))

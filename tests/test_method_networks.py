@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fedfactory.adaptation.engine.training_plan import halvable_levels
 from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.interface.site_round import SiteContext
@@ -36,6 +37,31 @@ def test_with_five_levels_the_network_is_monais(norm):
     assert torch.equal(ours(x), theirs(x))
 
 
+def test_a_folded_network_is_one_whose_pixels_became_channels():
+    torch.manual_seed(0)
+    folded = SiteUNet(3, channels=2, width=4, depth=3, fold=2, norm="instance", embedding=4).eval()
+    plain = SiteUNet(12, channels=8, width=4, depth=3, norm="instance").eval()
+    plain.load_state_dict({n: v for n, v in folded.state_dict().items() if n in plain.state_dict()})
+    x = torch.randn(2, 2, 32, 32)
+    assert torch.equal(folded(x), F.pixel_shuffle(plain(F.pixel_unshuffle(x, 2)), 2))
+    assert all(e.shape == (2, 3, 32, 32) for e in folded.embeddings(folded.decode(folded.encode(x).features)))
+
+
+def test_settings_of_an_earlier_version_describe_its_networks():
+    now = replace(CONFIG, size=64)
+    assert (now.pixel_fold, now.levels) == (2, 4)
+    assert MethodConfig.from_dict(now.to_dict()).to_dict() == now.to_dict()
+    before = {name: value for name, value in now.to_dict().items() if name != "fold"}
+    assert (MethodConfig.from_dict(before).pixel_fold, MethodConfig.from_dict(before).levels) == (1, 5)
+
+
+def test_normalisation_layers_of_every_kind_stay_at_a_site_with_fedbn():
+    for norm in NORMS:
+        method = method_of("fedbn", norm=norm)
+        names = method.local_parameters(method.build())
+        assert "conv_0.conv_0.adn.N.weight" in names and "final_conv.weight" not in names
+
+
 @pytest.mark.parametrize("depth", [3, 4, 6])
 def test_other_depths_have_as_many_levels_and_no_level_is_wider_than_sixteen_times_the_first(depth):
     network = SiteUNet(3, width=4, depth=depth, norm="group", embedding=4).eval()
@@ -49,11 +75,13 @@ def test_other_depths_have_as_many_levels_and_no_level_is_wider_than_sixteen_tim
     assert network.final_conv(decoded[-1]).shape == (1, 3, 64, 64)
 
 
-@pytest.mark.parametrize(("size", "levels"), [(32, 4), (48, 4), (64, 5), (96, 5), (112, 5), (128, 6), (512, 6)])
+@pytest.mark.parametrize(("size", "levels"), [(32, 4), (48, 4), (64, 4), (96, 4), (112, 4), (128, 5), (512, 6)])
 def test_networks_are_as_deep_as_the_slices_can_be_halved_to_four_pixels(size, levels):
-    assert halvable_levels(size) == levels == replace(CONFIG, size=size).levels
-    side = size // 2 ** (levels - 1)
-    assert size % 2 ** (levels - 1) == 0
+    config = replace(CONFIG, size=size)
+    folded = size // config.pixel_fold
+    assert halvable_levels(folded) == levels == config.levels and folded == (size // 2 if size >= 64 else size)
+    side = folded // 2 ** (levels - 1)
+    assert folded % 2 ** (levels - 1) == 0
     assert side < 8 or levels == 6  # one level more would have fewer than four pixels, or be the seventh
     assert replace(CONFIG, size=size, depth=3).levels == 3
 
@@ -85,6 +113,9 @@ def test_the_depth_that_is_asked_for_reaches_every_network():
     [
         ({"size": 48, "depth": 6}, "depth is 6; slices of 48 px cannot be halved so often"),
         ({"size": 112, "depth": 6}, "depth is 6; slices of 112 px cannot be halved so often"),
+        ({"size": 64, "depth": 6}, "depth is 6; slices of 64 px as squares of 2 px cannot be halved so often"),
+        ({"fold": 0}, "fold is 0; it must be at least 1"),
+        ({"size": 48, "fold": 5}, "fold is 5; choose a divisor of 48, the pixels per side"),
         ({"depth": 2}, "depth is 2; it must be at least 3"),
         ({"method": "fedicra", "depth": 3, "options": {"selections": 4}}, "selections is 4; the network has 3 levels"),
         ({"method": "fedicra", "options": {"selections": 7}}, "selections is 7; the network has 4 levels"),

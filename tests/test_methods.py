@@ -253,7 +253,7 @@ def test_by_default_the_tree_energy_prefers_a_whole_structure_to_a_part_of_it():
         model = SimpleNamespace(
             encode=lambda images, site: Encoded([], None, None),
             decode=lambda features: [logits],
-            final_conv=lambda features: features,
+            logits=lambda features: features,
             embeddings=lambda decoded: [],
         )
         return float(method.loss(model, images, nothing_known, site=0))
@@ -372,8 +372,8 @@ def fedmix(**options):
     return make_method(replace(CONFIG, method="fedmix", options=options))
 
 
-def test_weak_labels_correct_the_networks_predictions():
-    method = fedmix()
+def test_weak_labels_correct_the_networks_predictions_if_asked():
+    method = fedmix(refine=True)
     masks = torch.ones(1, 2, 32, 32, dtype=torch.bool)
     box = torch.zeros(1, 3, 32, 32, dtype=torch.bool)
     box[:, 0] = True

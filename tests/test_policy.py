@@ -144,7 +144,7 @@ def test_every_method_is_admitted_in_rounds_and_in_the_scoring_of_the_last_avera
 @pytest.mark.parametrize("network", SITE_NETWORKS)
 def test_every_network_depth_and_single_object_that_a_researcher_can_ask_for_is_admitted(network):
     own = {"method": "hssf", "size": 64, "options": {"network": network}}
-    for depth in (None, 3, 7):
+    for depth in (None, 3, 5):
         assert reasons(segmentation(**own, depth=depth, single_objects=(0, 2))) == []
     (refused,) = reasons(segmentation(method="hssf", options={"network": "unet-huge"}))
     assert refused.startswith("model_args.config.options.network is 'unet-huge'; it must be")

@@ -62,16 +62,18 @@ def distillation(teacher: Tensor, student: Tensor, gate: Tensor, *, temperature:
     return ((q.exp() * (q - p)).mean((1, 2, 3)) * gate).mean()
 
 
-def perturbation_loss(logits: Tensor, perturbed: Tensor) -> Tensor:
+def perturbation_loss(logits: Tensor, perturbed: Tensor, gate: Tensor) -> Tensor:
     """Mean over classes of (share of the class) x (mean squared difference of the logits), mean over the slices; a
     scalar.
 
     Args:
         logits: (B, C, S, S).
         perturbed: (B, C, S, S), logits of features with missing channels.
+        gate: (B,) 0 or 1; a slice with 0 adds nothing. The published loss counts all slices: where no pseudo-label is
+            accepted, it is the only loss, and it is lowest where the network finds no structure at all.
     """
     area = torch.softmax(perturbed, 1).mean((2, 3))
-    return (area * (logits - perturbed).square().mean((2, 3))).mean()
+    return (area * (logits - perturbed).square().mean((2, 3)) * gate[:, None]).mean()
 
 
 def grades(logits: Tensor, truth: Tensor, kind: str) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, NodeDataError
+from ..engine.training_plan import halvable_levels
 from ..labels.candidate_labels import SiteSlices
 from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, class_agreement, prototype_agreement
 from ..losses.partial_losses import partial_loss
@@ -103,7 +104,6 @@ class CMC(WeightAveragingMethod):
 
     description = METHOD_CATALOGUE["cmc"]
     Options = CMCOptions
-    default_rate = 1e-3
 
     def network(self) -> nn.Module:
         counts = self.channels_by_modality
@@ -112,7 +112,7 @@ class CMC(WeightAveragingMethod):
             self.config.classes,
             list(counts),
             self.config.width,
-            depth=self.config.levels,
+            depth=self.config.depth or halvable_levels(self.config.size),
             channels=list(counts.values()),
             encoder_sharing=own.encoder_sharing,
             decoder_sharing=own.decoder_sharing,

@@ -78,7 +78,12 @@ class FederatedAveraging(WeightAveragingMethod):
     def network(self) -> nn.Module:
         config = self.config
         return SiteUNet(
-            config.classes, channels=config.channels, width=config.width, depth=config.levels, norm=config.norm
+            config.classes,
+            channels=config.channels,
+            width=config.width,
+            depth=config.levels,
+            fold=config.pixel_fold,
+            norm=config.norm,
         )
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:

@@ -103,7 +103,6 @@ class FedICRA(WeightAveragingMethod):
     description = METHOD_CATALOGUE["fedicra"]
     Options = FedICRAOptions
     State = FedICRAState
-    default_rate = 3e-3
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__(config)
@@ -117,6 +116,7 @@ class FedICRA(WeightAveragingMethod):
             channels=self.config.channels,
             width=self.config.width,
             depth=self.config.levels,
+            fold=self.config.pixel_fold,
             norm=self.config.norm,
             dropout=0.1,
             sites=self.config.sites if own.selections else 0,
@@ -171,7 +171,7 @@ class FedICRA(WeightAveragingMethod):
         own = self.options
         encoded = model.encode(images, site)
         decoded = model.decode(encoded.features)
-        logits = model.final_conv(decoded[-1])
+        logits = model.logits(decoded[-1])
         loss = candidate_cross_entropy(logits, allowed)
         if lines is not None:
             loss = loss + box_loss(logits, allowed, lines, own)

@@ -16,6 +16,7 @@ from ..networks.structure_logits import StructureLogits, with_background
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.box_options import BoxOptions, box_loss
+from .interface.method_config import MethodConfig
 from .interface.option_checks import check_at_least, check_choice, check_fraction
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
@@ -35,7 +36,7 @@ class FedMixOptions(BoxOptions):
         agreement: Dice of the two networks' masks from which a slice is accepted (tau); 0 accepts all slices.
         per_class: whether agreement is that of the worst class instead of all classes together.
         box_cover: smallest Dice of prediction and box with which a slice with boxes is accepted.
-        refine: whether weak labels correct the predictions.
+        refine: whether weak labels correct the predictions before the networks' agreement is judged; published: yes.
         image_rule: "presence" accepts a slice with image labels only if both networks find every structure that is
             present; "reference" does not require it.
         empty: "accept" or "reject": slices without labels in which both networks find nothing.
@@ -47,7 +48,7 @@ class FedMixOptions(BoxOptions):
     agreement: float = 0.9
     per_class: bool = False
     box_cover: float = 0.5
-    refine: bool = True
+    refine: bool = False
     image_rule: str = "presence"
     empty: str = "reject"
     largest_share: float = 1.0
@@ -89,10 +90,18 @@ class PseudoLabels:
 class NetworkPair(nn.Module):
     """Two networks that train each other; the first one is the segmenter. One sigmoid output per structure."""
 
-    def __init__(self, structures: int, width: int, *, depth: int, channels: int = 1) -> None:
+    def __init__(self, structures: int, config: MethodConfig) -> None:
         super().__init__()
         self.first, self.second = (
-            SiteUNet(structures, channels=channels, width=width, depth=depth, norm="group") for _ in range(2)
+            SiteUNet(
+                structures,
+                channels=config.channels,
+                width=config.width,
+                depth=config.levels,
+                fold=config.pixel_fold,
+                norm=config.norm,
+            )
+            for _ in range(2)
         )
 
 
@@ -105,8 +114,7 @@ class FedMix(WeightAveragingMethod):
     Options = FedMixOptions
 
     def network(self) -> NetworkPair:
-        config = self.config
-        return NetworkPair(config.classes - 1, config.width, depth=config.levels, channels=config.channels)
+        return NetworkPair(self.config.classes - 1, self.config)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.Adam(model.parameters(), self.rate, weight_decay=1e-4)}

@@ -17,6 +17,7 @@ from ..networks.site_network import SiteUNet
 from ..networks.structure_logits import StructureLogits
 from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
+from .interface.method_config import MethodConfig
 from .interface.option_checks import check_at_least, check_positive
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 
@@ -33,8 +34,8 @@ class GazeOptions:
         levels: number of levels of certainty, each with a network of its own: thresholds from the site's `tight` to its
             `loose` at equal distances; 1 has the tight one alone, and no agreement.
         consistency: weight lambda of the agreement of the levels.
-        window: side of the neighbourhood over which features are averaged, an odd number of pixels.
-        dilation: distance of the neighbours, pixels.
+        window: side of the neighbourhood over which features are averaged, an odd number of neighbours.
+        dilation: distance of the neighbours, pixels of the slice.
         temperature: of the softmax of their cosine similarities.
     """
 
@@ -59,21 +60,27 @@ class LevelEnsemble(nn.Module):
 
     Args:
         structures: channels of the logits.
-        width: of the first level of the U-Nets.
-        depth: resolution levels of the U-Nets.
+        config: channels of the slices, width, depth, fold and normalisation of the U-Nets.
         levels: number of networks.
-        channels: of the slices.
 
     Attributes:
         names: of the networks, which are attributes, from tight to loose.
     """
 
-    def __init__(self, structures: int, width: int, *, depth: int, levels: int = 2, channels: int = 1) -> None:
+    def __init__(self, structures: int, config: MethodConfig, *, levels: int = 2) -> None:
         super().__init__()
         between = [f"between_{number}" for number in range(1, levels - 1)]
         self.names = ("tight", *between, "loose")[:levels]
         for name in self.names:
-            setattr(self, name, SiteUNet(structures, channels=channels, width=width, depth=depth, norm="group"))
+            network = SiteUNet(
+                structures,
+                channels=config.channels,
+                width=config.width,
+                depth=config.levels,
+                fold=config.pixel_fold,
+                norm=config.norm,
+            )
+            setattr(self, name, network)
 
     def networks(self) -> list[SiteUNet]:
         """From tight to loose."""
@@ -90,17 +97,9 @@ class GazeSupervision(WeightAveragingMethod):
 
     description = METHOD_CATALOGUE["gaze"]
     Options = GazeOptions
-    default_rate = 1e-3
 
     def network(self) -> LevelEnsemble:
-        config = self.config
-        return LevelEnsemble(
-            config.classes - 1,
-            config.width,
-            depth=config.levels,
-            levels=self.options.levels,
-            channels=config.channels,
-        )
+        return LevelEnsemble(self.config.classes - 1, self.config, levels=self.options.levels)
 
     def optimizers(self, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         return {"all": torch.optim.AdamW(model.parameters(), self.rate)}
@@ -161,13 +160,12 @@ class GazeSupervision(WeightAveragingMethod):
         spread, plain, loss = [], [], images.new_zeros(())
         for network, mask in zip(model.networks(), masks, strict=True):
             features = network.decode(network.encode(images).features)[-1]
-            plain.append(network.final_conv(features))
+            plain.append(network.logits(features))
             loss = loss + masked_entropy(plain[-1], mask, known.expand_as(plain[-1]))
             if len(masks) > 1 and self.options.consistency:
-                wide = propagate(
-                    features, self.options.window, self.options.dilation, temperature=self.options.temperature
-                )
-                spread.append(torch.sigmoid(network.final_conv(wide)))
+                dilation = max(1, self.options.dilation // network.fold)
+                wide = propagate(features, self.options.window, dilation, temperature=self.options.temperature)
+                spread.append(torch.sigmoid(network.logits(wide)))
         if frozen is not None and not labelled.all():
             guess = torch.sigmoid(frozen(images))
             positive, negative = guess > MIN_PSEUDO_PROBABILITY, guess < 1 - MIN_PSEUDO_PROBABILITY

@@ -142,7 +142,6 @@ class PublicSliceMethod(FederatedMethod):
 
     Options = PublicSliceOptions
     State = PublicSliceState
-    default_rate = 1e-3
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         """Train on the public slices, then on the site's own.
@@ -265,7 +264,7 @@ class PublicSliceMethod(FederatedMethod):
         gate = (trust > own.min_slice_confidence).to(weak.dtype)
         loss = segmentation_loss(z_weak, labels, gate) + segmentation_loss(z_strong, labels, gate)
         if own.perturbation:
-            loss = loss + perturbation_loss(z_weak, network.perturbed(features))
+            loss = loss + perturbation_loss(z_weak, network.perturbed(features), gate)
         return loss, float(gate.mean())
 
     def warming_up(self, number: int) -> bool:

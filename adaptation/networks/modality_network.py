@@ -17,7 +17,7 @@ CONCAT, ADD = FUSION_MODES = ("concat", "add")
 
 
 class ModalityUnit(nn.Module):
-    """Convolution, normalisation, ReLU. Group norm: no image depends on the batch.
+    """Convolution, normalisation, ReLU. Instance norm: no image depends on the batch.
 
     Args:
         channels_in: channels of the input, by modality if `sharing` is "separate".
@@ -32,7 +32,7 @@ class ModalityUnit(nn.Module):
         self.conv = _for_each(
             before, lambda count: nn.Conv2d(count, channels, 3, padding=1, bias=False), own=sharing == SEPARATE
         )
-        self.norms = _for_each(before, lambda _: nn.GroupNorm(GROUPS, channels), own=sharing != SHARED)
+        self.norms = _for_each(before, lambda _: nn.InstanceNorm2d(channels, affine=True), own=sharing != SHARED)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         """(B, channels_in, S, S) to (B, channels, S, S)."""

@@ -14,7 +14,11 @@ WIDEST = 16  # channels of the deepest levels, as a multiple of the first level'
 SIDE_MULTIPLE = 16  # sides of slices are multiples of it
 GROUPS = 4  # of group norm; widths are multiples of it
 ACTIVATION = ("LeakyReLU", {"negative_slope": 0.1, "inplace": True})  # MONAI's own
-NORMS = {"batch": "batch", "group": ("group", {"num_groups": GROUPS})}
+NORMS = {
+    "instance": ("instance", {"affine": True}),
+    "group": ("group", {"num_groups": GROUPS}),
+    "batch": "batch",
+}
 REDUCTION = 16  # factor by which a channel selection reduces its channels inside
 
 
@@ -46,7 +50,7 @@ class Encoded(NamedTuple):
     """What the encoder makes of slices.
 
     Attributes:
-        features: of the levels, fine to coarse, each (B, C, S / 2^n, S / 2^n).
+        features: of the levels, fine to coarse, each (B, C, s / 2^n, s / 2^n) with s = S / fold.
         heatmap: (B, C, 1, 1) channel weights of the deepest selection; None without selections.
         entering: features that enter the deepest selection; None without selections.
     """
@@ -68,9 +72,11 @@ class SiteUNet(nn.Module):
     Args:
         outputs: channels of the logits.
         channels: of the slices.
-        depth: number of resolution levels, at least 3; a slice's side is a multiple of 2 ** (depth - 1).
+        depth: number of resolution levels, at least 3; a slice's side is a multiple of fold * 2 ** (depth - 1).
         width: channels of the first level; each further level has twice as many, up to 16 times the first.
-        norm: "batch" or "group".
+        fold: side of the squares of pixels that become channels first; the logits are unfolded last. With 2, the finest
+            level computes on a quarter of the pixels.
+        norm: "instance", "group" or "batch".
         dropout: probability after every convolution.
         sites: number of sites that channel selections distinguish; 0 builds no channel selection.
         selections: number of the deepest encoder levels that select channels by site.
@@ -87,6 +93,7 @@ class SiteUNet(nn.Module):
         width: int,
         depth: int,
         channels: int = 1,
+        fold: int = 1,
         norm: str = "batch",
         dropout: float = 0.0,
         sites: int = 0,
@@ -94,26 +101,30 @@ class SiteUNet(nn.Module):
         embedding: int = 0,
     ) -> None:
         super().__init__()
-        self.depth = depth
+        self.depth, self.fold = depth, fold
         widths = widths_of(width, depth)
         options = {"act": ACTIVATION, "norm": NORMS[norm], "bias": True, "dropout": dropout}
-        self.conv_0 = TwoConv(2, channels, widths[0], **options)
+        self.conv_0 = TwoConv(2, channels * fold**2, widths[0], **options)
         for level, (before, after) in enumerate(pairwise(widths), 1):
             self.add_module(f"down_{level}", Down(2, before, after, **options))
         for level in reversed(range(1, depth)):
             below, after = widths[level], widths[level - 1]
             up = UpCat(2, below, after, after, **options, upsample="nontrainable", halves=level > 1)
             self.add_module(f"upcat_{level}", up)
-        self.final_conv = nn.Conv2d(width, outputs, 1)
+        self.final_conv = nn.Conv2d(width, outputs * fold**2, 1)
         self.sites, self.site = sites, 0
         chosen = range(depth - selections, depth) if sites else ()
         self.selections = nn.ModuleDict({str(level): ChannelSelection(widths[level], sites) for level in chosen})
-        decoded = (widths[2], widths[1], width) if embedding else ()  # at 1/4, 1/2 and full resolution
+        decoded = (widths[2], widths[1], width) if embedding else ()  # at 1/4, 1/2 and all of the finest level's side
         self.heads = nn.ModuleList(_head(channels, embedding, outputs) for channels in decoded)
 
     def forward(self, x: Tensor) -> Tensor:
         """Slices (B, channels, S, S) in [-1, 1] to logits (B, outputs, S, S)."""
-        return self.final_conv(self.decode(self.encode(x).features)[-1])
+        return self.logits(self.decode(self.encode(x).features)[-1])
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The last features of `decode`, (B, width, S / fold, S / fold), to logits (B, outputs, S, S)."""
+        return F.pixel_shuffle(self.final_conv(features), self.fold)
 
     def encode(self, x: Tensor, site: int | None = None) -> Encoded:
         """Encode slices with the channels of a site.
@@ -123,6 +134,7 @@ class SiteUNet(nn.Module):
             site: index of the site whose channels are selected; None takes the attribute `site`.
         """
         heatmap, entering, features = None, None, []
+        x = F.pixel_unshuffle(x, self.fold)
         for level in range(self.depth):
             x = getattr(self, f"down_{level}")(x) if level else self.conv_0(x)
             if str(level) in self.selections:
@@ -140,7 +152,7 @@ class SiteUNet(nn.Module):
         return self.selections[level].heatmap(x, F.one_hot(chosen, self.sites).to(x.dtype))
 
     def decode(self, features: list[Tensor]) -> list[Tensor]:
-        """Features of `encode` to decoder features (B, C, S / n, S / n) with n = 4, 2 and 1."""
+        """Features of `encode` to decoder features (B, C, s / n, s / n) with s = S / fold and n = 4, 2 and 1."""
         decoded = [features[-1]]
         for level in reversed(range(1, self.depth)):
             decoded.append(getattr(self, f"upcat_{level}")(decoded[-1], features[level - 1]))
@@ -148,13 +160,14 @@ class SiteUNet(nn.Module):
 
     def embeddings(self, decoded: list[Tensor]) -> list[Tensor]:
         """Outputs of the auxiliary heads on the features of `decode`, each resized to (B, outputs, S, S)."""
-        side = decoded[-1].shape[-2:]
+        height, width = decoded[-1].shape[-2:]
+        side = (self.fold * height, self.fold * width)
         outputs = [head(features) for head, features in zip(self.heads, decoded, strict=True)]
         return [F.interpolate(output, side, mode="bilinear", align_corners=False) for output in outputs]
 
     def norm_names(self) -> set[str]:
         """Names of all tensors of normalisation layers, running statistics included."""
-        kinds = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+        kinds = (nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d, nn.GroupNorm)
         return {
             f"{name}.{key}"
             for name, module in self.named_modules()

@@ -44,6 +44,7 @@ class FederatedMethod(ABC):
         Options: record of the method's own settings; it checks them.
         State: record of what the method keeps at a site between rounds.
         default_rate: learning rate where the configuration has none.
+        private_rate: the same with differential privacy, whose noise asks for smaller steps.
         has_average: whether the aggregated model is a segmenter.
         config: shared settings.
         options: the method's own settings, an instance of `Options`.
@@ -55,14 +56,15 @@ class FederatedMethod(ABC):
     description: ClassVar[MethodDescription]
     Options: ClassVar[type] = NoOptions
     State: ClassVar[type[MethodState]] = MethodState
-    default_rate: ClassVar[float] = 1e-3
+    default_rate: ClassVar[float] = 3e-3
+    private_rate: ClassVar[float] = 1e-3
     has_average: ClassVar[bool] = True
     public: SiteSlices | None = None
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
         self.options: Any = self._options_from(config.options)
-        self.rate = config.learning_rate or self.default_rate
+        self.rate = config.learning_rate or (self.private_rate if config.private else self.default_rate)
         self.augmentation = Augmentation(
             windows=WindowVariation(rotation=config.rotation, mirror=config.mirror),
             contrast=first_guess_contrast(colour=config.colour) if config.first_guess else None,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from ....errors import ConfigError
 from ...choices import ROTATION
-from ...engine.training_plan import MIN_LEVELS, halvable_levels
+from ...engine.training_plan import FOLDED_FROM, MIN_LEVELS, halvable_levels
 from ...labels.candidate_labels import check_classes
 from ...networks.site_network import GROUPS, NORMS, SIDE_MULTIPLE
 from .option_checks import check_at_least, check_channels, check_choice, check_number, check_positive
@@ -32,8 +32,10 @@ class MethodConfig:
         batch_size: slices in an update.
         width: channels of the network's first level.
         depth: number of the network's resolution levels; None has as many as the slices' size asks for.
-        norm: normalisation, "group", or "batch" as FedAvg, FedBN and FedICRA were published with; FedMix and gaze
-            supervision always use "group".
+        fold: side of the squares of pixels that become channels first, see `SiteUNet`; None takes 2 for slices from 64
+            px, in networks that can fold. CMC and the networks of HSSF and LSSL do not depend on it.
+        norm: normalisation, "instance", "group", or "batch" as FedAvg, FedBN and FedICRA were published with. CMC and
+            the networks of HSSF and LSSL do not depend on it.
         learning_rate: of all optimizers in the first update, from where it falls to 0 over all rounds; None takes the
             method's default.
         mirror: whether the augmentation flips slices.
@@ -60,7 +62,8 @@ class MethodConfig:
     batch_size: int = 12
     width: int = 16
     depth: int | None = None
-    norm: str = "group"
+    fold: int | None = None
+    norm: str = "instance"
     learning_rate: float | None = None
     mirror: bool = True
     rotation: float = ROTATION
@@ -81,10 +84,16 @@ class MethodConfig:
             check_at_least(name, getattr(self, name), 1)
         if self.size < 2 * SIDE_MULTIPLE or self.size % SIDE_MULTIPLE:
             raise ConfigError(f"size is {self.size}; choose a multiple of {SIDE_MULTIPLE} from {2 * SIDE_MULTIPLE}")
+        if self.fold is not None:
+            check_at_least("fold", self.fold, 1)
+        if self.size % self.pixel_fold:
+            raise ConfigError(f"fold is {self.fold}; choose a divisor of {self.size}, the pixels per side")
         if self.depth is not None:
             check_at_least("depth", self.depth, MIN_LEVELS)
-            if self.size % 2 ** (self.depth - 1):
-                raise ConfigError(f"depth is {self.depth}; slices of {self.size} px cannot be halved so often")
+            side = self.size // self.pixel_fold
+            if side % 2 ** (self.depth - 1) or side < 2**self.depth:  # an instance norm needs more than one pixel
+                folded = f" as squares of {self.pixel_fold} px" if self.pixel_fold > 1 else ""
+                raise ConfigError(f"depth is {self.depth}; slices of {self.size} px{folded} cannot be halved so often")
         object.__setattr__(self, "single_objects", tuple(self.single_objects))  # JSON has lists, no tuples
         if not set(self.single_objects) <= set(range(self.classes)):
             raise ConfigError(f"single_objects is {self.single_objects}; choose labels below classes, {self.classes}")
@@ -101,7 +110,12 @@ class MethodConfig:
     @property
     def levels(self) -> int:
         """Number of the network's resolution levels."""
-        return self.depth or halvable_levels(self.size)
+        return self.depth or halvable_levels(self.size // self.pixel_fold)
+
+    @property
+    def pixel_fold(self) -> int:
+        """Side of the squares of pixels that become channels first."""
+        return self.fold or (2 if self.size >= FOLDED_FROM else 1)
 
     @property
     def private(self) -> bool:
@@ -120,16 +134,19 @@ class MethodConfig:
                 "other losses let patients of a batch, or public slices, depend on each other"
             )
         if self.norm == "batch":
-            raise ConfigError("norm is batch, which mixes the patients of a batch; differential privacy needs group")
+            raise ConfigError(
+                "norm is batch, which mixes the patients of a batch; differential privacy needs instance or group"
+            )
 
     def to_dict(self) -> dict[str, object]:
-        """All settings by name, JSON-able."""
-        return asdict(self)
+        """All settings by name, JSON-able, with the fold that is used."""
+        return {**asdict(self), "fold": self.pixel_fold}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> MethodConfig:
         """The configuration that `to_dict` described. Raises: ConfigError for unknown or impossible settings."""
         try:
-            return cls(**values)  # type: ignore[arg-type]
+            # Files from before there was a fold describe networks without one.
+            return cls(**{"fold": 1, **values})  # type: ignore[arg-type]
         except TypeError as error:
             raise ConfigError(f"these settings of a method are not usable ({error}); see `MethodConfig`") from None
