@@ -14,6 +14,7 @@ site:
     branch        a factory of images alone; the label branch is trained afterwards at the labelled site
     pairs         labels are drawn with the image; the labelled site's discriminator sees both
     pseudo_pairs  the same, and the other sites' discriminators see the first guess's labels of their own slices
+    full_pairs    the same, and these labels come from a first guess that has all its updates
 
 Discriminators of cardiac sites see turned slices, since these scans have no common orientation. Measured of a factory:
 the shared anatomy; the Dice of the drawn labels with those that an oracle of the domain gives the drawn slices; the
@@ -76,6 +77,7 @@ from shared_anatomy import brains, cached, half_training
 from simulated_federation import SimulatedFederation
 
 CLASSES = 4
+FIRST_GUESS, FIRST_GUESS_IN_FULL = "first_guess.safetensors", "full.safetensors"  # of half the updates, of FULL
 FULL, FURTHER = 7000, 1700  # updates of a first guess and of an adaptation, as the package has them
 SUBJECTS = 20  # simulated brains of a site to train on, and as many that are held out
 AMOUNTS = {"a_quarter": 0.25, "as_many": 1.0, "four_times": 4.0}  # synthetic subjects for each real one
@@ -124,17 +126,18 @@ class Variant:
 
     Attributes:
         changes: settings of the factory beside those that all variants have.
-        pseudo: whether unlabelled sites show their discriminators the first guess's labels.
+        pseudo: file of the first guess whose labels unlabelled sites show their discriminators; "" for none.
     """
 
     changes: dict[str, Any] = field(default_factory=dict)
-    pseudo: bool = False
+    pseudo: str = ""
 
 
 VARIANTS = {
     "branch": Variant(),
     "pairs": Variant({"classes": CLASSES}),
-    "pseudo_pairs": Variant({"classes": CLASSES}, pseudo=True),
+    "pseudo_pairs": Variant({"classes": CLASSES}, pseudo=FIRST_GUESS),
+    "full_pairs": Variant({"classes": CLASSES}, pseudo=FIRST_GUESS_IN_FULL),
 }
 
 
@@ -149,6 +152,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1000, help="of each site's networks, a multiple of 10")
     parser.add_argument("--segmenter-updates", type=int, default=800)
     parser.add_argument("--in-full", action="store_true", help="also begin with a first guess that has all its updates")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="on which factories are trained")
     parser.add_argument("--quick", action="store_true", help="a few updates at 16 pixels: whether everything runs")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
@@ -220,7 +224,7 @@ def score_baselines(work: Path, stores: dict[str, SliceStore], config: Segmenter
     """Dice of what a site can have without a factory; the oracles and the first guess of half the updates are saved."""
     first, half = next(iter(stores.values())), half_training(config)
     first_guess, further = (train_on_store(first, first_guess_config(each)) for each in (config, half))
-    further.save(work / "first_guess.safetensors")
+    further.save(work / FIRST_GUESS)
     rows: dict[str, dict[str, Any]] = {}
     for domain, store in stores.items():
         oracle = train_on_store(store, config)
@@ -255,11 +259,11 @@ def run(
 ) -> dict[str, Any]:
     """Train one factory and measure what it is worth."""
     began, first = time.process_time(), next(iter(stores))
-    first_guess = Segmenter.load(work / "first_guess.safetensors")
+    first_guess = Segmenter.load(work / FIRST_GUESS)
     oracles = {domain: Segmenter.load(work / f"oracle_{domain}.safetensors") for domain in stores}
     file = work / f"{name}.factory.safetensors"
     if not file.is_file():
-        train_factory(arguments, stores, first_guess, VARIANTS[name], seed=config.seed).save(file)
+        train_factory(arguments, work, stores, VARIANTS[name], config).save(file)
     seconds = {"factory": round(time.process_time() - began)}
     labelled = labelled_factory(work, name, domain=first, seed=config.seed)
     draw(labelled, work / f"{name}.png", seed=config.seed)
@@ -303,7 +307,7 @@ def labelled_factory(work: Path, name: str, *, domain: str, seed: int) -> Labell
     file = work / f"{name}.labelled.safetensors"
     if not file.is_file():
         factory = load_factory(work / f"{name}.factory.safetensors")
-        first_guess = Segmenter.load(work / "first_guess.safetensors")
+        first_guess = Segmenter.load(work / FIRST_GUESS)
         if factory.config.classes:
             with_first_guess(factory, first_guess, domain=domain, seed=seed).save(file)
         else:
@@ -312,16 +316,23 @@ def labelled_factory(work: Path, name: str, *, domain: str, seed: int) -> Labell
     return LabelledFactory.load(file)
 
 
+def first_guess_in_full(
+    arguments: argparse.Namespace, work: Path, store: SliceStore, config: SegmenterConfig
+) -> Segmenter:
+    """The first guess of FULL updates at the labelled site; trained once."""
+    file = work / FIRST_GUESS_IN_FULL
+    if not file.is_file():
+        updates = arguments.segmenter_updates if arguments.quick else FULL
+        train_on_store(store, first_guess_config(replace(config, updates=updates))).save(file)
+    return Segmenter.load(file)
+
+
 def score_first_guess_in_full(
     arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], config: SegmenterConfig
 ) -> dict[str, Any]:
     """Scores of a first guess of FULL updates, and of what FURTHER updates on a site's own slices make of it."""
-    first = next(iter(stores.values()))
-    updates, further = (arguments.segmenter_updates,) * 2 if arguments.quick else (FULL, FURTHER)
-    file = work / "full.safetensors"
-    if not file.is_file():
-        train_on_store(first, first_guess_config(replace(config, updates=updates))).save(file)
-    first_guess = Segmenter.load(file)
+    first_guess = first_guess_in_full(arguments, work, next(iter(stores.values())), config)
+    further = arguments.segmenter_updates if arguments.quick else FURTHER
     rows = {domain: {"first_guess": score(first_guess, store)} for domain, store in stores.items()}
     for domain, store in list(stores.items())[1:]:
         data = SegmenterData(labelled=own_slices(store, first_guess), start=first_guess)
@@ -334,7 +345,7 @@ def run_in_full(
     arguments: argparse.Namespace, work: Path, stores: dict[str, SliceStore], name: str, config: SegmenterConfig
 ) -> dict[str, Any]:
     """Scores of FURTHER updates, from the first guess of FULL updates, with synthetic slices and with both kinds."""
-    first_guess = Segmenter.load(work / "full.safetensors")
+    first_guess = Segmenter.load(work / FIRST_GUESS_IN_FULL)
     config = replace(config, updates=arguments.segmenter_updates if arguments.quick else FURTHER)
     labelled = labelled_factory(work, name, domain=next(iter(stores)), seed=config.seed)
     rows: dict[str, dict[str, Any]] = {}
@@ -380,16 +391,23 @@ def privacy(labelled: LabelledFactory, stores: dict[str, SliceStore], *, seed: i
 
 
 def train_factory(
-    arguments: argparse.Namespace, stores: dict[str, SliceStore], first_guess: Segmenter, variant: Variant, *, seed: int
+    arguments: argparse.Namespace,
+    work: Path,
+    stores: dict[str, SliceStore],
+    variant: Variant,
+    config: SegmenterConfig,
 ) -> TrainedFactory:
     """Phase one."""
     (domain, first), labels = next(iter(stores.items())), {}
     if variant.changes.get("classes"):
         labels[domain] = known_labels(first, CLASSES)
+    if variant.pseudo == FIRST_GUESS_IN_FULL:
+        first_guess_in_full(arguments, work, first, config)
     if variant.pseudo:
-        labels |= {d: own_slices(store, first_guess).labels for d, store in stores.items() if store is not first}
-    config = factory_config(TASKS[arguments.data], arguments.size, **variant.changes)
-    federation = SimulatedFederation(config, stores, seed, labels=labels)
+        guess = Segmenter.load(work / variant.pseudo)
+        labels |= {d: own_slices(store, guess).labels for d, store in stores.items() if store is not first}
+    settings = factory_config(TASKS[arguments.data], arguments.size, **variant.changes)
+    federation = SimulatedFederation(settings, stores, config.seed, labels=labels, device=arguments.device)
     for _ in range(arguments.updates // ROUND):
         federation.run_round(ROUND)
     generator = federation.generator

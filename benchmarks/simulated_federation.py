@@ -34,9 +34,10 @@ class SimulatedFederation:
         transport: of the sites' weights, see `fedfactory.node.plans.transport`.
         labels: for a factory that draws labels, by domain the labels (N, S, S) of its training slices, 255 where they
             are unknown; domains that are left out have none.
+        device: on which the sites train.
 
     Attributes:
-        generator: the moving average of the shared generator, as the researcher has it.
+        generator: the moving average of the shared generator, as the researcher has it; on the CPU.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SimulatedFederation:
         grey_rate: float = 1.0,
         transport: str = "float32",
         labels: Mapping[str, np.ndarray] | None = None,
+        device: str = "cpu",
     ) -> None:
         if "FBM_RESEARCHER_COMPONENT_ROOT" not in os.environ:  # the framework opens a component when it is imported
             os.environ["FBM_RESEARCHER_COMPONENT_ROOT"] = (root := tempfile.mkdtemp())
@@ -61,8 +63,8 @@ class SimulatedFederation:
         self.residuals: dict[str, dict[str, torch.Tensor]] = {}
         torch.manual_seed(seed)
         start = Factory(config)
-        self.sites = {domain: copy.deepcopy(start) for domain in self.stores}
-        self.rngs = {d: torch.Generator().manual_seed(1000 * seed + n) for n, d in enumerate(self.stores)}
+        self.sites = {domain: copy.deepcopy(start).to(device) for domain in self.stores}
+        self.rngs = {d: torch.Generator(device).manual_seed(1000 * seed + n) for n, d in enumerate(self.stores)}
         self.optimizers = {domain: self._optimizers(site) for domain, site in self.sites.items()}
         self.states = {domain: TrainerState() for domain in self.stores}
         self.momentum, self.velocity = momentum, {}
@@ -102,17 +104,19 @@ class SimulatedFederation:
 
     def _train(self, domain: str, updates: int) -> None:
         site, store, rng = self.sites[domain], self.stores[domain], self.rngs[domain]
+        device = rng.device
         if not self.persistent:
             self.optimizers[domain], self.states[domain] = self._optimizers(site), TrainerState()
         trainer = FactoryTrainer(site, self.optimizers[domain], rng, state=self.states[domain])
         chosen = store.slices("train")
         for _ in range(updates):
-            place = torch.randint(len(chosen), (self.config.batch_size,), generator=rng).numpy()
+            drawn = torch.randint(len(chosen), (self.config.batch_size,), generator=rng, device=device)
+            place = drawn.cpu().numpy()
             batch = chosen[place]
-            z_bin = torch.from_numpy(store.z_bin[batch])
-            labels = torch.from_numpy(self.labels[domain][place]) if domain in self.labels else None
+            z_bin = torch.from_numpy(store.z_bin[batch]).to(device)
+            labels = torch.from_numpy(self.labels[domain][place]).to(device) if domain in self.labels else None
             domains = torch.full_like(z_bin, self.config.domain_index(domain))
-            trainer.train_step(slices_of(store, batch), z_bin, domains, labels)
+            trainer.train_step(slices_of(store, batch).to(device), z_bin, domains, labels)
 
     def _optimizers(self, site: Factory) -> dict[str, torch.optim.Optimizer]:
         made = make_optimizers(site)
@@ -124,7 +128,8 @@ class SimulatedFederation:
 
     def _shared(self, site: Factory) -> dict[str, torch.Tensor]:
         local = self.config.discriminator == "local"
-        return {n: p.detach().clone() for n, p in site.named_parameters() if n.startswith(PREFIX) or not local}
+        kept = [name for name, _ in site.named_parameters() if name.startswith(PREFIX) or not local]
+        return {name: site.get_parameter(name).detach().cpu().clone() for name in kept}
 
 
 def slices_of(store: SliceStore, chosen: np.ndarray) -> torch.Tensor:
