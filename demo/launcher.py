@@ -30,6 +30,7 @@ IMPORTED_ONCE = ("torch", "torchvision", "grpc", "declearn.model.api", "opacus")
 NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 LAUNCH = "from fedfactory.demo.launcher import main; main()"
 LONGEST = 1 << 20  # bytes of a request: a command line
+ROOM = " " * 8192  # an argument without a meaning, which a forked process overwrites with its command line
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
@@ -84,7 +85,7 @@ class Launcher:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, log.open("wb") as printed:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", LAUNCH, str(os.getpid()), str(theirs.fileno())],
+                [sys.executable, "-c", LAUNCH, str(os.getpid()), str(theirs.fileno()), ROOM],
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -97,6 +98,7 @@ class Launcher:
 
     def start(self, command: Sequence[str], log: Path) -> Launched:
         """Start a command in the current folder, as soon as the launcher has imported; its output goes to `log`."""
+        log.write_bytes(b"")  # at once: who waits for a line there must not find an earlier one
         child = Launched(self)
         self._starting.append(child)
         with contextlib.suppress(OSError):  # the launcher has ended, and so has the child: `exit_code_of` says it
@@ -152,8 +154,9 @@ class Launcher:
 
 def main() -> None:
     """The launcher's process: import, then fork for every request until the program ends."""
-    parent, descriptor = (int(word) for word in sys.argv[1:])
+    parent, descriptor = (int(word) for word in sys.argv[1:3])
     end_with(parent)
+    _show(sys.orig_argv[:-1])
     for name in IMPORTED_ONCE:
         with contextlib.suppress(Exception):  # a command that needs what is missing or damaged reports it
             importlib.import_module(name)
@@ -212,12 +215,28 @@ def _fulfil(request: dict, launcher: int, channel: socket.socket) -> None:
 
 def _run(command: list[str]) -> None:
     """Do what the command line does: `python -m` and `python -c` in this process, anything else in its place."""
-    threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
-    if threads > 1 or command[0] != sys.executable or command[1] not in ("-m", "-c"):
-        os.execvp(command[0], command)  # also where an import has started a thread, which a fork does not copy
+    is_python = command[0] == sys.executable and command[1] in ("-m", "-c")
+    threads = len(os.listdir(f"/proc/{os.getppid()}/task"))  # of the launcher; a fork does not copy the second one
+    if not is_python or threads > 1 or not _show(command):
+        os.execvp(command[0], command)
     _, kind, what, *arguments = command
     sys.argv = [what if kind == "-m" else kind, *arguments]
     if kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+
+
+def _show(command: Sequence[str]) -> bool:
+    """Make `ps`, and whoever else looks for nodes (`fedfactory site check`), see this command; False if it is too long.
+
+    Linux shows the memory that held the arguments when the process began.
+    """
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begin, end = int(after_name[45]), int(after_name[46])  # arg_start and arg_end, see proc(5)
+    words = b"\0".join(map(os.fsencode, command))
+    if len(words) >= end - begin:
+        return False
+    ctypes.memset(begin, 0, end - begin)
+    ctypes.memmove(begin, words, len(words))
+    return True

@@ -21,7 +21,7 @@ from ..node.connection.proxies import without_proxy_on_loopback
 from . import launcher
 
 READY = b"Starting task manager"  # the last line in a node's log before it accepts requests
-READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
+READY_TIMEOUT = 180.0  # seconds; a node that imports on its own takes 5 to 20 s
 STOP_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 POLL_SECONDS = 0.2  # between two checks of the processes
 
@@ -203,10 +203,10 @@ class LocalFederation:
             self._launcher = None
 
     def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen | launcher.Launched:
-        with self._log(name).open("wb") as log:  # empty before `start` reads it
-            if self._launcher is not None:
-                child = self._launcher.start(command, self._log(name))
-            else:
+        if self._launcher is not None:
+            child = self._launcher.start(command, self._log(name))
+        else:
+            with self._log(name).open("wb") as log:
                 child = subprocess.Popen(
                     [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), *command],
                     stdin=subprocess.DEVNULL,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from fedfactory.demo import launcher as module
 from fedfactory.demo.launcher import Launcher
 from fedfactory.demo.local_federation import LocalFederation
 from fedfactory.errors import FederationError
+from fedfactory.node.connection.running_nodes import FOLDER_FLAG, MODULE, running_nodes
 
 pytestmark = pytest.mark.skipif(not module.can_fork(), reason="a launcher is used on Linux alone")
 
@@ -129,6 +131,21 @@ def test_a_signal_reaches_a_process_as_soon_as_its_number_is_known(launcher, tmp
     assert children[2].wait() == -signal.SIGKILL
 
 
+def test_a_forked_node_is_found_like_any_other(launcher, tmp_path):
+    """`site check` and `site clean` look for nodes by their command lines, and read their environments."""
+    node = "import time; print('begun', flush=True); time.sleep(300)"
+    child = launcher.start(python("-c", node, MODULE, FOLDER_FLAG, str(tmp_path / "the node")), tmp_path / "log")
+    while "begun" not in (tmp_path / "log").read_text():
+        time.sleep(0.05)
+    (found,) = [node for node in running_nodes() if node.root == tmp_path / "the node"]
+    assert found.pid == child.pid and time.time() - found.started < 30
+    assert Path(found.environment["TMPDIR"]).name == "launcher0"
+    too_long = launcher.start(python("-c", "import sys; print(len(sys.argv[1]))", "x" * 20_000), tmp_path / "long")
+    assert too_long.wait() == 0 and (tmp_path / "long").read_text() == "20000\n"
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
 def test_what_was_launched_ends_with_a_killed_program(tmp_path):
     environment = with_packages(tmp_path)
     program = subprocess.Popen(python("-c", PROGRAM), cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment)
@@ -151,7 +168,7 @@ def test_a_launcher_that_is_killed_while_it_imports_has_ended_what_it_was_asked_
     with pytest.raises(ProcessLookupError, match="ended"):
         child.pid  # noqa: B018
     assert launcher.start(python("-c", "print('never')"), tmp_path / "child").poll() == -signal.SIGKILL
-    assert not (tmp_path / "child").exists()
+    assert (tmp_path / "child").read_text() == ""
 
 
 def test_a_launcher_with_a_second_thread_starts_new_processes(tmp_path):
