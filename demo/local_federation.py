@@ -18,19 +18,18 @@ from ..common.files import make_folder
 from ..common.progress import track, watch
 from ..errors import FederationError
 from ..node.connection.proxies import without_proxy_on_loopback
+from . import launcher
 
 READY = b"Starting task manager"  # the last line in a node's log before it accepts requests
-READY_TIMEOUT = 180.0  # seconds; a node imports for 5 to 20 s
+READY_TIMEOUT = 180.0  # seconds; a node that imports on its own takes 5 to 20 s
 STOP_GRACE = 3.0  # seconds between SIGTERM and SIGKILL
 POLL_SECONDS = 0.2  # between two checks of the processes
 
-# Every child runs this first: on Linux the kernel kills it when its parent dies, even by SIGKILL.
+# Every child that is not forked runs this first.
 END_WITH_PARENT = """
-import ctypes, os, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, 9)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
+import os, sys
+from fedfactory.demo.launcher import end_with
+end_with(int(sys.argv[1]))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 
@@ -52,7 +51,8 @@ class LocalFederation:
         self.folder = folder
         self.researcher = folder / "researcher"
         self.nodes = {name: folder / name for name in nodes}
-        self._children: dict[str, subprocess.Popen] = {}
+        self._children: dict[str, subprocess.Popen | launcher.Launched] = {}
+        self._launcher: launcher.Launcher | None = None  # without one, every process imports on its own
         self._beside: str | None = None  # name of the command that runs beside the others
         self.port = _free_port()
 
@@ -70,6 +70,8 @@ class LocalFederation:
         """
         make_folder(self.folder / "logs")
         make_folder(self.folder / "tmp")
+        if launcher.can_fork():
+            self._launcher = launcher.Launcher(self._log("launcher"), self._environment())
         commands = {
             name: _fedbiomed("component", "create", "-c", "node", "-p", str(path), "-n", name)
             for name, path in self.nodes.items()
@@ -184,6 +186,8 @@ class LocalFederation:
 
     def stop(self) -> None:
         """End every process that is still running: SIGTERM, then SIGKILL after a short while."""
+        if self._launcher is not None and self._launcher.imports:
+            self._launcher.kill()  # nothing that it was asked for has begun
         running = [child for child in self._children.values() if child.poll() is None]
         for child in running:
             _signal_group(child, signal.SIGTERM)
@@ -194,20 +198,23 @@ class LocalFederation:
             _signal_group(child, signal.SIGKILL)  # to the process group: also to the children of a child
             child.wait()
         self._children.clear()
+        if self._launcher is not None:
+            self._launcher.kill()
+            self._launcher = None
 
-    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen:
-        log = self._log(name).open("wb")
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                start_new_session=True,  # Ctrl-C reaches only this program, which then stops the others in order
-            )
-        finally:
-            log.close()
+    def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen | launcher.Launched:
+        if self._launcher is not None:
+            child = self._launcher.start(command, self._log(name))
+        else:
+            with self._log(name).open("wb") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-c", END_WITH_PARENT, str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment(),
+                    start_new_session=True,  # Ctrl-C reaches only this program, which then stops the others in order
+                )
         self._children[name] = child
         return child
 
@@ -254,7 +261,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _signal_group(child: subprocess.Popen, number: int) -> None:
+def _signal_group(child: subprocess.Popen | launcher.Launched, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)
 
