@@ -163,7 +163,7 @@ def main() -> None:
         parser.error("cardiac sites need --folder")
     torch.set_num_threads(1)
     runs = [run_seed(arguments, seed) for seed in arguments.seeds]
-    settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates")}
+    settings = {name: getattr(arguments, name) for name in ("size", "updates", "segmenter_updates", "device")}
     task = TASKS[arguments.data]
     content = {
         "machine": machine("cpu"),

@@ -104,6 +104,7 @@ def factory_value(content: dict[str, Any]) -> list[str]:
                 what = row.replace("_", " ") + start
                 rows.append([site, variant.replace("_", " "), what, number(np.mean(dice)), _listed(dice, 3)])
     lines = [*table(["site", "factory", "segmenter", "Dice", "by seed"], rows), ""]
+    on_cpu = content.get("device", "cpu") == "cpu"
     for row in content["differences"]:
         mean, low, high = (f"{row[key]:+.3f}".replace("0.", ".") for key in ("mean", "low", "high"))
         compared = f"{row['variant']}: {row['row']} less {row['against']}, {row['updates']}".replace("_", " ")
@@ -119,7 +120,7 @@ def factory_value(content: dict[str, Any]) -> list[str]:
             ", ".join(f"{pair} {number(value, 2)}" for pair, value in shared.items()),
             ", ".join(f"{site} {number(value, 2)}" for site, value in seen.items()),
             "; ".join(f"{number(a['value'], 2)} ({number(a['low'], 2)} to {number(a['high'], 2)})" for a in areas),
-            round(np.mean([one["cpu_seconds"]["factory"] for one in found])),
+            round(np.mean([one["cpu_seconds"]["factory"] for one in found])) if on_cpu else "on a GPU",
         ])  # fmt: skip
     head = ["factory", "shared anatomy", "drawn labels seen again by oracles", "attack area, by seed", "CPU seconds"]
     return [*lines, "", *table(head, rows)]
@@ -335,6 +336,7 @@ SECTIONS: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "shared_anatomy": ("Do labels carry over? Simulated brains", shared_anatomy),
     "shared_anatomy_cardiac": ("Do labels carry over? Cardiac sites", shared_anatomy),
     "factory_value_brains": ("What a factory is worth: simulated brains", factory_value),
+    "factory_value_cardiac": ("What a factory is worth: cardiac sites", factory_value),
     "factory_value_brains_in_full": (
         "What a factory is worth: simulated brains, with a first guess of all its updates",
         factory_value,

@@ -29,6 +29,7 @@ from ..generative.metrics.alarm import MIN_SHARED_ANATOMY, alarms
 from ..generative.metrics.quality import site_quality
 from ..generative.metrics.shared_anatomy import shared_anatomy
 from .labelling import labelled_slices
+from .store.derived.pseudo_labels import pseudo_label_facts
 from .store.slice_store import SliceStore
 
 NUM_EVALUATIONS = 5  # of a training that chooses among its states
@@ -190,7 +191,7 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
     domain = factory.config.domain_index(store.domain)
     z_bin = torch.from_numpy(store.z_bin[chosen])
     quality = site_quality(factory.generator, torch.from_numpy(images), z_bin, domain=domain)
-    found = alarms(store.domain, quality, _shared_with_labelled(labelled, store.domain))
+    found = alarms(store.domain, quality, _shared_with_labelled(store, labelled))
     volume = store.volume_of_slices()[chosen]
     adapted, first_guess = (explained_intensity(images, model, volume) for model in (segmenter, labelled.robust))
     if adapted < MIN_EXPLAINED_RATIO * first_guess:
@@ -210,12 +211,19 @@ def assess(store: SliceStore, labelled: LabelledFactory, segmenter: Segmenter) -
     return SiteAssessment(quality=quality.to_dict(), explained=explained, agreement=agreement, alarms=tuple(found))
 
 
-def _shared_with_labelled(labelled: LabelledFactory, domain: str) -> float | None:
-    """The `shared_anatomy` of a domain and the labelled one; None if no label crosses from one to the other."""
-    drawn = labelled.factory.config.classes > 0  # with the image: what they look like was learnt where labels are
-    if labelled.card.labels_from[domain] != "view" and not drawn:  # labels read in the domain's own view cross none
+def _shared_with_labelled(store: SliceStore, labelled: LabelledFactory) -> float | None:
+    """The `shared_anatomy` of a store's domain and the labelled one; None if no label crosses from one to the other.
+
+    None crosses where labels are read in the domain's own view, or are drawn by a factory that was trained with
+    pseudo-labels, at a site that has some: there the site's own discriminator saw image and label together.
+    """
+    config = labelled.factory.config
+    if config.classes:  # labels are drawn with the image: what they look like was learnt where labels are
+        if config.pseudo_labels and pseudo_label_facts(store) is not None:
+            return None
+    elif labelled.card.labels_from[store.domain] != "view":
         return None
-    pair, scores = {domain, labelled.card.labelled_domain}, shared_anatomy(labelled.factory.generator)
+    pair, scores = {store.domain, labelled.card.labelled_domain}, shared_anatomy(labelled.factory.generator)
     return next((score for names, score in scores.items() if set(names) == pair), None)
 
 
@@ -276,7 +284,7 @@ def _draw_training_set(
     drawn = draw_slices(labelled, store.domain, volumes=adaptation.volumes, seed=seed, slices=slices)
     chosen = store.slices("train")
     images, volume = store.images[chosen].astype(np.float32), store.volume_of_slices()[chosen]
-    shared = _shared_with_labelled(labelled, store.domain)
+    shared = _shared_with_labelled(store, labelled)
     carry_over = shared is None or shared >= MIN_SHARED_ANATOMY
     data = training_set(images, drawn, labelled.robust, volume=volume, labels_carry_over=carry_over)
     if not adaptation.validates:

@@ -185,7 +185,9 @@ class RunState:
     def alarms(self) -> list[str]:
         """Reasons to doubt that labels carry over between domains, by the newest measurements; empty without any."""
         found = []
-        pairs = self.shared_anatomy[-1].pairs if self.shared_anatomy else {}
+        # With pseudo-labels every site's own discriminator sees image and label together: no label crosses domains.
+        crossing = self.shared_anatomy and not self.config.pseudo_labels
+        pairs = self.shared_anatomy[-1].pairs if crossing else {}
         for domain in self.config.domains:
             scores = [score for pair, score in pairs.items() if domain in pair.split(PAIR)]
             quality = self.quality(domain)

@@ -12,11 +12,15 @@ import torch
 from fedfactory.adaptation.adapt import draw_slices
 from fedfactory.adaptation.generate_volumes import Drawing, generate_volumes
 from fedfactory.adaptation.labelled_factory import DrawingFactory, LabelledFactory
+from fedfactory.adaptation.training.label_branch_training import with_first_guess
 from fedfactory.errors import CheckpointError, UsageError
 from fedfactory.generative import TrainedFactory, load_factory, make_generator
 from fedfactory.node.labelling import label_factory
 from fedfactory.node.site_adaptation import Adaptation, _shared_with_labelled, adapt_site
-from helpers import small_config
+from fedfactory.node.store.derived.pseudo_labels import PseudoLabelFacts, write_pseudo_labels
+from fedfactory.node.store.prepare import prepare
+from fedfactory.node.store.prepare_config import PrepareConfig
+from helpers import small_config, untrained_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,24 @@ def test_an_exported_factory_is_sent_to_label_before_sites_adapt(drawing_file):
         LabelledFactory.load(drawing_file)
 
 
+@pytest.mark.parametrize("pseudo_labels", [False, True])
+def test_shared_anatomy_counts_where_a_site_showed_no_labels_of_its_own(
+    pseudo_labels, config, copied_store, site, tmp_path
+):
+    dark = prepare(site, tmp_path / "dark.store", PrepareConfig(domain="dark", size=16, z_bins=4)).store
+    generator = make_generator(replace(config, classes=3, pseudo_labels=pseudo_labels)).eval()
+    factory = TrainedFactory(generator=generator, latest=generator.state_dict(), spacing=6.0, height=100.0)
+    made = with_first_guess(factory, untrained_segmenter(), domain="bright", seed=0)
+    # The labels were learnt at the labelled site, so shared anatomy says whether they fit here.
+    assert 0 <= _shared_with_labelled(dark, made) <= 1
+    facts = PseudoLabelFacts(
+        made_by="test", images=dark.files["images"], segmenter="0" * 64, segmenter_domain="bright", classes=3,
+        least_confidence=0.5, slices=1, known_share=1.0, structure_share=0.1, agreement=None, dice=None, dice_cases=0,
+    )  # fmt: skip
+    write_pseudo_labels(dark, np.zeros(dark.images[:, 0].shape, np.uint8), facts)
+    assert (_shared_with_labelled(dark, made) is None) == pseudo_labels
+
+
 def test_a_factory_of_images_alone_is_sent_to_label(trained, tmp_path):
     trained.save(tmp_path / "images.safetensors")
     with pytest.raises(UsageError, match="run `fedfactory label`"):
@@ -78,8 +100,6 @@ def test_a_labelled_site_adds_its_first_guess_and_sites_adapt(drawing_file, copi
     made = label_factory(drawing_file, copied_store.path, out, config=small_config(updates=2))
     assert made.branches == []
     assert set(made.card.labels_from.values()) == {"own"}  # a slice's labels are those drawn with it
-    # They were learnt at the labelled site, so shared anatomy says whether they fit elsewhere.
-    assert 0 <= _shared_with_labelled(made, "dark") <= 1
     assert 0 <= made.card.agreement <= 1 or math.isnan(made.card.agreement)
     again = LabelledFactory.load(out)
     drawn = draw_slices(again, "bright", volumes=1, seed=0)

@@ -567,6 +567,14 @@ def test_a_site_that_reports_part_of_the_quality_or_more_does_not_end_the_run(co
     assert state.quality("dark") == {} and len(state.alarms()) == 1
 
 
+@pytest.mark.parametrize("pseudo_labels", [False, True])
+def test_little_shared_anatomy_is_no_alarm_where_sites_show_pseudo_labels(pseudo_labels, config):
+    drawing = replace(config, classes=3, pseudo_labels=pseudo_labels)
+    state = RunState(config=drawing, federation=Federation(tag="tag"), stages=(Stage(3),), seed=1, save_every=10)
+    state.shared_anatomy = [SharedAnatomy(round=1, pairs={"bright / dark": 0.1})]
+    assert len(state.alarms()) == (0 if pseudo_labels else 2)
+
+
 def test_the_plan_that_is_approved_does_not_depend_on_hyper_parameters(config):
     """What is hashed is the source that travels; settings go beside it, in the model's and training arguments."""
     import inspect
