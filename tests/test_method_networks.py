@@ -112,7 +112,7 @@ def test_the_depth_that_is_asked_for_reaches_every_network():
     ("settings", "message"),
     [
         ({"size": 48, "depth": 6}, "depth is 6; slices of 48 px cannot be halved so often"),
-        ({"size": 112, "depth": 6}, "depth is 6; slices of 112 px cannot be halved so often"),
+        ({"size": 112, "depth": 6}, "depth is 6; slices of 112 px as squares of 2 px cannot be halved so often"),
         ({"size": 64, "depth": 6}, "depth is 6; slices of 64 px as squares of 2 px cannot be halved so often"),
         ({"fold": 0}, "fold is 0; it must be at least 1"),
         ({"size": 48, "fold": 5}, "fold is 5; choose a divisor of 48, the pixels per side"),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, NodeDataError
-from ..engine.training_plan import halvable_levels
 from ..labels.candidate_labels import SiteSlices
 from ..losses.cmc_losses import AGREEMENTS, DESCRIPTORS, channel_consistency, class_agreement, prototype_agreement
 from ..losses.partial_losses import partial_loss
@@ -112,7 +111,8 @@ class CMC(WeightAveragingMethod):
             self.config.classes,
             list(counts),
             self.config.width,
-            depth=self.config.depth or halvable_levels(self.config.size),
+            depth=self.config.levels,
+            fold=self.config.pixel_fold,
             channels=list(counts.values()),
             encoder_sharing=own.encoder_sharing,
             decoder_sharing=own.decoder_sharing,

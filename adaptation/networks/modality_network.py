@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .site_network import GROUPS, widths_of
@@ -81,7 +82,9 @@ class ModalityUNet(nn.Module):
         modalities: their names.
         width: channels of the first level, a multiple of 4; each further level has twice as many, up to 16 times the
             first; the deepest has K.
-        depth: number n of resolution levels; a slice's side S is a multiple of 2 ** (n - 1), and s = S / 2 ** (n - 1).
+        depth: number n of resolution levels; a slice's side S is a multiple of fold * 2 ** (n - 1), and
+            s = S / fold / 2 ** (n - 1).
+        fold: side of the squares of pixels that become channels first; the logits are unfolded last.
         channels: of the slices of each modality, in the order of their names; empty for one each.
         encoder_sharing: what modalities share of the encoder, one of SHARINGS: "shared" is the published program,
             "separate" the published figure.
@@ -97,6 +100,7 @@ class ModalityUNet(nn.Module):
         width: int,
         *,
         depth: int,
+        fold: int = 1,
         channels: Sequence[int] = (),
         encoder_sharing: str = NORM_SPECIFIC,
         decoder_sharing: str = NORM_SPECIFIC,
@@ -104,12 +108,13 @@ class ModalityUNet(nn.Module):
     ) -> None:
         super().__init__()
         counts = dict(zip(modalities, channels or [1] * len(modalities), strict=True))
-        most = max(counts.values())
+        most, self.fold = max(counts.values()), fold
         separate = encoder_sharing == SEPARATE
         unequal = counts if min(counts.values()) < most and not separate else {}
         self.mixtures = nn.ModuleDict({name: nn.Conv2d(count, most, 1, bias=False) for name, count in unequal.items()})
         widths = widths_of(width, depth)
-        inputs = [counts if separate else most, *widths]
+        folded = {name: count * fold**2 for name, count in counts.items()}
+        inputs = [folded if separate else most * fold**2, *widths]
         self.down = nn.ModuleList(
             ModalityBlock(before, after, modalities, encoder_sharing)
             for before, after in zip(inputs, widths, strict=False)
@@ -136,7 +141,7 @@ class ModalityUNet(nn.Module):
             ModalityBlock(above + below, above, modalities, decoder_sharing)
             for above, below in reversed(list(pairwise(widths)))
         )
-        self.head = _for_each(modalities, lambda _: nn.Conv2d(width, classes, 1), **own)
+        self.head = _for_each(modalities, lambda _: nn.Conv2d(width, classes * fold**2, 1), **own)
 
     def forward(self, x: Tensor, modality: str) -> Tensor:
         """Slices (B, channels, S, S) of one modality, fused with themselves, to logits (B, classes, S, S)."""
@@ -145,8 +150,8 @@ class ModalityUNet(nn.Module):
 
     def encode(self, x: Tensor, modality: str) -> tuple[list[Tensor], Tensor]:
         """Slices (B, channels, S, S) to the features of the upper levels, fine to coarse,
-        each (B, channels, S / 2^l, S / 2^l), and the deepest features (B, K, s, s)."""
-        x = self.mixtures[modality](x) if self.mixtures else x
+        each (B, channels, S / fold / 2^l, S / fold / 2^l), and the deepest features (B, K, s, s)."""
+        x = F.pixel_unshuffle(self.mixtures[modality](x) if self.mixtures else x, self.fold)
         skips = []
         for level, block in enumerate(self.down):
             x = block(self.pool(x) if level else x, modality)
@@ -173,12 +178,13 @@ class ModalityUNet(nn.Module):
     def decode(self, deep: Tensor, skips: list[Tensor], modality: str) -> tuple[Tensor, Tensor]:
         """Fused features `deep` (B, K, s, s) and the features of the upper levels to logits.
 
-        Returns: logits (B, classes, S, S), and the last features (B, width, S, S).
+        Returns: logits (B, classes, S, S), and the last features (B, width, S, S), each fold x fold pixels alike.
         """
         x = deep
         for widen, block, skip in zip(self.widen, self.up, reversed(skips), strict=True):
             x = block(torch.cat([skip, _of(widen, modality)(x)], 1), modality)
-        return _of(self.head, modality)(x), x
+        logits = F.pixel_shuffle(_of(self.head, modality)(x), self.fold)
+        return logits, F.interpolate(x, scale_factor=self.fold) if self.fold > 1 else x
 
 
 class OneModality(nn.Module):

@@ -33,9 +33,9 @@ class MethodConfig:
         width: channels of the network's first level.
         depth: number of the network's resolution levels; None has as many as the slices' size asks for.
         fold: side of the squares of pixels that become channels first, see `SiteUNet`; None takes 2 for slices from 64
-            px, in networks that can fold. CMC and the networks of HSSF and LSSL do not depend on it.
+            px. The networks of HSSF and LSSL have their own.
         norm: normalisation, "instance", "group", or "batch" as FedAvg, FedBN and FedICRA were published with. CMC and
-            the networks of HSSF and LSSL do not depend on it.
+            the networks of HSSF and LSSL have their own.
         learning_rate: of all optimizers in the first update, from where it falls to 0 over all rounds; None takes the
             method's default.
         mirror: whether the augmentation flips slices.
