@@ -50,7 +50,7 @@ def test_a_folded_network_is_one_whose_pixels_became_channels():
 def test_settings_of_an_earlier_version_describe_its_networks():
     now = replace(CONFIG, size=64)
     assert (now.pixel_fold, now.levels) == (2, 4)
-    assert MethodConfig.from_dict(now.to_dict()).to_dict() == now.to_dict()
+    assert MethodConfig.from_dict(now.to_dict()) == now
     before = {name: value for name, value in now.to_dict().items() if name != "fold"}
     assert (MethodConfig.from_dict(before).pixel_fold, MethodConfig.from_dict(before).levels) == (1, 5)
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fedfactory.adaptation.methods.interface.method_config import MethodConfig
 from fedfactory.adaptation.methods.registry import METHODS, make_method
 from fedfactory.errors import CheckpointError, FederationError, UsageError
 from fedfactory.node.site_facts import description_of
@@ -117,9 +116,7 @@ def resumed(average, folder):
 def test_the_researchers_network_and_its_optimizer_survive(tmp_path):
     """The next update after a resumption equals that of an undisturbed run; without the optimizer's moments, or from
     new weights, it differs."""
-    config = MethodConfig(
-        **{**CONFIG.to_dict(), "method": "hssf", "options": {"public_slices": 12, "public_epochs": 1}}
-    )
+    config = replace(CONFIG, method="hssf", options={"public_slices": 12, "public_epochs": 1})
     method = make_method(config)
     method.public = site()
     method._server = method.trainee_of(method.fresh_network("unet"))

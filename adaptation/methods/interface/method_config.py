@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from ....errors import ConfigError
 from ...choices import ROTATION
@@ -147,6 +147,8 @@ class MethodConfig:
         """The configuration that `to_dict` described. Raises: ConfigError for unknown or impossible settings."""
         try:
             # Files from before there was a fold describe networks without one.
-            return cls(**{"fold": 1, **values})  # type: ignore[arg-type]
+            config = cls(**{"fold": 1, **values})  # type: ignore[arg-type]
         except TypeError as error:
             raise ConfigError(f"these settings of a method are not usable ({error}); see `MethodConfig`") from None
+        usual = replace(config, fold=None)
+        return usual if usual.pixel_fold == config.pixel_fold else config
