@@ -21,8 +21,8 @@ class Situation:
     methods: tuple[str, ...]
 
 
-# The order is that of the study (docs/methods-results.md) where it has been run: "weak" and what is said of modalities.
-# Elsewhere it follows what each method was made for.
+# The order is that of the study (docs/methods-results.md) where it has been run: "weak", "mixed" and what is said of
+# modalities. Elsewhere it follows what each method was made for.
 SITUATIONS: dict[str, Situation] = {
     "unlabelled": Situation(
         says="No site has labels: only public slices that all sites have can teach a network.",
@@ -42,7 +42,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     "mixed": Situation(
         says="Some sites have drawn masks, others weaker labels or none.",
-        methods=("fedmix", "fedicra", "fedavg", "fedbn", "fedprox", "local"),
+        methods=("fedmix", "fedavg", "fedbn", "fedprox", "fedicra", "local"),
     ),
     "weak": Situation(
         says="No site has drawn masks.",
