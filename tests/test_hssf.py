@@ -325,6 +325,17 @@ def test_self_training_begins_when_the_assessor_is_good_enough_on_held_out_slice
     assert "assessor" not in without.train_round(site_round_of(without, site("none"), number=3)).numbers
 
 
+def test_a_round_in_which_every_slice_is_rejected_leaves_the_network_as_the_public_slices_made_it():
+    weights = []
+    for options in ({"min_slice_confidence": 1.0, "min_assessor_accuracy": 0.0}, {"unlabelled": 0.0}):
+        method = hssf("lssl", **options)
+        site_round = site_round_of(method, site("none"), number=3)
+        update = method.train_round(site_round)
+        assert update.numbers["accepted"] == 0 and update.samples
+        weights.append(site_round.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_the_assessor_is_tested_on_strong_views_of_held_out_slices():
     method = hssf()
     public = method.public_views(site())

@@ -361,7 +361,8 @@ class PublicSliceMethod(FederatedMethod):
             if without is not None:
                 weak, strong = self._two_views(site_round, without)
                 self_training, share = self.pseudo_loss(trainee.network, weak, strong)
-                loss = loss + self.options.unlabelled * self_training
+                if share:  # a loss without a gradient would still move the weights, by the optimizer's moments
+                    loss = loss + self.options.unlabelled * self_training
                 accepted.append(share)
             if loss.requires_grad:
                 losses.append(self.update(trainee, loss, number))
