@@ -28,7 +28,7 @@ bootstrap over patients and seeds. The best of several rows is in part so by cha
 """
 HALF, LONG_ENOUGH = "half as long", 0.02  # end of a row's name; Dice that twice the length may still add
 MARK = " ¹"  # of a row of an earlier version
-EARLIER = """¹ Of an earlier version, whose networks learnt more slowly and in `hssf` and `lssl` lost all structures
+EARLIER = """¹ Of an earlier version, whose networks learnt more slowly, and in `hssf` and `lssl` hardly at all
 ([why](decisions.md)). Such rows are compared with one another only.
 """
 QUESTIONS: dict[str, tuple[str, str]] = {

@@ -49,7 +49,7 @@ class PublicSliceOptions:
     Attributes:
         network: of the researcher, and of sites that have not chosen any, see `SITE_NETWORKS`.
         public_slices: number of public slices; the researcher sets it.
-        public_epochs: passes over the public slices in a round; published: 4.
+        public_epochs: passes over the public slices in a round.
         held_out: share of the public slices that nobody is fitted to: on these the assessor is tested and, in HSSF,
             teachers are compared and distilled; 0 takes all slices for everything, as published.
         strong_share: share of the fitted public slices that are shown in a strong view, so that network and assessor
@@ -70,7 +70,7 @@ class PublicSliceOptions:
 
     network: str = "unet"
     public_slices: int = 0
-    public_epochs: int = 1
+    public_epochs: int = 4
     held_out: float = 0.25
     strong_share: float = 0.5
     warmup: float = 0.1
