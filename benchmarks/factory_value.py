@@ -41,6 +41,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from factory_value_summary import differences, report
 from fedfactory.adaptation.adapt import SYNTHETIC_SHARE, adapt, draw_slices, pseudo_label
 from fedfactory.adaptation.choices import ROTATION
 from fedfactory.adaptation.engine.segmenter_config import SegmenterConfig, first_guess_config
@@ -72,7 +73,6 @@ from fedfactory.node.store.prepare import prepare
 from fedfactory.node.store.prepare_config import PrepareConfig
 from fedfactory.node.store.slice_store import SliceStore
 from measuring import machine
-from paired_differences import paired
 from shared_anatomy import brains, cached, half_training
 from simulated_federation import SimulatedFederation
 
@@ -86,14 +86,6 @@ WIDTHS = {16: (32, 16), 32: (48, 32, 16), 64: (48, 48, 32, 16)}
 ROUND = 10  # updates between two averagings
 AUDIT_VOLUMES = 40  # synthetic subjects of each domain
 COLUMNS = 8  # of a picture
-COMPARISONS_IN_FULL = {
-    "first_guess_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
-    "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
-}
-COMPARISONS = {  # what a variant gives: what a site has without it, at equal updates
-    "synthetic_alone_four_times": ("first_guess",),
-    "first_guess_own_and_synthetic_slices": ("first_guess", "first_guess_and_own_slices"),
-}
 
 
 @dataclass(frozen=True)
@@ -401,10 +393,9 @@ def train_factory(
     (domain, first), labels = next(iter(stores.items())), {}
     if variant.changes.get("classes"):
         labels[domain] = known_labels(first, CLASSES)
-    if variant.pseudo == FIRST_GUESS_IN_FULL:
-        first_guess_in_full(arguments, work, first, config)
     if variant.pseudo:
-        guess = Segmenter.load(work / variant.pseudo)
+        in_full = variant.pseudo == FIRST_GUESS_IN_FULL
+        guess = first_guess_in_full(arguments, work, first, config) if in_full else Segmenter.load(work / FIRST_GUESS)
         labels |= {d: own_slices(store, guess).labels for d, store in stores.items() if store is not first}
     settings = factory_config(TASKS[arguments.data], arguments.size, **variant.changes)
     federation = SimulatedFederation(settings, stores, config.seed, labels=labels, device=arguments.device)
@@ -461,49 +452,6 @@ def step_times(task: Task, size: int, repeats: int = 7) -> dict[str, float]:
             seconds[name].append(time.process_time() - began)
     medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     return {**medians, "ratio": round(medians["labels"] / medians["images"], 3)}
-
-
-def differences(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What every variant gives beyond its rivals at the unlabelled sites, paired by patient and seed."""
-    found = []
-    for name in runs[0]["variants"]:
-        for key, comparisons in (("scores", COMPARISONS), ("scores_in_full", COMPARISONS_IN_FULL)):
-            if key not in runs[0]["baselines"]:
-                continue
-            for row, rivals in comparisons.items():
-                ours = {run["seed"]: by_patient(run["variants"][name][key], row) for run in runs}
-                for rival in rivals:
-                    theirs = {run["seed"]: by_patient(run["baselines"][key], rival) for run in runs}
-                    start = "in full" if key == "scores_in_full" else "equal updates"
-                    facts = {"variant": name, "updates": start, "row": row, "against": rival}
-                    found.append({**facts, **paired(ours, theirs)})
-    return found
-
-
-def by_patient(scores: dict[str, dict[str, Any]], row: str) -> dict[tuple[str, str, str], float]:
-    """The scores of a row by site and number of the patient."""
-    return {
-        (domain, "", str(number)): value
-        for domain, rows in scores.items()
-        if row in rows
-        for number, value in enumerate(rows[row]["patients"])
-    }
-
-
-def report(content: dict[str, Any]) -> None:
-    """Print the means over seeds, the differences, and what was measured of the factories."""
-    print("one update with labels against images alone:", content["step"]["ratio"])
-    seeds = content["seeds"]
-    for domain in list(seeds[0]["baselines"]["scores"])[1:]:
-        for name in ("baselines", *seeds[0]["variants"]):
-            found = [(s["baselines"] if name == "baselines" else s["variants"][name])["scores"][domain] for s in seeds]
-            for key in found[0]:
-                print(domain, name, key, round(float(np.mean([row[key]["dice"] for row in found])), 3))
-    for row in content["differences"]:
-        print(row)
-    for seed in seeds:
-        for name, row in seed["variants"].items():
-            print(seed["seed"], name, "shared", row["shared_anatomy"], "drawn labels", row["drawn_labels"])
 
 
 if __name__ == "__main__":

@@ -76,15 +76,7 @@ class FederatedAveraging(WeightAveragingMethod):
     Options = BoxOptions
 
     def network(self) -> nn.Module:
-        config = self.config
-        return SiteUNet(
-            config.classes,
-            channels=config.channels,
-            width=config.width,
-            depth=config.levels,
-            fold=config.pixel_fold,
-            norm=config.norm,
-        )
+        return SiteUNet(self.config.classes, **self.config.unet_settings)
 
     def train_round(self, site_round: SiteRound) -> SiteUpdate:
         if self.config.private:

@@ -113,11 +113,7 @@ class FedICRA(WeightAveragingMethod):
         own = self.options
         return SiteUNet(
             self.config.classes,
-            channels=self.config.channels,
-            width=self.config.width,
-            depth=self.config.levels,
-            fold=self.config.pixel_fold,
-            norm=self.config.norm,
+            **self.config.unet_settings,
             dropout=0.1,
             sites=self.config.sites if own.selections else 0,
             selections=own.selections,

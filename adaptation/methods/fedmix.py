@@ -36,7 +36,7 @@ class FedMixOptions(BoxOptions):
         agreement: Dice of the two networks' masks from which a slice is accepted (tau); 0 accepts all slices.
         per_class: whether agreement is that of the worst class instead of all classes together.
         box_cover: smallest Dice of prediction and box with which a slice with boxes is accepted.
-        refine: whether weak labels correct the predictions before the networks' agreement is judged; published: yes.
+        refine: whether weak labels correct the predictions before the networks are compared; published: yes.
         image_rule: "presence" accepts a slice with image labels only if both networks find every structure that is
             present; "reference" does not require it.
         empty: "accept" or "reject": slices without labels in which both networks find nothing.
@@ -92,17 +92,7 @@ class NetworkPair(nn.Module):
 
     def __init__(self, structures: int, config: MethodConfig) -> None:
         super().__init__()
-        self.first, self.second = (
-            SiteUNet(
-                structures,
-                channels=config.channels,
-                width=config.width,
-                depth=config.levels,
-                fold=config.pixel_fold,
-                norm=config.norm,
-            )
-            for _ in range(2)
-        )
+        self.first, self.second = (SiteUNet(structures, **config.unet_settings) for _ in range(2))
 
 
 class FedMix(WeightAveragingMethod):

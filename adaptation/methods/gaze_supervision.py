@@ -72,15 +72,7 @@ class LevelEnsemble(nn.Module):
         between = [f"between_{number}" for number in range(1, levels - 1)]
         self.names = ("tight", *between, "loose")[:levels]
         for name in self.names:
-            network = SiteUNet(
-                structures,
-                channels=config.channels,
-                width=config.width,
-                depth=config.levels,
-                fold=config.pixel_fold,
-                norm=config.norm,
-            )
-            setattr(self, name, network)
+            setattr(self, name, SiteUNet(structures, **config.unet_settings))
 
     def networks(self) -> list[SiteUNet]:
         """From tight to loose."""

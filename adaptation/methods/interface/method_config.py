@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from ....errors import ConfigError
 from ...choices import ROTATION
@@ -111,6 +112,14 @@ class MethodConfig:
     def levels(self) -> int:
         """Number of the network's resolution levels."""
         return self.depth or halvable_levels(self.size // self.pixel_fold)
+
+    @property
+    def unet_settings(self) -> dict[str, Any]:
+        """Settings by name of the U-Nets of all methods that train them, see `SiteUNet`."""
+        return {
+            "channels": self.channels, "width": self.width, "depth": self.levels, "fold": self.pixel_fold,
+            "norm": self.norm,
+        }  # fmt: skip
 
     @property
     def pixel_fold(self) -> int:
