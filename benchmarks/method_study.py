@@ -81,6 +81,7 @@ def _ceilings(task: str) -> list[Run]:
     return [
         Run(question="dense", task=task, name="local", method="local", which="own"),
         Run(question="dense", task=task, name="fedavg", method="fedavg"),
+        Run(question="dense", task=task, name="fedbn", method="fedbn", which="own"),
         Run(question="dense", task=task, name="fedavg, half as long", method="fedavg", settings=half, cost=0.5),
     ]
 
@@ -106,9 +107,9 @@ def _parts_of_fedicra(task: str, labels: tuple[str, ...], cost: float) -> list[R
         "no CRF": {"crf_weight": 0.0},
         "no energy": {"tree_weight": 0.0, "crf_weight": 0.0},
         "no contrast": {"contrast_weight": 0.0},
-        "all layers together": {"body_share": 1.0},
+        "all layers together": {"body_share": None},
         "not adaptive": {"adaptive": False},
-        "together and not adaptive": {"body_share": 1.0, "adaptive": False},
+        "together and not adaptive": {"body_share": None, "adaptive": False},
     }
     common = {"question": "fedicra", "task": task, "labels": labels, "method": "fedicra", "which": "own", "cost": cost}
     return [

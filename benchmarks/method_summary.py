@@ -11,11 +11,19 @@ from paired_differences import paired
 # What is compared: question, row, rows against which it is compared.
 COMPARISONS = [
     ("dense", "fedavg", ("local", "fedavg, half as long")),
+    ("dense", "fedbn", ("local", "fedavg")),
     ("fedicra", "fedicra", ("local", "fedavg", "fedprox", "fedbn", "dense/fedavg")),
     (
         "fedicra",
         "fedicra",
-        ("fedicra, no tree energy", "fedicra, published trees", "fedicra, no CRF", "fedicra, no contrast"),
+        (
+            "fedicra, no tree energy",
+            "fedicra, published trees",
+            "fedicra, no CRF",
+            "fedicra, no contrast",
+            "fedicra, all layers together",
+            "fedicra, not adaptive",
+        ),
     ),
     ("fedmix", "fedavg of all labels", ("dense site alone",)),
     ("fedmix", "fedmix", ("dense site alone", "fedavg of all labels", "fedmix, refined", "dense/fedavg")),

@@ -261,20 +261,25 @@ def test_by_default_the_tree_energy_prefers_a_whole_structure_to_a_part_of_it():
     assert energy_of(12) < energy_of(6)
 
 
-def test_a_round_trains_the_output_layer_first_and_then_everything_else():
-    head, body = (
-        make_method(replace(method_of("fedicra", updates=2).config, options={**SMALL["fedicra"], "body_share": share}))
-        for share in (0.0, 1.0)
-    )
-    site_round = site_round_of(head, site())
+@pytest.mark.parametrize("share", [0.5, None])
+def test_an_update_of_fedicra_trains_one_part_or_all_layers_together(share):
+    """With a share, the output layer comes first and everything else afterwards."""
+    options = {**SMALL["fedicra"], "body_share": share}
+    method = make_method(replace(method_of("fedicra", updates=2).config, options=options))
+    site_round, moved = site_round_of(method, site()), []
     before = copy.deepcopy(site_round.model.state_dict())
-    head.train_round(site_round)
-    moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
-    assert moved == {"final_conv.weight", "final_conv.bias"}
-    site_round = site_round_of(body, site())
-    body.train_round(site_round)
-    moved = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
-    assert moved and not any(name.startswith("final_conv") for name in moved)
+
+    def step(*arguments, **options):
+        loss = type(method).step(method, *arguments, **options)
+        after = site_round.model.state_dict()
+        changed = {name for name, value in site_round.model.named_parameters() if not torch.equal(before[name], value)}
+        moved.append({name.startswith("final_conv") for name in changed})
+        before.update(copy.deepcopy(after))
+        return loss
+
+    method.step = step
+    method.train_round(site_round)
+    assert moved == ([{True, False}] * 2 if share is None else [{True}, {False}])
     assert all(value.requires_grad for value in site_round.model.parameters())
 
 
@@ -484,7 +489,11 @@ def test_a_pixel_is_background_where_no_structure_has_a_probability_above_one_ha
         ({"method": "fedicra", "options": {"tree_weight": -1.0}}, "tree_weight is -1.0"),
         ({"method": "fedicra", "options": {"tree_sigma": 0}}, "tree_sigma is 0; it must be positive"),
         ({"method": "fedicra", "options": {"selections": 0}}, "channel selections"),
-        ({"method": "fedicra", "options": {"body_share": 1.5}}, "body_share is 1.5; choose from 0 to 1"),
+        (
+            {"method": "fedicra", "options": {"body_share": 1.0}},
+            "body_share is 1.0; choose a share above 0",
+        ),
+        ({"method": "fedicra", "options": {"body_share": 0}}, "body_share is 0; choose a share above 0"),
         ({"method": "fedmix", "options": {"agreement": 2.0}}, "agreement is 2.0; choose from 0 to 1"),
         ({"method": "fedmix", "options": {"image_rule": "odd"}}, "image_rule"),
     ],

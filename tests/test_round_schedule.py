@@ -96,7 +96,7 @@ def test_the_share_of_a_round_that_trains_the_body(updates, share, body):
     assert body_updates(updates, share) == body
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("share", [0.25, 0.75])
 def test_fedicra_trains_the_body_in_the_last_updates(share):
     method = make_method(replace(CONFIG, method="fedicra", options={**SMALL["fedicra"], "body_share": share}))
     site_round, order = site_round_of(method, site(count=6)), []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -22,7 +22,7 @@ from .catalogue import METHOD_CATALOGUE
 from .federated_averaging import WeightAveragingMethod
 from .interface.box_options import BoxOptions, box_loss
 from .interface.method_config import MethodConfig
-from .interface.option_checks import check_at_least, check_fraction, check_positive
+from .interface.option_checks import check_at_least, check_positive
 from .interface.site_round import MethodState, SiteContext, SiteRound, SiteUpdate
 from .round_schedule import body_updates
 
@@ -49,8 +49,9 @@ class FedICRAOptions(BoxOptions):
         contrast_weight: weight alpha of the site-contrastive term.
         selections: number of deepest encoder levels that select channels by site.
         embedding: channels within the auxiliary heads of the learnt trees; published: 512.
-        body_share: share of a round's updates, the last ones, which train everything but the output layer; the updates
-            before train the output layer only. Published: the last 3 of 10.
+        body_share: share of a round's updates, above 0 and below 1: the last ones, which train everything but the
+            output layer; the updates before train the output layer only. Published: the last 3 of 10. None trains all
+            layers in every update.
         adaptive: whether sites mix the higher layers of their own model and of the average element by element.
         adaptive_from: first round with that adaptive aggregation.
     """
@@ -63,7 +64,7 @@ class FedICRAOptions(BoxOptions):
     contrast_weight: float = 1.0
     selections: int = 1
     embedding: int = 32
-    body_share: float = 0.8
+    body_share: float | None = 0.8
     adaptive: bool = True
     adaptive_from: int = 4
 
@@ -72,7 +73,11 @@ class FedICRAOptions(BoxOptions):
         for name in ("tree_weight", "crf_weight", "dice_weight", "contrast_weight"):
             check_at_least(name, getattr(self, name), 0)
         check_positive("tree_sigma", self.tree_sigma)
-        check_fraction("body_share", self.body_share)
+        if self.body_share is not None and not 0 < self.body_share < 1:  # one of both parts would never learn
+            raise ConfigError(
+                f"body_share is {self.body_share}; choose a share above 0 and below 1, or None, which trains all "
+                "layers in every update"
+            )
         check_at_least("embedding", self.embedding, 1)
         check_at_least("selections", self.selections, 0)
         check_at_least("adaptive_from", self.adaptive_from, 2)
@@ -144,11 +149,11 @@ class FedICRA(WeightAveragingMethod):
             model.train()
             losses = []
             for update, chosen in enumerate(self.draws(site_round, labelled_indices, self.config.updates)):
-                body = update >= self.config.updates - body_updates(self.config.updates, self.options.body_share)
-                self._train_only(model, body=body)
+                parts = self._parts_to_train(update)
+                self._train_only(model, parts)
                 images, allowed, lines = self.batch_with_lines(site_round, chosen)
                 loss = self.loss(model, images, allowed, lines=lines, site=site_round.site)
-                losses.append(self.step(site_round, loss, [BODY if body else OUTPUT], update=update))
+                losses.append(self.step(site_round, loss, parts, update=update))
             model.requires_grad_(True)
         state.own = {name: value.detach().cpu().clone() for name, value in model.higher_layers().items()}
         return SiteUpdate(len(labelled_indices), float(np.mean(losses)), numbers)
@@ -240,10 +245,17 @@ class FedICRA(WeightAveragingMethod):
         state.mix = {name: value.cpu() for name, value in mix.items()}
         return mixing_numbers(mix)
 
-    def _train_only(self, model: SiteUNet, *, body: bool) -> None:
-        """Gradients for everything but the output layer if `body`, otherwise for the output layer only."""
+    def _parts_to_train(self, update: int) -> list[str]:
+        """Names of the optimizers that the round's update with this number, from 0, steps."""
+        share, updates = self.options.body_share, self.config.updates
+        if share is None:
+            return [BODY, OUTPUT]
+        return [BODY] if update >= updates - body_updates(updates, share) else [OUTPUT]
+
+    def _train_only(self, model: SiteUNet, parts: Sequence[str]) -> None:
+        """Gradients for the parameters of these optimizers alone."""
         for name, value in model.named_parameters():
-            value.requires_grad_(name.startswith(OUTPUT_LAYER) != body)
+            value.requires_grad_((OUTPUT if name.startswith(OUTPUT_LAYER) else BODY) in parts)
 
 
 def mixing_numbers(mix: Mapping[str, Tensor]) -> dict[str, float]:

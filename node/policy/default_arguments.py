@@ -83,7 +83,7 @@ OPTIONS: dict[str, list[object]] = {  # of all methods
     "contrast_weight": WEIGHT,
     "selections": [0, 6],
     "embedding": [1, 4096],
-    "body_share": SHARE,
+    "body_share": [None, SHARE],
     "adaptive": YES_OR_NO,
     "adaptive_from": [2, 100000],
     "loss_weight": WEIGHT,
