@@ -37,11 +37,12 @@ from ..node.site_adaptation import Adaptation
 from ..node.store.prepare import prepare
 from ..node.store.prepare_config import PrepareConfig
 from ..node.store.slice_store import SliceStore
+from ..researcher.run_state import PREVIEWS
 from ..researcher.training import export
 from .demo_result import METHODS, DemoResult
 from .local_federation import LocalFederation
 from .report import write_report
-from .simulated_subjects import CONTRASTS, simulate_site
+from .simulated_subjects import CLASSES, CONTRASTS, simulate_site
 from .workers import adapt, train, training_workers
 
 TAG = "fedfactory-demo"
@@ -60,16 +61,14 @@ class DemoSize:
         rounds: rounds of phase one.
         updates_per_round: local updates between two averagings.
         segmenter_updates: updates of every segmenter that is compared.
-        branch_updates: updates of the label branch.
         synthetic_volumes: synthetic volumes on which a site's segmenter is trained.
     """
 
     train_subjects: int = 16
     test_subjects: int = 6
-    rounds: int = 34
+    rounds: int = 60
     updates_per_round: int = 15
     segmenter_updates: int = 400
-    branch_updates: int = 250
     synthetic_volumes: int = 60
 
 
@@ -142,7 +141,8 @@ def run_demo(
     refuse_existing(out)
     out = out.resolve()
     names = list(CONTRASTS)[:sites]
-    run = DemoRun(out=out, size=size, config=FactoryConfig.preset(preset, tuple(names)), seed=seed)
+    config = FactoryConfig.preset(preset, tuple(names), classes=len(CLASSES) + 1)
+    run = DemoRun(out=out, size=size, config=config, seed=seed)
     make_folder(out)
     with _terminate_as_interrupt(), _half_the_cores():
         with LocalFederation(out / "federation", names) as federation:
@@ -152,7 +152,7 @@ def run_demo(
             _say("2/4 phase one: federated training of the factory")
             experiment = _train_factory(run, federation, demo_sites)
         shutil.rmtree(out / "federation" / "tmp", ignore_errors=True)
-        _say("3/4 phase two: labels, synthetic volumes, each site's segmenter")
+        _say("3/4 phase two: first guess, synthetic volumes, each site's segmenter")
         factory_file, labelled_file = out / "factory.safetensors", out / "labelled_factory.safetensors"
         factory = export(experiment, factory_file)
         models, audited = _phase_two(run, demo_sites, factory_file, labelled_file)
@@ -167,7 +167,7 @@ def run_demo(
     tests = {site.name: site.test for site in demo_sites}
     write_report(
         result, factory, audited, labelled_file=labelled_file, tests=tests, predictions=out / "predictions",
-        synthetic=out / "synthetic",
+        synthetic=out / "synthetic", pairs=sorted((experiment / PREVIEWS).glob("*.png"))[-1],
     )  # fmt: skip
     facts = {"dice": dice, "seconds": round(seconds, 1), "seed": seed, "versions": result.versions}
     write_json(result.files["results"], facts)
@@ -245,7 +245,8 @@ def _audit(run: DemoRun, site: DemoSite, labelled_file: Path) -> AuditResult:
 def _phase_two(
     run: DemoRun, sites: list[DemoSite], factory_file: Path, labelled_file: Path
 ) -> tuple[dict[str, dict[str, Path]], AuditResult]:
-    """Label the factory, draw synthetic volumes, compare them with real ones, and train every site's segmenters.
+    """Add the first guess to the factory, draw synthetic volumes, compare them with real ones, and train every site's
+    segmenters.
 
     All segmenters have the same network and number of updates.
 
@@ -271,11 +272,7 @@ def _phase_two(
         oracles = [pool.submit(train, site.oracle_store, run.segmenter, models[site.name]["oracle"]) for site in others]
         for training in of_labelled_site:
             training.result()
-        label_factory(
-            factory_file, first.store, labelled_file, branch_updates=run.size.branch_updates,
-            keep=1,  # three branches would take a minute more
-            segmenter_file=shared["no_adaptation"][0], first_guess_file=shared["augmentation_only"][0],
-        )  # fmt: skip
+        label_factory(factory_file, first.store, labelled_file, first_guess_file=shared["augmentation_only"][0])
         adaptation = Adaptation(segmenter=run.segmenter, volumes=run.size.synthetic_volumes)
         adapted = [
             pool.submit(adapt, site.store, labelled_file, adaptation, models[site.name]["adapted"]) for site in sites

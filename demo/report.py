@@ -11,10 +11,11 @@ import numpy as np
 from ..adaptation.evaluation.label_files import find_labels
 from ..adaptation.evaluation.scores import Score
 from ..adaptation.evaluation.summary import Summary, class_means, mean_over_classes, summarise
-from ..common.html_pages import new_figure, picture, plain, write_page
+from ..common.html_pages import new_figure, picture, pixels, plain, write_page
 from ..generative.factory_file import TrainedFactory
 from ..imaging.overlays import CLASS_COLOURS
 from ..imaging.pictures.contours import volume_thumbnails
+from ..imaging.pictures.decoding import read_picture
 from ..imaging.volume_files import read_volume
 from ..imaging.volumes import Volume
 from .demo_result import DemoResult
@@ -47,6 +48,7 @@ def write_report(
     tests: dict[str, Path],
     predictions: Path,
     synthetic: Path,
+    pairs: Path,
 ) -> None:
     """Write the report to `result.files["report"]`.
 
@@ -58,6 +60,7 @@ def write_report(
         tests: site to the folder of its held-out subjects.
         predictions: folder with SITE/METHOD, label maps of the held-out subjects.
         synthetic: folder with a folder of synthetic volumes for every site.
+        pairs: picture of slices that the factory draws, with the contours of the labels that it draws with them.
     """
     sites = list(result.dice)
     other = sites[-1]
@@ -83,6 +86,11 @@ def write_report(
         "<p>Upper row of each pair: real slices of held-out subjects. Lower row: synthetic slices, drawn from the same "
         "latents in every domain.</p>",
         picture(lambda: _real_and_synthetic(tests, synthetic), "real and synthetic slices per domain"),
+        "<h2>Slices and labels, drawn together</h2>",
+        f"<p>Contours: {_legend()}. Two rows for each domain, {plain(', '.join(factory.config.domains))}: the slices "
+        "that the factory draws, and the same with the contours of the labels that it draws with them. A column is one "
+        f"latent at one height. Only {plain(sites[0])} has shown it labels.</p>",
+        pixels(read_picture(pairs), "synthetic slices of every domain, without and with contours of their labels"),
         "<h2>Do labels carry over between domains?</h2>",
         _label_transfer(factory),
         f"<h2>A synthetic volume of {plain(other)} with its labels</h2>",

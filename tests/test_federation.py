@@ -56,7 +56,6 @@ SMALL = DemoSize(
     rounds=2,
     updates_per_round=2,
     segmenter_updates=3,
-    branch_updates=5,
     synthetic_volumes=2,
 )
 
@@ -343,7 +342,8 @@ def test_the_demo_runs_from_subjects_to_report(tmp_path):
         assert all(0 <= value <= 1 for value in row.values())
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "simulated" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
+    assert "contours of their labels" in page
     assert page.index("held-out slices with contours") < page.index("by site and method") < page.index("<table>")
     assert "http" not in page.replace("http-equiv", "")
     assert f"{saved['dice']['t2']['adapted']:.3f}" in page
