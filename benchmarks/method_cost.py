@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from fedfactory.adaptation.labels.candidate_labels import (
     SiteSlices,
+    candidates_from_boxes,
     candidates_from_labels,
     candidates_from_presence,
 )
@@ -103,25 +104,30 @@ def cost(*, name: str, sender: Any) -> None:
     )
 
 
-def slices(kind: str, seed: int) -> SiteSlices:
-    """Smooth random images (SLICES, 1, SIZE, SIZE) whose brightest parts are labelled."""
+def slices(
+    kind: str, seed: int, *, size: int = SIZE, count: int = SLICES, classes: int = CLASSES, channels: int = 1
+) -> SiteSlices:
+    """Smooth random images (count, channels, size, size) whose brightest parts are labelled."""
     rng = np.random.default_rng(seed)
-    rows, columns = np.indices((SIZE, SIZE))
+    rows, columns = np.indices((size, size))
     images, labels = [], []
-    for _ in range(SLICES):
-        centre, radius = rng.uniform(SIZE / 3, 2 * SIZE / 3, 2), rng.uniform(SIZE / 8, SIZE / 5)
+    for _ in range(count):
+        centre, radius = rng.uniform(size / 3, 2 * size / 3, 2), rng.uniform(size / 8, size / 5)
         distance = np.hypot(rows - centre[0], columns - centre[1])
-        labels.append((1 * (distance < radius) + (distance < radius / 2)).astype(np.uint8))
-        images.append((0.4 * labels[-1] - 0.5 + rng.normal(0, 0.1, distance.shape)).clip(-1, 1))
+        labels.append((1 * (distance < radius) + (classes > 2) * (distance < radius / 2)).astype(np.uint8))
+        shown = 0.4 * labels[-1] - 0.5 + rng.normal(0, 0.1, (channels, *distance.shape))
+        images.append(shown.clip(-1, 1))
     if kind == "none":
-        found = np.zeros((SLICES, SIZE, SIZE), candidates_from_labels(labels[0], CLASSES).dtype)
+        found = np.zeros((count, size, size), candidates_from_labels(labels[0], classes).dtype)
     elif kind == "image":
-        presence = np.stack([[(label == value).any() for value in range(1, CLASSES)] for label in labels])
-        found = candidates_from_presence(presence, SIZE, CLASSES)
+        presence = np.stack([[(label == value).any() for value in range(1, classes)] for label in labels])
+        found = candidates_from_presence(presence, size, classes)
+    elif kind == "box":
+        found = np.stack([candidates_from_boxes(CONVERTERS[kind](label, rng), classes) for label in labels])
     else:
         weak = labels if kind == "dense" else [CONVERTERS[kind](label, rng) for label in labels]
-        found = candidates_from_labels(np.stack(weak), CLASSES)
-    return SiteSlices(np.stack(images).astype(np.float32), found, np.full(SLICES, kind), CLASSES)
+        found = candidates_from_labels(np.stack(weak), classes)
+    return SiteSlices(np.stack(images).astype(np.float32), found, np.full(count, kind), classes)
 
 
 if __name__ == "__main__":

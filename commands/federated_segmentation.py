@@ -124,7 +124,10 @@ def train_segmenter(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted run in --out; all else must be as it began.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the interrupted run in --out; all but --min-nodes must be as it began."
+        ),
     ] = False,
     seed: Seed = 0,
 ) -> None:

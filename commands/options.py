@@ -212,7 +212,8 @@ MinNodes = Annotated[
     typer.Option(
         min=1,
         help="Number of nodes to wait for, and of answers that a round needs. "
-        "Default of `train`: one node per domain, and two answers; of `train-segmenter`: one.",
+        "Default of `train`: one node per domain, and two answers; of `train-segmenter`: one. With --resume: for the "
+        "rounds that are left.",
     ),
 ]
 NodeTimeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the sites' nodes to connect.")]

@@ -125,7 +125,9 @@ def train(
         ),
     ] = "float32",
     secagg: Annotated[bool, typer.Option("--secagg", help="Sum the sites' weights under encryption.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out with its own settings.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out with its own settings, apart from --min-nodes.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Train the factory with the nodes (phase one)."""
@@ -148,7 +150,7 @@ def train(
 
     quiet_framework()
     if resume:
-        folder = training.resume(out, researcher=researcher, report_round=_print_round)
+        folder = training.resume(out, researcher=researcher, min_nodes=min_nodes, report_round=_print_round)
     else:
         stages = [Stage(rounds, updates_per_round)]
         if refine_rounds:

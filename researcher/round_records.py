@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 
@@ -81,6 +81,25 @@ class RoundEvent:
 
     def to_dict(self) -> dict[str, int | str]:
         return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuorumChange:
+    """Another number of answers that a round needs, from where a run was resumed with it.
+
+    Attributes:
+        round: the first round with it, counted from 1.
+        before: answers that earlier rounds needed.
+    """
+
+    round: int
+    before: int
+
+
+def answers_needed(now: int, changes: Sequence[QuorumChange]) -> str:
+    """The answers that a round needs, and those that earlier ones needed, as text: "2 (3 before round 12)"."""
+    earlier = ", ".join(f"{change.before} before round {change.round}" for change in changes)
+    return f"{now} ({earlier})" if earlier else str(now)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ..generative.factory_facts import FactoryFacts, SharedAnatomy
 from ..generative.metrics.alarm import alarms
 from ..generative.metrics.site_quality import SiteQuality
 from .node_selection import Federation
-from .round_records import ReceivedUpdate, RoundEvent, SiteAnswers, add_answers
+from .round_records import QuorumChange, ReceivedUpdate, RoundEvent, SiteAnswers, add_answers
 
 if TYPE_CHECKING:
     from fedbiomed.researcher.federated_workflows import Experiment
@@ -78,6 +78,7 @@ class RunState:
         site_updates: node id to the site's update of the last round.
         answers: node id to the rounds in which the node's update counted; of nodes that never answered there is none.
         shared_anatomy: one entry per checkpoint.
+        quorum_changes: from which rounds on another number of answers was enough.
     """
 
     config: FactoryConfig
@@ -93,6 +94,7 @@ class RunState:
     site_updates: dict[str, ReceivedUpdate] = field(default_factory=dict)
     answers: dict[str, SiteAnswers] = field(default_factory=dict)
     shared_anatomy: list[SharedAnatomy] = field(default_factory=list)
+    quorum_changes: list[QuorumChange] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for domain in self.config.domains:
@@ -110,6 +112,21 @@ class RunState:
         federation = self.federation
         wanted = federation.min_nodes or min(MIN_ANSWERS, len(self.config.domains))
         return min(wanted, federation.nodes_per_round or wanted)
+
+    def require_answers(self, count: int) -> None:
+        """Let the rounds that are left count with `count` answers.
+
+        Raises: UsageError if fewer nodes train in a round, and for one answer with encrypted sums.
+        """
+        federation = self.federation
+        if federation.nodes_per_round is not None and count > federation.nodes_per_round:
+            raise UsageError(f"min_nodes is {count}; choose at most nodes_per_round ({federation.nodes_per_round})")
+        if federation.secagg and count < MIN_ANSWERS:
+            raise UsageError(f"min_nodes is {count}; with secagg it must be 2 or more: a sum of one site hides nothing")
+        before = self.min_answers
+        self.federation = replace(federation, min_nodes=count)
+        if self.min_answers != before:
+            self.quorum_changes.append(QuorumChange(round=self.round_done + 1, before=before))
 
     def stage_at(self, number: int) -> Stage:
         """The stage of a round, counted from 1. Raises: ValueError for a round after the last stage."""
@@ -226,6 +243,7 @@ class RunState:
                 for node, known in values.get("answers", {}).items()
             },
             "shared_anatomy": [SharedAnatomy(**measured) for measured in values["shared_anatomy"]],
+            "quorum_changes": [QuorumChange(**change) for change in values.get("quorum_changes", [])],
         }
         return cls(**{name: value for name, value in values.items() if name != "made_by"} | known)
 

@@ -146,11 +146,12 @@ def train_method(
         method: name of the method, see `fedfactory methods`.
         out: new folder, or with `resume` that of an interrupted run.
         researcher: folder of the Fed-BioMed researcher component.
-        nodes: which nodes take part; `min_nodes` is 1 by default.
+        nodes: which nodes take part; `min_nodes` is 1 by default, and with `resume` that of the run.
         rounds: how often the sites' weights are averaged.
         public: folder of the slice store that all sites have too, for methods that need one.
         resume: whether to go on after the last finished round of the run in `out`. All other arguments must be those
-            with which it began; nodes of the run may be missing.
+            with which it began, apart from `min_nodes`, which holds for the rounds that are left; nodes of the run may
+            be missing.
         report_round: called after every round with its number, counted from 1, and node id to the site's update.
         settings: further settings of `MethodConfig`.
 
@@ -162,7 +163,7 @@ def train_method(
     if interrupted is None:
         refuse_existing(out)
     use_researcher(researcher)
-    min_nodes = nodes.min_nodes or 1
+    min_nodes = nodes.min_nodes or (1 if interrupted is None else interrupted.run.min_nodes)
     wait_for_nodes(min_nodes, nodes.node_timeout, nodes.tag)
     descriptions, shared = descriptions_of(nodes.tag), SliceStore(public) if public is not None else None
     description = describe(method)
@@ -181,6 +182,7 @@ def train_method(
         result = interrupted
         require_same_run(out, (result.run, result.config), (progress, config))
         require_same_stores(out, result.run, descriptions)
+        result.run.require_answers(min_nodes, round_done=len(result.history))
     experiment = _experiment_of(result, public=shared)
     request_approval(experiment, nodes.approval_timeout)
     result.save(out)
@@ -209,6 +211,7 @@ def _experiment_of(result: SegmentationResult, *, public: SliceStore | None) -> 
         method = make_method(config)
         return method_experiment(method, tag=run.tag, facts=run.facts, public=public, min_nodes=run.min_nodes)
     experiment = load_experiment(run.breakpoint, config.rounds + 1)
+    experiment.strategy().require_answers(run.min_nodes)
     if public is not None:
         experiment.aggregator().method.public = site_slices(public, config.classes)
     return experiment

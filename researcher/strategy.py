@@ -130,6 +130,11 @@ class FactoryStrategy(Strategy):
             {node: reply.get("encryption_factor") for node, reply in valid.items()},
         )
 
+    def require_answers(self, count: int) -> None:
+        """Let rounds from now on count with `count` answers, or two if the sites' weights are summed under encryption:
+        a sum over one site is that site's weights."""
+        self._parameters["min_nodes"] = max(count, 2) if self._parameters["complete"] else count
+
     def forget_changes(self) -> None:
         """Forget how much recent updates changed the weights: rounds of another length change them by other amounts."""
         self._parameters["norms"] = []

@@ -84,21 +84,31 @@ def train(
     return out
 
 
-def resume(out: str | Path, *, researcher: str | Path, report_round: Callable[[RunState], None] | None = None) -> Path:
+def resume(
+    out: str | Path,
+    *,
+    researcher: str | Path,
+    min_nodes: int | None = None,
+    report_round: Callable[[RunState], None] | None = None,
+) -> Path:
     """Continue an interrupted run after its last finished round, with the settings it began with.
 
     Args:
         out: experiment folder.
         researcher: folder of the researcher component it ran on.
+        min_nodes: nodes to wait for, and answers that each round that is left needs, for instance because a node left
+            for good; None: as the run began.
         report_round: called after every round.
 
     Returns: the experiment folder.
-    Raises: UsageError if there is no run or if it is finished; otherwise as `train`.
+    Raises: UsageError if there is no run or if it is finished, and as `RunState.require_answers` and `train`.
     """
     out = Path(out)
     state = RunState.load(out)
     if state.round_done >= state.rounds:
         raise UsageError(f"{out}: all {state.rounds} rounds are done, nothing to resume; choose an unfinished run")
+    if min_nodes is not None:
+        state.require_answers(min_nodes)
     _run(state, out, researcher=researcher, report_round=report_round)
     return out
 
@@ -110,6 +120,7 @@ def _run(
     use_researcher(researcher)
     wait_for_nodes(federation.min_nodes or len(state.config.domains), federation.node_timeout, federation.tag)
     experiment = _begin(state) if state.round_done == 0 else load_experiment(state.breakpoint, state.rounds)
+    experiment.strategy().require_answers(state.min_answers)
     request_approval(experiment, federation.approval_timeout)
     state.save(out)
     numbers = range(state.round_done + 1, state.rounds + 1)

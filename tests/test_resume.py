@@ -12,7 +12,7 @@ import torch
 from fedfactory.adaptation.methods.registry import METHODS, make_method
 from fedfactory.errors import CheckpointError, FederationError, UsageError
 from fedfactory.node.site_facts import description_of
-from fedfactory.researcher.round_records import ReceivedUpdate
+from fedfactory.researcher.round_records import QuorumChange, ReceivedUpdate
 from fedfactory.researcher.segmentation import RESULTS, SegmentationResult, interrupted_run, train_method
 from fedfactory.researcher.segmenting.run_progress import RunProgress, require_same_run, require_same_stores
 from helpers import CONFIG, site, site_facts
@@ -68,6 +68,16 @@ def test_a_run_is_resumed_with_the_settings_it_began_with(tmp_path, changes, con
     with pytest.raises(UsageError, match=named) as caught:
         require_same_run(tmp_path, began, (progress(**changes), replace(CONFIG, **config)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_resumed_with_another_number_of_answers(tmp_path):
+    began = progress(min_nodes=3)
+    require_same_run(tmp_path, (began, CONFIG), (progress(min_nodes=1), CONFIG))
+    began.require_answers(3, round_done=1)
+    assert began == progress(min_nodes=3)
+    began.require_answers(1, round_done=7)
+    read = RunProgress.from_dict(json.loads(json.dumps(began.to_dict())))
+    assert read == began and (read.min_nodes, read.quorum_changes) == (1, [QuorumChange(round=8, before=3)])
 
 
 def test_a_run_is_resumed_with_the_stores_it_began_with_and_without_a_site_that_is_away(tmp_path):

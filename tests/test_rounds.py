@@ -19,7 +19,7 @@ from fedfactory.node.policy.default_arguments import default_arguments
 from fedfactory.node.site_choices import SiteChoices
 from fedfactory.node.site_facts import INTRODUCTION, ModalityFacts, SiteFacts, description_of, read_facts, store_facts
 from fedfactory.researcher.node_selection import Federation, NodeSelection
-from fedfactory.researcher.round_records import ReceivedUpdate, RoundEvent, SiteAnswers
+from fedfactory.researcher.round_records import QuorumChange, ReceivedUpdate, RoundEvent, SiteAnswers, answers_needed
 from fedfactory.researcher.run_state import RunState, Stage
 from helpers import DOMAINS
 from hypothesis import given, settings
@@ -174,6 +174,20 @@ def test_too_few_answers_do_not_make_a_round(make_strategy):
     strategy.sample_nodes(["a", "b"], 0)
     with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
         strategy.refine({"a": reply()}, 0)
+
+
+def test_a_resumed_run_may_need_fewer_answers(make_strategy, tmp_path):
+    """The number that a breakpoint keeps is replaced; that of an encrypted sum is never one."""
+    strategy = make_strategy(min_nodes=2)
+    strategy.require_answers(1)
+    saved = json.loads(json.dumps(strategy.save_state_breakpoint()))
+    loaded = make_strategy()
+    loaded.load_state_breakpoint(saved)
+    assert loaded.sample_nodes(["a"], 0) == ["a"] and loaded.refine({"a": reply()}, 0)[1] == {"a": 1.0}
+    encrypted = make_strategy(min_nodes=3, complete=True)
+    encrypted.require_answers(1)
+    with pytest.raises(Exception, match="1 sites are connected, at least 2"):
+        encrypted.sample_nodes(["a"], 0)
 
 
 def test_an_encrypted_sum_needs_every_site_of_the_round(make_strategy):
@@ -553,6 +567,30 @@ def test_a_runs_state_is_read_as_it_was_written(config, tmp_path):
         RunState.load(tmp_path)
     with pytest.raises(UsageError, match="choose a folder that a training run wrote"):
         RunState.load(tmp_path / "nowhere")
+
+
+def test_another_number_of_answers_is_kept_with_the_round_from_which_it_holds(config, tmp_path):
+    federation = Federation(tag="tag", nodes_per_round=3)
+    state = RunState(
+        config=config, federation=federation, stages=(Stage(9),), seed=1, save_every=10, round_done=4
+    )  # fmt: skip
+    state.require_answers(2)  # as by default
+    assert state.quorum_changes == []
+    state.require_answers(1)
+    assert (state.min_answers, state.quorum_changes) == (1, [QuorumChange(round=5, before=2)])
+    state.save(tmp_path)
+    assert RunState.load(tmp_path) == state
+    assert answers_needed(state.min_answers, state.quorum_changes) == "1 (2 before round 5)"
+    with pytest.raises(UsageError, match="min_nodes is 4; choose at most nodes_per_round"):
+        state.require_answers(4)
+    state.federation = replace(state.federation, secagg=True)
+    with pytest.raises(UsageError, match="min_nodes is 1; with secagg it must be 2 or more"):
+        state.require_answers(1)
+    assert state.min_answers == 1 and len(state.quorum_changes) == 1
+    content = json.loads((tmp_path / "experiment.json").read_text())
+    del content["quorum_changes"]
+    (tmp_path / "experiment.json").write_text(json.dumps(content))
+    assert RunState.load(tmp_path).quorum_changes == []  # of a version in which it could not change
 
 
 def test_a_site_that_reports_part_of_the_quality_or_more_does_not_end_the_run(config):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from fedfactory.common.weights_file import read_weights
 from fedfactory.errors import UsageError
+from fedfactory.researcher.round_records import QuorumChange
 from fedfactory.researcher.run_state import RunState
 from fedfactory.researcher.training import resume
 from helpers import PATIENT, SITES, TAG
@@ -54,7 +55,9 @@ def weights_of(federation, name) -> dict[str, torch.Tensor]:
 
 
 def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
-    """Killed early, between rounds and within a round; each time resumed by a command with `--resume` only."""
+    """Killed early, between rounds and within a round; each time resumed by a command with `--resume`, which may
+    ask for fewer answers: that changes no weights of rounds in which all sites answer."""
+    fewer_from = None
     run = start(federation, "killed", "--rounds", 6, "--seed", 5)
     for after, moment in ((1, 0.0), (3, 0.4)):
         wait_for_round(federation, "killed", after)
@@ -65,7 +68,8 @@ def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
         assert done >= after
         if done == 6:
             break
-        run = start(federation, "killed", "--resume")
+        fewer_from = fewer_from or done + 1
+        run = start(federation, "killed", "--resume", "--min-nodes", 1)
     assert run.wait(200) == 0, log_of(federation, "killed")
     weights = weights_of(federation, "killed")
     undisturbed = weights_of(federation, "reference")
@@ -73,6 +77,7 @@ def test_a_killed_researcher_goes_on_where_it_was(federation, reference):
     assert max(float((weights[n].double() - undisturbed[n].double()).abs().max()) for n in weights) < 1e-6
     state = RunState.load(federation.folder / "killed")
     assert [row["round"] for row in state.history["bright"]] == [1, 2, 3, 4, 5, 6]
+    assert (state.min_answers, state.quorum_changes) == (1, [QuorumChange(round=fewer_from, before=2)])
     assert len(list(Path(state.breakpoint).parent.glob("breakpoint_*"))) < 4  # older breakpoints are deleted
 
 

@@ -190,6 +190,7 @@ def segmentation(folder: Path, *, private: bool = False) -> SegmentationResult:
 
     result.add_round({"N0": update(0, 1), "N1": update(1, 1)}, trained=True)
     result.add_round({"N0": update(0, 2)}, trained=True)
+    progress.require_answers(2, round_done=1)
     result.events = [RoundEvent(round=2, node="N1", kind="rejected", reason="sent NaN or infinite weights")]
     result.save(folder)
     return result
@@ -200,6 +201,7 @@ def test_the_facts_of_a_segmentation_have_its_scores_and_who_was_refused(tmp_pat
     assert SegmentationResult.load(tmp_path).events == result.events
     facts = gather(tmp_path)
     assert facts.progress == "round 2 of 3, about 1 min left"
+    assert facts.settings["answers needed"] == "2 (1 before round 2)"
     assert facts.missed == [Missed("clinic (N1)", "rejected", "sent NaN or infinite weights", 2, 2)]
     assert [row[:5] for row in facts.sites.rows] == [
         ["clinic (N0)", "ct", "2", "2", "0"],

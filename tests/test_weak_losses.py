@@ -21,6 +21,7 @@ from fedfactory.adaptation.losses.spanning_trees import forest_by_scipy, forest_
 from fedfactory.adaptation.losses.tree_energy import tree_energy, tree_filter
 from fedfactory.errors import ConfigError, NodeDataError
 from fedfactory.imaging.slice_choices import UNLABELLED
+from fedfactory.node.policy.method_memory import kept_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import minimum_spanning_tree
@@ -145,6 +146,13 @@ def test_the_gated_crf_equals_the_sum_over_all_pairs(height, width, radius, chan
     image = 0.3 * torch.rand(2, channels, height, width, dtype=torch.float64)
     expected = np.mean([plain_crf(p[n], image[n], radius, 6.0, 0.1) for n in range(2)])
     assert float(gated_crf(p, image, radius=radius)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_autograd_keeps_a_value_per_pixel_of_each_offset_of_the_gated_crf():
+    """Copies of the probabilities of both sides, as einsum makes them, would be 12 offsets of 32 values."""
+    p, image = torch.softmax(torch.randn(1, 16, 12, 12, requires_grad=True), 1), torch.rand(1, 1, 12, 12)
+    kept = kept_bytes(torch.nn.Identity(), lambda: gated_crf(p, image, radius=2)) / (4 * 12 * 12)
+    assert kept <= 16 + 12 + 1  # the probabilities, the kernels, some numbers
 
 
 def test_the_gated_crf_has_the_right_gradient():

@@ -21,8 +21,8 @@ def gated_crf(
     """Potts energy within a window, with one Gaussian kernel over place and intensity (Obukhov et al. 2019; FedICRA).
 
     L = 1 / (B H W) sum_i sum_{j in window(i), j != i} k_ij (1 - sum_c p_ic p_jc), with neighbours inside the image
-    only. Every pair is computed once and counted twice, because the kernel is symmetric. The memory needed is that of
-    one shifted copy, not of the window.
+    only. Every pair is computed once and counted twice, because the kernel is symmetric. Autograd keeps the kernel of
+    each offset, one value per pixel whatever the number of classes.
 
     Args:
         probabilities: (B, C, H, W), summing to one over C.
@@ -44,7 +44,8 @@ def gated_crf(
             place = (down**2 + right**2) / (2 * sigma_place**2)
             intensity = (images[here] - images[there]).square().sum(1) / (2 * sigma_intensity**2)
             kernel = torch.exp(-place - intensity)
-            same = torch.einsum("bchw,bchw->bhw", probabilities[here], probabilities[there])
+            # Not by einsum, which copies both sides, and autograd would keep the copies of all offsets.
+            same = (probabilities[here] * probabilities[there]).sum(1)
             total = total + (kernel * (1 - same)).sum()
     return 2 * total / (batch * height * width)
 

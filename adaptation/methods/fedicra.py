@@ -185,11 +185,9 @@ class FedICRA(WeightAveragingMethod):
                 probabilities, shown, uncertain(allowed), embeddings=guides, sigma=own.tree_sigma
             )
         if own.crf_weight:
-            # The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches
-            # from one structure over the next, and the energy is lowest where everything is background.
-            scale = self.config.size / PUBLISHED_SIZE
-            options = {"radius": max(1, round(RADIUS * scale)), "sigma_place": SIGMA_PLACE * scale}
-            loss = loss + own.crf_weight * gated_crf(probabilities, shown, **options)
+            radius, sigma_place = crf_window(self.config.size)
+            crf = gated_crf(probabilities, shown, radius=radius, sigma_place=sigma_place)
+            loss = loss + own.crf_weight * crf
         if own.contrast_weight and self.config.sites > 1:
             loss = loss + own.contrast_weight * self.contrast(model, encoded, site=site)
         return loss
@@ -256,6 +254,16 @@ class FedICRA(WeightAveragingMethod):
         """Gradients for the parameters of these optimizers alone."""
         for name, value in model.named_parameters():
             value.requires_grad_((OUTPUT if name.startswith(OUTPUT_LAYER) else BODY) in parts)
+
+
+def crf_window(size: int) -> tuple[int, float]:
+    """Radius of the gated CRF's window and standard deviation of its place, pixels, for slices of `size` pixels a side.
+
+    The window is as wide in the organ as in published slices: in small slices a window of 11 pixels reaches from one
+    structure over the next, and the energy is lowest where everything is background.
+    """
+    scale = size / PUBLISHED_SIZE
+    return max(1, round(RADIUS * scale)), SIGMA_PLACE * scale
 
 
 def mixing_numbers(mix: Mapping[str, Tensor]) -> dict[str, float]:

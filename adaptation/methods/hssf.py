@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...common.seeding import seed_of, seeded
 from ...errors import FederationError, NodeDataError
-from ..labels.candidate_labels import SiteSlices
 from ..losses.hssf_losses import GRADES, distillation, grades
 from ..networks.assessed_network import AssessedNetwork
 from .catalogue import METHOD_CATALOGUE
@@ -277,13 +276,3 @@ class HSSF(PublicSliceMethod):
     def _exchanged_views(self, public: PublicSlices, number: int, *, phase: int, epoch: int) -> Iterator[PublicBatch]:
         batches = math.ceil(len(public.exchanged) / GRADING_BATCH)
         return public.exchanged_views(number, phase=phase, epoch=epoch, batches=batches)
-
-    def public_views(self, data: SiteSlices | None) -> PublicSlices:
-        """The public slices with their views. Raises: NodeDataError if they are missing or differ in number from the
-        researcher's."""
-        public = super().public_views(data)
-        if self.options.exchange and len(public) != self.options.public_slices:
-            raise NodeDataError(
-                f"this site has {len(public)} public slices; it must have the researcher's {self.options.public_slices}"
-            )
-        return public

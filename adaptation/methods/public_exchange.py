@@ -137,11 +137,11 @@ class PublicSlices:
             )
             chosen = torch.rand(len(images), 1, 1, 1, generator=rng) < strong_share
             images = torch.where(chosen, self.strong.of(images, rng=rng), images)
-        # Corners that a rotation brings in have no label; they are air, which is background.
-        truth = candidate_masks(candidates[:, 0], data.classes).to(torch.uint8).argmax(1)
         index = torch.from_numpy(order)
         for part in np.array_split(np.arange(len(order)), batches):
-            yield PublicBatch(images[part], truth[part], index[part])
+            # Corners that a rotation brings in have no label; they are air, which is background.
+            truth = candidate_masks(candidates[part, 0], data.classes).to(torch.uint8).argmax(1)
+            yield PublicBatch(images[part], truth, index[part])
 
 
 def exchanged_count(public_slices: int, held_out: float) -> int:

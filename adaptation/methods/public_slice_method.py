@@ -274,7 +274,8 @@ class PublicSliceMethod(FederatedMethod):
     def public_views(self, data: SiteSlices | None) -> PublicSlices:
         """The public slices with their views.
 
-        Raises: NodeDataError if there are none, if their labels are not dense or for another number of channels.
+        Raises: NodeDataError if there are none, if they are not as many as the researcher said, for which a site's
+            policy has estimated the memory, if their labels are not dense or for another number of channels.
         """
         if data is None:
             raise NodeDataError(
@@ -283,6 +284,10 @@ class PublicSliceMethod(FederatedMethod):
             )
         data.require_channels(self.config.channels)
         own = self.options
+        if len(data) != own.public_slices:
+            raise NodeDataError(
+                f"this site has {len(data)} public slices; it must have the researcher's {own.public_slices}"
+            )
         return PublicSlices(
             data,
             augmentation=self.augmentation,

@@ -46,7 +46,10 @@ EXPLANATIONS = {
     ),
     "qualities_a_day": "Most rounds in 24 hours of which numbers about synthetic slices leave, all together.",
     "most_parameters": "Largest number of parameters of all networks of a round together.",
-    "most_memory": "Largest estimated memory of a round, GiB. The estimate is rough, and rather high than low.",
+    "most_memory": (
+        "Largest estimated memory of a round, GiB. The estimate is rather high than low: for federated segmentations "
+        "one to two times what most rounds took."
+    ),
     "most_disk": "Most disk space, GiB, of all states that the node keeps between rounds.",
     "require_secure_aggregation": (
         "true or false: whether weights leave encrypted only, so that the researcher learns their sum over sites. Only "

@@ -221,7 +221,7 @@ def _of_the_size(policy: Policy, request: RoundRequest, usage: Usage) -> Iterato
     from .request_size import size_of  # only now: the networks are slow to import
 
     try:
-        size = size_of(request.kind, request.model_args)
+        size = size_of(request.kind, request.model_args, slices=request.slices)
     except FedFactoryError as error:
         yield f"model_args describe no network ({error}); they must be those of a plan of this version"
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...adaptation.methods.interface.method_config import MethodConfig
 from ...errors import FederationError, UsageError
 from ...node.site_facts import SiteFacts, read_facts
+from ..round_records import QuorumChange
 
 UNUSED = ("pseudo_labels",)  # of what sites announce: no federated segmentation reads them
 
@@ -20,11 +21,12 @@ class RunProgress:
 
     Attributes:
         tag: tag under which the sites registered their data.
-        min_nodes: answers without which a round does not count.
+        min_nodes: answers without which a round does not count, now.
         facts: node id to what the site announced when the run began.
         public_digest: SHA-256 of the public slices; None for methods without.
         breakpoint: Fed-BioMed's folder of the last finished round; None before the first.
         finished: whether the run is complete.
+        quorum_changes: from which rounds on another number of answers was enough.
     """
 
     tag: str
@@ -33,6 +35,13 @@ class RunProgress:
     public_digest: str | None = None
     breakpoint: str | None = None
     finished: bool = False
+    quorum_changes: list[QuorumChange] = field(default_factory=list)
+
+    def require_answers(self, count: int, *, round_done: int) -> None:
+        """Let the rounds after `round_done` count with `count` answers."""
+        if count != self.min_nodes:
+            self.quorum_changes.append(QuorumChange(round=round_done + 1, before=self.min_nodes))
+            self.min_nodes = count
 
     def to_dict(self) -> dict[str, object]:
         """JSON values, from which `from_dict` reads the record."""
@@ -42,13 +51,14 @@ class RunProgress:
     def from_dict(cls, values: Mapping[str, Any]) -> RunProgress:
         """Raises: ConfigError, TypeError or KeyError if `to_dict` did not write the values."""
         facts = {node: SiteFacts.from_dict(site) for node, site in values["facts"].items()}
-        return cls(**{**values, "facts": facts})
+        changes = [QuorumChange(**change) for change in values.get("quorum_changes", [])]
+        return cls(**{**values, "facts": facts, "quorum_changes": changes})
 
 
 def require_same_run(
     out: Path, began: tuple[RunProgress, MethodConfig], asked: tuple[RunProgress, MethodConfig]
 ) -> None:
-    """Make sure that an interrupted run is continued with the settings it began with.
+    """Make sure that an interrupted run is continued with the settings it began with; `min_nodes` may be another one.
 
     Args:
         out: folder of the run, for the message.
@@ -57,10 +67,7 @@ def require_same_run(
 
     Raises: UsageError that names the settings that differ.
     """
-    before, now = (
-        {"tag": run.tag, "min_nodes": run.min_nodes, "public": run.public_digest, **_flat(config)}
-        for run, config in (began, asked)
-    )
+    before, now = ({"tag": run.tag, "public": run.public_digest, **_flat(config)} for run, config in (began, asked))
     differing = [name for name in (*before, *now.keys() - before.keys()) if before.get(name) != now.get(name)]
     if differing:
         listed = ", ".join(f"{name} {now.get(name)} in place of {before.get(name)}" for name in differing)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 
 from ...errors import one_line
-from ..round_records import ReceivedUpdate, RoundEvent, SiteAnswers, add_answers
+from ..round_records import ReceivedUpdate, RoundEvent, SiteAnswers, add_answers, answers_needed
 from ..run_state import CURVES, PREVIEWS, RESULTS, STATE, RunState
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _of_factory(folder: Path, state: RunState, path: Path) -> RunFacts:
             "slices": _slices(config.image_size, config.image_channels),
             "rounds": ", then ".join(f"{part.rounds} of {part.updates_per_round} updates" for part in state.stages),
             "nodes in a round": str(federation.nodes_per_round or "all"),
-            "answers needed": str(state.min_answers),
+            "answers needed": answers_needed(state.min_answers, state.quorum_changes),
             "weights": f"{weights}, sites count by {federation.weighting}",
             "seed": str(state.seed),
         },
@@ -243,7 +243,10 @@ def _of_segmentation(folder: Path, result: SegmentationResult, path: Path) -> Ru
     done = min(len(result.history), config.rounds)  # one more round only scores the average
     finished = run.finished if run is not None else done >= config.rounds
     left = 0.0 if finished or not done else (config.rounds - done) * result.seconds / len(result.history)
-    settings = {"tag": _shown(run.tag), "answers needed": str(run.min_nodes)} if run is not None else {}
+    settings = {}
+    if run is not None:
+        needed = answers_needed(run.min_nodes, run.quorum_changes)
+        settings = {"tag": _shown(run.tag), "answers needed": needed}
     settings |= {
         "slices": _slices(config.size, config.channels),
         "label values": str(config.classes),
