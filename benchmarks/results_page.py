@@ -50,7 +50,9 @@ def demo(content: dict[str, Any]) -> list[str]:
     for domain, methods in content["dice"].items():
         rows.append([domain, *(f"{number(np.mean(methods[m]))} ({_listed(methods[m])})" for m in METHODS)])
     seconds = ", ".join(f"{value:.0f}" for value in content["seconds"])
-    return [*table(["domain", *METHODS.values()], rows), "", f"Mean (seeds {_seeds(content['seeds'])}); {seconds} s."]
+    busy = " on a machine with other work beside" if content.get("busy") else ""
+    last = f"Mean (seeds {_seeds(content['seeds'])}); {seconds} s{busy}."
+    return [*table(["domain", *METHODS.values()], rows), "", last]
 
 
 def shared_anatomy(content: dict[str, Any]) -> list[str]:
