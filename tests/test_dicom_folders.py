@@ -646,9 +646,14 @@ def test_numbers_that_stand_for_colours_are_refused(kind, tmp_path):
     assert "colour images" in reason_of(tmp_path / "s")
 
 
-@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
-@pytest.mark.parametrize("text", ["nan", "1e400", "one"])
-def test_a_scale_that_is_no_number_is_refused(name, text, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, text) for name in ("RescaleSlope", "RescaleIntercept") for text in ("nan", "1e400", "one")),
+        ("RescaleSlope", "0.0"),
+    ],
+)
+def test_a_scale_that_cannot_be_one_is_refused(name, text, tmp_path):
     def change(made, z):
         setattr(made, name, "1")
         made[name]._value = text

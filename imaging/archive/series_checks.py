@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,17 +117,17 @@ def _is_colour(header: Header) -> bool:
 
 
 def _refuse_odd_scale(where: Path, headers: Sequence[Header]) -> None:
-    """Raises: VolumeError for a scale that is no number: ITK would read such pixels unscaled."""
+    """Raises: VolumeError for a scale that is no number or a slope of 0: ITK would read such pixels unscaled."""
     for header in headers:
-        for name in ("RescaleSlope", "RescaleIntercept"):
+        for name, wanted in (("RescaleSlope", "a number other than 0"), ("RescaleIntercept", "a number")):
             text = header.values.get(name, "")
             try:
-                known = not text or np.isfinite(float(text))
+                value = float(text or 1)
             except ValueError:
-                known = False
-            if not known:
+                value = math.nan
+            if not math.isfinite(value) or (name == "RescaleSlope" and value == 0):
                 raise VolumeError(
-                    f"{where}: {name} of {header.path.name} is '{plain_text(text)[:20]}'; it must be a number, export "
+                    f"{where}: {name} of {header.path.name} is '{plain_text(text)[:20]}'; it must be {wanted}, export "
                     "the original images"
                 )
 
