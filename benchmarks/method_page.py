@@ -35,8 +35,8 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "dense": ("Is training together better than alone, with dense labels everywhere?", ""),
     "fedicra": (
         "Each site has weak labels of another kind",
-        "Heart: scribbles at a, points at b (inverted contrast), boxes at c (blurred). "
-        "In `fedicra, trees as before` the\ntree energy removed structures ([why](decisions.md)).",
+        "Heart: scribbles at a, points at b (inverted contrast), boxes at c (blurred). `fedicra, all layers together` "
+        "trains all\nlayers in every update (`--option body_share=null`), not the output layer and the others in turn.",
     ),
     "fedmix": (
         "Dense labels at one site; boxes, image labels and none at the others",

@@ -57,14 +57,20 @@ CEILINGS = {
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means of all rows, paired differences with intervals, and what was best for each question and task.
 
-    Runs of an earlier version of the package are compared with one another only, and marked "earlier".
+    Runs of an earlier version of the package are compared with one another only, and marked "earlier". They are left
+    out where the question has been asked of its task again.
     """
     found: dict[str, Any] = {"devices": sorted({row["machine"]["device"] for row in rows}), "tasks": {}}
     found |= {"rows": [], "differences": [], "best": []}
+    again = {(row["question"], row["task"]) for row in rows if not earlier(row)}
     for before in (False, True):
         part = _summary_of([row for row in rows if earlier(row) == before])
         for kind, cells in part.items():
-            found[kind] += [{**cell, "earlier": before} for cell in cells]
+            found[kind] += [
+                {**cell, "earlier": before}
+                for cell in cells
+                if not before or (cell["question"], cell["task"]) not in again
+            ]
     for row in rows:
         config = row["config"]
         task = found["tasks"].setdefault(

@@ -14,10 +14,10 @@ import method_summary
 sys.path.pop(0)
 
 
-def row(question: str, name: str, dice: float, *, before: bool = False) -> dict:
+def row(question: str, name: str, dice: float, *, before: bool = False, task: str = "heart") -> dict:
     """A run of three patients at one site, all with the same Dice; `before`: of an earlier version."""
     return {
-        "question": question, "task": "heart", "name": name, "seed": 0, "method": name, "labels": ["dense"],
+        "question": question, "task": task, "name": name, "seed": 0, "method": name, "labels": ["dense"],
         "which": "average", "bytes_per_round": 1, "machine": {"device": "cpu"},
         "config": {"size": 64, "rounds": 2, "updates": 3, "sites": 1} | ({} if before else {"fold": 2}),
         "scores": [["a", "", f"p{number}", dice] for number in range(3)],
@@ -50,9 +50,10 @@ def test_a_single_row_says_nothing():
 
 
 def test_runs_of_an_earlier_version_are_marked_and_compared_with_one_another_only():
+    before = {"before": True, "task": "polyp"}
     rows = [
-        row("fedicra", "local", 0.25, before=True), row("fedicra", "fedicra", 0.375, before=True),
-        row("fedicra", "fedavg", 0.5), row("fedicra", "fedicra", 0.625), row("dense", "fedavg", 0.75, before=True),
+        row("fedicra", "local", 0.25, **before), row("fedicra", "fedicra", 0.375, **before),
+        row("fedicra", "fedavg", 0.5), row("fedicra", "fedicra", 0.625), row("dense", "fedavg", 0.75, **before),
     ]  # fmt: skip
     found = method_summary.summary(rows)
     assert [(each["against"], each["mean"], each["earlier"]) for each in found["differences"]] == [
@@ -65,6 +66,17 @@ def test_runs_of_an_earlier_version_are_marked_and_compared_with_one_another_onl
         ("fedicra", 0.375, True),
     ]
     assert "ceiling" not in found["best"][0] and found["best"][1]["ceiling"]["mean"] == pytest.approx(-0.375)
+
+
+def test_runs_of_an_earlier_version_are_left_out_where_the_question_was_asked_again():
+    rows = [
+        row("fedicra", "local", 0.25, before=True), row("fedicra", "fedicra", 0.375, before=True),
+        row("fedicra", "local", 0.5), row("dense", "fedavg", 0.75, before=True),
+    ]  # fmt: skip
+    found = method_summary.summary(rows)
+    shown = [(each["question"], each["name"], each["dice"], each["earlier"]) for each in found["rows"]]
+    assert shown == [("fedicra", "local", 0.5, False), ("dense", "fedavg", 0.75, True)]
+    assert not found["differences"] and not found["best"]
 
 
 def test_a_ceiling_that_still_rises_is_called_too_short():

@@ -46,7 +46,7 @@ SUPERVISED = {"local", "fedavg", "fedprox", "fedbn", "fedicra"}
 @pytest.mark.parametrize(
     ("kinds", "fit", "first"),
     [
-        ({"a": "dense", "b": "dense"}, SUPERVISED | {"fedmix"}, "fedavg"),
+        ({"a": "dense", "b": "dense"}, SUPERVISED | {"fedmix"}, "fedbn"),
         ({"a": "dense", "b": "box", "c": "none"}, SUPERVISED | {"fedmix"}, "fedmix"),
         ({"a": "scribble", "b": "box"}, SUPERVISED, "fedbn"),
         ({"a": "gaze", "b": "none"}, SUPERVISED | {"gaze"}, "gaze"),
