@@ -129,8 +129,6 @@ def factory_experiment(
     )  # fmt: skip
     if nodes_per_round is not None and nodes_per_round < min_nodes:
         raise UsageError(f"nodes_per_round is {nodes_per_round}; choose min_nodes ({min_nodes}) or more")
-    if secagg:
-        min_nodes = max(min_nodes, 2)  # a sum over one site is that site's weights
     strategy = FactoryStrategy(
         nodes_per_round, min_nodes, weighting=weighting, seed=seed, required=("domain",), complete=secagg
     )

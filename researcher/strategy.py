@@ -28,7 +28,7 @@ class FactoryStrategy(Strategy):
 
     Args:
         nodes_per_round: number of sites that train in a round, drawn at random; None: all.
-        min_nodes: answers without which a round does not count.
+        min_nodes: answers without which a round does not count; at least 2 with `complete`, see `require_answers`.
         weighting: "samples": sites count by their number of slices; "uniform": all alike (published).
         seed: seed of the draw.
         required: entries that the report of a site must have.
@@ -63,6 +63,7 @@ class FactoryStrategy(Strategy):
             "norms": [],
             "events": [],
         }
+        self.require_answers(min_nodes)
 
     @property
     def events(self) -> list[RoundEvent]:

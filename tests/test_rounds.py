@@ -186,18 +186,19 @@ def test_a_resumed_run_may_need_fewer_answers(make_strategy, tmp_path):
     assert loaded.sample_nodes(["a"], 0) == ["a"] and loaded.refine({"a": reply()}, 0)[1] == {"a": 1.0}
     encrypted = make_strategy(min_nodes=3, complete=True)
     encrypted.require_answers(1)
-    with pytest.raises(Exception, match="1 sites are connected, at least 2"):
-        encrypted.sample_nodes(["a"], 0)
+    for one in (encrypted, make_strategy(min_nodes=1, complete=True)):
+        with pytest.raises(Exception, match="1 sites are connected, at least 2"):
+            one.sample_nodes(["a"], 0)
 
 
 def test_an_encrypted_sum_needs_every_site_of_the_round(make_strategy):
     strategy = make_strategy(min_nodes=1, complete=True)
-    strategy.sample_nodes(["a", "b"], 0)
-    with pytest.raises(Exception, match="1 sites answered properly, at least 2"):
-        strategy.refine({"a": reply()}, 0)
-    strategy.connected = lambda: {"a"}  # the round is repeated without the lost node
-    assert strategy.sample_nodes(["a", "b"], 0) == ["a"]
-    assert strategy.refine({"a": reply()}, 0)[1] == {"a": 1.0}
+    strategy.sample_nodes(["a", "b", "c"], 0)
+    with pytest.raises(Exception, match="2 sites answered properly, at least 3"):
+        strategy.refine({"a": reply(), "b": reply()}, 0)
+    strategy.connected = lambda: {"a", "b"}  # the round is repeated without the lost node
+    assert strategy.sample_nodes(["a", "b", "c"], 0) == ["a", "b"]
+    assert strategy.refine({"a": reply(), "b": reply()}, 0)[1] == {"a": 0.5, "b": 0.5}
 
 
 # how updates are averaged
